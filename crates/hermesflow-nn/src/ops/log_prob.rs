@@ -1,0 +1,1 @@
+//! Log-probability of a target.

@@ -1,0 +1,23 @@
+//! The operators: one file per family, each a function on tensors that keeps
+//! the gradient.
+//!
+//! Shape letters: `n` rows or tokens, `h` hidden size, `d` size of one head,
+//! `v` vocabulary, `b` batch, `c` channels.
+
+pub mod attention;
+pub mod conv;
+pub mod gelu;
+pub mod group_norm;
+pub mod layer_norm;
+pub mod linear;
+pub mod log_prob;
+pub mod rotary;
+pub mod rows;
+pub(crate) mod simd;
+pub mod upsample;
+
+#[allow(unused_imports)]
+pub use self::{
+    attention::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*,
+    rotary::*, rows::*, upsample::*,
+};

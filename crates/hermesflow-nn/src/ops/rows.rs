@@ -1,0 +1,1 @@
+//! Row gathering and embedding.

@@ -1,0 +1,1 @@
+//! Fused AdamW and the global gradient norm.
