@@ -1,0 +1,15 @@
+//! Unified multimodal models: one transformer that both understands and makes images.
+//!
+//! [`UnifiedModel`] is what curation needs (captions, answers, images), [`PairModel`] what training
+//! needs (per-example log-probabilities). [`showo`] is the first backbone.
+
+pub mod error;
+pub mod model;
+pub mod preprocess;
+pub mod showo;
+
+pub use candle_core::{DType, Device, Tensor, Var};
+pub use error::{Error, Result};
+pub use model::{
+    CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, ReplyRequest, Sampling, UnifiedModel,
+};

@@ -1,0 +1,127 @@
+//! The two traits between the method and a backbone.
+
+use candle_core::{Tensor, Var};
+use image::RgbImage;
+
+use crate::Result;
+
+/// How one token is drawn from the logits: temperature, then top-k, then softmax, then one draw.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampling {
+    /// Only the `top_k` most likely tokens are drawn from; 1 is greedy, 0 is the whole vocabulary.
+    pub top_k: usize,
+    /// Logits are divided by this first.
+    pub temperature: f64,
+}
+
+impl Sampling {
+    /// Always the most likely token.
+    pub const GREEDY: Self = Self { top_k: 1, temperature: 1.0 };
+}
+
+/// One reply to write about an image.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ReplyRequest {
+    /// The question, without the `USER:`/`ASSISTANT:` frame.
+    pub question: String,
+    /// How tokens are drawn.
+    pub sampling: Sampling,
+    /// The seed of this reply's draws.
+    pub seed: u64,
+    /// The reply ends at `<|eot|>` or after this many tokens.
+    pub max_new_tokens: usize,
+}
+
+/// One image to make.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImagineJob {
+    /// The text to imagine.
+    pub prompt: String,
+    /// The seed of this image's draws.
+    pub seed: u64,
+}
+
+/// The settings of MaskGIT parallel decoding.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct ImagineOptions {
+    /// Denoising steps T.
+    pub steps: usize,
+    /// Classifier-free guidance g in `(1+g)·cond − g·uncond`; 0 runs no unconditional pass.
+    pub guidance: f64,
+    /// The scale of the Gumbel noise on the confidence, before it decays.
+    pub temperature: f64,
+}
+
+impl Default for ImagineOptions {
+    /// The released curation settings: 50 steps, guidance 5, temperature 1.
+    fn default() -> Self {
+        Self { steps: 50, guidance: 5.0, temperature: 1.0 }
+    }
+}
+
+/// A model that understands and makes images.
+pub trait UnifiedModel {
+    /// The side of the square images that the model reads and makes, in pixels.
+    fn resolution(&self) -> usize;
+
+    /// Tokens per image (N).
+    fn image_tokens(&self) -> usize;
+
+    /// Image codes (0 … codebook−1, N per image) of square images at the model's resolution.
+    fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>>;
+
+    /// The pictures that codes stand for.
+    fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>>;
+
+    /// Replies to several requests about one image, whose prefix is computed once.
+    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<String>>;
+
+    /// Replies to requests about several images, each image's prefix computed once.
+    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+        images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
+    }
+
+    /// The codes of one image per job; jobs with the same prompt share its text prefix.
+    fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;
+}
+
+/// `log π(caption | image)` of one caption.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct CaptionExample {
+    /// The image's codes.
+    pub image: Vec<u32>,
+    /// The question that the caption was sampled under.
+    pub question: String,
+    /// The caption.
+    pub caption: String,
+}
+
+/// `log π(image | prompt)` at the masked positions of one image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageExample {
+    /// The prompt; empty for the unconditional case.
+    pub prompt: String,
+    /// The image's codes.
+    pub image: Vec<u32>,
+    /// The positions that are masked, and whose true tokens are scored.
+    pub masked: Vec<u32>,
+}
+
+/// A model whose log-probabilities of captions and images can be differentiated.
+pub trait PairModel {
+    /// All trainable parameters, sorted by name.
+    fn parameters(&self) -> Vec<(String, Var)>;
+
+    /// Sum of the log-probabilities of the caption's tokens and the closing `<|eot|>`.
+    ///
+    /// # Shapes
+    /// `[examples]`, f32.
+    fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor>;
+
+    /// Sum of the log-probabilities (softmax over the whole vocabulary) of the true tokens at the
+    /// masked positions, all seen in one pass.
+    ///
+    /// # Shapes
+    /// `[examples]`, f32.
+    fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor>;
+}

@@ -1,0 +1,56 @@
+//! From picture files to the square RGB images that the models read.
+
+use std::path::Path;
+
+use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image};
+use image::{DynamicImage, RgbImage};
+
+use crate::{Error, Result};
+
+/// Reads a picture, converts it to RGB (alpha is dropped, not blended) and fits it to `side`².
+///
+/// # Errors
+/// Names the file when it is missing or not a picture.
+pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
+    let reader = image::ImageReader::open(path)
+        .and_then(|reader| reader.with_guessed_format())
+        .map_err(|source| Error::io(path, source))?;
+    let picture =
+        reader.decode().map_err(|e| Error::Image { path: path.to_path_buf(), message: e.to_string() })?;
+    fit_square(&picture, side)
+}
+
+/// Resizes the short side to `side` (bicubic, a = −0.5, with antialiasing, as Pillow does) and cuts
+/// the centre `side`² out.
+///
+/// # Errors
+/// When the picture has no pixels.
+pub fn fit_square(picture: &DynamicImage, side: usize) -> Result<RgbImage> {
+    let rgb = picture.to_rgb8();
+    let (width, height) = rgb.dimensions();
+    if width == 0 || height == 0 {
+        return Err(Error::Invalid("the picture has no pixels".into()));
+    }
+    let side = side as u32;
+    if (width, height) == (side, side) {
+        return Ok(rgb);
+    }
+    // torchvision: the short side is `side`, the long side is truncated.
+    let scale = |long: u32, short: u32| ((u64::from(side) * u64::from(long)) / u64::from(short)) as u32;
+    let (new_width, new_height) =
+        if width <= height { (side, scale(height, width)) } else { (scale(width, height), side) };
+    let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize a picture: {e}"));
+    let source = Image::from_vec_u8(width, height, rgb.into_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
+    let mut target = Image::new(new_width, new_height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    let resized = RgbImage::from_raw(new_width, new_height, target.into_vec())
+        .ok_or_else(|| Error::Invalid("a resized picture has the wrong size".into()))?;
+    // torchvision's centre crop rounds half to even.
+    let offset = |long: u32| {
+        let double = long - side;
+        let half = double / 2;
+        if double % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
+    };
+    Ok(image::imageops::crop_imm(&resized, offset(new_width), offset(new_height), side, side).to_image())
+}

@@ -1,0 +1,1 @@
+//! Records, stores and preference rules: pure data, no tensors.

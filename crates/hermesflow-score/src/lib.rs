@@ -1,0 +1,1 @@
+//! Text judges: caption similarity, question writing and filtering, choice matching.

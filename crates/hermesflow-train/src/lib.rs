@@ -1,0 +1,1 @@
+//! Pair-DPO loss, trainer, optimizer, schedule, checkpoints.
