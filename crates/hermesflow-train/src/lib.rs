@@ -1,1 +1,35 @@
-//! Pair-DPO loss, trainer, optimizer, schedule, checkpoints.
+//! Optimise anything that gives pair log-probabilities: the Pair-DPO loss, one training loop, its
+//! optimizer, schedule, metrics and checkpoints.
+//!
+//! The files in the order in which a step uses them:
+//!
+//! 1. [`pair_dpo`]: prepared pairs, and which of them a step sees; asks a model for log-probabilities;
+//! 2. [`draws`]: every random number of a run as a function of (seed, purpose, index);
+//! 3. [`loss`]: the pure loss, log-probabilities in, per-pair loss and rewards out;
+//! 4. [`trainer`]: the loop that Pair-DPO, its controls and pretraining share ([`Objective`]);
+//! 5. [`schedule`] and [`optimizer`]: the learning rate of a step, and AdamW with explicit groups;
+//! 6. [`metrics`] and [`watch`]: one JSON line per step, and the alarm on a falling likelihood;
+//! 7. [`checkpoint`]: folders from which a killed run continues bit for bit.
+//!
+//! No backbone is named here: a model is anything that implements
+//! [`PairModel`](hermesflow_models::PairModel).
+
+pub mod checkpoint;
+pub mod draws;
+pub mod error;
+pub mod loss;
+pub mod metrics;
+pub mod optimizer;
+pub mod pair_dpo;
+pub mod schedule;
+pub mod trainer;
+pub mod watch;
+
+pub use error::{Error, Result};
+pub use loss::{LossKind, Pair, PairLogProbs, SideLoss};
+pub use metrics::{Metrics, StepRecord};
+pub use optimizer::{AdamW, AdamWSettings, Gradients};
+pub use pair_dpo::{PairDpo, PairDpoSettings, Sides, TrainingPair};
+pub use schedule::{Schedule, ScheduleKind};
+pub use trainer::{Objective, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
+pub use watch::{LikelihoodFalls, WatchSettings};

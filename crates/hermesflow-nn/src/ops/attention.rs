@@ -1,1 +1,129 @@
-//! Packed attention.
+//! Scaled dot-product attention over packed sequences: many prompts, prefixes
+//! and cached continuations in one flat run of tokens, with no batch
+//! dimension, no padding and no mask tensor.
+//!
+//! Which key a query sees is told by [`Segment`]s. That covers every pattern
+//! of a unified model:
+//!
+//! * **a causal text**: one segment, `own` = its tokens, `causal`;
+//! * **an image block** that sees a prompt and all of itself: `sees` = the
+//!   prompt, `own` = the image, not `causal`;
+//! * **several replies to one image**: each sees the one range of prefix keys,
+//!   which is computed and stored once;
+//! * **cached decoding**: `own` is longer than `queries`, the new tokens being
+//!   its last ones.
+//!
+//! The fused form never builds the whole score matrix: it keeps the
+//! log-sum-exp of each query and head, and the backward pass computes the
+//! scores again (Dao et al., "FlashAttention", arXiv:2205.14135, section 3.1).
+
+mod fused;
+#[cfg(test)]
+mod tests;
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{D, DType, Result, Tensor, bail};
+
+use super::raw::{self, HeadRows};
+
+/// A run of queries that see the same keys.
+///
+/// Every query of the run sees all keys of each range of `sees`, and of its
+/// own keys `own` either all (`causal` false) or, for query `i` of the run,
+/// the first `own.len() - queries.len() + i + 1` (`causal` true): the queries
+/// are the last of their own keys. A key that stands in two ranges of one
+/// segment counts twice. A query that sees no key gets zeros.
+///
+/// Segments may see the same keys; in training all of them add to those keys'
+/// gradients.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Segment {
+    /// The queries, as rows of `q`.
+    pub queries: Range<usize>,
+    /// Keys, as rows of `k` and `v`, that every query sees.
+    pub sees: Vec<Range<usize>>,
+    /// The queries' own keys, as rows of `k` and `v`.
+    pub own: Range<usize>,
+    /// Whether a query sees its own keys only up to itself.
+    pub causal: bool,
+}
+
+/// Attention of packed queries on packed keys: for each query and head,
+/// `softmax(scale q kᵀ) v` over the keys that its segment sees.
+///
+/// The segments' queries are disjoint and cover `0..tq`, in any order.
+///
+/// # Shapes
+/// `q [tq, heads, d]`, `k [tk, heads, d]`, `v [tk, heads, d]` -> `[tq, heads * d]`
+pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segment]>, scale: f32) -> Result<Tensor> {
+    let ((tq, heads, d), (tk, _, _)) = (q.dims3()?, k.dims3()?);
+    if k.dims() != [tk, heads, d] || v.dims() != k.dims() {
+        bail!("attention: q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims());
+    }
+    check(segments, tq, tk)?;
+    if raw::fused(&[q, k, v]) {
+        let (q, k, v) = (HeadRows::arrange(q)?, HeadRows::arrange(k)?, HeadRows::arrange(v)?);
+        q.apply_op3(&k, &v, fused::Attention::new(segments, scale))
+    } else {
+        plain(q, k, v, segments, scale)
+    }
+}
+
+/// Every query once, every key in the tensor, and a causal run no longer than its keys.
+fn check(segments: &[Segment], tq: usize, tk: usize) -> Result<()> {
+    let mut order: Vec<&Segment> = segments.iter().collect();
+    order.sort_by_key(|segment| (segment.queries.start, segment.queries.end));
+    let mut next = 0;
+    for segment in order {
+        let Segment { queries, sees, own, causal } = segment;
+        if queries.start != next || queries.end < queries.start {
+            bail!("attention: expected queries from {next}, found {queries:?}");
+        }
+        next = queries.end;
+        if let Some(range) = sees.iter().chain([own]).find(|r| r.start > r.end || r.end > tk) {
+            bail!("attention: queries {queries:?} see keys {range:?} of {tk}");
+        }
+        if *causal && own.len() < queries.len() {
+            bail!("attention: causal queries {queries:?} have only the keys {own:?}");
+        }
+    }
+    if next != tq {
+        bail!("attention: the segments hold {next} of {tq} queries");
+    }
+    Ok(())
+}
+
+/// The same by candle's operators, segment by segment.
+fn plain(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -> Result<Tensor> {
+    let (_, heads, d) = q.dims3()?;
+    let mut order: Vec<&Segment> = segments.iter().filter(|s| !s.queries.is_empty()).collect();
+    order.sort_by_key(|segment| segment.queries.start);
+    let mut out = Vec::with_capacity(order.len());
+    for Segment { queries, sees, own, causal } in order {
+        let ranges: Vec<&Range<usize>> = sees.iter().chain([own]).filter(|r| !r.is_empty()).collect();
+        if ranges.is_empty() {
+            out.push(Tensor::zeros((queries.len(), heads * d), q.dtype(), q.device())?);
+            continue;
+        }
+        let gather = |x: &Tensor| {
+            let parts: Result<Vec<Tensor>> = ranges.iter().map(|r| x.narrow(0, r.start, r.len())).collect();
+            Tensor::cat(&parts?, 0)?.transpose(0, 1)?.contiguous()
+        };
+        let q = q.narrow(0, queries.start, queries.len())?.transpose(0, 1)?.contiguous()?;
+        let scores = q.matmul(&gather(k)?.transpose(1, 2)?)?.to_dtype(DType::F32)?;
+        let mut scores = (scores * f64::from(scale))?;
+        if *causal {
+            let (before, keys) = (scores.dim(2)? - queries.len(), scores.dim(2)?);
+            let mask: Vec<f32> = (0..queries.len())
+                .flat_map(|i| (0..keys).map(move |j| if j <= before + i { 0.0 } else { f32::NEG_INFINITY }))
+                .collect();
+            scores = scores.broadcast_add(&Tensor::from_vec(mask, (queries.len(), keys), q.device())?)?;
+        }
+        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
+        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?.to_dtype(q.dtype())?;
+        out.push(weights.matmul(&gather(v)?)?.transpose(0, 1)?.reshape((queries.len(), heads * d))?);
+    }
+    Tensor::cat(&out, 0)
+}

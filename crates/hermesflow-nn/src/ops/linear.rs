@@ -1,1 +1,200 @@
-//! Affine map.
+//! The affine map `y = x Wᵀ + b`, one matrix product into a bias-filled result.
+
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+
+use super::raw::{Operand, column_sums, elements, fused, host, product};
+
+/// Below this many multiplications a product stays on one thread.
+const PARALLEL_FROM: usize = 64 * 1024;
+
+/// `x Wᵀ + b`.
+///
+/// # Shapes
+/// `x [.., in]`, `weight [out, in]`, `bias [out]` -> `[.., out]`
+pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (out, input) = weight.dims2()?;
+    let mut dims = x.dims().to_vec();
+    match dims.last_mut() {
+        Some(last) if *last == input => *last = out,
+        _ => bail!("linear: x {:?} does not end in the {input} of weight {:?}", x.dims(), weight.dims()),
+    }
+    if let Some(bias) = bias
+        && bias.dims() != [out]
+    {
+        bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
+    }
+    let flat = x.reshape(((), input))?;
+    let y = match bias {
+        Some(bias) if fused(&[x, weight, bias]) => {
+            flat.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)?
+        }
+        None if fused(&[x, weight]) => flat.contiguous()?.apply_op2(&weight.contiguous()?, Linear)?,
+        _ => plain(&flat, weight, bias)?,
+    };
+    y.reshape(dims)
+}
+
+/// The same by candle's operators.
+fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let y = x.matmul(&weight.t()?)?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+struct Linear;
+
+impl Linear {
+    fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+        let (n, out) = (x.len() / input, weight.len() / input);
+        let mut y = match bias {
+            Some(bias) => bias.repeat(n),
+            None => vec![0f32; n * out],
+        };
+        // SAFETY: x is [n, input], weight [out, input], y [n, out], all contiguous.
+        unsafe {
+            product(
+                (n, out, input),
+                y.as_mut_ptr(),
+                out,
+                bias.is_some(),
+                Operand::rows(x.as_ptr(), input),
+                Operand::rows(weight.as_ptr(), input).t(),
+                1.0,
+                n * out * input >= PARALLEL_FROM,
+            );
+        }
+        y
+    }
+
+    /// `dx = g W` and `dW = gᵀ x`, each only where the operand is part of the graph.
+    fn backward(x: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let ((n, input), (out, _)) = (x.dims2()?, weight.dims2()?);
+        let parallel = n * out * input >= PARALLEL_FROM;
+        let (g_store, g_layout) = grad.storage_and_layout();
+        let g = Operand::rows(host(&g_store, g_layout)?.as_ptr(), out);
+        let dx = if x.track_op() {
+            let (store, layout) = weight.storage_and_layout();
+            let w = Operand::rows(host(&store, layout)?.as_ptr(), input);
+            let mut dx = vec![0f32; n * input];
+            // SAFETY: g is [n, out], w [out, input], dx [n, input], all contiguous.
+            unsafe { product((n, input, out), dx.as_mut_ptr(), input, false, g, w, 1.0, parallel) };
+            Some(Tensor::from_vec(dx, (n, input), x.device())?)
+        } else {
+            None
+        };
+        let dw = if weight.track_op() {
+            let (store, layout) = x.storage_and_layout();
+            let x = Operand::rows(host(&store, layout)?.as_ptr(), input);
+            let mut dw = vec![0f32; out * input];
+            // SAFETY: g is [n, out], x [n, input], dw [out, input], all contiguous.
+            unsafe { product((out, input, n), dw.as_mut_ptr(), input, false, g.t(), x, 1.0, parallel) };
+            Some(Tensor::from_vec(dw, (out, input), weight.device())?)
+        } else {
+            None
+        };
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp2 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let y = Self::forward(elements(x, xl)?, elements(w, wl)?, None, input);
+        Ok((CpuStorage::F32(y), (n, out).into()))
+    }
+
+    fn bwd(&self, x: &Tensor, w: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Self::backward(x, w, &grad.contiguous()?)
+    }
+}
+
+impl CustomOp3 for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let y = Self::forward(elements(x, xl)?, elements(w, wl)?, Some(elements(b, bl)?), input);
+        Ok((CpuStorage::F32(y), (n, out).into()))
+    }
+
+    fn bwd(
+        &self,
+        x: &Tensor,
+        w: &Tensor,
+        b: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let (dx, dw) = Self::backward(x, w, &grad)?;
+        let db = if b.track_op() {
+            let (store, layout) = grad.storage_and_layout();
+            let sums = column_sums(host(&store, layout)?, b.elem_count());
+            Some(Tensor::from_vec(sums, b.elem_count(), b.device())?)
+        } else {
+            None
+        };
+        Ok((dx, dw, db))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::testing::{agree, normal};
+    use super::*;
+
+    #[test]
+    fn agrees_with_plain_candle() {
+        for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 64, 96)] {
+            let args = [normal(&[n, input]), normal(&[out, input]), normal(&[out])];
+            agree(&args, |v| linear(&v[0], &v[1], Some(&v[2])), |v| plain(&v[0], &v[1], Some(&v[2])));
+            agree(&args[..2], |v| linear(&v[0], &v[1], None), |v| plain(&v[0], &v[1], None));
+        }
+    }
+
+    #[test]
+    fn takes_leading_dimensions_and_strides() {
+        let args = [normal(&[7, 3, 5]), normal(&[7, 4]), normal(&[4])];
+        agree(
+            &args,
+            |v| linear(&v[0].transpose(0, 2)?, &v[1].t()?, Some(&v[2])),
+            |v| {
+                let x = v[0].transpose(0, 2)?.reshape((15, 7))?;
+                plain(&x, &v[1].t()?, Some(&v[2]))?.reshape((5, 3, 4))
+            },
+        );
+    }
+
+    #[test]
+    fn leaves_frozen_weights_alone() {
+        let x = candle_core::Var::from_tensor(&normal(&[4, 6])).unwrap();
+        let (w, b) = (normal(&[3, 6]), normal(&[3]));
+        let y = linear(&x, &w, Some(&b)).unwrap();
+        let grads = y.sum_all().unwrap().backward().unwrap();
+        assert!(grads.get(&x).is_some() && grads.get(&w).is_none() && grads.get(&b).is_none());
+    }
+
+    #[test]
+    fn refuses_shapes_that_do_not_fit() {
+        let (x, w) = (normal(&[4, 6]), normal(&[3, 5]));
+        assert!(linear(&x, &w, None).is_err());
+        assert!(linear(&normal(&[4, 5]), &w, Some(&normal(&[4]))).is_err());
+    }
+}

@@ -1,1 +1,123 @@
-//! Log-probability of a target.
+//! The log-probability that a row of logits gives to its target.
+
+use std::sync::{Arc, OnceLock};
+
+use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::raw::{elements, fused, host};
+use super::simd::{exp, max_and_sum_exp, vectorised};
+
+/// `log softmax(logits)[target]` of each row, in `f32`, without ever holding
+/// the softmax: the backward pass writes `(onehot - softmax) g` at once.
+///
+/// # Shapes
+/// `logits [n, v]`, `targets` n of them -> `[n]`
+pub fn log_prob(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let (n, v) = logits.dims2()?;
+    if targets.len() != n {
+        bail!("log_prob: {} targets for logits {:?}", targets.len(), logits.dims());
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= v) {
+        bail!("log_prob: target {target} in a vocabulary of {v}");
+    }
+    let logits = logits.to_dtype(DType::F32)?;
+    if fused(&[&logits]) {
+        logits.contiguous()?.apply_op1(LogProb { targets: targets.into(), normalizers: OnceLock::new() })
+    } else {
+        plain(&logits, targets)
+    }
+}
+
+/// The same by candle's operators.
+fn plain(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
+    let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
+    let chosen = shifted.gather(&targets, D::Minus1)?;
+    (chosen - shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?.squeeze(1)
+}
+
+struct LogProb {
+    targets: Arc<[u32]>,
+    /// The log-sum-exp of each row, kept from the forward pass.
+    normalizers: OnceLock<Vec<f32>>,
+}
+
+vectorised! {
+    fn gradients(dx: &mut [f32], x: &[f32], normalizer: f32, grad: f32) {
+        for (dx, &x) in dx.iter_mut().zip(x) {
+            *dx = -grad * exp(x - normalizer);
+        }
+    }
+}
+
+impl CustomOp1 for LogProb {
+    fn name(&self) -> &'static str {
+        "log-prob"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, v) = layout.shape().dims2()?;
+        let x = elements(x, layout)?;
+        let normalizers: Vec<f32> = x
+            .par_chunks_exact(v)
+            .map(|row| {
+                let (largest, sum) = max_and_sum_exp(row);
+                largest + sum.ln()
+            })
+            .collect();
+        let rows = x.chunks_exact(v).zip(self.targets.iter()).zip(&normalizers);
+        let y = rows.map(|((row, &target), normalizer)| row[target as usize] - normalizer).collect();
+        self.normalizers.get_or_init(|| normalizers);
+        Ok((CpuStorage::F32(y), n.into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let Some(normalizers) = self.normalizers.get() else {
+            bail!("log_prob: backward before forward");
+        };
+        let (_, v) = x.dims2()?;
+        let grad = grad.contiguous()?;
+        let ((x_store, x_layout), (g_store, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
+        let (data, grad) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
+        let mut dx = vec![0f32; data.len()];
+        dx.par_chunks_exact_mut(v).zip(data.par_chunks_exact(v)).enumerate().for_each(|(i, (dx, x))| {
+            gradients(dx, x, normalizers[i], grad[i]);
+            dx[self.targets[i] as usize] += grad[i];
+        });
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::testing::{agree, close, normal};
+    use super::*;
+
+    #[test]
+    fn agrees_with_plain_candle() {
+        for (n, v) in [(1, 3), (19, 1001), (5, 16)] {
+            let targets: Vec<u32> = (0..n as u32).map(|i| (i * 37 + 2) % v as u32).collect();
+            let logits = (normal(&[n, v]) * 4.0).unwrap();
+            agree(&[logits], |x| log_prob(&x[0], &targets), |x| plain(&x[0], &targets));
+        }
+    }
+
+    #[test]
+    fn half_precision_logits_are_widened() {
+        let logits = normal(&[6, 40]).to_dtype(DType::BF16).unwrap();
+        let targets = [0, 7, 39, 1, 2, 3];
+        let wide = logits.to_dtype(DType::F32).unwrap();
+        close(&log_prob(&logits, &targets).unwrap(), &plain(&wide, &targets).unwrap(), 1e-5, "values");
+    }
+
+    #[test]
+    fn stands_far_logits_and_refuses_far_targets() {
+        let logits = Tensor::new(&[[3e4f32, -3e4, 0.0]], &candle_core::Device::Cpu).unwrap();
+        assert_eq!(log_prob(&logits, &[0]).unwrap().to_vec1::<f32>().unwrap(), [0.0]);
+        assert_eq!(log_prob(&logits, &[1]).unwrap().to_vec1::<f32>().unwrap(), [-6e4]);
+        assert!(log_prob(&logits, &[3]).is_err());
+        assert!(log_prob(&logits, &[0, 1]).is_err());
+    }
+}

@@ -13,7 +13,10 @@ pub mod linear;
 pub mod log_prob;
 pub mod rotary;
 pub mod rows;
+pub(crate) mod raw;
 pub(crate) mod simd;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod upsample;
 
 #[allow(unused_imports)]

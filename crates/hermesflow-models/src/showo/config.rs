@@ -1,0 +1,342 @@
+//! The configuration files of a Show-o checkpoint; every size comes from them.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
+
+use crate::{Error, Result};
+
+/// The tokens that Show-o adds behind the text vocabulary, in order.
+pub const ADDED_TOKENS: [&str; 10] = [
+    "[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>",
+];
+
+/// `config.json` of class `Showo`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShowoConfig {
+    /// The class that wrote the file.
+    #[serde(rename = "_class_name", default = "showo_class")]
+    pub class_name: String,
+    /// Text tokens, added tokens, image tokens and the mask token.
+    pub vocab_size: usize,
+    /// Text tokens without the added ones.
+    pub llm_vocab_size: usize,
+    /// Image tokens.
+    pub codebook_size: usize,
+    /// Tokens per image (N).
+    pub num_vq_tokens: usize,
+    /// The id of the mask token; the last of the vocabulary where the file does not say.
+    #[serde(default)]
+    pub mask_token_id: Option<u32>,
+    /// Whether understanding reads CLIP features in place of image tokens.
+    #[serde(default)]
+    pub w_clip_vit: bool,
+    /// Where the Phi configuration is: a path relative to this file, or a hub name.
+    #[serde(default = "phi_name")]
+    pub llm_model_path: String,
+    /// The longest text part of an imagine sequence, `<|t2i|>` included; longer texts are cut.
+    #[serde(default = "text_length", skip_serializing_if = "is_text_length")]
+    pub max_text_len: usize,
+}
+
+fn showo_class() -> String {
+    "Showo".into()
+}
+
+fn phi_name() -> String {
+    "microsoft/phi-1_5".into()
+}
+
+fn text_length() -> usize {
+    129
+}
+
+fn is_text_length(length: &usize) -> bool {
+    *length == text_length()
+}
+
+impl ShowoConfig {
+    /// The id of image code 0.
+    pub fn image_offset(&self) -> u32 {
+        (self.llm_vocab_size + ADDED_TOKENS.len()) as u32
+    }
+
+    /// The id of the mask token.
+    pub fn mask_token(&self) -> u32 {
+        self.mask_token_id.unwrap_or(self.vocab_size as u32 - 1)
+    }
+
+    /// The id of an added token.
+    pub fn added_token(&self, name: &str) -> Option<u32> {
+        ADDED_TOKENS.iter().position(|token| *token == name).map(|at| (self.llm_vocab_size + at) as u32)
+    }
+
+    /// The side of the square token grid.
+    pub fn grid_side(&self) -> usize {
+        self.num_vq_tokens.isqrt()
+    }
+
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// Says which numbers disagree; `path` is named.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        let needed = self.llm_vocab_size + ADDED_TOKENS.len() + self.codebook_size + 1;
+        if self.vocab_size < needed {
+            let message = format!(
+                "vocab_size is {}, but {} text, {} added, {} image tokens and the mask need {needed}",
+                self.vocab_size,
+                self.llm_vocab_size,
+                ADDED_TOKENS.len(),
+                self.codebook_size
+            );
+            return Err(Error::config(path, message));
+        }
+        if self.mask_token() as usize >= self.vocab_size {
+            return Err(Error::config(path, format!("mask_token_id {} is outside the vocabulary", self.mask_token())));
+        }
+        if self.w_clip_vit {
+            let message = "w_clip_vit is true: the CLIP variant cannot be loaded by this build; \
+                           use the checkpoint that was trained without it";
+            return Err(Error::config(path, message));
+        }
+        Ok(())
+    }
+}
+
+/// `config.json` of the Phi decoder inside.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PhiConfig {
+    /// Width of the residual stream.
+    #[serde(default = "d2048")]
+    pub hidden_size: usize,
+    /// Width of the MLP.
+    #[serde(default = "d8192")]
+    pub intermediate_size: usize,
+    /// Blocks.
+    #[serde(default = "d24")]
+    pub num_hidden_layers: usize,
+    /// Attention heads.
+    #[serde(default = "d32")]
+    pub num_attention_heads: usize,
+    /// Must be absent or equal to the attention heads.
+    #[serde(default)]
+    pub num_key_value_heads: Option<usize>,
+    /// Epsilon of every LayerNorm.
+    #[serde(default = "eps")]
+    pub layer_norm_eps: f64,
+    /// Base of the rotary frequencies.
+    #[serde(default = "theta")]
+    pub rope_theta: f64,
+    /// The share of each head that is rotated.
+    #[serde(default = "half")]
+    pub partial_rotary_factor: f64,
+    /// The activation of the MLP; only `gelu_new`.
+    #[serde(default = "gelu_new")]
+    pub hidden_act: String,
+}
+
+fn d2048() -> usize {
+    2048
+}
+fn d8192() -> usize {
+    8192
+}
+fn d24() -> usize {
+    24
+}
+fn d32() -> usize {
+    32
+}
+fn eps() -> f64 {
+    1e-5
+}
+fn theta() -> f64 {
+    10_000.0
+}
+fn half() -> f64 {
+    0.5
+}
+fn gelu_new() -> String {
+    "gelu_new".into()
+}
+
+impl Default for PhiConfig {
+    /// Phi-1.5.
+    fn default() -> Self {
+        Self {
+            hidden_size: d2048(),
+            intermediate_size: d8192(),
+            num_hidden_layers: d24(),
+            num_attention_heads: d32(),
+            num_key_value_heads: None,
+            layer_norm_eps: eps(),
+            rope_theta: theta(),
+            partial_rotary_factor: half(),
+            hidden_act: gelu_new(),
+        }
+    }
+}
+
+impl PhiConfig {
+    /// Width of one head.
+    pub fn head_dim(&self) -> usize {
+        self.hidden_size / self.num_attention_heads
+    }
+
+    /// Rotated dimensions of each head.
+    pub fn rotary_dim(&self) -> usize {
+        (self.head_dim() as f64 * self.partial_rotary_factor) as usize
+    }
+
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// Says which numbers disagree; `path` is named.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        let heads = self.num_attention_heads;
+        if heads == 0 || self.hidden_size % heads != 0 {
+            let message = format!("hidden_size {} is not a multiple of {heads} heads", self.hidden_size);
+            return Err(Error::config(path, message));
+        }
+        if self.num_key_value_heads.is_some_and(|kv| kv != heads) {
+            return Err(Error::config(path, "grouped key/value heads are not part of Show-o; remove the key"));
+        }
+        if self.rotary_dim() % 2 != 0 {
+            return Err(Error::config(path, format!("the rotary dimension {} is odd", self.rotary_dim())));
+        }
+        if self.hidden_act != "gelu_new" {
+            return Err(Error::config(path, format!("hidden_act {:?} is not gelu_new", self.hidden_act)));
+        }
+        Ok(())
+    }
+}
+
+/// `config.json` of the MAGVIT-v2 image tokenizer; absent keys have the published values.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MagvitConfig {
+    /// The class that wrote the file.
+    #[serde(rename = "_class_name", default = "magvit_class")]
+    pub class_name: String,
+    /// Channels at full resolution.
+    #[serde(default = "d128")]
+    pub ch: usize,
+    /// Channel multipliers per level, where encoder and decoder share them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ch_mult: Option<Vec<usize>>,
+    /// Residual blocks per level, where encoder and decoder share them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub num_res_blocks: Option<Vec<usize>>,
+    /// Bits of a code.
+    #[serde(default = "d13")]
+    pub z_channels: usize,
+    /// Side of the images it was trained on.
+    #[serde(default = "d256")]
+    pub resolution: usize,
+    /// Groups of every GroupNorm.
+    #[serde(default = "d32", skip_serializing_if = "is_32")]
+    pub norm_groups: usize,
+}
+
+fn magvit_class() -> String {
+    "MAGVITv2".into()
+}
+fn d128() -> usize {
+    128
+}
+fn d13() -> usize {
+    13
+}
+fn d256() -> usize {
+    256
+}
+fn is_32(groups: &usize) -> bool {
+    *groups == 32
+}
+
+/// The levels of an encoder or decoder.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Levels {
+    /// Channels per level, from full resolution down.
+    pub channels: Vec<usize>,
+    /// Residual blocks per level.
+    pub blocks: Vec<usize>,
+}
+
+impl MagvitConfig {
+    /// The levels of the encoder.
+    pub fn encoder(&self) -> Levels {
+        self.levels(&[1, 2, 2, 4, 4], &[4, 3, 4, 3, 4])
+    }
+
+    /// The levels of the decoder.
+    pub fn decoder(&self) -> Levels {
+        self.levels(&[1, 1, 2, 2, 4], &[4, 4, 3, 4, 3])
+    }
+
+    fn levels(&self, mult: &[usize], blocks: &[usize]) -> Levels {
+        let mult = self.ch_mult.as_deref().unwrap_or(mult);
+        Levels {
+            channels: mult.iter().map(|m| m * self.ch).collect(),
+            blocks: self.num_res_blocks.as_deref().unwrap_or(blocks).to_vec(),
+        }
+    }
+
+    /// Pixels per token side.
+    pub fn downsampling(&self) -> usize {
+        1 << (self.encoder().channels.len() - 1)
+    }
+
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// Says which numbers disagree; `path` is named.
+    pub fn validate(&self, path: &Path) -> Result<()> {
+        for levels in [self.encoder(), self.decoder()] {
+            if levels.channels.is_empty() || levels.channels.len() != levels.blocks.len() {
+                return Err(Error::config(path, "ch_mult and num_res_blocks must have one number per level"));
+            }
+            if self.norm_groups == 0 || levels.channels.iter().any(|c| c % self.norm_groups != 0) {
+                let message = format!("channels {:?} do not divide into {} groups", levels.channels, self.norm_groups);
+                return Err(Error::config(path, message));
+            }
+        }
+        if self.z_channels == 0 || self.z_channels > 24 {
+            return Err(Error::config(path, format!("z_channels {} is not within 1 … 24", self.z_channels)));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a JSON configuration file.
+///
+/// # Errors
+/// Names the file when it is missing or malformed.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+    serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))
+}
+
+/// Finds the Phi configuration that a Show-o configuration points to.
+///
+/// # Errors
+/// When the path leads nowhere and the name is not known by heart.
+pub fn read_phi_config(showo_folder: &Path, config: &ShowoConfig) -> Result<PhiConfig> {
+    let named = Path::new(&config.llm_model_path);
+    let candidates: [PathBuf; 2] = [showo_folder.join(named), named.to_path_buf()];
+    for folder in candidates {
+        let file = if folder.is_dir() { folder.join("config.json") } else { folder };
+        if file.is_file() {
+            let phi: PhiConfig = read_json(&file)?;
+            phi.validate(&file)?;
+            return Ok(phi);
+        }
+    }
+    if config.llm_model_path == phi_name() {
+        return Ok(PhiConfig::default());
+    }
+    Err(Error::config(
+        showo_folder.join("config.json"),
+        format!("llm_model_path {:?} is neither a folder with a config.json nor {:?}", config.llm_model_path, phi_name()),
+    ))
+}

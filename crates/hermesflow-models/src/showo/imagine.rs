@@ -1,0 +1,153 @@
+//! Images from text: the prompt's keys and values are computed once, for all images and all steps.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::DType;
+use hermesflow_nn::ops::{self, Segment};
+
+use super::Showo;
+use super::config::ShowoConfig;
+use super::maskgit::{Decoding, Draws, SeededDraws, guided_softmax};
+use super::phi::{KvCache, Phi, Placement};
+use super::sequence::{Frames, Packed};
+use crate::Result;
+use crate::model::{ImagineJob, ImagineOptions};
+
+/// Images that are denoised as one batch.
+const BATCH: usize = 32;
+
+/// Codes of one image per job.
+pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+    let mut images = Vec::with_capacity(jobs.len());
+    for jobs in jobs.chunks(BATCH) {
+        let mut tokenized: HashMap<&str, Vec<u32>> = HashMap::new();
+        for job in jobs {
+            if !tokenized.contains_key(job.prompt.as_str()) {
+                tokenized.insert(&job.prompt, model.tokenizer.encode(&job.prompt)?);
+            }
+        }
+        let texts: Vec<Vec<u32>> =
+            jobs.iter().map(|job| model.frames.imagine_text(&tokenized[job.prompt.as_str()])).collect();
+        let uncond = (options.guidance != 0.0).then(|| model.frames.imagine_text(&[]));
+        let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
+        let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
+        images.extend(denoiser.run(options, draws)?);
+    }
+    Ok(images)
+}
+
+/// Denoises a batch of images over cached text prefixes.
+pub struct Denoiser<'a> {
+    phi: &'a Phi,
+    config: &'a ShowoConfig,
+    frames: &'a Frames,
+    cache: KvCache,
+    /// The rows of each image's text prefix.
+    prefixes: Vec<Range<usize>>,
+    uncond: Option<Range<usize>>,
+    prefix_rows: usize,
+}
+
+impl<'a> Denoiser<'a> {
+    /// Computes the prefixes. `texts` are whole text parts (`<|t2i|> … <|eot|>`), one per image; equal ones are
+    /// computed once.
+    ///
+    /// # Errors
+    /// When a token is outside the vocabulary.
+    pub fn new(
+        phi: &'a Phi,
+        config: &'a ShowoConfig,
+        frames: &'a Frames,
+        texts: &[Vec<u32>],
+        uncond: Option<&[u32]>,
+    ) -> Result<Self> {
+        let mut packed = Packed::default();
+        let mut known: HashMap<&[u32], Range<usize>> = HashMap::new();
+        let mut prefixes = Vec::with_capacity(texts.len());
+        for text in texts {
+            let rows = known.entry(text).or_insert_with(|| packed.push(text, 0, vec![], true)).clone();
+            prefixes.push(rows);
+        }
+        let uncond = uncond.map(|text| match known.get(text) {
+            Some(rows) => rows.clone(),
+            None => packed.push(text, 0, vec![], true),
+        });
+        let prefix_rows = packed.ids.len();
+        let passes = if uncond.is_some() { 2 } else { 1 };
+        let cache = phi.cache(prefix_rows + passes * texts.len() * (config.num_vq_tokens + 2))?;
+        let placement = Placement::Rows(0);
+        phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), Some((&cache, &placement)))?;
+        Ok(Self { phi, config, frames, cache, prefixes, uncond, prefix_rows })
+    }
+
+    /// All steps; the final codes of every image.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn run<D: Draws>(&mut self, options: &ImagineOptions, mut draws: Vec<D>) -> Result<Vec<Vec<u32>>> {
+        let tokens = self.config.num_vq_tokens;
+        let codebook = self.config.codebook_size;
+        let steps = options.steps.max(1);
+        let mut images = vec![Decoding::new(tokens, steps, options.temperature); self.prefixes.len()];
+        for _ in 0..steps {
+            let probabilities = self.probabilities(&images, options.guidance)?;
+            let mut start = 0;
+            for (image, draws) in images.iter_mut().zip(&mut draws) {
+                let rows = image.masked().count();
+                image.advance(&probabilities[start * codebook..(start + rows) * codebook], codebook, draws);
+                start += rows;
+            }
+        }
+        Ok(images.into_iter().map(Decoding::into_codes).collect())
+    }
+
+    /// Probabilities over the codebook at the masked positions, after guidance and softmax: one row of
+    /// codebook size per masked position, images in order.
+    ///
+    /// # Errors
+    /// When a tensor operation fails.
+    pub fn probabilities(&self, images: &[Decoding], guidance: f64) -> Result<Vec<f32>> {
+        let codebook = self.config.codebook_size;
+        let (mut packed, mut rows) = (Packed::default(), Vec::new());
+        let mut add = |image: &Decoding, prefix: &Range<usize>| {
+            let ids = self.frames.imagine_image(image.codes().iter().copied());
+            let first = packed.push(&ids, prefix.len(), vec![prefix.clone()], false).start;
+            rows.extend(image.masked().map(|position| (first + 1 + position) as u32));
+        };
+        images.iter().zip(&self.prefixes).for_each(|(image, prefix)| add(image, prefix));
+        if let Some(prefix) = &self.uncond {
+            images.iter().for_each(|image| add(image, prefix));
+        }
+        // Keys of this step follow the prefixes in the cache.
+        let segments: Arc<[Segment]> = packed
+            .segments
+            .iter()
+            .map(|segment| {
+                let own = segment.own.start + self.prefix_rows..segment.own.end + self.prefix_rows;
+                Segment { own, ..segment.clone() }
+            })
+            .collect();
+        let placement = Placement::Rows(self.prefix_rows);
+        let hidden =
+            self.phi.forward(self.phi.embed(&packed.ids)?, &packed.positions, &segments, Some((&self.cache, &placement)))?;
+        let offset = self.config.image_offset() as usize;
+        let logits = self.phi.logits(&ops::gather_rows(&hidden, &rows)?, Some(offset..offset + codebook))?;
+        let mut logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let (cond, uncond) = match self.uncond {
+            Some(_) => {
+                let (cond, uncond) = logits.split_at_mut(rows.len() / 2 * codebook);
+                (cond, Some(&*uncond))
+            }
+            None => (logits.as_mut_slice(), None),
+        };
+        for (row, cond) in cond.chunks_exact_mut(codebook).enumerate() {
+            let uncond = uncond.map(|uncond| &uncond[row * codebook..(row + 1) * codebook]);
+            guided_softmax(cond, uncond, guidance);
+        }
+        let rows = cond.len();
+        logits.truncate(rows);
+        Ok(logits)
+    }
+}

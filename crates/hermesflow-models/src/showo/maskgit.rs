@@ -1,0 +1,138 @@
+//! MaskGIT parallel decoding (arXiv 2202.04200), as Show-o samples.
+//!
+//! Each of T steps: sample every masked position; keep the known ones; re-mask the
+//! `mask_len = max(1, min(unknown−1, ⌊N·cos(π/2·(step+1)/T)⌋))` positions of lowest confidence
+//! `log p(sampled) + temperature·gumbel`. The temperature is multiplied by `1−(step+1)/T` at every
+//! step, cumulatively (the released sampler). The codes after the last step are the image.
+
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Where the random numbers of decoding come from: a seed, or a recorded trace.
+pub trait Draws {
+    /// Draws one code from probabilities (they sum to about one) for a position.
+    fn code(&mut self, position: usize, probabilities: &[f32]) -> u32;
+
+    /// The uniform number behind the Gumbel noise of a position.
+    fn uniform(&mut self, position: usize) -> f32;
+}
+
+/// Draws from a seeded generator.
+#[derive(Debug, Clone)]
+pub struct SeededDraws(ChaCha8Rng);
+
+impl SeededDraws {
+    /// The draws of one image.
+    pub fn new(seed: u64) -> Self {
+        Self(ChaCha8Rng::seed_from_u64(seed))
+    }
+}
+
+impl Draws for SeededDraws {
+    fn code(&mut self, _position: usize, probabilities: &[f32]) -> u32 {
+        let total: f32 = probabilities.iter().sum();
+        draw_index(probabilities, self.0.random::<f32>() * total) as u32
+    }
+
+    fn uniform(&mut self, _position: usize) -> f32 {
+        self.0.random()
+    }
+}
+
+/// The first index whose cumulative weight exceeds `mark`.
+pub(super) fn draw_index(weights: &[f32], mark: f32) -> usize {
+    let mut sum = 0.0;
+    let mut last = 0;
+    for (at, &weight) in weights.iter().enumerate() {
+        if weight > 0.0 {
+            sum += weight;
+            last = at;
+            if mark < sum {
+                return at;
+            }
+        }
+    }
+    last
+}
+
+/// The state of one image while it is decoded.
+#[derive(Debug, Clone)]
+pub struct Decoding {
+    codes: Vec<Option<u32>>,
+    temperature: f64,
+    steps: usize,
+    step: usize,
+    last: Vec<u32>,
+}
+
+impl Decoding {
+    /// All of `tokens` positions unknown.
+    pub fn new(tokens: usize, steps: usize, temperature: f64) -> Self {
+        Self { codes: vec![None; tokens], temperature, steps, step: 0, last: vec![0; tokens] }
+    }
+
+    /// Known codes; `None` is masked.
+    pub fn codes(&self) -> &[Option<u32>] {
+        &self.codes
+    }
+
+    /// The masked positions, ascending.
+    pub fn masked(&self) -> impl Iterator<Item = usize> + '_ {
+        self.codes.iter().enumerate().filter(|(_, code)| code.is_none()).map(|(at, _)| at)
+    }
+
+    /// One step. `probabilities` has one row of codebook size per masked position, ascending.
+    pub fn advance(&mut self, probabilities: &[f32], codebook: usize, draws: &mut impl Draws) {
+        let masked: Vec<usize> = self.masked().collect();
+        let mut sampled: Vec<u32> = self.codes.iter().map(|code| code.unwrap_or(0)).collect();
+        let mut confidence = vec![f32::INFINITY; sampled.len()];
+        for (row, &position) in masked.iter().enumerate() {
+            let row = &probabilities[row * codebook..(row + 1) * codebook];
+            let code = draws.code(position, row);
+            sampled[position] = code;
+            confidence[position] = row[code as usize].ln();
+        }
+        let ratio = (self.step + 1) as f64 / self.steps as f64;
+        self.temperature *= 1.0 - ratio;
+        for &position in &masked {
+            // torch: log(t.clamp(min=1e-20)), twice.
+            let log = |t: f32| t.max(1e-20).ln();
+            let gumbel = -log(-log(draws.uniform(position)));
+            confidence[position] += self.temperature as f32 * gumbel;
+        }
+        let scheduled = (sampled.len() as f64 * (ratio * std::f64::consts::FRAC_PI_2).cos()).floor() as usize;
+        let mask_len = scheduled.min(masked.len().saturating_sub(1)).max(1);
+        let mut sorted = confidence.clone();
+        sorted.sort_by(f32::total_cmp);
+        let cut = sorted.get(mask_len).copied().unwrap_or(f32::INFINITY);
+        for (position, code) in self.codes.iter_mut().enumerate() {
+            *code = (confidence[position] >= cut).then_some(sampled[position]);
+        }
+        self.last = sampled;
+        self.step += 1;
+    }
+
+    /// The codes of the last step, masked positions included.
+    pub fn into_codes(self) -> Vec<u32> {
+        self.last
+    }
+}
+
+/// Guidance and softmax over one row of image logits, in place: `(1+g)·cond − g·uncond`.
+pub fn guided_softmax(cond: &mut [f32], uncond: Option<&[f32]>, guidance: f64) {
+    if let Some(uncond) = uncond {
+        let g = guidance as f32;
+        for (c, u) in cond.iter_mut().zip(uncond) {
+            *c = (1.0 + g) * *c - g * u;
+        }
+    }
+    let max = cond.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let mut sum = 0.0;
+    for value in cond.iter_mut() {
+        *value = (*value - max).exp();
+        sum += *value;
+    }
+    for value in cond.iter_mut() {
+        *value /= sum;
+    }
+}

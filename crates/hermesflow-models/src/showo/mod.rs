@@ -1,0 +1,274 @@
+//! Show-o (arXiv 2408.12528): a Phi decoder over text, image and mask tokens, and a MAGVIT-v2 image
+//! tokenizer.
+
+pub mod config;
+pub mod imagine;
+pub mod log_probs;
+pub mod magvit;
+pub mod maskgit;
+pub mod phi;
+pub mod reply;
+pub mod sequence;
+pub mod tokenizer;
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor, Var};
+use hermesflow_nn::weights::Weights;
+use image::RgbImage;
+
+pub use config::{MagvitConfig, PhiConfig, ShowoConfig};
+pub use magvit::Magvit;
+pub use phi::Phi;
+pub use sequence::Frames;
+pub use tokenizer::{ShowoTokenizer, SpecialIds};
+
+use crate::model::{CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, ReplyRequest, UnifiedModel};
+use crate::{Error, Result};
+
+/// The files of a model in memory, as an embedded asset carries them.
+#[derive(Debug, Clone, Copy)]
+pub struct Embedded<'a> {
+    /// `config.json` of the Show-o model.
+    pub showo_config: &'a str,
+    /// `config.json` of its Phi decoder.
+    pub phi_config: &'a str,
+    /// Its weights as safetensors.
+    pub showo_weights: &'a [u8],
+    /// `config.json` of the image tokenizer.
+    pub vq_config: &'a str,
+    /// Its weights as safetensors.
+    pub vq_weights: &'a [u8],
+    /// `tokenizer.json`, without the ten added tokens.
+    pub tokenizer: &'a [u8],
+}
+
+/// Show-o with its text and image tokenizers.
+#[derive(Debug, Clone)]
+pub struct Showo {
+    config: ShowoConfig,
+    phi_config: PhiConfig,
+    weights: Weights,
+    phi: Phi,
+    tokenizer: ShowoTokenizer,
+    vq: Magvit,
+    frames: Frames,
+}
+
+impl Showo {
+    /// Puts a model together.
+    ///
+    /// # Errors
+    /// When weights and configurations do not fit each other.
+    pub fn new(
+        config: ShowoConfig,
+        phi_config: PhiConfig,
+        weights: Weights,
+        tokenizer: ShowoTokenizer,
+        vq: Magvit,
+    ) -> Result<Self> {
+        config.validate(weights.origin())?;
+        phi_config.validate(weights.origin())?;
+        let bits = vq.config().z_channels;
+        if 1usize << bits != config.codebook_size {
+            let message = format!(
+                "the image tokenizer has {bits} bits ({} codes), the model codebook_size {}; use the pair that \
+                 was trained together",
+                1usize << bits,
+                config.codebook_size
+            );
+            return Err(Error::config(weights.origin(), message));
+        }
+        let phi = Phi::new(&weights, &config, &phi_config)?;
+        let frames = Frames::new(&config, tokenizer.special);
+        Ok(Self { config, phi_config, weights, phi, tokenizer, vq, frames })
+    }
+
+    /// Loads a Show-o folder, an image tokenizer folder and a `tokenizer.json`.
+    ///
+    /// # Errors
+    /// Names the file that is missing, broken or does not fit.
+    pub fn load(showo: &Path, vq: &Path, tokenizer: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let (config, phi_config) = read_configs(showo)?;
+        let weights = Weights::load(showo, dtype, device)?;
+        let tokenizer = ShowoTokenizer::load(tokenizer, &config)?;
+        let vq = load_magvit(vq, dtype, device)?;
+        Self::new(config, phi_config, weights, tokenizer, vq)
+    }
+
+    /// Loads a model from memory.
+    ///
+    /// # Errors
+    /// When the parts do not fit each other.
+    pub fn embedded(files: &Embedded, dtype: DType, device: &Device) -> Result<Self> {
+        let origin = Path::new("embedded model");
+        let parse = |e: serde_json::Error| Error::config(origin, e.to_string());
+        let config: ShowoConfig = serde_json::from_str(files.showo_config).map_err(parse)?;
+        let phi_config: PhiConfig = serde_json::from_str(files.phi_config).map_err(parse)?;
+        let vq_config: MagvitConfig = serde_json::from_str(files.vq_config).map_err(parse)?;
+        let weights = Weights::from_bytes(files.showo_weights, dtype, device, "embedded model")?;
+        let vq_weights = Weights::from_bytes(files.vq_weights, dtype, device, "embedded image tokenizer")?;
+        let tokenizer = ShowoTokenizer::from_bytes(files.tokenizer, &config, origin)?;
+        Self::new(config, phi_config, weights, tokenizer, Magvit::new(&vq_weights, &vq_config)?)
+    }
+
+    /// The same model with other weights (trainable, frozen, a snapshot, or loaded from elsewhere).
+    ///
+    /// # Errors
+    /// When they do not fit the configuration.
+    pub fn with_weights(&self, weights: Weights) -> Result<Self> {
+        let phi = Phi::new(&weights, &self.config, &self.phi_config)?;
+        Ok(Self { phi, weights, ..self.clone() })
+    }
+
+    /// The model over trainable copies of its weights.
+    ///
+    /// # Errors
+    /// When a weight cannot be copied.
+    pub fn trainable(&self) -> Result<Self> {
+        self.with_weights(self.weights.trainable()?)
+    }
+
+    /// The model over the same storage without gradients: it follows the training.
+    ///
+    /// # Errors
+    /// Never for a model that was loaded.
+    pub fn frozen(&self) -> Result<Self> {
+        self.with_weights(self.weights.frozen())
+    }
+
+    /// The model as it is now; it does not follow the training.
+    ///
+    /// # Errors
+    /// When a weight cannot be copied.
+    pub fn snapshot(&self) -> Result<Self> {
+        self.with_weights(self.weights.snapshot()?)
+    }
+
+    /// The model's configuration.
+    pub fn config(&self) -> &ShowoConfig {
+        &self.config
+    }
+
+    /// The decoder's configuration.
+    pub fn phi_config(&self) -> &PhiConfig {
+        &self.phi_config
+    }
+
+    /// The weights.
+    pub fn weights(&self) -> &Weights {
+        &self.weights
+    }
+
+    /// The text tokenizer.
+    pub fn tokenizer(&self) -> &ShowoTokenizer {
+        &self.tokenizer
+    }
+
+    /// The image tokenizer.
+    pub fn vq(&self) -> &Magvit {
+        &self.vq
+    }
+
+    /// Writes `config.json`, the Phi configuration beside it (`phi/config.json`) and
+    /// `pytorch_model.safetensors` in the published layout.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn save(&self, folder: &Path, dtype: DType) -> Result<()> {
+        let config = ShowoConfig { llm_model_path: "phi".into(), ..self.config.clone() };
+        write_json(&folder.join("config.json"), &config)?;
+        write_json(&folder.join("phi/config.json"), &self.phi_config)?;
+        Ok(self.weights.save(&folder.join("pytorch_model.safetensors"), dtype)?)
+    }
+
+    pub(crate) fn encode_reply(&self, text: &str) -> Result<Vec<u32>> {
+        self.tokenizer.encode(text)
+    }
+}
+
+/// The Show-o and Phi configurations of a checkpoint folder.
+///
+/// # Errors
+/// Names the file that is missing or inconsistent.
+pub fn read_configs(showo: &Path) -> Result<(ShowoConfig, PhiConfig)> {
+    let file = showo.join("config.json");
+    let config: ShowoConfig = config::read_json(&file)?;
+    config.validate(&file)?;
+    let phi = config::read_phi_config(showo, &config)?;
+    Ok((config, phi))
+}
+
+/// Loads an image tokenizer folder.
+///
+/// # Errors
+/// Names the file that is missing or does not fit.
+pub fn load_magvit(folder: &Path, dtype: DType, device: &Device) -> Result<Magvit> {
+    let file = folder.join("config.json");
+    let config: MagvitConfig = config::read_json(&file)?;
+    config.validate(&file)?;
+    Magvit::new(&Weights::load(folder, dtype, device)?, &config)
+}
+
+/// Writes a configuration, making its folder.
+///
+/// # Errors
+/// Names the file that cannot be written.
+pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
+    let io = |source| Error::io(path, source);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(io)?;
+    }
+    let mut text = serde_json::to_string_pretty(value).map_err(|e| Error::config(path, e.to_string()))?;
+    text.push('\n');
+    std::fs::write(path, text).map_err(io)
+}
+
+impl UnifiedModel for Showo {
+    fn resolution(&self) -> usize {
+        self.config.grid_side() * self.vq.config().downsampling()
+    }
+
+    fn image_tokens(&self) -> usize {
+        self.config.num_vq_tokens
+    }
+
+    fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
+        let side = self.resolution() as u32;
+        if let Some(image) = images.iter().find(|image| image.dimensions() != (side, side)) {
+            let message = format!("the model reads {side}×{side} pictures, this one has {:?}", image.dimensions());
+            return Err(Error::Invalid(message));
+        }
+        self.vq.encode_images(images)
+    }
+
+    fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
+        self.vq.decode_images(codes)
+    }
+
+    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<String>> {
+        Ok(self.reply_many(&[(image, requests)])?.pop().unwrap_or_default())
+    }
+
+    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+        reply::reply_many(self, images)
+    }
+
+    fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+        imagine::imagine(self, jobs, options)
+    }
+}
+
+impl PairModel for Showo {
+    fn parameters(&self) -> Vec<(String, Var)> {
+        self.weights.variables()
+    }
+
+    fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {
+        Ok(log_probs::captions(self, examples)?.0)
+    }
+
+    fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        log_probs::images(self, examples)
+    }
+}

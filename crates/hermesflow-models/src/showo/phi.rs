@@ -1,0 +1,287 @@
+//! The Phi-1.5 decoder with per-head LayerNorm on queries and keys (Show-o, arXiv 2408.12528 §3).
+//!
+//! Sequences are packed: all tokens of a batch stand in one row `[tokens, hidden]`, and
+//! [`Segment`]s say which keys each run of queries sees. There is no padding and no mask.
+//! Weight paths mirror the checkpoint's names.
+
+use std::sync::Arc;
+
+use candle_core::{D, DType, Device, Tensor};
+use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::weights::{Scope, Weights};
+
+use super::config::{PhiConfig, ShowoConfig};
+use crate::Result;
+
+/// Names and shapes of all parameters.
+pub fn parameter_shapes(showo: &ShowoConfig, phi: &PhiConfig) -> Vec<(String, Vec<usize>)> {
+    let (vocab, hidden, mlp, head) = (showo.vocab_size, phi.hidden_size, phi.intermediate_size, phi.head_dim());
+    let mut shapes = vec![("showo.model.embed_tokens.weight".to_string(), vec![vocab, hidden])];
+    let mut pair = |name: String, shape: Vec<usize>| {
+        shapes.push((format!("{name}.bias"), vec![shape[0]]));
+        shapes.push((format!("{name}.weight"), shape));
+    };
+    for layer in 0..phi.num_hidden_layers {
+        let base = format!("showo.model.layers.{layer}");
+        pair(format!("{base}.input_layernorm"), vec![hidden]);
+        for name in ["q_proj", "k_proj", "v_proj", "dense"] {
+            pair(format!("{base}.self_attn.{name}"), vec![hidden, hidden]);
+        }
+        pair(format!("{base}.self_attn.q_layernorm"), vec![head]);
+        pair(format!("{base}.self_attn.k_layernorm"), vec![head]);
+        pair(format!("{base}.mlp.fc1"), vec![mlp, hidden]);
+        pair(format!("{base}.mlp.fc2"), vec![hidden, mlp]);
+    }
+    pair("showo.model.final_layernorm".into(), vec![hidden]);
+    pair("showo.lm_head".into(), vec![vocab, hidden]);
+    shapes
+}
+
+#[derive(Debug, Clone)]
+struct Affine {
+    weight: Tensor,
+    bias: Tensor,
+}
+
+impl Affine {
+    fn load(scope: &Scope, shape: &[usize]) -> Result<Self> {
+        Ok(Self { weight: scope.get("weight", shape)?, bias: scope.get("bias", &shape[..1])? })
+    }
+
+    fn linear(&self, xs: &Tensor) -> Result<Tensor> {
+        Ok(ops::linear(xs, &self.weight, Some(&self.bias))?)
+    }
+
+    fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
+        Ok(ops::layer_norm(xs, &self.weight, &self.bias, eps)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct Block {
+    input_layernorm: Affine,
+    q_proj: Affine,
+    k_proj: Affine,
+    v_proj: Affine,
+    dense: Affine,
+    q_layernorm: Affine,
+    k_layernorm: Affine,
+    fc1: Affine,
+    fc2: Affine,
+}
+
+impl Block {
+    fn load(scope: &Scope, config: &PhiConfig) -> Result<Self> {
+        let (hidden, mlp, head) = (config.hidden_size, config.intermediate_size, config.head_dim());
+        let attention = scope.pp("self_attn");
+        Ok(Self {
+            input_layernorm: Affine::load(&scope.pp("input_layernorm"), &[hidden])?,
+            q_proj: Affine::load(&attention.pp("q_proj"), &[hidden, hidden])?,
+            k_proj: Affine::load(&attention.pp("k_proj"), &[hidden, hidden])?,
+            v_proj: Affine::load(&attention.pp("v_proj"), &[hidden, hidden])?,
+            dense: Affine::load(&attention.pp("dense"), &[hidden, hidden])?,
+            q_layernorm: Affine::load(&attention.pp("q_layernorm"), &[head])?,
+            k_layernorm: Affine::load(&attention.pp("k_layernorm"), &[head])?,
+            fc1: Affine::load(&scope.pp("mlp.fc1"), &[mlp, hidden])?,
+            fc2: Affine::load(&scope.pp("mlp.fc2"), &[hidden, mlp])?,
+        })
+    }
+}
+
+/// Where the keys and values of new tokens go in a [`KvCache`].
+#[derive(Debug, Clone)]
+pub enum Placement {
+    /// Consecutive rows from here on.
+    Rows(usize),
+    /// Runs of new tokens: `(first token, count, first row)`.
+    Runs(Vec<(usize, usize, usize)>),
+    /// One new token for each of `samples` regions of `size` rows that begin at `start`: row `column` of each.
+    Column {
+        /// First row of the first region.
+        start: usize,
+        /// Regions.
+        samples: usize,
+        /// Rows per region.
+        size: usize,
+        /// The row within each region.
+        column: usize,
+    },
+}
+
+/// Keys and values of earlier tokens, per layer `[rows, heads, head_dim]`.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<(Tensor, Tensor)>,
+}
+
+impl KvCache {
+    fn store(&self, layer: usize, keys: &Tensor, values: &Tensor, placement: &Placement) -> Result<(Tensor, Tensor)> {
+        let (k, v) = &self.layers[layer];
+        for (cache, new) in [(k, keys), (v, values)] {
+            let (_, heads, head_dim) = new.dims3()?;
+            match placement {
+                Placement::Rows(start) => cache.slice_set(new, 0, *start)?,
+                Placement::Runs(runs) => {
+                    for &(first, count, row) in runs {
+                        cache.slice_set(&new.narrow(0, first, count)?, 0, row)?;
+                    }
+                }
+                Placement::Column { start, samples, size, column } => {
+                    let regions =
+                        cache.narrow(0, *start, samples * size)?.reshape((*samples, *size, heads * head_dim))?;
+                    regions.slice_set(&new.reshape((*samples, 1, heads * head_dim))?, 1, *column)?;
+                }
+            }
+        }
+        Ok((k.clone(), v.clone()))
+    }
+}
+
+/// The decoder with its embedding and its vocabulary head.
+#[derive(Debug, Clone)]
+pub struct Phi {
+    config: PhiConfig,
+    embed_tokens: Tensor,
+    blocks: Vec<Block>,
+    final_layernorm: Affine,
+    lm_head: Affine,
+    inverse_frequencies: Vec<f64>,
+}
+
+impl Phi {
+    /// Takes the weights (their dtype and device are the model's).
+    ///
+    /// # Errors
+    /// Lists what is missing, unexpected or mis-shaped.
+    pub fn new(weights: &Weights, showo: &ShowoConfig, config: &PhiConfig) -> Result<Self> {
+        weights.check(&parameter_shapes(showo, config), &["rotary_emb.inv_freq"])?;
+        let root = weights.scope("showo");
+        let model = root.pp("model");
+        let (vocab, hidden) = (showo.vocab_size, config.hidden_size);
+        let blocks = (0..config.num_hidden_layers)
+            .map(|layer| Block::load(&model.pp("layers").pp(layer), config))
+            .collect::<Result<_>>()?;
+        let rotary_dim = config.rotary_dim();
+        let inverse_frequencies = (0..rotary_dim / 2)
+            .map(|i| config.rope_theta.powf(-2.0 * i as f64 / rotary_dim as f64))
+            .collect();
+        Ok(Self {
+            config: config.clone(),
+            embed_tokens: model.pp("embed_tokens").get("weight", &[vocab, hidden])?,
+            blocks,
+            final_layernorm: Affine::load(&model.pp("final_layernorm"), &[hidden])?,
+            lm_head: Affine::load(&root.pp("lm_head"), &[vocab, hidden])?,
+            inverse_frequencies,
+        })
+    }
+
+    /// Where the weights live.
+    pub fn device(&self) -> &Device {
+        self.embed_tokens.device()
+    }
+
+    /// Embeddings of tokens.
+    ///
+    /// # Shapes
+    /// `[tokens, hidden]`
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        Ok(ops::embedding(&self.embed_tokens, ids)?)
+    }
+
+    /// An empty cache of `rows` rows.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn cache(&self, rows: usize) -> Result<KvCache> {
+        let shape = (rows, self.config.num_attention_heads, self.config.head_dim());
+        let empty = || Tensor::zeros(shape, self.embed_tokens.dtype(), self.device());
+        let layers =
+            (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
+        Ok(KvCache { layers })
+    }
+
+    /// Runs the blocks and the final LayerNorm.
+    ///
+    /// With a cache, the new keys and values are placed into it first, and the segments' key ranges
+    /// are rows of the cache; without one they are rows of `xs`.
+    ///
+    /// # Shapes
+    /// `xs` `[tokens, hidden]`, one position per token → `[tokens, hidden]`
+    ///
+    /// # Errors
+    /// When shapes or segments do not fit.
+    pub fn forward(
+        &self,
+        xs: Tensor,
+        positions: &[u32],
+        segments: &Arc<[Segment]>,
+        cache: Option<(&KvCache, &Placement)>,
+    ) -> Result<Tensor> {
+        let (tokens, _) = xs.dims2()?;
+        let (cos, sin) = self.rotary_tables(positions, xs.dtype())?;
+        let (heads, head_dim, eps) =
+            (self.config.num_attention_heads, self.config.head_dim(), self.config.layer_norm_eps);
+        let scale = 1.0 / (head_dim as f32).sqrt();
+        let mut xs = xs;
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let normed = block.input_layernorm.norm(&xs, eps)?;
+            let split = |projection: &Affine| -> Result<Tensor> {
+                Ok(projection.linear(&normed)?.reshape((tokens, heads, head_dim))?)
+            };
+            let q = ops::rotary(&block.q_layernorm.norm(&split(&block.q_proj)?, eps)?, &cos, &sin)?;
+            let k = ops::rotary(&block.k_layernorm.norm(&split(&block.k_proj)?, eps)?, &cos, &sin)?;
+            let v = split(&block.v_proj)?;
+            let (k, v) = match cache {
+                Some((cache, placement)) => cache.store(layer, &k, &v, placement)?,
+                None => (k, v),
+            };
+            let seen = block.dense.linear(&ops::attention(&q, &k, &v, segments, scale)?)?;
+            let mlp = block.fc2.linear(&ops::gelu_tanh(&block.fc1.linear(&normed)?)?)?;
+            xs = ((xs + seen)? + mlp)?;
+        }
+        self.final_layernorm.norm(&xs, eps)
+    }
+
+    /// Logits over the vocabulary, or over `columns` of it.
+    ///
+    /// # Shapes
+    /// `[rows, hidden]` → `[rows, columns]`
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub fn logits(&self, hidden: &Tensor, columns: Option<std::ops::Range<usize>>) -> Result<Tensor> {
+        let Some(columns) = columns else {
+            return self.lm_head.linear(hidden);
+        };
+        let weight = self.lm_head.weight.narrow(0, columns.start, columns.len())?;
+        let bias = self.lm_head.bias.narrow(0, columns.start, columns.len())?;
+        Ok(ops::linear(hidden, &weight, Some(&bias))?)
+    }
+
+    fn rotary_tables(&self, positions: &[u32], dtype: DType) -> Result<(Tensor, Tensor)> {
+        let half = self.inverse_frequencies.len();
+        let mut cos = Vec::with_capacity(positions.len() * half);
+        let mut sin = Vec::with_capacity(positions.len() * half);
+        for &position in positions {
+            for &frequency in &self.inverse_frequencies {
+                // The reference multiplies f32 position and f32 frequency.
+                let angle = position as f32 * frequency as f32;
+                cos.push(angle.cos());
+                sin.push(angle.sin());
+            }
+        }
+        let table = |values: Vec<f32>| -> Result<Tensor> {
+            Ok(Tensor::from_vec(values, (positions.len(), half), self.device())?.to_dtype(dtype)?)
+        };
+        Ok((table(cos)?, table(sin)?))
+    }
+}
+
+/// The log-probabilities' usual dtype: logits are widened before softmax.
+pub(super) fn widen(logits: &Tensor) -> Result<Tensor> {
+    debug_assert!(logits.dim(D::Minus1).is_ok());
+    Ok(logits.to_dtype(DType::F32)?)
+}

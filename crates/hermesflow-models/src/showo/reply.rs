@@ -1,0 +1,201 @@
+//! Replies about images: captions and answers.
+//!
+//! Each image's block and each question are computed once and shared by all their replies; the
+//! replies of a batch advance together, one token a step, and leave it when they end.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::DType;
+use hermesflow_nn::ops::{self, Segment};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::Showo;
+use super::maskgit::draw_index;
+use super::phi::{Phi, Placement};
+use super::sequence::{Packed, question_text};
+use crate::Result;
+use crate::model::{ReplyRequest, Sampling};
+
+/// Replies that advance as one batch.
+const BATCH: usize = 256;
+
+/// Replies to all requests, in order.
+pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+    let mut replies = Vec::with_capacity(images.len());
+    let mut rest = images;
+    while !rest.is_empty() {
+        let mut count = 0;
+        let fitting = rest.iter().take_while(|(_, requests)| {
+            count += requests.len();
+            count <= BATCH
+        });
+        let (now, later) = rest.split_at(fitting.count().max(1));
+        replies.extend(reply_batch(model, now)?);
+        rest = later;
+    }
+    Ok(replies)
+}
+
+fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+    let mut packed = Packed::default();
+    let mut samples = Vec::new();
+    let mut questions: Vec<(usize, Vec<u32>)> = Vec::new();
+    let mut known: HashMap<(usize, &str), usize> = HashMap::new();
+    let mut blocks = Vec::new();
+    for (at, (image, requests)) in images.iter().enumerate() {
+        blocks.push(packed.push(&model.frames.understanding_image(image), 0, vec![], false));
+        for request in *requests {
+            let question = match known.get(&(at, request.question.as_str())) {
+                Some(&question) => question,
+                None => {
+                    let ids = model.tokenizer.encode(&question_text(&request.question))?;
+                    questions.push((at, model.frames.question(&ids)));
+                    known.insert((at, &request.question), questions.len() - 1);
+                    questions.len() - 1
+                }
+            };
+            samples.push(Sample::new(question, request));
+        }
+    }
+    let questions: Vec<Question> = questions
+        .into_iter()
+        .map(|(image, ids)| {
+            let block = blocks[image].clone();
+            let rows = packed.push(&ids, block.len(), vec![block.clone()], true);
+            Question { block, rows }
+        })
+        .collect();
+    let texts = decode(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot)?;
+    let mut texts = texts.into_iter();
+    images
+        .iter()
+        .map(|(_, requests)| {
+            texts.by_ref().take(requests.len()).map(|ids| model.tokenizer.decode(&ids)).collect::<Result<_>>()
+        })
+        .collect()
+}
+
+/// The cached rows that replies to one question see.
+pub struct Question {
+    /// The image's block.
+    pub block: Range<usize>,
+    /// `<|sot|> question`.
+    pub rows: Range<usize>,
+}
+
+/// One reply while it is written.
+pub struct Sample {
+    question: usize,
+    sampling: Sampling,
+    max_new_tokens: usize,
+    random: ChaCha8Rng,
+    tokens: Vec<u32>,
+    ended: bool,
+}
+
+impl Sample {
+    /// An empty reply to the question of this number.
+    pub fn new(question: usize, request: &ReplyRequest) -> Self {
+        Self {
+            question,
+            sampling: request.sampling,
+            max_new_tokens: request.max_new_tokens,
+            random: ChaCha8Rng::seed_from_u64(request.seed),
+            tokens: Vec::new(),
+            ended: request.max_new_tokens == 0,
+        }
+    }
+
+    fn take(&mut self, logits: &[f32], eot: u32) {
+        let token = draw(logits, self.sampling, &mut self.random);
+        if token == eot {
+            self.ended = true;
+        } else {
+            self.tokens.push(token);
+            self.ended = self.tokens.len() >= self.max_new_tokens;
+        }
+    }
+}
+
+/// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
+fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
+    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if sampling.top_k == 1 {
+        return (0..logits.len() as u32).min_by(better).unwrap_or(0);
+    }
+    let mut candidates: Vec<u32> = (0..logits.len() as u32).collect();
+    if sampling.top_k > 0 && sampling.top_k < candidates.len() {
+        candidates.select_nth_unstable_by(sampling.top_k - 1, better);
+        candidates.truncate(sampling.top_k);
+    }
+    candidates.sort_unstable_by(better);
+    let highest = candidates.first().map_or(0.0, |&token| logits[token as usize]);
+    let weight = |token: &u32| (f64::from(logits[*token as usize] - highest) / sampling.temperature).exp() as f32;
+    let weights: Vec<f32> = candidates.iter().map(weight).collect();
+    let total: f32 = weights.iter().sum();
+    candidates[draw_index(&weights, random.random::<f32>() * total)]
+}
+
+/// Writes all replies; returns their tokens, without the closing `<|eot|>`.
+///
+/// # Errors
+/// When a tensor operation fails.
+pub fn decode(
+    phi: &Phi,
+    prefix: &Packed,
+    questions: &[Question],
+    samples: &mut [Sample],
+    eot: u32,
+) -> Result<Vec<Vec<u32>>> {
+    let start = prefix.ids.len();
+    let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
+    let cache = phi.cache(start + samples.len() * size)?;
+    let placement = Placement::Rows(0);
+    let hidden =
+        phi.forward(phi.embed(&prefix.ids)?, &prefix.positions, &prefix.segments(), Some((&cache, &placement)))?;
+    let last: Vec<u32> = questions.iter().map(|question| question.rows.end as u32 - 1).collect();
+    let first = phi.logits(&ops::gather_rows(&hidden, &last)?, None)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    for sample in samples.iter_mut().filter(|sample| !sample.ended) {
+        sample.take(&first[sample.question], eot);
+    }
+    for column in 0..size {
+        let active: Vec<usize> = (0..samples.len()).filter(|&at| !samples[at].ended).collect();
+        if active.is_empty() {
+            break;
+        }
+        let ids: Vec<u32> = active.iter().map(|&at| samples[at].tokens[column]).collect();
+        let position = |at: usize| {
+            let question = &questions[samples[at].question];
+            (question.block.len() + question.rows.len() + column) as u32
+        };
+        let positions: Vec<u32> = active.iter().map(|&at| position(at)).collect();
+        let segments: Arc<[Segment]> = active
+            .iter()
+            .enumerate()
+            .map(|(row, &at)| {
+                let question = &questions[samples[at].question];
+                let region = start + at * size;
+                Segment {
+                    queries: row..row + 1,
+                    sees: vec![question.block.clone(), question.rows.clone()],
+                    own: region..region + column + 1,
+                    causal: true,
+                }
+            })
+            .collect();
+        let placement = if active.len() == samples.len() {
+            Placement::Column { start, samples: samples.len(), size, column }
+        } else {
+            Placement::Runs(active.iter().enumerate().map(|(row, &at)| (row, 1, start + at * size + column)).collect())
+        };
+        let hidden = phi.forward(phi.embed(&ids)?, &positions, &segments, Some((&cache, &placement)))?;
+        let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        for (row, &at) in active.iter().enumerate() {
+            samples[at].take(&logits[row], eot);
+        }
+    }
+    Ok(samples.iter_mut().map(|sample| std::mem::take(&mut sample.tokens)).collect())
+}

@@ -1,0 +1,105 @@
+//! The two sequence forms of Show-o, packed without padding (SPEC: "who sees whom").
+//!
+//! - imagine: `<|t2i|> <|sot|> text <|eot|>` (causal, sees no image), then `<|soi|> image×N <|eoi|>`
+//!   (a block that sees all of the text and itself);
+//! - caption/answer: `<|mmu|> <|soi|> image×N <|eoi|>` (a block that everything after it sees), then
+//!   `<|sot|> question reply` (causal).
+//!
+//! The original left-pads texts and masks the padding. Rotary positions are relative, so dropping the
+//! padding gives the same logits.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use hermesflow_nn::ops::Segment;
+
+use super::config::ShowoConfig;
+use super::tokenizer::SpecialIds;
+
+/// Packed tokens with their positions and what each run of them sees.
+#[derive(Debug, Clone, Default)]
+pub struct Packed {
+    /// Token ids.
+    pub ids: Vec<u32>,
+    /// The position of each token in its own sequence.
+    pub positions: Vec<u32>,
+    /// Runs of tokens, in order.
+    pub segments: Vec<Segment>,
+}
+
+impl Packed {
+    /// Appends a run of tokens whose first position is `position`; returns its rows.
+    pub fn push(&mut self, ids: &[u32], position: usize, sees: Vec<Range<usize>>, causal: bool) -> Range<usize> {
+        let rows = self.ids.len()..self.ids.len() + ids.len();
+        self.ids.extend_from_slice(ids);
+        self.positions.extend((position..position + ids.len()).map(|p| p as u32));
+        self.segments.push(Segment { queries: rows.clone(), sees, own: rows.clone(), causal });
+        rows
+    }
+
+    /// The segments as the operators take them.
+    pub fn segments(&self) -> Arc<[Segment]> {
+        self.segments.clone().into()
+    }
+}
+
+/// Builds the parts of sequences from ids.
+#[derive(Debug, Clone)]
+pub struct Frames {
+    special: SpecialIds,
+    image_offset: u32,
+    mask_token: u32,
+    max_text_len: usize,
+}
+
+impl Frames {
+    /// For a configuration and the ids of its framing tokens.
+    pub fn new(config: &ShowoConfig, special: SpecialIds) -> Self {
+        Self {
+            special,
+            image_offset: config.image_offset(),
+            mask_token: config.mask_token(),
+            max_text_len: config.max_text_len,
+        }
+    }
+
+    /// `<|t2i|> <|sot|> text <|eot|>`; over-long texts are cut and still end with `<|eot|>`.
+    pub fn imagine_text(&self, text: &[u32]) -> Vec<u32> {
+        let mut ids = vec![self.special.t2i, self.special.sot];
+        ids.extend_from_slice(text);
+        ids.push(self.special.eot);
+        if ids.len() > self.max_text_len {
+            ids.truncate(self.max_text_len.saturating_sub(1));
+            ids.push(self.special.eot);
+        }
+        ids
+    }
+
+    /// `<|soi|> image <|eoi|>`, unknown codes as the mask token.
+    pub fn imagine_image(&self, codes: impl Iterator<Item = Option<u32>>) -> Vec<u32> {
+        let mut ids = vec![self.special.soi];
+        ids.extend(codes.map(|code| code.map_or(self.mask_token, |code| code + self.image_offset)));
+        ids.push(self.special.eoi);
+        ids
+    }
+
+    /// `<|mmu|> <|soi|> image <|eoi|>`.
+    pub fn understanding_image(&self, codes: &[u32]) -> Vec<u32> {
+        let mut ids = vec![self.special.mmu, self.special.soi];
+        ids.extend(codes.iter().map(|code| code + self.image_offset));
+        ids.push(self.special.eoi);
+        ids
+    }
+
+    /// `<|sot|> question`.
+    pub fn question(&self, question: &[u32]) -> Vec<u32> {
+        let mut ids = vec![self.special.sot];
+        ids.extend_from_slice(question);
+        ids
+    }
+}
+
+/// The frame around a question, as Show-o was tuned with it.
+pub fn question_text(question: &str) -> String {
+    format!("USER: \n{question} ASSISTANT:")
+}

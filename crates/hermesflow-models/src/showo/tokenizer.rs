@@ -1,0 +1,101 @@
+//! Show-o's text tokenizer: a byte-level BPE with ten added tokens behind its vocabulary.
+
+use std::path::Path;
+
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::config::{ADDED_TOKENS, ShowoConfig};
+use crate::{Error, Result};
+
+/// The token that serves as `<|sot|>` and `<|eot|>`.
+const END_OF_TEXT: &str = "<|endoftext|>";
+
+/// The ids of the tokens that frame sequences.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpecialIds {
+    /// Starts a text.
+    pub sot: u32,
+    /// Ends a text.
+    pub eot: u32,
+    /// Starts an image.
+    pub soi: u32,
+    /// Ends an image.
+    pub eoi: u32,
+    /// Asks for an image.
+    pub t2i: u32,
+    /// Asks for understanding.
+    pub mmu: u32,
+}
+
+impl SpecialIds {
+    /// The ids that a configuration implies, with the text vocabulary's end-of-text token.
+    pub fn new(config: &ShowoConfig, end_of_text: u32) -> Self {
+        let base = config.llm_vocab_size as u32;
+        Self { sot: end_of_text, eot: end_of_text, soi: base + 1, eoi: base + 2, t2i: base + 5, mmu: base + 6 }
+    }
+}
+
+/// Text to ids and back.
+#[derive(Debug, Clone)]
+pub struct ShowoTokenizer {
+    inner: Tokenizer,
+    /// The framing tokens.
+    pub special: SpecialIds,
+}
+
+impl ShowoTokenizer {
+    /// Reads a `tokenizer.json` (without the ten tokens) and adds them.
+    ///
+    /// # Errors
+    /// When the file is missing, malformed, or does not fit the model's vocabulary.
+    pub fn load(path: &Path, config: &ShowoConfig) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+        Self::from_bytes(&bytes, config, path)
+    }
+
+    /// As [`ShowoTokenizer::load`], from memory; `origin` is named in errors.
+    ///
+    /// # Errors
+    /// When the text is malformed or does not fit the model's vocabulary.
+    pub fn from_bytes(bytes: &[u8], config: &ShowoConfig, origin: &Path) -> Result<Self> {
+        let fault = |message: String| Error::Tokenizer { path: origin.to_path_buf(), message };
+        let mut inner = Tokenizer::from_bytes(bytes).map_err(|e| fault(format!("not a tokenizer ({e})")))?;
+        let added: Vec<AddedToken> = ADDED_TOKENS.iter().map(|token| AddedToken::from(*token, true)).collect();
+        inner.add_special_tokens(added).map_err(|e| fault(e.to_string()))?;
+        for token in ADDED_TOKENS {
+            let (found, wanted) = (inner.token_to_id(token), config.added_token(token));
+            if found != wanted {
+                let message = format!(
+                    "{token} has id {found:?} but the model's llm_vocab_size {} asks for {wanted:?}; \
+                     use the tokenizer that belongs to this checkpoint",
+                    config.llm_vocab_size
+                );
+                return Err(fault(message));
+            }
+        }
+        let end = inner.token_to_id(END_OF_TEXT).ok_or_else(|| fault(format!("has no {END_OF_TEXT} token")))?;
+        Ok(Self { inner, special: SpecialIds::new(config, end) })
+    }
+
+    /// Token ids of a text.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
+        let encoding = self.inner.encode(text, false).map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of ids, special tokens left out.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|e| Error::Invalid(format!("cannot detokenize: {e}")))
+    }
+
+    /// The size of the vocabulary, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner.get_vocab_size(true)
+    }
+}

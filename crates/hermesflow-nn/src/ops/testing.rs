@@ -1,0 +1,50 @@
+//! Shared by the operator tests: random tensors and the comparison of a fused
+//! operator with its plain form.
+#![allow(clippy::unwrap_used)]
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use candle_core::{Device, Result, Tensor, Var};
+use rand::{Rng, SeedableRng};
+
+static SEED: AtomicU64 = AtomicU64::new(1);
+
+/// Independent numbers of mean 0 and variance 1.
+pub(crate) fn normal(shape: &[usize]) -> Tensor {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(SEED.fetch_add(1, Ordering::Relaxed));
+    let n = shape.iter().product();
+    let one = |rng: &mut rand_chacha::ChaCha8Rng| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
+    let data: Vec<f32> = (0..n).map(|_| one(&mut rng)).collect();
+    Tensor::from_vec(data, shape, &Device::Cpu).unwrap()
+}
+
+/// Both forms give the same values within 1e-5 and the same gradients within
+/// 1e-4 (relative to the size of the numbers), and every argument gets one.
+pub(crate) fn agree(
+    args: &[Tensor],
+    fused: impl Fn(&[Var]) -> Result<Tensor>,
+    plain: impl Fn(&[Var]) -> Result<Tensor>,
+) {
+    let vars: Vec<Var> = args.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let (ours, theirs) = (fused(&vars).unwrap(), plain(&vars).unwrap());
+    assert_eq!(ours.dims(), theirs.dims());
+    close(&ours, &theirs, 1e-5, "values");
+    let weights = normal(ours.dims());
+    let backward = |y: &Tensor| (y * &weights).unwrap().sum_all().unwrap().backward().unwrap();
+    let (ours, theirs) = (backward(&ours), backward(&theirs));
+    for (i, var) in vars.iter().enumerate() {
+        let ours = ours.get(var).unwrap_or_else(|| panic!("argument {i} has no gradient"));
+        close(ours, theirs.get(var).unwrap(), 1e-4, &format!("gradient {i}"));
+    }
+}
+
+/// Largest difference within `tolerance * (1 + largest value)`.
+pub(crate) fn close(ours: &Tensor, theirs: &Tensor, tolerance: f32, what: &str) {
+    let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (ours, theirs) = (flat(ours), flat(theirs));
+    let size = theirs.iter().fold(0f32, |m, v| m.max(v.abs()));
+    for (i, (a, b)) in ours.iter().zip(&theirs).enumerate() {
+        let ok = (a - b).abs() <= tolerance * (1.0 + size);
+        assert!(ok, "{what}: element {i} is {a}, plain candle says {b}");
+    }
+}

@@ -1,0 +1,184 @@
+//! `checkpoint-{step}/`: everything that a killed run needs to continue bit for bit.
+//!
+//! | file | what |
+//! |---|---|
+//! | `model.safetensors` | the trainable parameters under the model's own names |
+//! | `optimizer.safetensors` | both moments of every parameter |
+//! | `state.json` | the step, which is also the position in the data and the state of the random numbers (see [`crate::draws`]), and the settings of the run with their hash |
+//!
+//! A checkpoint is written under a name that starts with a dot, brought to the disk and renamed, so a
+//! folder called `checkpoint-{step}` is always whole. Old ones are renamed away before they are removed.
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor, Var};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::optimizer::{AdamW, set_all};
+use crate::{Error, Result};
+
+const MODEL: &str = "model.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+const STATE: &str = "state.json";
+
+/// `state.json`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct State {
+    /// Steps made.
+    pub step: usize,
+    /// Micro batches drawn so far: the next one's number.
+    pub next_micro_batch: u64,
+    /// The hash of `settings` (FNV-1a of their JSON text, 16 hexadecimal digits).
+    pub settings_hash: String,
+    /// Everything that decides the run's numbers.
+    pub settings: Value,
+}
+
+impl State {
+    /// The state after `step` steps under `settings`.
+    pub fn new(step: usize, next_micro_batch: u64, settings: Value) -> Self {
+        Self { step, next_micro_batch, settings_hash: hash(&settings), settings }
+    }
+
+    /// Refuses settings other than those of this state, naming the keys that differ.
+    fn check(&self, settings: &Value, path: &Path) -> Result<()> {
+        if self.settings_hash == hash(settings) {
+            return Ok(());
+        }
+        let mut differences = Vec::new();
+        compare("", &self.settings, settings, &mut differences);
+        if differences.is_empty() {
+            differences.push(format!("hash {}, this run {}", self.settings_hash, hash(settings)));
+        }
+        Err(Error::OtherSettings { path: path.into(), differences: differences.join("; ") })
+    }
+}
+
+/// FNV-1a, 64 bits, of a JSON value's text.
+pub fn hash(value: &Value) -> String {
+    let text = value.to_string();
+    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    format!("{hash:016x}")
+}
+
+fn compare(key: &str, there: &Value, here: &Value, differences: &mut Vec<String>) {
+    match (there, here) {
+        (Value::Object(a), Value::Object(b)) => {
+            let mut names: Vec<&String> = a.keys().chain(b.keys()).collect();
+            names.sort();
+            names.dedup();
+            for name in names {
+                let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                compare(&inner, a.get(name).unwrap_or(&Value::Null), b.get(name).unwrap_or(&Value::Null), differences);
+            }
+        }
+        (a, b) if a != b => differences.push(format!("{key}: there {a}, here {b}")),
+        _ => {}
+    }
+}
+
+/// Writes `checkpoint-{step}` into `folder` and returns its path.
+pub fn save(folder: &Path, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
+    let name = format!("checkpoint-{}", state.step);
+    let (temporary, done) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
+    remove(&temporary)?;
+    fs::create_dir_all(&temporary).map_err(Error::file(&temporary))?;
+    let model: HashMap<&str, &Tensor> =
+        optimizer.parameters().iter().map(|(name, var)| (name.as_str(), var.as_tensor())).collect();
+    candle_core::safetensors::save(&model, temporary.join(MODEL))?;
+    candle_core::safetensors::save(&optimizer.state(), temporary.join(OPTIMIZER))?;
+    let path = temporary.join(STATE);
+    let mut json = serde_json::to_string_pretty(state)
+        .map_err(|source| Error::Json { path: path.clone(), what: "checkpoint state", source })?;
+    json.push('\n');
+    fs::write(&path, json).map_err(Error::file(&path))?;
+    for file in [MODEL, OPTIMIZER, STATE] {
+        sync(&temporary.join(file))?;
+    }
+    sync(&temporary)?;
+    discard(&done)?;
+    fs::rename(&temporary, &done).map_err(Error::file(&done))?;
+    sync(folder)?;
+    Ok(done)
+}
+
+/// Restores parameters and optimizer from `checkpoint` and returns its state.
+pub fn load(checkpoint: &Path, optimizer: &mut AdamW, settings: &Value) -> Result<State> {
+    let path = checkpoint.join(STATE);
+    let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
+    let state: State = serde_json::from_str(&text)
+        .map_err(|source| Error::Json { path: path.clone(), what: "checkpoint state", source })?;
+    state.check(settings, checkpoint)?;
+    let read = |file: &str| -> Result<HashMap<String, Tensor>> {
+        Ok(candle_core::safetensors::load(checkpoint.join(file), &Device::Cpu)?)
+    };
+    let targets: Vec<(String, &Var)> = optimizer.parameters().iter().map(|(name, var)| (name.clone(), var)).collect();
+    let (model, moments) = (read(MODEL)?, read(OPTIMIZER)?);
+    set_all(&targets, &model, &checkpoint.join(MODEL))?;
+    optimizer.restore(&moments, state.step, &checkpoint.join(OPTIMIZER))?;
+    Ok(state)
+}
+
+/// The whole checkpoints of a folder with their steps, oldest first.
+pub fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut found = Vec::new();
+    for entry in fs::read_dir(folder).map_err(Error::file(folder))? {
+        let path = entry.map_err(Error::file(folder))?.path();
+        let step = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .and_then(|name| name.strip_prefix("checkpoint-"))
+            .and_then(|step| step.parse().ok());
+        if let Some(step) = step.filter(|_| path.join(STATE).is_file()) {
+            found.push((step, path));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// The newest whole checkpoint of a folder.
+pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
+    Ok(list(folder)?.pop().map(|(_, path)| path))
+}
+
+/// Removes all but the newest `keep` checkpoints, and what killed runs left half written.
+pub fn keep_last(folder: &Path, keep: usize) -> Result<()> {
+    let found = list(folder)?;
+    for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
+        discard(path)?;
+    }
+    for entry in fs::read_dir(folder).map_err(Error::file(folder))? {
+        let path = entry.map_err(Error::file(folder))?.path();
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        if name.starts_with(".checkpoint-") && (name.ends_with(".tmp") || name.ends_with(".old")) {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
+/// Renames a checkpoint out of sight, then removes it: killed in between, no half one is left visible.
+fn discard(path: &Path) -> Result<()> {
+    if let (true, Some(name)) = (path.exists(), path.file_name().and_then(|name| name.to_str())) {
+        let hidden = path.with_file_name(format!(".{name}.old"));
+        remove(&hidden)?;
+        fs::rename(path, &hidden).map_err(Error::file(path))?;
+        remove(&hidden)?;
+    }
+    Ok(())
+}
+
+fn remove(path: &Path) -> Result<()> {
+    if path.exists() { fs::remove_dir_all(path).map_err(Error::file(path)) } else { Ok(()) }
+}
+
+fn sync(path: &Path) -> Result<()> {
+    fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::file(path))
+}

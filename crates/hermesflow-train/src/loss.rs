@@ -1,0 +1,282 @@
+//! The pure Pair-DPO loss: log-probabilities in, per-pair loss and rewards out.
+//!
+//! HermesFlow (arXiv 2502.12148) compares captions and images of one record, each side with the loss of
+//! DPO (2305.18290); the anchor is that of DPO-Positive (2402.13228):
+//!
+//! ```text
+//! δ_win  = log π(win)  − log π_ref(win)            δ_lose likewise
+//! side   = −log σ( β · (δ_win − δ_lose − λ · max(0, −δ_win)) )
+//! L      = w_und · side_und + w_gen · side_gen      per pair, then the mean over the batch
+//! ```
+//!
+//! By hand, with β = 0.2: let π give the winner −42.0 and the loser −45.0, the reference −43.0 and
+//! −44.0. Then δ_win = 1, δ_lose = −1, the rewards are β·δ = 0.2 and −0.2, their margin 0.4, and the
+//! loss −log σ(0.4) = ln(1 + e^−0.4) = 0.5130. Now let π give −45.0 and −48.0: δ_win = −2, δ_lose = −4,
+//! the margin is 0.4 again and so is the plain loss, although the winner became e² times less likely.
+//! With λ = 5 the anchor takes 5·2 off: −log σ(0.2·(2 − 10)) = −log σ(−1.6) = 1.7839.
+//!
+//! 1. Per pair, then the mean: the released code sums log-probabilities over the batch before one σ.
+//! 2. The sum of the two sides' −log σ; the paper prints a product inside one σ in one place.
+//! 3. λ = 0 is the paper's loss exactly. At δ_win = 0, where the anchor has a kink, its gradient is 0,
+//!    so that a run's first step is the paper's for every λ.
+
+use candle_core::{DType, Result, Tensor};
+use serde::{Deserialize, Serialize};
+
+/// A preferred and a rejected one of the same kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pair<T> {
+    /// The preferred one.
+    pub win: T,
+    /// The rejected one.
+    pub lose: T,
+}
+
+/// Log-probabilities of one side (captions or images) of a batch.
+///
+/// # Shapes
+/// Each tensor is `[pairs]`, f32.
+#[derive(Debug, Clone)]
+pub struct PairLogProbs {
+    /// Under the model being trained, with its graph.
+    pub policy: Pair<Tensor>,
+    /// Under the frozen reference.
+    pub reference: Pair<Tensor>,
+}
+
+/// The loss of one side of a batch.
+///
+/// # Shapes
+/// Each tensor is `[pairs]`, f32. Only `loss` is meant to be differentiated.
+#[derive(Debug, Clone)]
+pub struct SideLoss {
+    /// The loss per pair.
+    pub loss: Tensor,
+    /// δ = log π − log π_ref.
+    pub delta: Pair<Tensor>,
+    /// β·δ, TRL's rewards (without the anchor).
+    pub rewards: Pair<Tensor>,
+}
+
+/// Which loss is minimised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossKind {
+    /// The comparison of win and lose: the method.
+    PairDpo,
+    /// The likelihood of the wins alone: a control.
+    SftWins,
+}
+
+impl LossKind {
+    /// This loss of one side. `anchor` is λ.
+    pub fn side(self, log_probs: &PairLogProbs, beta: f64, anchor: f64) -> Result<SideLoss> {
+        match self {
+            Self::PairDpo => pair_dpo(log_probs, beta, anchor),
+            Self::SftWins => sft_wins(log_probs, beta),
+        }
+    }
+}
+
+/// `−log σ(β(δ_win − δ_lose − λ·max(0, −δ_win)))` per pair.
+pub fn pair_dpo(log_probs: &PairLogProbs, beta: f64, anchor: f64) -> Result<SideLoss> {
+    let delta = deltas(log_probs)?;
+    let mut margin = (&delta.win - &delta.lose)?;
+    if anchor != 0.0 {
+        // max(0, −δ) = −δ·[δ < 0]: candle's relu would let a gradient through at δ = 0.
+        let fallen = delta.win.lt(0f64)?.to_dtype(DType::F32)?;
+        margin = (margin + (&delta.win * fallen)?.affine(anchor, 0.0)?)?;
+    }
+    let loss = log_sigmoid(&margin.affine(beta, 0.0)?)?.neg()?;
+    let rewards = rewards(&delta, beta)?;
+    Ok(SideLoss { loss, delta, rewards })
+}
+
+/// `−(β/2)·log π(win)` per pair: the likelihood of the wins alone, in Pair-DPO's units.
+///
+/// Pair-DPO pulls on `log π(win)` with strength β·σ(−Δ), which is β/2 where it begins (Δ = 0). So this
+/// loss pulls on the wins as hard as Pair-DPO does in its first step, and never lets go.
+pub fn sft_wins(log_probs: &PairLogProbs, beta: f64) -> Result<SideLoss> {
+    let delta = deltas(log_probs)?;
+    let loss = log_probs.policy.win.affine(-0.5 * beta, 0.0)?;
+    let rewards = rewards(&delta, beta)?;
+    Ok(SideLoss { loss, delta, rewards })
+}
+
+/// The scalar to differentiate: per pair the weighted sum of its sides, then the mean over pairs.
+///
+/// # Shapes
+/// `[pairs]` each → a scalar.
+pub fn total(sides: &[(f64, &SideLoss)]) -> Result<Option<Tensor>> {
+    let mut sum: Option<Tensor> = None;
+    for (weight, side) in sides {
+        let weighted = if *weight == 1.0 { side.loss.clone() } else { side.loss.affine(*weight, 0.0)? };
+        sum = Some(match sum {
+            None => weighted,
+            Some(before) => (before + weighted)?,
+        });
+    }
+    sum.map(|per_pair| per_pair.mean_all()).transpose()
+}
+
+/// `log σ(x) = −softplus(−x)`, finite for every finite x, smooth for the gradient too.
+///
+/// softplus(y) = m + ln(e^−m + e^(y−m)) for any m; with m = max(0, y), a constant to the graph, no
+/// exponential exceeds 1, and the derivative is e^(y−m) / (e^−m + e^(y−m)) = σ(y) without a kink.
+/// (`ln(sigmoid(x))`, as released, is −∞ from x ≈ −104 on; |x| has no defined slope at 0, where every
+/// run begins.)
+pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
+    let y = x.neg()?;
+    let m = y.detach().relu()?;
+    let sum = (m.neg()?.exp()? + (&y - &m)?.exp()?)?;
+    (m + sum.log()?)?.neg()
+}
+
+fn deltas(log_probs: &PairLogProbs) -> Result<Pair<Tensor>> {
+    let PairLogProbs { policy, reference } = log_probs;
+    Ok(Pair {
+        win: (&policy.win - reference.win.detach())?,
+        lose: (&policy.lose - reference.lose.detach())?,
+    })
+}
+
+fn rewards(delta: &Pair<Tensor>, beta: f64) -> Result<Pair<Tensor>> {
+    Ok(Pair { win: delta.win.detach().affine(beta, 0.0)?, lose: delta.lose.detach().affine(beta, 0.0)? })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use candle_core::{Device, Var};
+
+    fn row(values: &[f32]) -> Tensor {
+        Tensor::new(values, &Device::Cpu).unwrap()
+    }
+
+    fn log_probs(policy: [&[f32]; 2], reference: [&[f32]; 2]) -> PairLogProbs {
+        PairLogProbs {
+            policy: Pair { win: row(policy[0]), lose: row(policy[1]) },
+            reference: Pair { win: row(reference[0]), lose: row(reference[1]) },
+        }
+    }
+
+    fn values(tensor: &Tensor) -> Vec<f32> {
+        tensor.to_vec1().unwrap()
+    }
+
+    fn near(actual: &[f32], expected: &[f32], tolerance: f32) {
+        assert_eq!(actual.len(), expected.len());
+        for (a, e) in actual.iter().zip(expected) {
+            assert!((a - e).abs() <= tolerance, "{actual:?} against {expected:?}");
+        }
+    }
+
+    /// Gradients of the mean loss by (δ_win, δ_lose), one pair at policy values (win, lose), reference 0.
+    fn gradient(win: f32, lose: f32, anchor: f64) -> (f32, f32) {
+        let policy = Pair { win: Var::new(&[win], &Device::Cpu).unwrap(), lose: Var::new(&[lose], &Device::Cpu).unwrap() };
+        let log_probs = PairLogProbs {
+            policy: Pair { win: policy.win.as_tensor().clone(), lose: policy.lose.as_tensor().clone() },
+            reference: Pair { win: row(&[0.0]), lose: row(&[0.0]) },
+        };
+        let side = pair_dpo(&log_probs, 0.2, anchor).unwrap();
+        let gradients = total(&[(1.0, &side)]).unwrap().unwrap().backward().unwrap();
+        let of = |var: &Var| values(gradients.get(var).unwrap())[0];
+        (of(&policy.win), of(&policy.lose))
+    }
+
+    #[test]
+    fn win_equal_to_lose_gives_exactly_two_ln_two() {
+        let same = log_probs([&[-41.7, -3.0], &[-41.7, -3.0]], [&[-40.0, -7.25], &[-40.0, -7.25]]);
+        let side = pair_dpo(&same, 0.2, 0.0).unwrap();
+        let loss: f32 = total(&[(1.0, &side), (1.0, &side)]).unwrap().unwrap().to_scalar().unwrap();
+        assert_eq!(loss, 2.0 * std::f32::consts::LN_2);
+        let start = log_probs([&[-41.7], &[-50.0]], [&[-41.7], &[-50.0]]);
+        let side = pair_dpo(&start, 0.2, 5.0).unwrap();
+        assert_eq!(values(&side.loss), [std::f32::consts::LN_2], "policy = reference, with any anchor");
+    }
+
+    #[test]
+    fn the_documentation_s_numbers() {
+        let batch = log_probs([&[-42.0, -45.0], &[-45.0, -48.0]], [&[-43.0, -43.0], &[-44.0, -44.0]]);
+        let plain = pair_dpo(&batch, 0.2, 0.0).unwrap();
+        near(&values(&plain.delta.win), &[1.0, -2.0], 1e-6);
+        near(&values(&plain.delta.lose), &[-1.0, -4.0], 1e-6);
+        near(&values(&plain.rewards.win), &[0.2, -0.4], 1e-6);
+        near(&values(&plain.rewards.lose), &[-0.2, -0.8], 1e-6);
+        near(&values(&plain.loss), &[0.513_015_25, 0.513_015_25], 1e-6);
+        let anchored = pair_dpo(&batch, 0.2, 5.0).unwrap();
+        near(&values(&anchored.loss), &[0.513_015_25, 1.783_900_6], 1e-6);
+        let sft = sft_wins(&batch, 0.2).unwrap();
+        near(&values(&sft.loss), &[4.2, 4.5], 1e-6);
+    }
+
+    /// `dpo.{t2i,mmu}.*` of golden `showo-a` (two pairs, β 0.2), from the original's log-probabilities.
+    #[test]
+    fn the_plain_loss_matches_the_golden_trace() {
+        let image = log_probs(
+            [&[-63.689_835, -12.197_083], &[-66.413_82, -12.759_483]],
+            [&[-64.093_31, -11.929_872], &[-66.652_565, -12.987_25]],
+        );
+        let caption = log_probs(
+            [&[-42.695_28, -30.963_642], &[-45.431_61, -37.805_51]],
+            [&[-42.368_233, -30.694_214], &[-45.165_436, -37.245_487]],
+        );
+        for (batch, expected) in [(image, 0.710_339_9_f32), (caption, 0.681_881_3)] {
+            let side = pair_dpo(&batch, 0.2, 0.0).unwrap();
+            let loss: f32 = total(&[(1.0, &side)]).unwrap().unwrap().to_scalar().unwrap();
+            near(&[loss], &[expected], 1e-5);
+        }
+    }
+
+    #[test]
+    fn gradients_have_the_right_sign_and_size() {
+        // At the start β/2 = 0.1 on each, whatever λ.
+        for anchor in [0.0, 5.0] {
+            let (win, lose) = gradient(0.0, 0.0, anchor);
+            near(&[win, lose], &[-0.1, 0.1], 1e-7);
+        }
+        // δ_win = −2, δ_lose = −4, λ 5: x = −1.6, σ(−x) = .832018; win β(1+λ)σ, lose βσ.
+        let (win, lose) = gradient(-2.0, -4.0, 5.0);
+        near(&[win, lose], &[-0.998_422, 0.166_404], 1e-5);
+        // Above its reference the win has no anchor: x = .4, σ(−x) = .401312.
+        let (win, lose) = gradient(1.0, -1.0, 5.0);
+        near(&[win, lose], &[-0.080_262, 0.080_262], 1e-6);
+    }
+
+    #[test]
+    fn without_an_anchor_it_is_the_paper_s_loss() {
+        let batch = log_probs([&[-3.0, -9.0, 2.0], &[-1.0, -20.0, 2.5]], [&[0.0, -8.0, 1.0], &[0.5, -8.0, 2.0]]);
+        let side = pair_dpo(&batch, 0.2, 0.0).unwrap();
+        let expected: Vec<f32> = (0..3)
+            .map(|i| {
+                let at = |tensor: &Tensor| f64::from(values(tensor)[i]);
+                let delta = (at(&batch.policy.win) - at(&batch.reference.win))
+                    - (at(&batch.policy.lose) - at(&batch.reference.lose));
+                (1.0 + (-0.2 * delta).exp()).ln() as f32
+            })
+            .collect();
+        near(&values(&side.loss), &expected, 1e-6);
+    }
+
+    #[test]
+    fn huge_margins_neither_overflow_nor_lose_their_gradient() {
+        let batch = log_probs([&[-9e5, 9e5, -9e5], &[9e5, -9e5, -9e5]], [&[0.0; 3], &[0.0; 3]]);
+        let side = pair_dpo(&batch, 0.2, 5.0).unwrap();
+        near(&values(&side.loss), &[1_260_000.0, 0.0, 900_000.0], 0.5);
+        let (win, lose) = gradient(-9e5, 9e5, 0.0);
+        near(&[win, lose], &[-0.2, 0.2], 1e-6);
+        let (win, lose) = gradient(9e5, -9e5, 0.0);
+        assert_eq!((win.abs(), lose.abs()), (0.0, 0.0));
+    }
+
+    #[test]
+    fn weights_select_and_scale_sides() {
+        let batch = log_probs([&[1.0], &[0.0]], [&[0.0], &[0.0]]);
+        let side = pair_dpo(&batch, 1.0, 0.0).unwrap();
+        let one: f32 = total(&[(1.0, &side)]).unwrap().unwrap().to_scalar().unwrap();
+        let both: f32 = total(&[(1.0, &side), (0.5, &side)]).unwrap().unwrap().to_scalar().unwrap();
+        near(&[one, both], &[0.313_261_7, 0.469_892_5], 1e-6);
+        assert!(total(&[]).unwrap().is_none());
+    }
+}

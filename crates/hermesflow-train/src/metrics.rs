@@ -1,0 +1,261 @@
+//! What a step reports: one JSON line per step, with TRL's names per side.
+//!
+//! `und/` is the caption side, `gen/` the image side; each has `rewards/{chosen,rejected,margins,
+//! accuracies}`, `logps/{chosen,rejected}` as in TRL's `DPOTrainer`, and `delta/{chosen,rejected}` =
+//! log π − log π_ref, the two numbers that tell a win from a win by default (see [`crate::watch`]).
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use crate::loss::{PairLogProbs, SideLoss};
+use crate::{Error, Result};
+
+/// Named numbers of one step or micro batch, in the order of their names.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Metrics(BTreeMap<String, f64>);
+
+impl Metrics {
+    /// No numbers yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Sets one number.
+    pub fn insert(&mut self, name: impl Into<String>, value: f64) {
+        self.0.insert(name.into(), value);
+    }
+
+    /// One number.
+    pub fn get(&self, name: &str) -> Option<f64> {
+        self.0.get(name).copied()
+    }
+
+    /// All of them, in the order of their names.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
+        self.0.iter().map(|(name, value)| (name.as_str(), *value))
+    }
+
+    /// The mean of each number over the micro batches that report it.
+    pub fn mean(parts: &[Self]) -> Self {
+        let mut sums: BTreeMap<String, (f64, usize)> = BTreeMap::new();
+        for (name, value) in parts.iter().flat_map(Self::iter) {
+            let entry = sums.entry(name.to_owned()).or_default();
+            entry.0 += value;
+            entry.1 += 1;
+        }
+        Self(sums.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect())
+    }
+
+    /// Adds the numbers of one side of a batch under `prefix` (`und` or `gen`).
+    pub fn insert_side(&mut self, prefix: &str, log_probs: &PairLogProbs, side: &SideLoss) -> Result<()> {
+        let chosen = side.rewards.win.to_vec1::<f32>()?;
+        let rejected = side.rewards.lose.to_vec1::<f32>()?;
+        let wins = chosen.iter().zip(&rejected).filter(|(win, lose)| win > lose).count();
+        let (chosen, rejected) = (mean(&chosen), mean(&rejected));
+        self.insert(format!("{prefix}/rewards/chosen"), chosen);
+        self.insert(format!("{prefix}/rewards/rejected"), rejected);
+        self.insert(format!("{prefix}/rewards/margins"), chosen - rejected);
+        let pairs = side.loss.elem_count().max(1);
+        self.insert(format!("{prefix}/rewards/accuracies"), wins as f64 / pairs as f64);
+        for (name, tensor) in [
+            ("logps/chosen", &log_probs.policy.win),
+            ("logps/rejected", &log_probs.policy.lose),
+            ("delta/chosen", &side.delta.win),
+            ("delta/rejected", &side.delta.lose),
+            ("loss", &side.loss),
+        ] {
+            self.insert(format!("{prefix}/{name}"), mean(&tensor.to_vec1::<f32>()?));
+        }
+        Ok(())
+    }
+}
+
+fn mean(values: &[f32]) -> f64 {
+    values.iter().map(|&value| f64::from(value)).sum::<f64>() / values.len().max(1) as f64
+}
+
+/// One line of the metrics file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StepRecord {
+    /// Steps made, this one included: the first line says 1.
+    pub step: usize,
+    /// Epochs seen, this step included.
+    pub epoch: f64,
+    /// The loss, the mean over the step's micro batches.
+    pub loss: f64,
+    /// The norm of the whole gradient before clipping.
+    pub grad_norm: f64,
+    /// The learning rate that this step used.
+    pub learning_rate: f64,
+    /// What the objective reported.
+    pub metrics: Metrics,
+    /// What the run says loudly at this step, if anything.
+    pub warnings: Vec<String>,
+}
+
+impl StepRecord {
+    fn to_line(&self) -> String {
+        let mut line = Map::new();
+        line.insert("step".into(), self.step.into());
+        for (name, value) in [
+            ("epoch", self.epoch),
+            ("loss", self.loss),
+            ("grad_norm", self.grad_norm),
+            ("learning_rate", self.learning_rate),
+        ] {
+            line.insert(name.into(), value.into());
+        }
+        for (name, value) in self.metrics.iter() {
+            line.insert(name.into(), value.into());
+        }
+        if !self.warnings.is_empty() {
+            line.insert("warnings".into(), self.warnings.clone().into());
+        }
+        let mut text = Value::Object(line).to_string();
+        text.push('\n');
+        text
+    }
+
+    /// Reads a line that [`MetricsFile`] wrote.
+    pub fn from_line(line: &str) -> serde_json::Result<Self> {
+        #[derive(serde::Deserialize)]
+        struct Raw {
+            step: usize,
+            epoch: f64,
+            loss: f64,
+            grad_norm: f64,
+            learning_rate: f64,
+            #[serde(default)]
+            warnings: Vec<String>,
+            #[serde(flatten)]
+            metrics: BTreeMap<String, f64>,
+        }
+        let Raw { step, epoch, loss, grad_norm, learning_rate, warnings, metrics } = serde_json::from_str(line)?;
+        Ok(Self { step, epoch, loss, grad_norm, learning_rate, metrics: Metrics(metrics), warnings })
+    }
+}
+
+impl Serialize for Metrics {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+/// `metrics.jsonl` of a training folder, opened where a run begins or continues.
+#[derive(Debug)]
+pub struct MetricsFile {
+    path: PathBuf,
+    file: File,
+}
+
+impl MetricsFile {
+    /// Opens the file with exactly its first `step` lines and returns those: what a killed run wrote
+    /// after its last checkpoint is cut off, so that the finished file is that of an undisturbed run.
+    pub fn open(path: &Path, step: usize) -> Result<(Self, Vec<StepRecord>)> {
+        let mut file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(path)
+            .map_err(Error::file(path))?;
+        let mut bytes = Vec::new();
+        file.read_to_end(&mut bytes).map_err(Error::file(path))?;
+        let ends: Vec<usize> =
+            bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
+        if ends.len() < step {
+            return Err(Error::MetricsTooShort { path: path.into(), lines: ends.len(), step });
+        }
+        let end = if step == 0 { 0 } else { ends[step - 1] };
+        let records = String::from_utf8_lossy(&bytes[..end])
+            .lines()
+            .map(StepRecord::from_line)
+            .collect::<serde_json::Result<Vec<_>>>()
+            .map_err(|source| Error::Json { path: path.into(), what: "metrics line", source })?;
+        file.set_len(end as u64).map_err(Error::file(path))?;
+        file.seek(SeekFrom::End(0)).map_err(Error::file(path))?;
+        Ok((Self { path: path.into(), file }, records))
+    }
+
+    /// Appends one line.
+    pub fn append(&mut self, record: &StepRecord) -> Result<()> {
+        self.file.write_all(record.to_line().as_bytes()).map_err(Error::file(&self.path))
+    }
+
+    /// Brings all lines to the disk; a checkpoint must never be ahead of them.
+    pub fn sync(&mut self) -> Result<()> {
+        self.file.sync_all().map_err(Error::file(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::loss::{Pair, pair_dpo};
+    use candle_core::{Device, Tensor};
+
+    fn record(step: usize) -> StepRecord {
+        let mut metrics = Metrics::new();
+        metrics.insert("gen/delta/chosen", -0.1 * step as f64);
+        let warnings = if step == 2 { vec!["falling".to_owned()] } else { Vec::new() };
+        StepRecord { step, epoch: 0.25, loss: 1.5, grad_norm: 3.0, learning_rate: 1e-5, metrics, warnings }
+    }
+
+    #[test]
+    fn a_side_reports_trl_s_numbers() {
+        let row = |values: &[f32]| Tensor::new(values, &Device::Cpu).unwrap();
+        let log_probs = PairLogProbs {
+            policy: Pair { win: row(&[-42.0, -45.0]), lose: row(&[-45.0, -40.0]) },
+            reference: Pair { win: row(&[-43.0, -43.0]), lose: row(&[-44.0, -44.0]) },
+        };
+        let side = pair_dpo(&log_probs, 0.2, 0.0).unwrap();
+        let mut metrics = Metrics::new();
+        metrics.insert_side("und", &log_probs, &side).unwrap();
+        let near = |name: &str, expected: f64| {
+            let value = metrics.get(name).unwrap();
+            assert!((value - expected).abs() < 1e-6, "{name}: {value} against {expected}");
+        };
+        near("und/delta/chosen", -0.5);
+        near("und/delta/rejected", 1.5);
+        near("und/rewards/chosen", -0.1);
+        near("und/rewards/rejected", 0.3);
+        near("und/rewards/margins", -0.4);
+        near("und/rewards/accuracies", 0.5);
+        near("und/logps/chosen", -43.5);
+        near("und/logps/rejected", -42.5);
+        // −log σ(.4) = .513015, −log σ(−1.2) = 1.463282
+        near("und/loss", (0.513_015_25 + 1.463_282_5) / 2.0);
+    }
+
+    #[test]
+    fn means_are_taken_over_the_parts_that_report() {
+        let part = |values: &[(&str, f64)]| Metrics(values.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect());
+        let mean = Metrics::mean(&[part(&[("a", 1.0), ("b", 4.0)]), part(&[("a", 2.0)])]);
+        assert_eq!(mean, part(&[("a", 1.5), ("b", 4.0)]));
+    }
+
+    #[test]
+    fn the_file_is_cut_to_the_checkpoint_and_grows_back_identically() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let (mut file, before) = MetricsFile::open(&path, 0).unwrap();
+        assert!(before.is_empty());
+        (1..=4).for_each(|step| file.append(&record(step)).unwrap());
+        let whole = std::fs::read(&path).unwrap();
+        file.file.write_all(b"{\"step\":5,\"epo").unwrap();
+
+        let (mut file, before) = MetricsFile::open(&path, 2).unwrap();
+        assert_eq!(before, [record(1), record(2)]);
+        (3..=4).for_each(|step| file.append(&record(step)).unwrap());
+        assert_eq!(std::fs::read(&path).unwrap(), whole);
+
+        let error = MetricsFile::open(&path, 9).unwrap_err().to_string();
+        assert!(error.contains("metrics.jsonl holds 4 whole lines but the checkpoint is at step 9"), "{error}");
+    }
+}

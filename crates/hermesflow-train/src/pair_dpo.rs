@@ -1,0 +1,313 @@
+//! Pair-DPO as an [`Objective`]: which pairs a step sees, what is drawn for them, and the model's
+//! log-probabilities of both sides.
+//!
+//! 1. One record gives both halves of a pair; the released code shuffled them apart.
+//! 2. Mask and prompt dropout are drawn once per pair and step, for win and lose together; the released
+//!    code drew the dropout twice.
+//! 3. A side is one call to the model per micro batch, wins before losses.
+//! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the
+//!    start, in the pairs' order (so that they do not depend on where a run was continued). Its image
+//!    log-probabilities follow each step's masks.
+//! 5. `masks_per_pair` > 1 (a departure; 1 is the paper) averages log π(image) over several masks before
+//!    the σ, which lowers the variance of a step and costs as many passes.
+
+use candle_core::Tensor;
+use hermesflow_models::{CaptionExample, ImageExample, PairModel};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::checkpoint;
+use crate::draws::{ImageDraw, Order, image_draw};
+use crate::loss::{LossKind, Pair, PairLogProbs, total};
+use crate::metrics::Metrics;
+use crate::trainer::{Objective, ObjectiveError, Position, Step};
+use crate::{Error, Result};
+
+/// One record, ready for training: texts, and images as codes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingPair {
+    /// The record's id.
+    pub id: String,
+    /// The codes of the record's own image, which the captions are about.
+    pub image: Vec<u32>,
+    /// The question that the captions were sampled under.
+    pub question: String,
+    /// The record's caption, from which the images were imagined.
+    pub caption: String,
+    /// The preferred caption.
+    pub caption_win: String,
+    /// The rejected caption.
+    pub caption_lose: String,
+    /// The codes of the preferred image.
+    pub image_win: Vec<u32>,
+    /// The codes of the rejected image.
+    pub image_lose: Vec<u32>,
+}
+
+/// Which sides take part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Sides {
+    /// Captions and images: the method.
+    Both,
+    /// Captions only: a control.
+    Und,
+    /// Images only: a control.
+    Gen,
+}
+
+impl Sides {
+    fn understanding(self) -> bool {
+        self != Self::Gen
+    }
+
+    fn generation(self) -> bool {
+        self != Self::Und
+    }
+}
+
+/// The settings of Pair-DPO and its controls.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PairDpoSettings {
+    /// The seed of order, masks and dropout.
+    pub seed: u64,
+    /// Pairs per micro batch.
+    pub batch_size: usize,
+    /// Which sides take part.
+    pub sides: Sides,
+    /// The comparison, or the likelihood of the wins alone.
+    pub objective: LossKind,
+    /// β.
+    pub beta: f64,
+    /// λ of the captions; 0 is the paper.
+    pub lambda_und: f64,
+    /// λ of the images; 0 is the paper.
+    pub lambda_gen: f64,
+    /// The weight of the captions' loss; 1 is the paper.
+    pub weight_und: f64,
+    /// The weight of the images' loss; 1 is the paper.
+    pub weight_gen: f64,
+    /// Mask draws per pair and step; 1 is the paper.
+    pub masks_per_pair: usize,
+    /// The probability that a pair's prompt is replaced by the empty text.
+    pub prompt_dropout: f64,
+}
+
+impl Default for PairDpoSettings {
+    /// The paper's numbers.
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            batch_size: 4,
+            sides: Sides::Both,
+            objective: LossKind::PairDpo,
+            beta: 0.2,
+            lambda_und: 0.0,
+            lambda_gen: 0.0,
+            weight_und: 1.0,
+            weight_gen: 1.0,
+            masks_per_pair: 1,
+            prompt_dropout: 0.1,
+        }
+    }
+}
+
+impl PairDpoSettings {
+    /// Checks the ranges.
+    pub fn validate(&self) -> Result<()> {
+        let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
+        let at_least_one = |key, value: usize| check(value > 0, key, "must be at least 1".into());
+        let not_negative =
+            |key, value: f64| check(value.is_finite() && value >= 0.0, key, format!("{value} is not 0 or more"));
+        at_least_one("batch_size", self.batch_size)?;
+        at_least_one("masks_per_pair", self.masks_per_pair)?;
+        check(self.beta.is_finite() && self.beta > 0.0, "beta", format!("{} is not above 0", self.beta))?;
+        not_negative("lambda_und", self.lambda_und)?;
+        not_negative("lambda_gen", self.lambda_gen)?;
+        not_negative("weight_und", self.weight_und)?;
+        not_negative("weight_gen", self.weight_gen)?;
+        let dropout = self.prompt_dropout;
+        check((0.0..=1.0).contains(&dropout), "prompt_dropout", format!("{dropout} is not a probability"))
+    }
+}
+
+/// Pair-DPO over prepared pairs.
+pub struct PairDpo<M> {
+    policy: M,
+    reference: M,
+    pairs: Vec<TrainingPair>,
+    settings: PairDpoSettings,
+    order: Order,
+    /// Per pair log π_ref of its winning and losing caption; empty if captions take no part.
+    reference_captions: Vec<Pair<f32>>,
+}
+
+impl<M: PairModel> PairDpo<M> {
+    /// The objective of `policy` against the frozen `reference`, which should be loaded without trainable
+    /// variables so that it keeps no graph.
+    ///
+    /// If captions take part, `on_reference(done, all)` follows the pass over all pairs.
+    pub fn new(
+        policy: M,
+        reference: M,
+        pairs: Vec<TrainingPair>,
+        settings: PairDpoSettings,
+        mut on_reference: impl FnMut(usize, usize),
+    ) -> Result<Self> {
+        settings.validate()?;
+        if pairs.is_empty() {
+            return Err(Error::Setting { key: "pairs", problem: "there is no pair to train on".into() });
+        }
+        pairs.iter().try_for_each(|pair| check(pair, settings.sides))?;
+        let mut reference_captions = Vec::new();
+        if settings.sides.understanding() {
+            for chunk in pairs.chunks(settings.batch_size) {
+                let chunk: Vec<&TrainingPair> = chunk.iter().collect();
+                let log_probs = captions(&reference, &chunk)?;
+                let (win, lose) = (log_probs.win.to_vec1::<f32>()?, log_probs.lose.to_vec1::<f32>()?);
+                reference_captions.extend(win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }));
+                on_reference(reference_captions.len(), pairs.len());
+            }
+        }
+        let order = Order::new(settings.seed, pairs.len());
+        Ok(Self { policy, reference, pairs, settings, order, reference_captions })
+    }
+
+    /// The model being trained.
+    pub fn policy(&self) -> &M {
+        &self.policy
+    }
+
+    /// The model being trained.
+    pub fn into_policy(self) -> M {
+        self.policy
+    }
+
+    /// The log-probabilities of the caption side of the pairs at `indices`.
+    fn understanding(&self, indices: &[usize]) -> Result<PairLogProbs> {
+        let pairs: Vec<&TrainingPair> = indices.iter().map(|&index| &self.pairs[index]).collect();
+        let policy = captions(&self.policy, &pairs)?;
+        let known = |of: fn(&Pair<f32>) -> f32| {
+            let values: Vec<f32> = indices.iter().map(|&index| of(&self.reference_captions[index])).collect();
+            Tensor::new(values, policy.win.device())
+        };
+        let reference = Pair { win: known(|pair| pair.win)?, lose: known(|pair| pair.lose)? };
+        Ok(PairLogProbs { policy, reference })
+    }
+
+    /// The log-probabilities of the image side of the pairs at `indices`, under their draws.
+    fn generation(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<PairLogProbs> {
+        let pairs: Vec<&TrainingPair> = indices.iter().map(|&index| &self.pairs[index]).collect();
+        let policy = images(&self.policy, &pairs, draws)?;
+        let reference = images(&self.reference, &pairs, draws)?;
+        Ok(PairLogProbs { policy, reference: Pair { win: reference.win.detach(), lose: reference.lose.detach() } })
+    }
+
+    fn loss(&mut self, at: Position) -> Result<Step> {
+        let settings = self.settings;
+        let numbers: Vec<u64> = (0..settings.batch_size).map(|index| at.example(index, settings.batch_size)).collect();
+        let indices: Vec<usize> = numbers.iter().map(|&number| self.order.index(number)).collect();
+        let (mut metrics, mut sides) = (Metrics::new(), Vec::new());
+        if settings.sides.understanding() {
+            let log_probs = self.understanding(&indices)?;
+            let side = settings.objective.side(&log_probs, settings.beta, settings.lambda_und)?;
+            metrics.insert_side("und", &log_probs, &side)?;
+            sides.push((settings.weight_und, side));
+        }
+        if settings.sides.generation() {
+            let draws: Vec<ImageDraw> = numbers
+                .iter()
+                .zip(&indices)
+                .map(|(&number, &index)| {
+                    let tokens = self.pairs[index].image_win.len();
+                    image_draw(settings.seed, number, tokens, settings.masks_per_pair, settings.prompt_dropout)
+                })
+                .collect();
+            let log_probs = self.generation(&indices, &draws)?;
+            let side = settings.objective.side(&log_probs, settings.beta, settings.lambda_gen)?;
+            metrics.insert_side("gen", &log_probs, &side)?;
+            sides.push((settings.weight_gen, side));
+        }
+        let sides: Vec<_> = sides.iter().map(|(weight, side)| (*weight, side)).collect();
+        let loss = total(&sides)?.expect("every choice of sides has at least one");
+        Ok(Step { loss, metrics })
+    }
+}
+
+impl<M: PairModel> Objective for PairDpo<M> {
+    fn parameters(&self) -> Vec<(String, candle_core::Var)> {
+        self.policy.parameters()
+    }
+
+    fn micro_batch(&mut self, at: Position) -> std::result::Result<Step, ObjectiveError> {
+        Ok(self.loss(at)?)
+    }
+
+    fn epoch(&self, at: Position) -> f64 {
+        at.example(0, self.settings.batch_size) as f64 / self.pairs.len() as f64
+    }
+
+    /// The settings and a digest of the pairs.
+    fn settings(&self) -> Value {
+        json!({
+            "pair_dpo": self.settings,
+            "pairs": self.pairs.len(),
+            "pairs_hash": checkpoint::hash(&json!(self.pairs)),
+        })
+    }
+}
+
+/// log π of both captions of each pair, in one call.
+///
+/// # Shapes
+/// Each `[pairs]`.
+fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tensor>> {
+    let example = |pair: &TrainingPair, caption: &String| CaptionExample {
+        image: pair.image.clone(),
+        question: pair.question.clone(),
+        caption: caption.clone(),
+    };
+    let wins = pairs.iter().map(|pair| example(pair, &pair.caption_win));
+    let loses = pairs.iter().map(|pair| example(pair, &pair.caption_lose));
+    let examples: Vec<CaptionExample> = wins.chain(loses).collect();
+    halves(&model.caption_log_probs(&examples)?, pairs.len())
+}
+
+/// log π of both images of each pair under the pair's draw, averaged over its masks, in one call.
+///
+/// # Shapes
+/// Each `[pairs]`.
+fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw]) -> Result<Pair<Tensor>> {
+    let of = |image: for<'a> fn(&'a TrainingPair) -> &'a Vec<u32>| {
+        pairs.iter().zip(draws).flat_map(move |(pair, draw)| {
+            draw.masks.iter().map(move |mask| ImageExample {
+                prompt: if draw.drop_prompt { String::new() } else { pair.caption.clone() },
+                image: image(pair).clone(),
+                masked: mask.clone(),
+            })
+        })
+    };
+    let examples: Vec<ImageExample> = of(|pair| &pair.image_win).chain(of(|pair| &pair.image_lose)).collect();
+    let log_probs = model.image_log_probs(&examples)?;
+    let masks = draws.first().map_or(1, |draw| draw.masks.len());
+    let log_probs =
+        if masks == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), masks))?.mean(1)? };
+    halves(&log_probs, pairs.len())
+}
+
+fn halves(log_probs: &Tensor, pairs: usize) -> Result<Pair<Tensor>> {
+    Ok(Pair { win: log_probs.narrow(0, 0, pairs)?, lose: log_probs.narrow(0, pairs, pairs)? })
+}
+
+fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {
+    let problem = |problem: String| Err(Error::TrainingPair { id: pair.id.clone(), problem });
+    if sides.understanding() && pair.image.is_empty() {
+        return problem("its own image has no codes".into());
+    }
+    let (win, lose) = (pair.image_win.len(), pair.image_lose.len());
+    if sides.generation() && (win == 0 || win != lose) {
+        return problem(format!("the winning image has {win} codes, the losing one {lose}"));
+    }
+    Ok(())
+}
