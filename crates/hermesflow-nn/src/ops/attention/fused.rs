@@ -275,10 +275,9 @@ impl Attention {
     }
 
     /// Runs all tasks, in parallel where there is enough to do.
-    fn run(&self, d: usize, tasks: usize, per_head: usize, task: impl Fn(&mut Vec<f32>, usize) + Sync) {
-        let _ = per_head;
-        let work: usize = self.blocks.iter().map(|b| b.rows * b.keys * d).sum();
-        if work * per_head < PARALLEL_FROM {
+    fn run(&self, width: usize, tasks: usize, task: impl Fn(&mut Vec<f32>, usize) + Sync + Send) {
+        let work: usize = self.blocks.iter().map(|block| block.rows * block.keys * width).sum();
+        if work < PARALLEL_FROM {
             let mut scratch = Vec::new();
             (0..tasks).for_each(|i| task(&mut scratch, i));
         } else {
@@ -306,7 +305,7 @@ impl CustomOp3 for Attention {
         let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
         let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
         let (y, sums) = (Shared(out.as_mut_ptr()), Shared(normalizers.as_mut_ptr()));
-        self.run(d, self.blocks.len() * heads, heads, |scratch, i| {
+        self.run(heads * d, self.blocks.len() * heads, |scratch, i| {
             // SAFETY: `check` has seen that the segments lie in the inputs and
             // that their queries are disjoint.
             unsafe { inputs.forward(&self.blocks[i / heads], i % heads, scratch, y, sums) }
@@ -345,7 +344,7 @@ impl CustomOp3 for Attention {
             dv: Shared(dv.as_mut_ptr()),
         };
         let groups = Block::groups(&self.blocks);
-        self.run(d, groups.len() * heads, heads, |scratch, i| {
+        self.run(heads * d, groups.len() * heads, |scratch, i| {
             for block in &groups[i / heads] {
                 // SAFETY: as in the forward pass; groups have disjoint keys,
                 // and the blocks of a group follow one another.
