@@ -86,8 +86,8 @@ pub fn save(folder: &Path, optimizer: &AdamW, state: &State) -> Result<PathBuf> 
     let (temporary, done) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
     remove(&temporary)?;
     fs::create_dir_all(&temporary).map_err(Error::file(&temporary))?;
-    let model: HashMap<&str, &Tensor> =
-        optimizer.parameters().iter().map(|(name, var)| (name.as_str(), var.as_tensor())).collect();
+    let model: HashMap<&str, Tensor> =
+        optimizer.parameters().iter().map(|(name, var)| (name.as_str(), var.as_tensor().clone())).collect();
     candle_core::safetensors::save(&model, temporary.join(MODEL))?;
     candle_core::safetensors::save(&optimizer.state(), temporary.join(OPTIMIZER))?;
     let path = temporary.join(STATE);

@@ -1,0 +1,290 @@
+//! Pair-DPO with a model that can be followed by hand: what it is asked, and what it learns.
+#![allow(clippy::unwrap_used)]
+
+use std::cell::RefCell;
+use std::ops::ControlFlow;
+use std::rc::Rc;
+
+use candle_core::{Device, Tensor, Var};
+use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
+use hermesflow_train::{
+    LossKind, Objective, PairDpo, PairDpoSettings, Position, Schedule, ScheduleKind, Sides, Trainer, TrainerSettings,
+    TrainingPair,
+};
+
+const CODES: usize = 8;
+const TOKENS: usize = 16;
+
+/// Every code and every letter has its own log-probability, the codes another one under a prompt.
+#[derive(Clone)]
+struct Unigram {
+    letters: Var,
+    codes: Var,
+    prompted: Var,
+    asked: Rc<RefCell<Asked>>,
+}
+
+#[derive(Default)]
+struct Asked {
+    captions: Vec<Vec<CaptionExample>>,
+    images: Vec<Vec<ImageExample>>,
+}
+
+impl Unigram {
+    fn new(start: f32) -> Self {
+        let var = |slope: f32| {
+            let values: Vec<f32> = (0..CODES).map(|code| start + slope * code as f32).collect();
+            Var::new(values, &Device::Cpu).unwrap()
+        };
+        Self { letters: var(0.1), codes: var(-0.05), prompted: var(0.02), asked: Rc::default() }
+    }
+
+    fn values(&self) -> Vec<f32> {
+        [&self.letters, &self.codes, &self.prompted].map(|var| var.to_vec1::<f32>().unwrap()).concat()
+    }
+
+    /// `counts [n, CODES]`, `scores [n or 1, CODES]` → `[n]`.
+    fn sum(counts: Vec<[f32; CODES]>, scores: &Tensor) -> Result<Tensor> {
+        let log_probs = scores.broadcast_sub(&scores.exp()?.sum_keepdim(1)?.log()?)?;
+        Ok(Tensor::new(counts, &Device::Cpu)?.broadcast_mul(&log_probs)?.sum(1)?)
+    }
+}
+
+fn counts(items: impl Iterator<Item = usize>) -> [f32; CODES] {
+    let mut counts = [0.0; CODES];
+    items.for_each(|item| counts[item % CODES] += 1.0);
+    counts
+}
+
+impl PairModel for Unigram {
+    fn parameters(&self) -> Vec<(String, Var)> {
+        [("codes", &self.codes), ("letters", &self.letters), ("prompted", &self.prompted)]
+            .map(|(name, var)| (name.to_owned(), var.clone()))
+            .to_vec()
+    }
+
+    fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {
+        self.asked.borrow_mut().captions.push(examples.to_vec());
+        let counts = examples.iter().map(|example| counts(example.caption.bytes().map(usize::from))).collect();
+        Self::sum(counts, &self.letters.unsqueeze(0)?)
+    }
+
+    fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        self.asked.borrow_mut().images.push(examples.to_vec());
+        let masked = |example: &ImageExample| {
+            counts(example.masked.iter().map(|&position| example.image[position as usize] as usize))
+        };
+        let prompted: Vec<[f32; 1]> =
+            examples.iter().map(|example| [if example.prompt.is_empty() { 0.0 } else { 1.0 }]).collect();
+        let prompted = Tensor::new(prompted, &Device::Cpu)?.matmul(&self.prompted.unsqueeze(0)?)?;
+        Self::sum(examples.iter().map(masked).collect(), &prompted.broadcast_add(&self.codes)?)
+    }
+}
+
+/// Winning captions and images are made of other letters and codes than losing ones.
+fn pairs(count: usize) -> Vec<TrainingPair> {
+    (0..count)
+        .map(|index| TrainingPair {
+            id: format!("r{index}"),
+            image: vec![index as u32 % CODES as u32; TOKENS],
+            question: "Give a caption for this image.".into(),
+            caption: format!("caption {index}"),
+            caption_win: "abcab".into(),
+            caption_lose: "defde".into(),
+            image_win: (0..TOKENS as u32).map(|position| position % 4).collect(),
+            image_lose: (0..TOKENS as u32).map(|position| 4 + (position + index as u32) % 4).collect(),
+        })
+        .collect()
+}
+
+fn objective(settings: PairDpoSettings, count: usize) -> (PairDpo<Unigram>, Unigram, Unigram) {
+    let (policy, reference) = (Unigram::new(0.0), Unigram::new(0.0));
+    let pair_dpo = PairDpo::new(policy.clone(), reference.clone(), pairs(count), settings, |_, _| {}).unwrap();
+    (pair_dpo, policy, reference)
+}
+
+fn at(step: usize) -> Position {
+    Position { step, micro: 0, micros: 1 }
+}
+
+fn scalar(tensor: &Tensor) -> f32 {
+    tensor.to_scalar().unwrap()
+}
+
+#[test]
+fn a_fresh_policy_starts_at_two_ln_two() {
+    for lambda in [0.0, 5.0] {
+        let settings = PairDpoSettings { lambda_und: lambda, lambda_gen: lambda, ..PairDpoSettings::default() };
+        let (mut pair_dpo, ..) = objective(settings, 6);
+        let step = pair_dpo.micro_batch(at(0)).unwrap();
+        assert_eq!(scalar(&step.loss), 2.0 * std::f32::consts::LN_2);
+        assert_eq!(step.metrics.get("gen/rewards/margins"), Some(0.0));
+        assert_eq!(step.metrics.get("und/delta/chosen"), Some(0.0));
+        assert!(step.metrics.get("und/logps/chosen").unwrap() < -1.0);
+    }
+}
+
+#[test]
+fn a_pair_whose_win_is_its_lose_costs_two_ln_two_however_far_the_policy_has_moved() {
+    let mut same = pairs(4);
+    for pair in &mut same {
+        pair.caption_lose = pair.caption_win.clone();
+        pair.image_lose = pair.image_win.clone();
+    }
+    let settings = PairDpoSettings::default();
+    let mut pair_dpo = PairDpo::new(Unigram::new(0.0), Unigram::new(3.0), same, settings, |_, _| {}).unwrap();
+    for (_, var) in pair_dpo.parameters() {
+        var.set(&(var.as_tensor() * 7.0).unwrap()).unwrap();
+    }
+    assert_eq!(scalar(&pair_dpo.micro_batch(at(3)).unwrap().loss), 2.0 * std::f32::consts::LN_2);
+}
+
+#[test]
+fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
+    let settings = PairDpoSettings { prompt_dropout: 0.5, ..PairDpoSettings::default() };
+    let (mut pair_dpo, policy, reference) = objective(settings, 10);
+    (0..5).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap()));
+    let asked = policy.asked.borrow();
+    assert_eq!((asked.captions.len(), asked.images.len()), (5, 5), "one call per side and micro batch");
+    let mut dropped = 0;
+    for examples in &asked.images {
+        let (wins, loses) = examples.split_at(4);
+        for (win, lose) in wins.iter().zip(loses) {
+            assert_eq!((&win.masked, &win.prompt), (&lose.masked, &lose.prompt));
+            assert!(win.image.iter().all(|code| *code < 4) && lose.image.iter().all(|code| *code >= 4));
+            dropped += usize::from(win.prompt.is_empty());
+        }
+    }
+    assert!((4..=16).contains(&dropped), "{dropped} of 20 prompts are empty");
+    // Both halves of a pair are one record's.
+    for (captions, images) in asked.captions.iter().zip(&asked.images) {
+        for (caption, image) in captions.iter().zip(images).filter(|(_, image)| !image.prompt.is_empty()) {
+            let record: u32 = image.prompt.trim_start_matches("caption ").parse().unwrap();
+            assert_eq!(caption.image, vec![record % CODES as u32; TOKENS]);
+            assert_eq!(caption.question, "Give a caption for this image.");
+        }
+    }
+    // The reference saw each caption once, at the start, and the very same images.
+    let known = reference.asked.borrow();
+    assert_eq!(known.captions.iter().map(Vec::len).sum::<usize>(), 20);
+    assert_eq!(known.images, asked.images);
+}
+
+#[test]
+fn an_epoch_sees_every_pair_once_and_a_step_can_be_repeated_alone() {
+    let (mut pair_dpo, policy, _) = objective(PairDpoSettings { prompt_dropout: 0.0, ..PairDpoSettings::default() }, 8);
+    (0..4).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap()));
+    let run: Vec<Vec<ImageExample>> = policy.asked.borrow().images.clone();
+    for epoch in run.chunks(2) {
+        let mut prompts: Vec<&str> = epoch.iter().flat_map(|step| &step[..4]).map(|e| e.prompt.as_str()).collect();
+        prompts.sort_unstable();
+        prompts.dedup();
+        assert_eq!(prompts.len(), 8);
+    }
+    pair_dpo.micro_batch(at(1)).unwrap();
+    assert_eq!(policy.asked.borrow().images[4], run[1]);
+    assert_eq!((pair_dpo.epoch(at(0)), pair_dpo.epoch(at(3))), (0.0, 1.5));
+}
+
+#[test]
+fn training_orders_the_pairs_moves_every_parameter_and_no_reference() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pair_dpo, policy, reference) = objective(PairDpoSettings::default(), 6);
+    let (before, frozen) = (policy.values(), reference.values());
+    let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 0.05, warmup_steps: 0, total_steps: 30 };
+    let mut records = Vec::new();
+    Trainer::new(pair_dpo, TrainerSettings::new(schedule), folder.path())
+        .unwrap()
+        .run(|report| {
+            records.push(report.record.clone());
+            ControlFlow::Continue(())
+        })
+        .unwrap();
+    let (first, last) = (&records[0], &records[29]);
+    assert!(last.loss < 0.5 * first.loss, "{} against {}", last.loss, first.loss);
+    for side in ["und", "gen"] {
+        let get = |name: &str| last.metrics.get(&format!("{side}/{name}")).unwrap();
+        assert_eq!(get("rewards/accuracies"), 1.0);
+        assert!(get("delta/chosen") > 0.0 && get("delta/rejected") < 0.0);
+        assert!((get("rewards/margins") - (get("rewards/chosen") - get("rewards/rejected"))).abs() < 1e-9);
+    }
+    assert!(before.iter().zip(policy.values()).all(|(a, b)| *a != b));
+    assert_eq!(frozen, reference.values());
+}
+
+#[test]
+fn a_batch_of_4_is_4_micro_batches_of_1() {
+    let run = |batch_size: usize, accumulation: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let settings = PairDpoSettings { batch_size, lambda_gen: 5.0, ..PairDpoSettings::default() };
+        let (pair_dpo, policy, _) = objective(settings, 6);
+        let schedule = Schedule { kind: ScheduleKind::Linear, learning_rate: 0.05, warmup_steps: 1, total_steps: 8 };
+        let settings = TrainerSettings { accumulation, ..TrainerSettings::new(schedule) };
+        Trainer::new(pair_dpo, settings, folder.path()).unwrap().run(|_| ControlFlow::Continue(())).unwrap();
+        policy.values()
+    };
+    for (a, b) in run(4, 1).iter().zip(run(1, 4)) {
+        assert!((a - b).abs() < 1e-5, "{a} against {b}");
+    }
+}
+
+#[test]
+fn one_side_alone_asks_for_nothing_of_the_other() {
+    for (sides, captions, images) in [(Sides::Und, 1, 0), (Sides::Gen, 0, 1)] {
+        let (mut pair_dpo, policy, _) = objective(PairDpoSettings { sides, ..PairDpoSettings::default() }, 6);
+        let step = pair_dpo.micro_batch(at(0)).unwrap();
+        assert_eq!(scalar(&step.loss), std::f32::consts::LN_2);
+        let asked = policy.asked.borrow();
+        assert_eq!((asked.captions.len(), asked.images.len()), (captions, images));
+        assert_eq!(step.metrics.get("gen/loss").is_some(), images == 1);
+    }
+}
+
+#[test]
+fn sft_wins_raises_the_wins_and_pulls_as_hard_as_the_first_step_of_pair_dpo() {
+    let gradient = |objective_kind: LossKind| {
+        let settings =
+            PairDpoSettings { objective: objective_kind, batch_size: 6, sides: Sides::Und, ..PairDpoSettings::default() };
+        let (mut pair_dpo, policy, _) = objective(settings, 6);
+        let gradients = pair_dpo.micro_batch(at(0)).unwrap().loss.backward().unwrap();
+        gradients.get(&policy.letters).unwrap().to_vec1::<f32>().unwrap()
+    };
+    let (sft, dpo) = (gradient(LossKind::SftWins), gradient(LossKind::PairDpo));
+    // Letters a, b, c are codes 1, 2, 3: 'a' occurs twice in the win and never in the loss of 5 letters,
+    // where both captions have equal weight and the softmax terms cancel in the comparison: β/2 · 2.
+    assert!((dpo[1] + 0.2).abs() < 1e-6, "{dpo:?}");
+    // For the likelihood alone the softmax term stays: β/2 · (2 − 5·p(a)).
+    let scores: Vec<f32> = Unigram::new(0.0).letters.to_vec1().unwrap();
+    let p = scores[1].exp() / scores.iter().map(|score| score.exp()).sum::<f32>();
+    assert!((sft[1] + 0.1 * (2.0 - 5.0 * p)).abs() < 1e-6, "{sft:?}");
+}
+
+#[test]
+fn several_masks_are_averaged_before_the_comparison() {
+    let settings = PairDpoSettings { masks_per_pair: 3, batch_size: 2, sides: Sides::Gen, ..PairDpoSettings::default() };
+    let (mut pair_dpo, policy, _) = objective(settings, 6);
+    policy.codes.set(&(policy.codes.as_tensor() * -6.0).unwrap()).unwrap();
+    let step = pair_dpo.micro_batch(at(0)).unwrap();
+    let examples = policy.asked.borrow().images[0].clone();
+    assert_eq!(examples.len(), 2 * 2 * 3);
+    let alone = |example: &ImageExample| {
+        f64::from(policy.image_log_probs(std::slice::from_ref(example)).unwrap().to_vec1::<f32>().unwrap()[0])
+    };
+    let wins: f64 = examples[..6].iter().map(alone).sum::<f64>() / 6.0;
+    assert!((step.metrics.get("gen/logps/chosen").unwrap() - wins).abs() < 1e-4);
+    assert_ne!(examples[0].masked.len(), examples[2].masked.len());
+}
+
+#[test]
+fn unusable_pairs_and_settings_are_named() {
+    let build = |pairs, settings| PairDpo::new(Unigram::new(0.0), Unigram::new(0.0), pairs, settings, |_, _| {});
+    let mut short = pairs(3);
+    short[1].image_lose.pop();
+    let error = build(short, PairDpoSettings::default()).err().unwrap().to_string();
+    assert!(error.contains("training pair r1") && error.contains("16 codes, the losing one 15"), "{error}");
+    assert!(build(Vec::new(), PairDpoSettings::default()).is_err());
+    let error = build(pairs(3), PairDpoSettings { beta: 0.0, ..PairDpoSettings::default() }).err().unwrap();
+    assert!(error.to_string().contains("`beta`"), "{error}");
+    let settings = PairDpoSettings { prompt_dropout: 1.5, ..PairDpoSettings::default() };
+    assert!(build(pairs(3), settings).is_err());
+}
