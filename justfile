@@ -1,0 +1,31 @@
+# `just` lists the recipes.
+default:
+    @just --list
+
+# What CI runs: format, lints, tests, the golden cases.
+check:
+    .ci/run
+
+# All tests, as the README types them.
+test:
+    cargo test --release --workspace
+
+# The whole loop on the embedded model.
+demo:
+    cargo run --release -- demo
+
+# Replay recorded numbers of the original models.
+verify *PATHS:
+    cargo run --release -- verify {{PATHS}}
+
+# Make the embedded model again from nothing.
+pretrain:
+    cargo run --release -- pretrain configs/pretrain-scenes.yaml
+
+# The table of the README: the method beside its controls.
+controls:
+    cargo run --release -- controls configs/scenes.yaml
+
+# Licences and advisories (needs cargo-deny).
+deny:
+    cargo deny check
