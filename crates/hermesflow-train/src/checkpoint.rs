@@ -60,7 +60,9 @@ impl State {
 /// FNV-1a, 64 bits, of a JSON value's text.
 pub fn hash(value: &Value) -> String {
     let text = value.to_string();
-    let hash = text.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let hash = text
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
     format!("{hash:016x}")
 }
 
@@ -91,8 +93,11 @@ pub fn save(folder: &Path, optimizer: &AdamW, state: &State) -> Result<PathBuf> 
     candle_core::safetensors::save(&model, temporary.join(MODEL))?;
     candle_core::safetensors::save(&optimizer.state(), temporary.join(OPTIMIZER))?;
     let path = temporary.join(STATE);
-    let mut json = serde_json::to_string_pretty(state)
-        .map_err(|source| Error::Json { path: path.clone(), what: "checkpoint state", source })?;
+    let mut json = serde_json::to_string_pretty(state).map_err(|source| Error::Json {
+        path: path.clone(),
+        what: "checkpoint state",
+        source,
+    })?;
     json.push('\n');
     fs::write(&path, json).map_err(Error::file(&path))?;
     for file in [MODEL, OPTIMIZER, STATE] {
@@ -109,8 +114,11 @@ pub fn save(folder: &Path, optimizer: &AdamW, state: &State) -> Result<PathBuf> 
 pub fn load(checkpoint: &Path, optimizer: &mut AdamW, settings: &Value) -> Result<State> {
     let path = checkpoint.join(STATE);
     let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
-    let state: State = serde_json::from_str(&text)
-        .map_err(|source| Error::Json { path: path.clone(), what: "checkpoint state", source })?;
+    let state: State = serde_json::from_str(&text).map_err(|source| Error::Json {
+        path: path.clone(),
+        what: "checkpoint state",
+        source,
+    })?;
     state.check(settings, checkpoint)?;
     let read = |file: &str| -> Result<HashMap<String, Tensor>> {
         Ok(candle_core::safetensors::load(checkpoint.join(file), &Device::Cpu)?)

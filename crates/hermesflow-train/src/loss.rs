@@ -134,10 +134,7 @@ pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
 
 fn deltas(log_probs: &PairLogProbs) -> Result<Pair<Tensor>> {
     let PairLogProbs { policy, reference } = log_probs;
-    Ok(Pair {
-        win: (&policy.win - reference.win.detach())?,
-        lose: (&policy.lose - reference.lose.detach())?,
-    })
+    Ok(Pair { win: (&policy.win - reference.win.detach())?, lose: (&policy.lose - reference.lose.detach())? })
 }
 
 fn rewards(delta: &Pair<Tensor>, beta: f64) -> Result<Pair<Tensor>> {
@@ -174,7 +171,8 @@ mod tests {
 
     /// Gradients of the mean loss by (δ_win, δ_lose), one pair at policy values (win, lose), reference 0.
     fn gradient(win: f32, lose: f32, anchor: f64) -> (f32, f32) {
-        let policy = Pair { win: Var::new(&[win], &Device::Cpu).unwrap(), lose: Var::new(&[lose], &Device::Cpu).unwrap() };
+        let policy =
+            Pair { win: Var::new(&[win], &Device::Cpu).unwrap(), lose: Var::new(&[lose], &Device::Cpu).unwrap() };
         let log_probs = PairLogProbs {
             policy: Pair { win: policy.win.as_tensor().clone(), lose: policy.lose.as_tensor().clone() },
             reference: Pair { win: row(&[0.0]), lose: row(&[0.0]) },

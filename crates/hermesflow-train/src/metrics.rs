@@ -25,9 +25,9 @@ impl Metrics {
         Self::default()
     }
 
-    /// Sets one number.
+    /// Sets one number, to the nine digits that an f32 has: what is read back is what was observed.
     pub fn insert(&mut self, name: impl Into<String>, value: f64) {
-        self.0.insert(name.into(), value);
+        self.0.insert(name.into(), nine_digits(value));
     }
 
     /// One number.
@@ -48,7 +48,9 @@ impl Metrics {
             entry.0 += value;
             entry.1 += 1;
         }
-        Self(sums.into_iter().map(|(name, (sum, count))| (name, sum / count as f64)).collect())
+        let mut means = Self::new();
+        sums.into_iter().for_each(|(name, (sum, count))| means.insert(name, sum / count as f64));
+        means
     }
 
     /// Adds the numbers of one side of a batch under `prefix` (`und` or `gen`).
@@ -73,6 +75,11 @@ impl Metrics {
         }
         Ok(())
     }
+}
+
+/// The nearest f32 in its shortest decimal form, which JSON readers read without error.
+fn nine_digits(value: f64) -> f64 {
+    (value as f32).to_string().parse().unwrap_or(value)
 }
 
 fn mean(values: &[f32]) -> f64 {
@@ -133,9 +140,11 @@ impl StepRecord {
             #[serde(default)]
             warnings: Vec<String>,
             #[serde(flatten)]
-            metrics: BTreeMap<String, f64>,
+            metrics: BTreeMap<String, Option<f64>>,
         }
         let Raw { step, epoch, loss, grad_norm, learning_rate, warnings, metrics } = serde_json::from_str(line)?;
+        // JSON has no infinity; it is written as null.
+        let metrics = metrics.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect();
         Ok(Self { step, epoch, loss, grad_norm, learning_rate, metrics: Metrics(metrics), warnings })
     }
 }
@@ -238,6 +247,20 @@ mod tests {
         let part = |values: &[(&str, f64)]| Metrics(values.iter().map(|(n, v)| ((*n).to_owned(), *v)).collect());
         let mean = Metrics::mean(&[part(&[("a", 1.0), ("b", 4.0)]), part(&[("a", 2.0)])]);
         assert_eq!(mean, part(&[("a", 1.5), ("b", 4.0)]));
+    }
+
+    #[test]
+    fn what_is_read_back_is_what_was_observed() {
+        let mut metrics = Metrics::new();
+        for (index, value) in [1.0 / 3.0, -1e7 / 7.0, 0.2, 1e-9 / 3.0, -123_456_789.123].into_iter().enumerate() {
+            metrics.insert(index.to_string(), value);
+        }
+        assert_eq!(metrics.get("0"), Some(0.333_333_34));
+        let mut written = StepRecord { metrics, ..record(1) };
+        assert_eq!(StepRecord::from_line(&written.to_line()).unwrap(), written);
+        written.metrics.insert("unlikely", f64::NEG_INFINITY);
+        let read = StepRecord::from_line(&written.to_line()).unwrap();
+        assert!(read.metrics.get("unlikely").unwrap().is_nan());
     }
 
     #[test]

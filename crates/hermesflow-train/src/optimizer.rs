@@ -187,7 +187,8 @@ impl AdamW {
 
 /// Sets every variable from the tensor of its name: all fit, or nothing is changed.
 pub(crate) fn set_all(targets: &[(String, &Var)], from: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
-    let problem = |name: &str, problem: String| Error::CheckpointTensor { path: path.into(), name: name.into(), problem };
+    let problem =
+        |name: &str, problem: String| Error::CheckpointTensor { path: path.into(), name: name.into(), problem };
     let known: BTreeSet<&str> = targets.iter().map(|(name, _)| name.as_str()).collect();
     let mut names: Vec<&String> = from.keys().collect();
     names.sort();
@@ -202,7 +203,7 @@ pub(crate) fn set_all(targets: &[(String, &Var)], from: &HashMap<String, Tensor>
         }
     }
     for (name, var) in targets {
-        var.set(&from[name])?;
+        var.set(&from[name].to_device(var.device())?)?;
     }
     Ok(())
 }
@@ -223,7 +224,9 @@ mod tests {
 
     #[test]
     fn only_matrices_decay() {
-        for name in ["showo.lm_head.weight", "showo.model.layers.0.self_attn.q_proj.weight", "model.layers.3.mlp.fc1.weight"] {
+        for name in
+            ["showo.lm_head.weight", "showo.model.layers.0.self_attn.q_proj.weight", "model.layers.3.mlp.fc1.weight"]
+        {
             assert!(decays(name, &[4, 4]), "{name}");
         }
         assert!(decays("decoder.conv_in.weight", &[8, 4, 3, 3]));

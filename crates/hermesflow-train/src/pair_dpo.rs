@@ -179,9 +179,9 @@ impl<M: PairModel> PairDpo<M> {
         &self.policy
     }
 
-    /// The model being trained.
-    pub fn into_policy(self) -> M {
-        self.policy
+    /// The model being trained and the reference.
+    pub fn into_models(self) -> (M, M) {
+        (self.policy, self.reference)
     }
 
     /// The log-probabilities of the caption side of the pairs at `indices`.
@@ -291,8 +291,7 @@ fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw]) 
     let examples: Vec<ImageExample> = of(|pair| &pair.image_win).chain(of(|pair| &pair.image_lose)).collect();
     let log_probs = model.image_log_probs(&examples)?;
     let masks = draws.first().map_or(1, |draw| draw.masks.len());
-    let log_probs =
-        if masks == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), masks))?.mean(1)? };
+    let log_probs = if masks == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), masks))?.mean(1)? };
     halves(&log_probs, pairs.len())
 }
 

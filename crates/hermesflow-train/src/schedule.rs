@@ -44,10 +44,7 @@ impl Schedule {
         if self.warmup_steps >= self.total_steps {
             return Err(setting(
                 "warmup_steps",
-                format!(
-                    "{} steps of warm-up do not fit into a run of {} steps",
-                    self.warmup_steps, self.total_steps
-                ),
+                format!("{} steps of warm-up do not fit into a run of {} steps", self.warmup_steps, self.total_steps),
             ));
         }
         if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {

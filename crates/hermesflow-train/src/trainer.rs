@@ -194,6 +194,10 @@ impl<O: Objective> Trainer<O> {
             Some(path) => checkpoint::load(path, &mut optimizer, &decisive)?.step,
             None => 0,
         };
+        if resumed.is_some() {
+            // A run that was killed right after its last checkpoint must leave the same files.
+            checkpoint::keep_last(folder, settings.keep_checkpoints)?;
+        }
         let (metrics, before) = MetricsFile::open(&folder.join(METRICS_FILE), step)?;
         let mut watch = settings.watch.map(LikelihoodWatch::new);
         let mut stopped = false;

@@ -125,10 +125,7 @@ mod tests {
         let steps: Vec<usize> = events.iter().map(|(step, _)| *step).collect();
         // Two windows end at step 9: means of steps 5..=9 and 0..=4 are −3.5 and −1.
         assert_eq!(steps, [9, 14, 19, 24, 29]);
-        assert_eq!(
-            events[0].1,
-            LikelihoodFalls { metric: "gen/delta/chosen", window: 5, mean: -3.5, before: -1.0 }
-        );
+        assert_eq!(events[0].1, LikelihoodFalls { metric: "gen/delta/chosen", window: 5, mean: -3.5, before: -1.0 });
         assert!(events[0].1.to_string().contains("gen/delta/chosen is -3.50 nats"));
     }
 

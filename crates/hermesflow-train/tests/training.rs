@@ -36,8 +36,11 @@ impl Toy {
             Var::from_tensor(&Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()).unwrap()
         };
         let bias = Var::from_tensor(&Tensor::zeros(8, candle_core::DType::F32, &Device::Cpu).unwrap()).unwrap();
-        let parameters =
-            vec![("in.weight".into(), random(0, 2, 8)), ("in.bias".into(), bias), ("out.weight".into(), random(1, 8, 1))];
+        let parameters = vec![
+            ("in.weight".into(), random(0, 2, 8)),
+            ("in.bias".into(), bias),
+            ("out.weight".into(), random(1, 8, 1)),
+        ];
         Self { parameters, seed, batch_size, fall: 0.0, breaks_at: usize::MAX, cut: false }
     }
 }
@@ -52,7 +55,7 @@ impl Objective for Toy {
             .map(|index| stream(self.seed, Purpose::Objective, at.example(index, self.batch_size), 0).random())
             .collect();
         let targets: Vec<f32> = points.iter().map(|[a, b]| (a + b).sin()).collect();
-        let x = Tensor::new(points, &Device::Cpu)?;
+        let x = Tensor::from_vec(points.concat(), (self.batch_size, 2), &Device::Cpu)?;
         let y = Tensor::from_vec(targets, (self.batch_size, 1), &Device::Cpu)?;
         let [w, b, o] = [0, 1, 2].map(|index| self.parameters[index].1.as_tensor());
         let b = if self.cut { &b.detach() } else { b };
@@ -79,11 +82,7 @@ impl Objective for Toy {
 
 fn settings(total_steps: usize) -> TrainerSettings {
     let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 0.02, warmup_steps: 3, total_steps };
-    TrainerSettings {
-        max_grad_norm: Some(0.5),
-        checkpoint_every: 5,
-        ..TrainerSettings::new(schedule)
-    }
+    TrainerSettings { max_grad_norm: Some(0.5), checkpoint_every: 5, ..TrainerSettings::new(schedule) }
 }
 
 /// Every file below a folder with its bytes.
@@ -140,7 +139,8 @@ fn a_killed_and_resumed_run_is_the_uninterrupted_run_byte_for_byte() {
     assert_eq!(trainer.run(go_on).unwrap(), Outcome::Finished);
     assert!(expected == files(killed.path()), "some file differs");
 
-    // And once finished, nothing is done again.
+    // And once finished, nothing is done again but the cleaning.
+    std::fs::create_dir_all(killed.path().join(".checkpoint-15.old")).unwrap();
     let mut trainer = Trainer::new(Toy::new(1, 4), settings(23), killed.path()).unwrap();
     assert_eq!(trainer.run(|_| unreachable!("no step is left")).unwrap(), Outcome::Finished);
     assert!(expected == files(killed.path()), "a finished run was touched");
