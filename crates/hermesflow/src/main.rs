@@ -1,2 +1,86 @@
-//! The command line.
-fn main() {}
+//! `hermesflow`: parse, match, map errors to exit codes.
+//!
+//! stdout carries results, stderr the log and the progress. Exit code 0: done; 1: something that the
+//! user can mend, said in one message; 2: our fault.
+
+mod commands;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use commands::{answer, ask, caption, controls, demo, eval, imagine, pair, pretrain, run, scenes, train, verify};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Align a unified multimodal model with itself.
+///
+/// A model that both understands and makes images usually understands better than it imagines. HermesFlow lets it
+/// close that gap by itself: it captions each image ten times and imagines each caption sixteen times, judges the
+/// captions against the true one and the images by its own answers to questions, and trains on the best against the
+/// worst of both (Pair-DPO).
+///
+/// Start with `hermesflow demo`: the whole loop on an embedded model, nothing to download.
+#[derive(Debug, Parser)]
+#[command(name = "hermesflow", version, max_term_width = 100, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Run(run::Args),
+    Scenes(scenes::Args),
+    Caption(caption::Args),
+    Imagine(imagine::Args),
+    Ask(ask::Args),
+    Answer(answer::Args),
+    Pair(pair::Args),
+    Train(train::Args),
+    Eval(eval::Args),
+    Controls(controls::Args),
+    Pretrain(pretrain::Args),
+    Verify(verify::Args),
+}
+
+fn main() -> ExitCode {
+    // A panic is our fault, whatever its thread: it must not look like something that the user can mend.
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        eprintln!("hermesflow: this is a bug; please report it with the lines above");
+        std::process::exit(2);
+    }));
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let _ = error.print(); // nowhere left to complain
+            return if error.use_stderr() { ExitCode::from(1) } else { ExitCode::SUCCESS };
+        }
+    };
+    let result = match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Scenes(args) => scenes::run(args),
+        Command::Caption(args) => caption::run(args),
+        Command::Imagine(args) => imagine::run(args),
+        Command::Ask(args) => ask::run(args),
+        Command::Answer(args) => answer::run(args),
+        Command::Pair(args) => pair::run(args),
+        Command::Train(args) => train::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Controls(args) => controls::run(args),
+        Command::Pretrain(args) => pretrain::run(args),
+        Command::Verify(args) => verify::run(args),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("hermesflow: {error:#}");
+            ExitCode::from(1)
+        }
+    }
+}

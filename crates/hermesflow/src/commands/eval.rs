@@ -1,0 +1,10 @@
+//! `hermesflow eval`.
+
+/// Understanding, generation and the gap, with confidence intervals
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+pub fn run(_args: Args) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}

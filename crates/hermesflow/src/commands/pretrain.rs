@@ -1,0 +1,10 @@
+//! `hermesflow pretrain`.
+
+/// Make the embedded model from nothing
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+/// Runs the command.
+pub fn run(_args: Args) -> anyhow::Result<()> {
+    anyhow::bail!("not built yet")
+}
