@@ -7,6 +7,7 @@ pub mod log_probs;
 pub mod magvit;
 pub mod maskgit;
 pub mod phi;
+pub mod pretrain;
 pub mod reply;
 pub mod sequence;
 pub mod tokenizer;
@@ -182,6 +183,14 @@ impl Showo {
         Ok(self.weights.save(&folder.join("pytorch_model.safetensors"), dtype)?)
     }
 
+    /// As [`PairModel::caption_log_probs`], with the number of tokens behind each sum.
+    ///
+    /// # Errors
+    /// When an image or a text does not fit the model.
+    pub fn reply_log_probs(&self, examples: &[CaptionExample]) -> Result<(Tensor, Vec<usize>)> {
+        log_probs::captions(self, examples)
+    }
+
     pub(crate) fn encode_reply(&self, text: &str) -> Result<Vec<u32>> {
         self.tokenizer.encode(text)
     }
@@ -265,7 +274,7 @@ impl PairModel for Showo {
     }
 
     fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {
-        Ok(log_probs::captions(self, examples)?.0)
+        Ok(self.reply_log_probs(examples)?.0)
     }
 
     fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {

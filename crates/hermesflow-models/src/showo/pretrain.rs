@@ -1,0 +1,149 @@
+//! Starting a Show-o from nothing: random weights, the text tokenizer's training, and the image
+//! tokenizer's loss. The transformer's pretraining needs only [`PairModel`](crate::PairModel):
+//! masked image tokens from text, captions and answers are all sums of log-probabilities.
+
+use candle_core::{DType, Device, Tensor};
+use hermesflow_nn::weights::Weights;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::{AddedToken, Tokenizer};
+
+use super::config::{MagvitConfig, PhiConfig, ShowoConfig};
+use super::magvit::Magvit;
+use super::phi;
+use crate::{Error, Result};
+
+/// Random weights of a decoder: N(0, 0.02²), the projections into the residual stream scaled by
+/// 1/√(2·layers) (GPT-2), biases zero, norms one.
+///
+/// # Errors
+/// When a tensor cannot be made.
+pub fn random_showo(showo: &ShowoConfig, phi: &PhiConfig, seed: u64, device: &Device) -> Result<Weights> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let residual = 0.02 / (2.0 * phi.num_hidden_layers as f64).sqrt();
+    let tensors = phi::parameter_shapes(showo, phi)
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            let values = if name.ends_with(".bias") {
+                vec![0.0; count]
+            } else if name.contains("layernorm") {
+                vec![1.0; count]
+            } else {
+                let scaled = name.ends_with("dense.weight") || name.ends_with("fc2.weight");
+                let deviation = if scaled { residual } else { 0.02 };
+                (0..count).map(|_| (normal(&mut random) * deviation) as f32).collect()
+            };
+            Ok((name, Tensor::from_vec(values, shape, device)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Weights::from_tensors(tensors, "random Show-o"))
+}
+
+/// Random weights of an image tokenizer: U(±1/√fan_in) for convolutions and their biases, norms one and zero.
+///
+/// # Errors
+/// When a tensor cannot be made.
+pub fn random_magvit(config: &MagvitConfig, seed: u64, device: &Device) -> Result<Weights> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut bound = 0.0;
+    let tensors = Magvit::parameter_shapes(config)?
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            let norm = name.contains("norm");
+            if shape.len() == 4 {
+                bound = 1.0 / ((shape[1] * shape[2] * shape[3]) as f64).sqrt();
+            }
+            let values = match (norm, name.ends_with(".bias")) {
+                (true, true) => vec![0.0; count],
+                (true, false) => vec![1.0; count],
+                // A bias follows its weight and shares its bound.
+                (false, _) => (0..count).map(|_| random.random_range(-bound..bound) as f32).collect(),
+            };
+            Ok((name, Tensor::from_vec(values, shape, device)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Weights::from_tensors(tensors, "random image tokenizer"))
+}
+
+fn normal(random: &mut ChaCha8Rng) -> f64 {
+    let (u, v): (f64, f64) = (random.random(), random.random());
+    (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
+}
+
+/// Trains a byte-level BPE on lines of text; the vocabulary ends with `<|endoftext|>`.
+///
+/// Returns the `tokenizer.json` (without the ten Show-o tokens) and its vocabulary size.
+///
+/// # Errors
+/// When the trainer fails.
+pub fn train_tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, usize)> {
+    let fault = |e: tokenizers::Error| Error::Invalid(format!("cannot train a tokenizer: {e}"));
+    let trainer = BpeTrainerBuilder::new()
+        .show_progress(false)
+        .vocab_size(vocab_size.saturating_sub(1))
+        .initial_alphabet(ByteLevel::alphabet().into_iter().collect())
+        .build();
+    let mut tokenizer = Tokenizer::new(BPE::default());
+    tokenizer.with_pre_tokenizer(Some(ByteLevel::new(false, true, true)));
+    tokenizer.with_decoder(Some(ByteLevel::new(false, true, true)));
+    let mut wrapped: tokenizers::models::TrainerWrapper = trainer.into();
+    tokenizer.train(&mut wrapped, lines.iter()).map_err(fault)?;
+    tokenizer.add_special_tokens([AddedToken::from("<|endoftext|>", true)]).map_err(fault)?;
+    let size = tokenizer.get_vocab_size(true);
+    Ok((tokenizer.to_string(true).map_err(fault)?, size))
+}
+
+/// The parts of the image tokenizer's loss.
+#[derive(Debug, Clone)]
+pub struct VqLoss {
+    /// What is minimised.
+    pub total: Tensor,
+    /// Mean absolute error of pixels in [-1, 1].
+    pub reconstruction: Tensor,
+    /// Mean squared distance of the encoder's output to its code.
+    pub commitment: Tensor,
+    /// Mean entropy of each bit's use over the batch, in bits (1 is balanced).
+    pub bit_entropy: Tensor,
+}
+
+/// The weights of the parts of [`VqLoss`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct VqLossWeights {
+    /// Of the commitment.
+    pub commitment: f64,
+    /// Of the (maximised) entropy of each bit's use.
+    pub entropy: f64,
+}
+
+/// The lookup-free autoencoder's loss (MAGVIT-v2 §3.1, without its adversarial and perceptual terms):
+/// |x − x̂| + (x − x̂)² + commitment − entropy, gradients straight through the sign.
+///
+/// # Shapes
+/// `images` `[b, 3, R, R]` in [-1, 1]
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights) -> Result<VqLoss> {
+    let encoded = vq.encode(images)?;
+    let positive = encoded.detach().gt(0f32)?.to_dtype(encoded.dtype())?;
+    let code = positive.affine(2.0, -1.0)?;
+    let through = (&encoded + (&code - encoded.detach())?)?;
+    let error = (vq.decode(&through)? - images)?;
+    let reconstruction = error.abs()?.mean_all()?;
+    let commitment = (&encoded - &code)?.sqr()?.mean_all()?;
+    let (b, bits, h, w) = encoded.dims4()?;
+    // σ(4z) = (1 + tanh 2z) / 2, averaged over the batch: how often each bit is set.
+    let soft = encoded.affine(2.0, 0.0)?.tanh()?.affine(0.5, 0.5)?;
+    let used = soft.transpose(0, 1)?.reshape((bits, b * h * w))?.mean(1)?.affine(0.9998, 0.0001)?;
+    let unused = used.affine(-1.0, 1.0)?;
+    let entropy = ((&used * used.log()?)? + (&unused * unused.log()?)?)?.mean_all()?;
+    let bit_entropy = entropy.affine(-1.0 / std::f64::consts::LN_2, 0.0)?;
+    let total = ((&reconstruction + error.sqr()?.mean_all()?)?
+        + (commitment.affine(weights.commitment, 0.0)? - bit_entropy.affine(weights.entropy, 0.0)?)?)?;
+    debug_assert_eq!(total.dtype(), DType::F32);
+    Ok(VqLoss { total, reconstruction, commitment, bit_entropy })
+}
