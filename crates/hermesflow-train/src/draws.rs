@@ -78,6 +78,14 @@ pub fn positions(rng: &mut impl Rng, tokens: usize, count: usize) -> Vec<u32> {
     chosen
 }
 
+/// The mask of one image of `tokens` tokens under a seed of its own: t ~ U(0, 1), then
+/// [`mask_count`] random [`positions`]. For objectives that keep their own seeds (pretraining).
+pub fn mask_positions(tokens: usize, seed: u64) -> Vec<u32> {
+    let mut rng = stream(seed, Purpose::Objective, 0, 0);
+    let t = rng.random::<f64>();
+    positions(&mut rng, tokens, mask_count(t, tokens))
+}
+
 /// What is drawn for one image comparison; win and lose share all of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageDraw {
@@ -129,6 +137,14 @@ mod tests {
         }
         // E[mask share] = 2/pi, so each position is masked about 255 times of 400.
         assert!(seen.iter().all(|&count| (200..310).contains(&count)), "{seen:?}");
+    }
+
+    #[test]
+    fn a_seed_gives_its_mask() {
+        let shares: f64 = (0..400).map(|seed| mask_positions(64, seed).len() as f64 / 64.0).sum::<f64>() / 400.0;
+        assert!((shares - std::f64::consts::FRAC_2_PI).abs() < 0.05, "E[cos(pi t / 2)] = 2 / pi, not {shares}");
+        assert_eq!(mask_positions(64, 5), mask_positions(64, 5));
+        assert_ne!(mask_positions(64, 5), mask_positions(64, 6));
     }
 
     #[test]

@@ -25,11 +25,12 @@ pub mod schedule;
 pub mod trainer;
 pub mod watch;
 
+pub use draws::mask_positions;
 pub use error::{Error, Result};
 pub use loss::{LossKind, Pair, PairLogProbs, SideLoss};
 pub use metrics::{Metrics, StepRecord};
 pub use optimizer::{AdamW, AdamWSettings, Gradients};
 pub use pair_dpo::{PairDpo, PairDpoSettings, Sides, TrainingPair};
 pub use schedule::{Schedule, ScheduleKind};
-pub use trainer::{Objective, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
+pub use trainer::{Objective, ObjectiveError, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
 pub use watch::{LikelihoodFalls, WatchSettings};

@@ -179,6 +179,11 @@ impl<M: PairModel> PairDpo<M> {
         &self.policy
     }
 
+    /// The model being trained.
+    pub fn into_policy(self) -> M {
+        self.policy
+    }
+
     /// The model being trained and the reference.
     pub fn into_models(self) -> (M, M) {
         (self.policy, self.reference)

@@ -90,16 +90,7 @@ mod tests {
     /// `train.lr` of the golden traces: torch 2.7.1 and transformers 4.46.3.
     #[test]
     fn cosine_matches_transformers() {
-        let golden: [f32; 8] = [
-            0.0,
-            0.0010000000474974513,
-            0.0020000000949949026,
-            0.001951056532561779,
-            0.0018090170342475176,
-            0.001587785198353231,
-            0.001309016952291131,
-            0.0010000000474974513,
-        ];
+        let golden: [f32; 8] = [0.0, 1e-3, 2e-3, 0.001_951_056_5, 0.001_809_017, 0.001_587_785_2, 0.001_309_017, 1e-3];
         for (step, expected) in golden.into_iter().enumerate() {
             assert_eq!(schedule(ScheduleKind::Cosine).learning_rate(step) as f32, expected, "step {step}");
         }
