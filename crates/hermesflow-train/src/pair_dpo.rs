@@ -24,6 +24,9 @@ use crate::trainer::{Objective, ObjectiveError, Position, Step};
 use crate::{Error, Result};
 
 /// One record, ready for training: texts, and images as codes.
+///
+/// Texts go to the model as they are: captions must stand as it writes them in a reply (Show-o's begin
+/// with a space, which records do not keep), and the question as it was asked.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPair {
     /// The record's id.
