@@ -4,6 +4,11 @@
 //! user can mend, said in one message; 2: our fault.
 
 mod commands;
+mod config;
+mod layout;
+mod models;
+mod overrides;
+mod progress;
 
 use std::process::ExitCode;
 

@@ -1,0 +1,547 @@
+//! One YAML file = one run: every number in it, resolved and validated once.
+//!
+//! Keys that a file leaves out have the defaults below, which are those of the paper and its released
+//! code; `key=value` arguments override single keys. The resolved configuration is saved as
+//! `config.yaml` beside the outputs, and that file is a complete run in itself.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use hermesflow_models::{DType, Device, ImagineOptions, Sampling};
+use hermesflow_train::{
+    AdamWSettings, LossKind, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::overrides;
+
+/// A whole run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RunConfig {
+    /// The seed behind every random number: captions, images, training.
+    pub seed: u64,
+    /// How often the loop goes round.
+    pub iterations: usize,
+    /// The run folder: the resolved configuration, the training folders, the report.
+    pub output: PathBuf,
+    /// Where the records are.
+    pub data: DataSettings,
+    /// The model that the run begins with.
+    pub model: ModelSettings,
+    /// How images are captioned.
+    pub caption: CaptionSettings,
+    /// How captions are imagined.
+    pub imagine: ImagineSettings,
+    /// Where the questions come from.
+    pub ask: AskSettings,
+    /// How questions are answered.
+    pub answer: AnswerSettings,
+    /// How pairs are chosen.
+    pub pair: PairSettings,
+    /// How the model is trained on them.
+    pub train: TrainSettings,
+}
+
+impl Default for RunConfig {
+    fn default() -> Self {
+        Self {
+            seed: 0,
+            iterations: 3,
+            output: "runs/journeydb".into(),
+            data: DataSettings::default(),
+            model: ModelSettings::default(),
+            caption: CaptionSettings::default(),
+            imagine: ImagineSettings::default(),
+            ask: AskSettings::default(),
+            answer: AnswerSettings::default(),
+            pair: PairSettings::default(),
+            train: TrainSettings::default(),
+        }
+    }
+}
+
+/// Where the records are.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct DataSettings {
+    /// The folder that holds `initial_data.json`, and everything that curation makes.
+    pub root: PathBuf,
+    /// Make the records from the scenes world, where `initial_data.json` does not exist yet.
+    pub scenes: Option<ScenesSettings>,
+    /// Every iteration takes its own records (the next block of the scenes stream, or
+    /// `initial_data_iter{n}.json`); otherwise the first ones serve all iterations.
+    pub fresh: bool,
+    /// Records that are worked on as one batch. Part of the result: other batches round differently.
+    pub chunk: usize,
+}
+
+impl Default for DataSettings {
+    fn default() -> Self {
+        Self { root: "datasets/journeydb".into(), scenes: None, fresh: false, chunk: 8 }
+    }
+}
+
+/// Records from the scenes world.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ScenesSettings {
+    /// How many, per iteration.
+    pub records: usize,
+    /// Which combinations they are drawn from.
+    #[serde(default)]
+    pub split: SplitName,
+}
+
+/// The splits of the scenes world, by combination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum SplitName {
+    /// Combinations that pretraining has seen.
+    #[default]
+    Train,
+    /// Combinations that no training ever sees.
+    HeldOut,
+}
+
+impl From<SplitName> for hermesflow_scenes::Split {
+    fn from(split: SplitName) -> Self {
+        match split {
+            SplitName::Train => Self::Train,
+            SplitName::HeldOut => Self::HeldOut,
+        }
+    }
+}
+
+/// The model that a run begins with.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelSettings {
+    /// `embedded` (the small model inside this program), or a Show-o checkpoint folder.
+    pub showo: String,
+    /// The image tokenizer's folder.
+    pub vq: Option<PathBuf>,
+    /// The text tokenizer's `tokenizer.json`.
+    pub tokenizer: Option<PathBuf>,
+    /// The type of weights and activations.
+    pub dtype: DTypeName,
+    /// `cpu`, or `cuda:N` where this build has it.
+    pub device: String,
+}
+
+/// `model.showo` of the model inside this program.
+pub const EMBEDDED: &str = "embedded";
+
+impl Default for ModelSettings {
+    fn default() -> Self {
+        Self { showo: EMBEDDED.into(), vq: None, tokenizer: None, dtype: DTypeName::F32, device: "cpu".into() }
+    }
+}
+
+impl ModelSettings {
+    /// The device, if this build has it.
+    pub fn device(&self) -> Result<Device> {
+        match self.device.as_str() {
+            "cpu" => Ok(Device::Cpu),
+            other => bail!("model.device: {other:?} is not in this build; use `cpu`"),
+        }
+    }
+}
+
+/// The types that weights can have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DTypeName {
+    /// 32 bits; training needs it.
+    F32,
+    /// 16 bits with the exponent of f32.
+    BF16,
+}
+
+impl From<DTypeName> for DType {
+    fn from(name: DTypeName) -> Self {
+        match name {
+            DTypeName::F32 => Self::F32,
+            DTypeName::BF16 => Self::BF16,
+        }
+    }
+}
+
+/// How images are captioned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CaptionSettings {
+    /// What the model is asked; training uses the same words.
+    pub question: String,
+    /// One caption is sampled under each of these.
+    pub candidates: Vec<SamplingSettings>,
+    /// A caption ends after this many tokens.
+    pub max_new_tokens: usize,
+}
+
+impl Default for CaptionSettings {
+    /// Greedy, then top-k 2, 3, 4 × temperature 0.1, 0.7, 2.0.
+    fn default() -> Self {
+        let mut candidates = vec![SamplingSettings { top_k: 1, temperature: 1.0 }];
+        for top_k in [2, 3, 4] {
+            candidates.extend([0.1, 0.7, 2.0].map(|temperature| SamplingSettings { top_k, temperature }));
+        }
+        Self { question: "Give a caption for this image.".into(), candidates, max_new_tokens: 100 }
+    }
+}
+
+/// How the tokens of one candidate are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct SamplingSettings {
+    /// Only the likeliest `top_k` tokens; 1 is greedy, 0 is all.
+    pub top_k: usize,
+    /// Logits are divided by it.
+    pub temperature: f64,
+}
+
+impl From<SamplingSettings> for Sampling {
+    fn from(settings: SamplingSettings) -> Self {
+        Self { top_k: settings.top_k, temperature: settings.temperature }
+    }
+}
+
+/// How captions are imagined.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ImagineSettings {
+    /// Images per caption.
+    pub images: usize,
+    /// Denoising steps.
+    pub steps: usize,
+    /// Classifier-free guidance g in `(1+g)·cond − g·uncond`; 0 is none.
+    pub guidance: f64,
+    /// The noise on the confidence, before it decays.
+    pub temperature: f64,
+}
+
+impl Default for ImagineSettings {
+    fn default() -> Self {
+        let ImagineOptions { steps, guidance, temperature } = ImagineOptions::default();
+        Self { images: 16, steps, guidance, temperature }
+    }
+}
+
+impl From<ImagineSettings> for ImagineOptions {
+    fn from(settings: ImagineSettings) -> Self {
+        Self { steps: settings.steps, guidance: settings.guidance, temperature: settings.temperature }
+    }
+}
+
+/// Where the questions come from.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AskSettings {
+    /// Who writes them.
+    pub writer: Writer,
+    /// `writer: file`: questions in the form of `vqa_data.json`.
+    pub file: Option<PathBuf>,
+}
+
+/// Who writes the questions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Writer {
+    /// A rule-based writer that parses captions of the scenes world.
+    Scenes,
+    /// Nobody: they are given in a file.
+    File,
+}
+
+impl Default for AskSettings {
+    fn default() -> Self {
+        Self { writer: Writer::Scenes, file: None }
+    }
+}
+
+/// How questions are answered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AnswerSettings {
+    /// How a free reply is matched to a choice.
+    pub matcher: TextJudge,
+    /// A reply ends after this many tokens.
+    pub max_new_tokens: usize,
+}
+
+impl Default for AnswerSettings {
+    fn default() -> Self {
+        Self { matcher: TextJudge::Lexical, max_new_tokens: 100 }
+    }
+}
+
+/// Who judges texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum TextJudge {
+    /// Letters and words, no model.
+    Lexical,
+}
+
+/// How pairs are chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PairSettings {
+    /// How near a caption is to the true one.
+    pub similarity: TextJudge,
+    /// The best image of a record must answer more than this share of its questions.
+    pub min_accuracy: f64,
+    /// Who judges the images.
+    pub judge: ImageJudge,
+}
+
+/// Who judges the images.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageJudge {
+    /// The model itself, by its answers: the method.
+    #[serde(rename = "self")]
+    Itself,
+    /// The scenes world's oracle, from the pixels: a control.
+    Oracle,
+}
+
+impl Default for PairSettings {
+    fn default() -> Self {
+        Self { similarity: TextJudge::Lexical, min_accuracy: 0.6, judge: ImageJudge::Itself }
+    }
+}
+
+/// How the model is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSettings {
+    /// The method, or one of its controls.
+    pub objective: ObjectiveName,
+    /// Which sides of a pair take part.
+    pub sides: Sides,
+    /// The strength of the comparison.
+    pub beta: f64,
+    /// The captions' anchor λ; 0 is the paper.
+    pub anchor_und: f64,
+    /// The images' anchor λ; 0 is the paper.
+    pub anchor_gen: f64,
+    /// The weight of the captions' loss; 1 is the paper.
+    pub weight_und: f64,
+    /// The weight of the images' loss; 1 is the paper.
+    pub weight_gen: f64,
+    /// Mask draws per pair and step; 1 is the paper.
+    pub masks_per_pair: usize,
+    /// How often a pair's text is left away.
+    pub prompt_dropout: f64,
+    /// Its peak.
+    pub learning_rate: f64,
+    /// What it does after the warm-up.
+    pub schedule: ScheduleKind,
+    /// Steps until the peak.
+    pub warmup_steps: usize,
+    /// Steps of one iteration.
+    pub steps: usize,
+    /// Pairs per micro batch.
+    pub batch_size: usize,
+    /// Micro batches per step.
+    pub accumulation: usize,
+    /// The gradient is scaled down to this norm; none leaves it alone.
+    pub max_grad_norm: Option<f64>,
+    /// AdamW.
+    pub beta1: f64,
+    /// AdamW.
+    pub beta2: f64,
+    /// AdamW.
+    pub eps: f64,
+    /// On matrices only.
+    pub weight_decay: f64,
+    /// Steps between checkpoints; 0 writes one at the end.
+    pub checkpoint_every: usize,
+    /// Checkpoints that are kept.
+    pub keep: usize,
+    /// What the model is compared with.
+    pub reference: Reference,
+    /// The alarm on a falling likelihood of the wins; none is silent.
+    pub watch: Option<WatchSettings>,
+}
+
+/// What training minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveName {
+    /// Win against lose: the method.
+    PairDpo,
+    /// The likelihood of the wins alone: a control.
+    SftWins,
+    /// Pretraining goes on, no pairs: a control of the scenes world.
+    ContinuePretraining,
+}
+
+/// What the model is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The model as it stood when this iteration began.
+    Iteration,
+    /// The model as it stood when the whole run began.
+    Run,
+}
+
+impl Default for TrainSettings {
+    /// The paper's numbers, with a warm-up that fits.
+    fn default() -> Self {
+        let AdamWSettings { beta1, beta2, eps, weight_decay } = AdamWSettings::default();
+        let PairDpoSettings { batch_size, sides, beta, masks_per_pair, prompt_dropout, .. } =
+            PairDpoSettings::default();
+        Self {
+            objective: ObjectiveName::PairDpo,
+            sides,
+            beta,
+            anchor_und: 0.0,
+            anchor_gen: 0.0,
+            weight_und: 1.0,
+            weight_gen: 1.0,
+            masks_per_pair,
+            prompt_dropout,
+            learning_rate: 2e-5,
+            schedule: ScheduleKind::Cosine,
+            warmup_steps: 300,
+            steps: 3000,
+            batch_size,
+            accumulation: 1,
+            max_grad_norm: Some(1.0),
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            checkpoint_every: 500,
+            keep: 2,
+            reference: Reference::Iteration,
+            watch: Some(WatchSettings::default()),
+        }
+    }
+}
+
+impl TrainSettings {
+    /// The loop's settings.
+    pub fn trainer(&self) -> TrainerSettings {
+        TrainerSettings {
+            schedule: Schedule {
+                kind: self.schedule,
+                learning_rate: self.learning_rate,
+                warmup_steps: self.warmup_steps,
+                total_steps: self.steps,
+            },
+            optimizer: AdamWSettings {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                eps: self.eps,
+                weight_decay: self.weight_decay,
+            },
+            accumulation: self.accumulation,
+            max_grad_norm: self.max_grad_norm,
+            watch: self.watch,
+            checkpoint_every: self.checkpoint_every,
+            keep_checkpoints: self.keep,
+        }
+    }
+
+    /// The loss's settings.
+    pub fn pair_dpo(&self, seed: u64) -> PairDpoSettings {
+        PairDpoSettings {
+            seed,
+            batch_size: self.batch_size,
+            sides: self.sides,
+            objective: match self.objective {
+                ObjectiveName::SftWins => LossKind::SftWins,
+                ObjectiveName::PairDpo | ObjectiveName::ContinuePretraining => LossKind::PairDpo,
+            },
+            beta: self.beta,
+            lambda_und: self.anchor_und,
+            lambda_gen: self.anchor_gen,
+            weight_und: self.weight_und,
+            weight_gen: self.weight_gen,
+            masks_per_pair: self.masks_per_pair,
+            prompt_dropout: self.prompt_dropout,
+        }
+    }
+}
+
+impl RunConfig {
+    /// Reads a YAML file, applies `key=value` overrides and validates the result.
+    ///
+    /// # Errors
+    /// Names the file or the override, the key and what is expected.
+    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let text = std::fs::read_to_string(path)
+            .with_context(|| format!("{}: cannot read the configuration", path.display()))?;
+        Self::parse(&text, overrides).with_context(|| path.display().to_string())
+    }
+
+    /// As [`RunConfig::load`], from text.
+    ///
+    /// # Errors
+    /// Names the override, the key and what is expected.
+    pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
+        let config: Self = overrides::parse(yaml, overrides)?;
+        config.validate()?;
+        Ok(config)
+    }
+
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// Names the key and what is expected.
+    pub fn validate(&self) -> Result<()> {
+        ensure!(self.iterations > 0, "iterations: must be at least 1");
+        ensure!(self.data.chunk > 0, "data.chunk: must be at least 1");
+        if let Some(scenes) = self.data.scenes {
+            ensure!(scenes.records > 0, "data.scenes.records: must be at least 1");
+        }
+        self.validate_model()?;
+        ensure!(self.caption.candidates.len() >= 2, "caption.candidates: a pair needs at least 2");
+        for (number, candidate) in self.caption.candidates.iter().enumerate() {
+            let temperature = candidate.temperature;
+            let good = temperature.is_finite() && temperature > 0.0;
+            ensure!(good, "caption.candidates[{number}].temperature: {temperature} is not above 0");
+        }
+        ensure!(self.caption.max_new_tokens > 0, "caption.max_new_tokens: must be at least 1");
+        ensure!(self.imagine.images >= 2, "imagine.images: a pair needs at least 2");
+        ensure!(self.imagine.steps > 0, "imagine.steps: must be at least 1");
+        for (key, value) in [("guidance", self.imagine.guidance), ("temperature", self.imagine.temperature)] {
+            ensure!(value.is_finite() && value >= 0.0, "imagine.{key}: {value} is not 0 or more");
+        }
+        ensure!(self.answer.max_new_tokens > 0, "answer.max_new_tokens: must be at least 1");
+        let least = self.pair.min_accuracy;
+        ensure!((0.0..=1.0).contains(&least), "pair.min_accuracy: {least} is not between 0 and 1");
+        if self.ask.writer == Writer::File {
+            ensure!(self.ask.file.is_some(), "ask.file: `ask.writer: file` needs the questions' file here");
+        }
+        self.train.trainer().validate().context("train")?;
+        self.train.pair_dpo(self.seed).validate().context("train")
+    }
+
+    fn validate_model(&self) -> Result<()> {
+        let ModelSettings { showo, vq, tokenizer, dtype, .. } = &self.model;
+        self.model.device()?;
+        ensure!(*dtype == DTypeName::F32, "model.dtype: training needs f32");
+        let parts = [("vq", vq), ("tokenizer", tokenizer)];
+        for (key, value) in parts {
+            match (showo.as_str(), value) {
+                (EMBEDDED, Some(_)) => bail!("model.{key}: the embedded model brings its own; remove the key"),
+                (EMBEDDED, None) | (_, Some(_)) => {}
+                (_, None) => bail!("model.{key}: the checkpoint {showo} needs one beside it; give its path"),
+            }
+        }
+        Ok(())
+    }
+
+    /// The resolved configuration as YAML.
+    ///
+    /// # Errors
+    /// Never for a configuration that was read.
+    pub fn to_yaml(&self) -> Result<String> {
+        serde_yaml_ng::to_string(self).context("cannot write the configuration as YAML")
+    }
+}

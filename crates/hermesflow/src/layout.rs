@@ -1,0 +1,140 @@
+//! Where the files of a run are, iteration by iteration.
+
+use std::path::{Path, PathBuf};
+
+use crate::config::RunConfig;
+
+/// The paths of one iteration of a run.
+///
+/// From the second iteration on every name carries `_iter{n}` before its extension, or at the end of a
+/// folder's name.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RunLayout {
+    data: PathBuf,
+    output: PathBuf,
+    iteration: usize,
+    fresh: bool,
+}
+
+impl RunLayout {
+    /// The layout of an iteration, counted from 1.
+    pub fn new(config: &RunConfig, iteration: usize) -> Self {
+        Self {
+            data: config.data.root.clone(),
+            output: config.output.clone(),
+            iteration: iteration.max(1),
+            fresh: config.data.fresh,
+        }
+    }
+
+    /// The iteration, from 1.
+    pub fn iteration(&self) -> usize {
+        self.iteration
+    }
+
+    /// The layout of the iteration before, if there is one.
+    pub fn previous(&self) -> Option<Self> {
+        (self.iteration > 1).then(|| Self { iteration: self.iteration - 1, ..self.clone() })
+    }
+
+    /// The layout of the first iteration.
+    pub fn first(&self) -> Self {
+        Self { iteration: 1, ..self.clone() }
+    }
+
+    /// The data root: records, images, and everything that curation makes.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The run folder.
+    pub fn output(&self) -> &Path {
+        &self.output
+    }
+
+    /// The resolved configuration of the run.
+    pub fn config(&self) -> PathBuf {
+        self.output.join("config.yaml")
+    }
+
+    /// Images and captions to begin with; without `data.fresh` those of the first iteration.
+    pub fn initial_data(&self) -> PathBuf {
+        if self.fresh { self.file("initial_data.json") } else { self.data.join("initial_data.json") }
+    }
+
+    /// The captions of every record.
+    pub fn captions(&self) -> PathBuf {
+        self.file("understanding_caption_results.json")
+    }
+
+    /// The folder of the imagined images.
+    pub fn images(&self) -> PathBuf {
+        self.data.join(self.name("generated_images"))
+    }
+
+    /// Image `number` of a record.
+    pub fn image(&self, id: &str, number: usize) -> PathBuf {
+        self.images().join(id).join(format!("{number}.png"))
+    }
+
+    /// The questions of every record.
+    pub fn questions(&self) -> PathBuf {
+        self.file("vqa_data.json")
+    }
+
+    /// The accuracy of every image.
+    pub fn answers(&self) -> PathBuf {
+        self.file("generation_vqa_results.json")
+    }
+
+    /// The preference pairs.
+    pub fn pairs(&self) -> PathBuf {
+        self.file("pair_dpo_data.json")
+    }
+
+    /// The training folder.
+    pub fn training(&self) -> PathBuf {
+        self.output.join(self.name("train"))
+    }
+
+    /// The trained model, in the published layout.
+    pub fn model(&self) -> PathBuf {
+        self.training().join("model")
+    }
+
+    /// The settings that a stage's results were made under.
+    pub fn stamp(&self, stage: &str) -> PathBuf {
+        self.data.join(".settings").join(self.name(stage) + ".json")
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.data.join(match name.rsplit_once('.') {
+            Some((stem, extension)) => format!("{}.{extension}", self.name(stem)),
+            None => self.name(name),
+        })
+    }
+
+    fn name(&self, name: &str) -> String {
+        if self.iteration == 1 { name.into() } else { format!("{name}_iter{}", self.iteration) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_follow_the_iteration() {
+        let config = RunConfig::default();
+        let first = RunLayout::new(&config, 1);
+        assert_eq!(first.pairs(), Path::new("datasets/journeydb/pair_dpo_data.json"));
+        assert_eq!(first.image("7", 3), Path::new("datasets/journeydb/generated_images/7/3.png"));
+        let third = RunLayout::new(&config, 3);
+        assert_eq!(third.pairs(), Path::new("datasets/journeydb/pair_dpo_data_iter3.json"));
+        assert_eq!(third.images(), Path::new("datasets/journeydb/generated_images_iter3"));
+        assert_eq!(third.training(), Path::new("runs/journeydb/train_iter3"));
+        assert_eq!(third.initial_data(), Path::new("datasets/journeydb/initial_data.json"), "the same records");
+        assert_eq!(third.previous().map(|layout| layout.iteration()), Some(2));
+        assert_eq!(first.previous(), None);
+    }
+}

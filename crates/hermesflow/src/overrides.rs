@@ -1,0 +1,49 @@
+//! `key=value` arguments over a YAML file.
+
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
+use serde_yaml_ng::{Mapping, Value};
+
+/// Reads YAML with overrides, naming the key of whatever does not fit.
+///
+/// # Errors
+/// When the text is not YAML, an override is not `key=value`, or a key or value is not one of `T`'s.
+pub fn parse<T: DeserializeOwned>(yaml: &str, overrides: &[String]) -> Result<T> {
+    let mut tree: Value = serde_yaml_ng::from_str(yaml).context("not YAML")?;
+    if tree.is_null() {
+        tree = Value::Mapping(Mapping::new()); // an empty file: all defaults
+    }
+    ensure!(tree.is_mapping(), "a configuration is a set of `key: value` lines");
+    for argument in overrides {
+        apply(&mut tree, argument)?;
+    }
+    // Through text again: errors then carry the key's path.
+    let text = serde_yaml_ng::to_string(&tree)?;
+    serde_yaml_ng::from_str(&text).map_err(|error| anyhow::anyhow!("{}", without_location(&error.to_string())))
+}
+
+/// Sets one dotted key, e.g. `train.steps=100` or `caption.candidates=[{top_k: 1, temperature: 1.0}]`.
+fn apply(tree: &mut Value, argument: &str) -> Result<()> {
+    let (key, value) = argument
+        .split_once('=')
+        .with_context(|| format!("override {argument:?} is not key=value, such as train.steps=100"))?;
+    let value: Value = serde_yaml_ng::from_str(value).with_context(|| format!("override {argument:?}: not a value"))?;
+    let mut place = tree;
+    for part in key.split('.') {
+        ensure!(!part.is_empty(), "override {argument:?}: the key has an empty part");
+        if place.is_null() {
+            *place = Value::Mapping(Mapping::new());
+        }
+        let map = place
+            .as_mapping_mut()
+            .with_context(|| format!("override {argument:?}: {part:?} is inside a single value, not a section"))?;
+        place = map.entry(Value::String(part.into())).or_insert(Value::Null);
+    }
+    *place = value;
+    Ok(())
+}
+
+/// The re-read text is not the user's file: its line numbers would mislead.
+fn without_location(message: &str) -> &str {
+    message.find(" at line ").map_or(message, |at| &message[..at])
+}
