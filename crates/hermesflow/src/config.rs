@@ -8,12 +8,14 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::{DType, Device, ImagineOptions, Sampling};
-use hermesflow_train::{
-    AdamWSettings, LossKind, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
-};
+use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
 use crate::overrides;
+
+mod train;
+
+pub use train::{ObjectiveName, Reference, TrainSettings};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -83,34 +85,18 @@ impl Default for DataSettings {
 }
 
 /// Records from the scenes world.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ScenesSettings {
     /// How many, per iteration.
     pub records: usize,
     /// Which combinations they are drawn from.
-    #[serde(default)]
-    pub split: SplitName,
+    #[serde(default = "train_split")]
+    pub split: Split,
 }
 
-/// The splits of the scenes world, by combination.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SplitName {
-    /// Combinations that pretraining has seen.
-    #[default]
-    Train,
-    /// Combinations that no training ever sees.
-    HeldOut,
-}
-
-impl From<SplitName> for hermesflow_scenes::Split {
-    fn from(split: SplitName) -> Self {
-        match split {
-            SplitName::Train => Self::Train,
-            SplitName::HeldOut => Self::HeldOut,
-        }
-    }
+fn train_split() -> Split {
+    Split::Train
 }
 
 /// The model that a run begins with.
@@ -312,162 +298,6 @@ impl Default for PairSettings {
     }
 }
 
-/// How the model is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct TrainSettings {
-    /// The method, or one of its controls.
-    pub objective: ObjectiveName,
-    /// Which sides of a pair take part.
-    pub sides: Sides,
-    /// The strength of the comparison.
-    pub beta: f64,
-    /// The captions' anchor λ; 0 is the paper.
-    pub anchor_und: f64,
-    /// The images' anchor λ; 0 is the paper.
-    pub anchor_gen: f64,
-    /// The weight of the captions' loss; 1 is the paper.
-    pub weight_und: f64,
-    /// The weight of the images' loss; 1 is the paper.
-    pub weight_gen: f64,
-    /// Mask draws per pair and step; 1 is the paper.
-    pub masks_per_pair: usize,
-    /// How often a pair's text is left away.
-    pub prompt_dropout: f64,
-    /// Its peak.
-    pub learning_rate: f64,
-    /// What it does after the warm-up.
-    pub schedule: ScheduleKind,
-    /// Steps until the peak.
-    pub warmup_steps: usize,
-    /// Steps of one iteration.
-    pub steps: usize,
-    /// Pairs per micro batch.
-    pub batch_size: usize,
-    /// Micro batches per step.
-    pub accumulation: usize,
-    /// The gradient is scaled down to this norm; none leaves it alone.
-    pub max_grad_norm: Option<f64>,
-    /// AdamW.
-    pub beta1: f64,
-    /// AdamW.
-    pub beta2: f64,
-    /// AdamW.
-    pub eps: f64,
-    /// On matrices only.
-    pub weight_decay: f64,
-    /// Steps between checkpoints; 0 writes one at the end.
-    pub checkpoint_every: usize,
-    /// Checkpoints that are kept.
-    pub keep: usize,
-    /// What the model is compared with.
-    pub reference: Reference,
-    /// The alarm on a falling likelihood of the wins; none is silent.
-    pub watch: Option<WatchSettings>,
-}
-
-/// What training minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum ObjectiveName {
-    /// Win against lose: the method.
-    PairDpo,
-    /// The likelihood of the wins alone: a control.
-    SftWins,
-    /// Pretraining goes on, no pairs: a control of the scenes world.
-    ContinuePretraining,
-}
-
-/// What the model is compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Reference {
-    /// The model as it stood when this iteration began.
-    Iteration,
-    /// The model as it stood when the whole run began.
-    Run,
-}
-
-impl Default for TrainSettings {
-    /// The paper's numbers, with a warm-up that fits.
-    fn default() -> Self {
-        let AdamWSettings { beta1, beta2, eps, weight_decay } = AdamWSettings::default();
-        let PairDpoSettings { batch_size, sides, beta, masks_per_pair, prompt_dropout, .. } =
-            PairDpoSettings::default();
-        Self {
-            objective: ObjectiveName::PairDpo,
-            sides,
-            beta,
-            anchor_und: 0.0,
-            anchor_gen: 0.0,
-            weight_und: 1.0,
-            weight_gen: 1.0,
-            masks_per_pair,
-            prompt_dropout,
-            learning_rate: 2e-5,
-            schedule: ScheduleKind::Cosine,
-            warmup_steps: 300,
-            steps: 3000,
-            batch_size,
-            accumulation: 1,
-            max_grad_norm: Some(1.0),
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
-            checkpoint_every: 500,
-            keep: 2,
-            reference: Reference::Iteration,
-            watch: Some(WatchSettings::default()),
-        }
-    }
-}
-
-impl TrainSettings {
-    /// The loop's settings.
-    pub fn trainer(&self) -> TrainerSettings {
-        TrainerSettings {
-            schedule: Schedule {
-                kind: self.schedule,
-                learning_rate: self.learning_rate,
-                warmup_steps: self.warmup_steps,
-                total_steps: self.steps,
-            },
-            optimizer: AdamWSettings {
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: self.eps,
-                weight_decay: self.weight_decay,
-            },
-            accumulation: self.accumulation,
-            max_grad_norm: self.max_grad_norm,
-            watch: self.watch,
-            checkpoint_every: self.checkpoint_every,
-            keep_checkpoints: self.keep,
-        }
-    }
-
-    /// The loss's settings.
-    pub fn pair_dpo(&self, seed: u64) -> PairDpoSettings {
-        PairDpoSettings {
-            seed,
-            batch_size: self.batch_size,
-            sides: self.sides,
-            objective: match self.objective {
-                ObjectiveName::SftWins => LossKind::SftWins,
-                ObjectiveName::PairDpo | ObjectiveName::ContinuePretraining => LossKind::PairDpo,
-            },
-            beta: self.beta,
-            lambda_und: self.anchor_und,
-            lambda_gen: self.anchor_gen,
-            weight_und: self.weight_und,
-            weight_gen: self.weight_gen,
-            masks_per_pair: self.masks_per_pair,
-            prompt_dropout: self.prompt_dropout,
-        }
-    }
-}
-
 impl RunConfig {
     /// Reads a YAML file, applies `key=value` overrides and validates the result.
     ///
@@ -543,5 +373,66 @@ impl RunConfig {
     /// Never for a configuration that was read.
     pub fn to_yaml(&self) -> Result<String> {
         serde_yaml_ng::to_string(self).context("cannot write the configuration as YAML")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
+        RunConfig::parse(yaml, &overrides.iter().map(|one| (*one).to_string()).collect::<Vec<_>>())
+    }
+
+    fn problem(yaml: &str, overrides: &[&str]) -> String {
+        format!("{:#}", parse(yaml, overrides).unwrap_err())
+    }
+
+    #[test]
+    fn defaults_are_the_papers() {
+        let config = parse("", &[]).unwrap();
+        assert_eq!((config.iterations, config.imagine.images, config.imagine.steps), (3, 16, 50));
+        let grid: Vec<_> = config.caption.candidates.iter().map(|one| (one.top_k, one.temperature)).collect();
+        assert_eq!(grid.len(), 10);
+        assert_eq!(grid[..4], [(1, 1.0), (2, 0.1), (2, 0.7), (2, 2.0)]);
+        assert_eq!((config.train.beta, config.train.learning_rate, config.train.steps), (0.2, 2e-5, 3000));
+        assert_eq!((config.train.anchor_und, config.train.anchor_gen), (0.0, 0.0));
+    }
+
+    #[test]
+    fn overrides_win_and_reach_new_sections() {
+        let yaml = "seed: 1\ntrain: {steps: 10, warmup_steps: 2}\n";
+        let overrides = ["seed=7", "train.steps=20", "data.scenes.records=5", "train.watch.stop=true"];
+        let config = parse(yaml, &overrides).unwrap();
+        assert_eq!((config.seed, config.train.steps, config.train.warmup_steps), (7, 20, 2));
+        assert_eq!(config.data.scenes, Some(ScenesSettings { records: 5, split: Split::Train }));
+        assert!(config.train.watch.unwrap().stop);
+        let config = parse(yaml, &["caption.candidates=[{top_k: 1, temperature: 1.0}, {top_k: 3, temperature: 0.5}]"]);
+        assert_eq!(config.unwrap().caption.candidates[1], SamplingSettings { top_k: 3, temperature: 0.5 });
+        assert_eq!(parse(yaml, &["train.max_grad_norm=null"]).unwrap().train.max_grad_norm, None);
+    }
+
+    #[test]
+    fn what_was_resolved_reads_back_as_it_was() {
+        let config = parse("seed: 3", &["train.learning_rate=1e-4", "data.scenes.records=5"]).unwrap();
+        assert_eq!(parse(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+    }
+
+    #[test]
+    fn problems_name_the_key() {
+        assert!(problem("trian: {}", &[]).contains("trian"));
+        assert!(problem("", &["train.stepz=3"]).contains("stepz"));
+        assert!(problem("", &["train.steps"]).contains("key=value"));
+        assert!(problem("", &["seed.x=3", "seed=1"]).contains("seed"));
+        assert!(problem("seed: 1", &["seed.x=3"]).contains("\"x\""));
+        assert!(problem("", &["train.steps=many"]).contains("train.steps"));
+        assert!(problem("", &["train.warmup_steps=5000"]).contains("5000"), "the released 512 configuration");
+        assert!(problem("", &["imagine.images=1"]).contains("imagine.images"));
+        assert!(problem("", &["caption.candidates=[]"]).contains("caption.candidates"));
+        assert!(problem("", &["model.showo=models/show-o"]).contains("model.vq"));
+        assert!(problem("", &["model.vq=models/magvit"]).contains("embedded"));
+        assert!(problem("", &["ask.writer=file"]).contains("ask.file"));
+        assert!(problem("", &["pair.min_accuracy=60"]).contains("pair.min_accuracy"));
     }
 }

@@ -1,0 +1,162 @@
+//! The `train` section of a run's configuration.
+
+use hermesflow_train::{
+    AdamWSettings, LossKind, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
+};
+use serde::{Deserialize, Serialize};
+
+/// How the model is trained.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct TrainSettings {
+    /// The method, or one of its controls.
+    pub objective: ObjectiveName,
+    /// Which sides of a pair take part.
+    pub sides: Sides,
+    /// The strength of the comparison.
+    pub beta: f64,
+    /// The captions' anchor λ; 0 is the paper.
+    pub anchor_und: f64,
+    /// The images' anchor λ; 0 is the paper.
+    pub anchor_gen: f64,
+    /// The weight of the captions' loss; 1 is the paper.
+    pub weight_und: f64,
+    /// The weight of the images' loss; 1 is the paper.
+    pub weight_gen: f64,
+    /// Mask draws per pair and step; 1 is the paper.
+    pub masks_per_pair: usize,
+    /// How often a pair's text is left away.
+    pub prompt_dropout: f64,
+    /// Its peak.
+    pub learning_rate: f64,
+    /// What it does after the warm-up.
+    pub schedule: ScheduleKind,
+    /// Steps until the peak.
+    pub warmup_steps: usize,
+    /// Steps of one iteration.
+    pub steps: usize,
+    /// Pairs per micro batch.
+    pub batch_size: usize,
+    /// Micro batches per step.
+    pub accumulation: usize,
+    /// The gradient is scaled down to this norm; none leaves it alone.
+    pub max_grad_norm: Option<f64>,
+    /// AdamW.
+    pub beta1: f64,
+    /// AdamW.
+    pub beta2: f64,
+    /// AdamW.
+    pub eps: f64,
+    /// On matrices only.
+    pub weight_decay: f64,
+    /// Steps between checkpoints; 0 writes one at the end.
+    pub checkpoint_every: usize,
+    /// Checkpoints that are kept.
+    pub keep: usize,
+    /// What the model is compared with.
+    pub reference: Reference,
+    /// The alarm on a falling likelihood of the wins; none is silent.
+    pub watch: Option<WatchSettings>,
+}
+
+/// What training minimises.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ObjectiveName {
+    /// Win against lose: the method.
+    PairDpo,
+    /// The likelihood of the wins alone: a control.
+    SftWins,
+    /// Pretraining goes on, no pairs: a control of the scenes world.
+    ContinuePretraining,
+}
+
+/// What the model is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reference {
+    /// The model as it stood when this iteration began.
+    Iteration,
+    /// The model as it stood when the whole run began.
+    Run,
+}
+
+impl Default for TrainSettings {
+    /// The paper's numbers, with a warm-up that fits.
+    fn default() -> Self {
+        let AdamWSettings { beta1, beta2, eps, weight_decay } = AdamWSettings::default();
+        let PairDpoSettings { batch_size, sides, beta, masks_per_pair, prompt_dropout, .. } =
+            PairDpoSettings::default();
+        Self {
+            objective: ObjectiveName::PairDpo,
+            sides,
+            beta,
+            anchor_und: 0.0,
+            anchor_gen: 0.0,
+            weight_und: 1.0,
+            weight_gen: 1.0,
+            masks_per_pair,
+            prompt_dropout,
+            learning_rate: 2e-5,
+            schedule: ScheduleKind::Cosine,
+            warmup_steps: 300,
+            steps: 3000,
+            batch_size,
+            accumulation: 1,
+            max_grad_norm: Some(1.0),
+            beta1,
+            beta2,
+            eps,
+            weight_decay,
+            checkpoint_every: 500,
+            keep: 2,
+            reference: Reference::Iteration,
+            watch: Some(WatchSettings::default()),
+        }
+    }
+}
+
+impl TrainSettings {
+    /// The loop's settings.
+    pub fn trainer(&self) -> TrainerSettings {
+        TrainerSettings {
+            schedule: Schedule {
+                kind: self.schedule,
+                learning_rate: self.learning_rate,
+                warmup_steps: self.warmup_steps,
+                total_steps: self.steps,
+            },
+            optimizer: AdamWSettings {
+                beta1: self.beta1,
+                beta2: self.beta2,
+                eps: self.eps,
+                weight_decay: self.weight_decay,
+            },
+            accumulation: self.accumulation,
+            max_grad_norm: self.max_grad_norm,
+            watch: self.watch,
+            checkpoint_every: self.checkpoint_every,
+            keep_checkpoints: self.keep,
+        }
+    }
+
+    /// The loss's settings.
+    pub fn pair_dpo(&self, seed: u64) -> PairDpoSettings {
+        PairDpoSettings {
+            seed,
+            batch_size: self.batch_size,
+            sides: self.sides,
+            objective: match self.objective {
+                ObjectiveName::SftWins => LossKind::SftWins,
+                ObjectiveName::PairDpo | ObjectiveName::ContinuePretraining => LossKind::PairDpo,
+            },
+            beta: self.beta,
+            lambda_und: self.anchor_und,
+            lambda_gen: self.anchor_gen,
+            weight_und: self.weight_und,
+            weight_gen: self.weight_gen,
+            masks_per_pair: self.masks_per_pair,
+            prompt_dropout: self.prompt_dropout,
+        }
+    }
+}
