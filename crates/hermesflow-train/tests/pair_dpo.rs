@@ -183,6 +183,11 @@ fn an_epoch_sees_every_pair_once_and_a_step_can_be_repeated_alone() {
         prompts.dedup();
         assert_eq!(prompts.len(), 8);
     }
+    let mask = |epoch: usize| {
+        let mut wins = run[2 * epoch..2 * epoch + 2].iter().flat_map(|step| &step[..4]);
+        wins.find(|example| example.prompt == "caption 3").unwrap().masked.clone()
+    };
+    assert_ne!(mask(0), mask(1), "a pair gets a fresh mask every time");
     pair_dpo.micro_batch(at(1)).unwrap();
     assert_eq!(policy.asked.borrow().images[4], run[1]);
     assert_eq!((pair_dpo.epoch(at(0)), pair_dpo.epoch(at(3))), (0.0, 1.5));
