@@ -5,16 +5,25 @@
 
 mod commands;
 mod config;
+mod files;
+mod judges;
 mod layout;
 mod models;
+mod objectives;
 mod overrides;
+mod pictures;
 mod progress;
+mod records_stub;
+mod stage;
+mod world;
 
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
-use commands::{answer, ask, caption, controls, demo, eval, imagine, pair, pretrain, run, scenes, train, verify};
+use commands::{
+    answer, ask, caption, controls, demo, eval, imagine, pair, pretrain, random_model, run, scenes, train, verify,
+};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -49,6 +58,8 @@ enum Command {
     Controls(controls::Args),
     Pretrain(pretrain::Args),
     Verify(verify::Args),
+    #[command(hide = true)]
+    RandomModel(random_model::Args),
 }
 
 fn main() -> ExitCode {
@@ -80,6 +91,7 @@ fn main() -> ExitCode {
         Command::Controls(args) => controls::run(args),
         Command::Pretrain(args) => pretrain::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::RandomModel(args) => random_model::run(args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

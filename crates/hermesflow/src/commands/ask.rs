@@ -1,10 +1,88 @@
-//! `hermesflow ask`.
+//! `hermesflow ask`: questions with choices about every caption.
 
-/// Write questions with choices for every caption
+use std::collections::{HashMap, HashSet};
+
+use crate::records_stub::{InitialRecord, QuestionRecord, RecordId, derive_seed};
+use anyhow::{Context, Result, ensure};
+
+use super::{StageArgs, scenes};
+use crate::config::{RunConfig, Writer};
+use crate::layout::RunLayout;
+use crate::progress::Progress;
+use crate::{files, judges, stage};
+
+/// Write questions with choices about every caption
+///
+/// With `ask.writer: scenes` a rule-based writer reads what each caption claims (things, colours, counts, places,
+/// sizes, background) and asks about it; with `ask.writer: file` the questions of `ask.file` are taken, in the form of
+/// vqa_data.json. Writes vqa_data.json, one entry per question.
+///
+/// Example: hermesflow ask configs/paper.yaml ask.file=my_questions.json
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let (config, layout, progress) = args.stage.open()?;
+    ask(&config, &layout, &progress)?;
+    println!("{}", layout.questions().display());
+    Ok(())
+}
+
+/// Questions about every record of an iteration, in the records' order.
+///
+/// # Errors
+/// When there is no question at all, or the questions' file is missing or broken.
+pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<QuestionRecord>> {
+    let records = scenes::initial_data(config, layout, progress)?;
+    let questions = match config.ask.writer {
+        Writer::Scenes => records.iter().flat_map(|record| written(config, record)).collect(),
+        Writer::File => given(config, &records)?,
+    };
+    let asked: HashSet<&RecordId> = questions.iter().map(|question: &QuestionRecord| &question.id).collect();
+    let silent = records.iter().filter(|record| !asked.contains(&record.id)).count();
+    ensure!(
+        silent < records.len(),
+        "{}: no caption gave a question; the scenes writer reads captions of the scenes world only, so give your \
+         questions with ask.writer=file ask.file=PATH",
+        layout.initial_data().display()
+    );
+    if silent > 0 {
+        progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
+    }
+    files::write_records(&layout.questions(), &questions)?;
+    Ok(questions)
+}
+
+/// What the rule-based writer asks about one caption.
+fn written(config: &RunConfig, record: &InitialRecord) -> Vec<QuestionRecord> {
+    // The same questions in every iteration: they belong to the caption, not to the player.
+    let seed = derive_seed(config.seed, &[stage::text_number("ask"), stage::text_number(record.id.as_ref())]);
+    judges::scene_questions(&record.caption, seed)
+        .into_iter()
+        .map(|question| QuestionRecord {
+            id: record.id.clone(),
+            img_path: record.img_path.clone(),
+            prompt: record.prompt.clone(),
+            caption: record.caption.clone(),
+            element: question.element,
+            question: question.question,
+            choices: question.choices,
+            answer: question.answer,
+        })
+        .collect()
+}
+
+/// The questions of a file about these records, in the records' order.
+fn given(config: &RunConfig, records: &[InitialRecord]) -> Result<Vec<QuestionRecord>> {
+    let path = config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
+    let mut by_id: HashMap<RecordId, Vec<QuestionRecord>> = HashMap::new();
+    for question in files::questions(path)? {
+        by_id.entry(question.id.clone()).or_default().push(question);
+    }
+    Ok(records.iter().filter_map(|record| by_id.remove(&record.id)).flatten().collect())
 }

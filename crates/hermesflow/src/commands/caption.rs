@@ -1,10 +1,92 @@
-//! `hermesflow caption`.
+//! `hermesflow caption`: the model captions every image of the data root.
 
-/// Caption every image ten times
+use crate::records_stub::{CaptionRecord, InitialRecord};
+use anyhow::{Context, Result};
+use hermesflow_models::{ReplyRequest, UnifiedModel};
+use serde_json::json;
+
+use super::{StageArgs, scenes};
+use crate::config::RunConfig;
+use crate::layout::RunLayout;
+use crate::models;
+use crate::pictures::Pictures;
+use crate::progress::Progress;
+use crate::stage::{self, Stage};
+
+/// Caption every image: ten candidates each, from careful to wild
+///
+/// Asks the model `caption.question` about every image of initial_data.json and samples one reply under each of
+/// `caption.candidates` (greedy, then top-k 2, 3, 4 at temperatures 0.1, 0.7, 2.0). The best and the worst of them,
+/// by similarity to the true caption, become the understanding half of a pair. Writes
+/// understanding_caption_results.json. Kill it anywhere: it continues where it was.
+///
+/// Example: hermesflow caption configs/scenes.yaml caption.max_new_tokens=20
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let (config, layout, progress) = args.stage.open()?;
+    let model = models::player(&config, &layout)?;
+    caption(&model, &config, &layout, &progress)?;
+    println!("{}", layout.captions().display());
+    Ok(())
+}
+
+/// Captions of every record of an iteration, in the records' order.
+///
+/// # Errors
+/// Names the record and the file that stand in the way; captions already written are kept.
+pub fn caption(
+    model: &impl UnifiedModel,
+    config: &RunConfig,
+    layout: &RunLayout,
+    progress: &Progress,
+) -> Result<Vec<CaptionRecord>> {
+    let records = scenes::initial_data(config, layout, progress)?;
+    stage::settled(layout, "caption", config, &json!({ "caption": config.caption }))?;
+    let pictures = Pictures::new(layout.data(), model.resolution());
+    let stage = Stage { name: "caption", unit: "images", file: layout.captions(), chunk: config.data.chunk };
+    stage.run(&records, progress, |chunk| caption_chunk(model, config, layout, &pictures, chunk))
+}
+
+fn caption_chunk(
+    model: &impl UnifiedModel,
+    config: &RunConfig,
+    layout: &RunLayout,
+    pictures: &Pictures,
+    chunk: &[InitialRecord],
+) -> Result<Vec<CaptionRecord>> {
+    let images = chunk
+        .iter()
+        .map(|record| pictures.load(record.img_path.as_ref()).with_context(|| format!("record {}", record.id)))
+        .collect::<Result<Vec<_>>>()?;
+    let codes = model.encode_images(&images)?;
+    let requests: Vec<Vec<ReplyRequest>> = chunk
+        .iter()
+        .map(|record| {
+            let request = |(number, sampling): (usize, &crate::config::SamplingSettings)| ReplyRequest {
+                question: config.caption.question.clone(),
+                sampling: (*sampling).into(),
+                seed: stage::candidate_seed(config, layout, "caption", &record.id, number),
+                max_new_tokens: config.caption.max_new_tokens,
+            };
+            config.caption.candidates.iter().enumerate().map(request).collect()
+        })
+        .collect();
+    let asked: Vec<(&[u32], &[ReplyRequest])> =
+        codes.iter().zip(&requests).map(|(codes, requests)| (codes.as_slice(), requests.as_slice())).collect();
+    let replies = model.reply_many(&asked)?;
+    let results = chunk.iter().zip(replies).map(|(record, replies)| CaptionRecord {
+        id: record.id.clone(),
+        img_path: record.img_path.clone(),
+        prompt: record.prompt.clone(),
+        caption: record.caption.clone(),
+        caption_mmu: replies.iter().map(|reply| reply.trim().to_owned()).collect(),
+    });
+    Ok(results.collect())
 }

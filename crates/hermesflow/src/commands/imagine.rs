@@ -1,10 +1,82 @@
-//! `hermesflow imagine`.
+//! `hermesflow imagine`: the model imagines every caption of the data root.
 
-/// Imagine every caption sixteen times
+use crate::records_stub::InitialRecord;
+use anyhow::{Context, Result};
+use hermesflow_models::{ImagineJob, UnifiedModel};
+use serde_json::json;
+
+use super::{StageArgs, scenes};
+use crate::config::RunConfig;
+use crate::layout::RunLayout;
+use crate::models;
+use crate::pictures::save_png;
+use crate::progress::Progress;
+use crate::stage;
+
+/// Imagine every caption: sixteen images each
+///
+/// Makes `imagine.images` images from every caption of initial_data.json by MaskGIT parallel decoding in
+/// `imagine.steps` steps, as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own answers
+/// to questions about the caption, become the generation half of a pair. Kill it anywhere: images that exist are not
+/// made again.
+///
+/// Example: hermesflow imagine configs/scenes.yaml imagine.images=4 imagine.guidance=2
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let (config, layout, progress) = args.stage.open()?;
+    let model = models::player(&config, &layout)?;
+    imagine(&model, &config, &layout, &progress)?;
+    println!("{}", layout.images().display());
+    Ok(())
+}
+
+/// Images of every record of an iteration, as files.
+///
+/// # Errors
+/// Names the record and the file that stand in the way; images already written are kept.
+pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
+    let records = scenes::initial_data(config, layout, progress)?;
+    stage::settled(layout, "imagine", config, &json!({ "imagine": config.imagine }))?;
+    let images = config.imagine.images;
+    let is_done = |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_ref(), number).is_file());
+    // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
+    let chunks: Vec<_> = records.chunks(config.data.chunk).map(|chunk| (chunk, chunk.iter().all(is_done))).collect();
+    let done = chunks.iter().filter(|(_, done)| *done).map(|(chunk, _)| chunk.len() * images).sum();
+    let task = progress.task("imagine", "images", records.len() * images, done);
+    for (chunk, _) in chunks.into_iter().filter(|(_, done)| !done) {
+        imagine_chunk(model, config, layout, chunk)
+            .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
+        task.advance(chunk.len() * images);
+    }
+    Ok(())
+}
+
+fn imagine_chunk(
+    model: &impl UnifiedModel,
+    config: &RunConfig,
+    layout: &RunLayout,
+    chunk: &[InitialRecord],
+) -> Result<()> {
+    let named: Vec<(&InitialRecord, usize)> =
+        chunk.iter().flat_map(|record| (0..config.imagine.images).map(move |number| (record, number))).collect();
+    let jobs: Vec<ImagineJob> = named
+        .iter()
+        .map(|(record, number)| ImagineJob {
+            prompt: record.caption.clone(),
+            seed: stage::candidate_seed(config, layout, "imagine", &record.id, *number),
+        })
+        .collect();
+    let codes = model.imagine(&jobs, &config.imagine.into())?;
+    let pictures = model.decode_images(&codes)?;
+    for ((record, number), picture) in named.into_iter().zip(pictures) {
+        save_png(&picture, &layout.image(record.id.as_ref(), number))?;
+    }
+    Ok(())
 }

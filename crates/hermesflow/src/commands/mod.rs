@@ -10,6 +10,7 @@ pub mod eval;
 pub mod imagine;
 pub mod pair;
 pub mod pretrain;
+pub mod random_model;
 pub mod run;
 pub mod scenes;
 pub mod train;

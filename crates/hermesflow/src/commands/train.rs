@@ -1,10 +1,179 @@
-//! `hermesflow train`.
+//! `hermesflow train`: Pair-DPO on the pairs of one iteration.
 
-/// Pair-DPO on the chosen pairs
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use crate::records_stub::PairRecord;
+use anyhow::{Context, Result, ensure};
+use hermesflow_models::showo::Showo;
+use hermesflow_models::{DType, UnifiedModel};
+use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair};
+use serde_json::json;
+
+use super::StageArgs;
+use crate::config::RunConfig;
+use crate::layout::RunLayout;
+use crate::pictures::Pictures;
+use crate::progress::{Progress, Task};
+use crate::stage;
+use crate::{files, models};
+
+/// Train on the pairs: the best against the worst, captions and images
+///
+/// Reads pair_dpo_data.json, encodes its images once, and minimises the Pair-DPO loss against the frozen model that
+/// the iteration began with. The training folder holds config.yaml (every number, resolved), metrics.jsonl (a line
+/// per step with TRL's names under und/ and gen/), checkpoint-{step}/ and, at the end, model/ in the published
+/// layout. A killed run continues from its newest checkpoint, bit for bit.
+///
+/// Example: hermesflow train configs/scenes.yaml train.steps=100 train.anchor_gen=0
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    #[command(flatten)]
+    stage: StageArgs,
+}
 
 /// Runs the command.
-pub fn run(_args: Args) -> anyhow::Result<()> {
-    anyhow::bail!("not built yet")
+pub fn run(args: Args) -> Result<()> {
+    let (config, layout, progress) = args.stage.open()?;
+    let player = models::player(&config, &layout)?;
+    let reference = models::reference(&config, &layout)?;
+    train(&player, &reference, &config, &layout, &progress)?;
+    println!("{}", layout.model().display());
+    Ok(())
+}
+
+/// Trains `player` against `reference` on the iteration's pairs; the trained model, which is also saved.
+///
+/// # Errors
+/// Names the record, file or setting that stands in the way.
+pub fn train(
+    player: &Showo,
+    reference: &Showo,
+    config: &RunConfig,
+    layout: &RunLayout,
+    progress: &Progress,
+) -> Result<Showo> {
+    let pairs = files::pairs(&layout.pairs())?;
+    ensure!(
+        !pairs.is_empty(),
+        "{}: no pair to train on; more records, images or captions, or a lower pair.min_accuracy, give some",
+        layout.pairs().display()
+    );
+    let input = stage::text_number(&std::fs::read_to_string(layout.pairs())?);
+    let settings =
+        json!({ "train": config.train, "question": config.caption.question, "pairs": format!("{input:016x}") });
+    stage::settled(layout, "train", config, &settings)?;
+    if layout.model().join("pytorch_model.safetensors").is_file() {
+        progress.log(format!("train: {} is there already", layout.model().display()));
+        return models::trained(player, layout);
+    }
+    files::write_atomically(&layout.training().join("config.yaml"), config.to_yaml()?.as_bytes())?;
+    let pairs = encode(player, &pairs, config, layout, progress)?;
+    let seed = stage::seed(config, layout, "train", &[]);
+    let task = progress.task("reference", "captions", pairs.len(), 0);
+    let objective =
+        PairDpo::new(player.trainable()?, reference.frozen()?, pairs, config.train.pair_dpo(seed), |_, _| {
+            task.advance(1)
+        })?;
+    drop(task);
+    let trained = fit(objective, config, layout, progress)?.into_models().0.frozen()?;
+    save(&trained, &layout.model())?;
+    Ok(trained)
+}
+
+/// Makes all steps of an objective in the iteration's training folder.
+///
+/// # Errors
+/// When a step fails, or the likelihood watch stopped the run.
+pub fn fit<O: Objective>(objective: O, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<O> {
+    let folder = layout.training();
+    let mut trainer = Trainer::new(objective, config.train.trainer(), &folder)?;
+    if let Some(checkpoint) = trainer.resumed_from() {
+        progress.log(format!("train: continues from {}", checkpoint.display()));
+    }
+    let task = progress.task("train", "steps", config.train.steps, trainer.steps());
+    let outcome = trainer.run(|report| {
+        show(report, &task, progress);
+        ControlFlow::Continue(())
+    })?;
+    drop(task);
+    if let Outcome::LikelihoodFell { step } = outcome {
+        progress.log(format!(
+            "train: stopped after step {step} because the winning likelihood kept falling (train.watch.stop); \
+             the model of that step is saved"
+        ));
+    }
+    Ok(trainer.into_objective())
+}
+
+fn show(report: &StepReport, task: &Task, progress: &Progress) {
+    let metrics = &report.record.metrics;
+    let mut message = format!("loss {:.4}", report.record.loss);
+    for side in ["und", "gen"] {
+        if let Some(accuracy) = metrics.get(&format!("{side}/rewards/accuracies")) {
+            message.push_str(&format!("  {side} accuracy {accuracy:.2}"));
+        }
+    }
+    task.message(message);
+    task.advance(1);
+    for fall in &report.falls {
+        progress.log(format!("WARNING: {fall}"));
+    }
+}
+
+/// Pairs ready for training; every picture is encoded once.
+fn encode(
+    model: &Showo,
+    pairs: &[PairRecord],
+    config: &RunConfig,
+    layout: &RunLayout,
+    progress: &Progress,
+) -> Result<Vec<TrainingPair>> {
+    let sides = config.train.sides;
+    let (und, generation) = (sides != Sides::Gen, sides != Sides::Und);
+    let pictures = Pictures::new(layout.data(), model.resolution());
+    let task = progress.task("encode", "pairs", pairs.len(), 0);
+    let mut encoded = Vec::with_capacity(pairs.len());
+    for chunk in pairs.chunks(config.data.chunk) {
+        let codes = |wanted: bool, path: &dyn Fn(&PairRecord) -> PathBuf| -> Result<Vec<Vec<u32>>> {
+            if !wanted {
+                return Ok(vec![Vec::new(); chunk.len()]);
+            }
+            let images = chunk
+                .iter()
+                .map(|pair| pictures.load(&path(pair)).with_context(|| format!("record {}", pair.id)))
+                .collect::<Result<Vec<_>>>()?;
+            Ok(model.encode_images(&images)?)
+        };
+        let own = codes(und, &|pair| pair.img_path.clone().into())?;
+        let wins = codes(generation, &|pair| pair.image_win.clone().into())?;
+        let loses = codes(generation, &|pair| pair.image_lose.clone().into())?;
+        for (((pair, image), image_win), image_lose) in chunk.iter().zip(own).zip(wins).zip(loses) {
+            encoded.push(TrainingPair {
+                id: pair.id.to_string(),
+                image,
+                question: config.caption.question.clone(),
+                caption: pair.caption.clone(),
+                // A reply begins with the space that records do not keep.
+                caption_win: format!(" {}", pair.caption_win.trim()),
+                caption_lose: format!(" {}", pair.caption_lose.trim()),
+                image_win,
+                image_lose,
+            });
+        }
+        task.advance(chunk.len());
+    }
+    Ok(encoded)
+}
+
+/// Saves a model so that its folder is whole or absent.
+fn save(model: &Showo, folder: &Path) -> Result<()> {
+    let temporary = folder.with_extension("tmp");
+    if temporary.exists() {
+        std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
+    }
+    std::fs::create_dir_all(temporary.join("phi")).with_context(|| temporary.display().to_string())?;
+    model.save(&temporary, DType::F32)?;
+    std::fs::rename(&temporary, folder).with_context(|| folder.display().to_string())
 }

@@ -1,0 +1,53 @@
+//! The pictures that records name.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use hermesflow_models::preprocess::load_square;
+use image::RgbImage;
+
+use crate::files;
+
+/// Reads pictures at a model's resolution.
+#[derive(Debug, Clone)]
+pub struct Pictures {
+    root: PathBuf,
+    side: usize,
+}
+
+impl Pictures {
+    /// Pictures whose relative paths begin at `root`, as squares of `side` pixels.
+    pub fn new(root: &Path, side: usize) -> Self {
+        Self { root: root.into(), side }
+    }
+
+    /// Where a picture is: under the root, or relative to the working directory as the Python scripts have it.
+    pub fn find(&self, path: &Path) -> Result<PathBuf> {
+        let inside = self.root.join(path); // an absolute path stays as it is
+        if inside.is_file() {
+            return Ok(inside);
+        }
+        if path.is_file() {
+            return Ok(path.into());
+        }
+        bail!("image {} does not exist; put it there or remove the record", inside.display())
+    }
+
+    /// Reads one.
+    ///
+    /// # Errors
+    /// Names the file when it is missing or broken, and what to do.
+    pub fn load(&self, path: &Path) -> Result<RgbImage> {
+        Ok(load_square(&self.find(path)?, self.side)?)
+    }
+}
+
+/// Writes a PNG under a temporary name and renames it: a file that exists is whole.
+///
+/// # Errors
+/// Names the file that cannot be written.
+pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    image.write_to(&mut bytes, image::ImageFormat::Png).with_context(|| path.display().to_string())?;
+    files::write_atomically(path, bytes.get_ref())
+}
