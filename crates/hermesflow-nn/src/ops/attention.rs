@@ -17,7 +17,9 @@
 //! log-sum-exp of each query and head, and the backward pass computes the
 //! scores again (Dao et al., "FlashAttention", arXiv:2205.14135, section 3.1).
 
+mod block;
 mod fused;
+mod plan;
 #[cfg(test)]
 mod tests;
 
@@ -48,6 +50,24 @@ pub struct Segment {
     pub own: Range<usize>,
     /// Whether a query sees its own keys only up to itself.
     pub causal: bool,
+}
+
+impl Segment {
+    /// Queries that see their own keys up to themselves.
+    pub fn causal(queries: Range<usize>, own: Range<usize>) -> Self {
+        Self { queries, sees: Vec::new(), own, causal: true }
+    }
+
+    /// Queries that see all of their own keys.
+    pub fn block(queries: Range<usize>, own: Range<usize>) -> Self {
+        Self { queries, sees: Vec::new(), own, causal: false }
+    }
+
+    /// The same queries, which also see all of these keys.
+    pub fn seeing(mut self, keys: Range<usize>) -> Self {
+        self.sees.push(keys);
+        self
+    }
 }
 
 /// Attention of packed queries on packed keys: for each query and head,

@@ -13,7 +13,7 @@ use super::simd::{exp, vectorised};
 /// Elements of one task.
 const RUN: usize = 16 * 1024;
 /// `2 sqrt(2/pi)` and that times 0.044715.
-const SLOPE: f32 = 1.595_769_1;
+const SLOPE: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.071_354_814;
 
 /// GELU in its tanh form, element by element.

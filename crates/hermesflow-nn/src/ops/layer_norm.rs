@@ -108,16 +108,13 @@ impl CustomOp3 for LayerNorm {
         bias: &CpuStorage,
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let (x, weight, bias) =
-            (elements(x, layout)?, elements(weight, weight_layout)?, elements(bias, bias_layout)?);
+        let (x, weight, bias) = (elements(x, layout)?, elements(weight, weight_layout)?, elements(bias, bias_layout)?);
         let run = ROWS * weight.len();
         let mut y = vec![0f32; x.len()];
         if x.len() <= run {
             values(&mut y, x, weight, bias, self.eps);
         } else {
-            y.par_chunks_mut(run)
-                .zip(x.par_chunks(run))
-                .for_each(|(y, x)| values(y, x, weight, bias, self.eps));
+            y.par_chunks_mut(run).zip(x.par_chunks(run)).for_each(|(y, x)| values(y, x, weight, bias, self.eps));
         }
         Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
@@ -171,11 +168,7 @@ mod tests {
         for shape in [&[1usize, 5][..], &[7, 3, 33], &[201, 64]] {
             let d = shape[shape.len() - 1];
             let args = [((normal(shape) * 2.0).unwrap() + 3.0).unwrap(), normal(&[d]), normal(&[d])];
-            agree(
-                &args,
-                |v| layer_norm(&v[0], &v[1], &v[2], 1e-5),
-                |v| plain(&v[0], &v[1], &v[2], 1e-5),
-            );
+            agree(&args, |v| layer_norm(&v[0], &v[1], &v[2], 1e-5), |v| plain(&v[0], &v[1], &v[2], 1e-5));
         }
     }
 

@@ -1,11 +1,26 @@
-//! The affine map `y = x Wᵀ + b`, one matrix product into a bias-filled result.
+//! The affine map `y = x Wᵀ + b`.
+//!
+//! Many rows: one matrix product into a bias-filled result. Few rows, as in
+//! decoding: packing the weight for that product costs more than the product
+//! (3 to 10 times, for 20 rows), so `yᵀ = W xᵀ`, which leaves the weight as it
+//! lies, and a transposition.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
 
+use rayon::prelude::*;
+
 use super::raw::{Operand, column_sums, elements, fused, host, product};
+use super::simd::{LANES, vectorised};
 
 /// Below this many multiplications a product stays on one thread.
 const PARALLEL_FROM: usize = 64 * 1024;
+/// Up to so many rows go through the transposed product.
+const FEW: usize = 192;
+/// A weight of at least so many elements is never packed for up to [`FEW_STRIPS`]
+/// rows, which go in strips.
+const LARGE: usize = 1 << 20;
+const FEW_STRIPS: usize = 640;
+const STRIP: usize = 128;
 
 /// `x Wᵀ + b`.
 ///
@@ -45,9 +60,78 @@ fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
 
 struct Linear;
 
+vectorised! {
+    /// Rows `first..` of `y [.., out]` from `turned [out, rows]`, and the bias.
+    fn turn_back(y: &mut [f32], turned: &[f32], bias: Option<&[f32]>, first: usize, rows: usize, out: usize) {
+        let lines = y.len() / out;
+        for column in (0..out).step_by(LANES) {
+            let width = LANES.min(out - column);
+            let mut block = [[0f32; LANES]; LANES];
+            if width == LANES && lines == LANES {
+                for (c, line) in turned.chunks_exact(rows).skip(column).take(LANES).enumerate() {
+                    let line = &line[first..first + LANES];
+                    for r in 0..LANES {
+                        block[r][c] = line[r];
+                    }
+                }
+            } else {
+                for (c, line) in turned.chunks_exact(rows).skip(column).take(width).enumerate() {
+                    for (r, &x) in line[first..first + lines].iter().enumerate() {
+                        block[r][c] = x;
+                    }
+                }
+            }
+            for (y, block) in y.chunks_exact_mut(out).zip(&block) {
+                let y = &mut y[column..column + width];
+                match bias {
+                    Some(bias) => {
+                        for ((y, x), b) in y.iter_mut().zip(block).zip(&bias[column..]) {
+                            *y = x + b;
+                        }
+                    }
+                    None => y.copy_from_slice(&block[..width]),
+                }
+            }
+        }
+    }
+}
+
 impl Linear {
+    /// The rows of a strip of the transposed product, where that is the better one.
+    fn strip(n: usize, weight: usize) -> Option<usize> {
+        match n {
+            0 | 1 => None,
+            _ if n <= FEW => Some(n),
+            _ if n <= FEW_STRIPS && weight >= LARGE => Some(STRIP),
+            _ => None,
+        }
+    }
+
+    /// `y = x Wᵀ + b` for some rows, by `yᵀ = W xᵀ`.
+    fn few(y: &mut [f32], x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) {
+        let (rows, out) = (x.len() / input, weight.len() / input);
+        let mut turned = vec![0f32; out * rows];
+        let parallel = rows * weight.len() >= PARALLEL_FROM;
+        let (w, x) = (Operand::rows(weight.as_ptr(), input), Operand::rows(x.as_ptr(), input));
+        // SAFETY: x is [rows, input], weight [out, input], turned [out, rows], all contiguous.
+        unsafe { product((out, rows, input), turned.as_mut_ptr(), rows, false, w, x.t(), 1.0, parallel) };
+        let task = |(i, y): (usize, &mut [f32])| turn_back(y, &turned, bias, i * LANES, rows, out);
+        if y.len() >= PARALLEL_FROM {
+            y.par_chunks_mut(LANES * out).enumerate().for_each(task);
+        } else {
+            y.chunks_mut(LANES * out).enumerate().for_each(task);
+        }
+    }
+
     fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
         let (n, out) = (x.len() / input, weight.len() / input);
+        if let Some(strip) = Self::strip(n, weight.len()) {
+            let mut y = vec![0f32; n * out];
+            for (y, x) in y.chunks_mut(strip * out).zip(x.chunks(strip * input)) {
+                Self::few(y, x, weight, bias, input);
+            }
+            return y;
+        }
         let mut y = match bias {
             Some(bias) => bias.repeat(n),
             None => vec![0f32; n * out],
@@ -162,7 +246,7 @@ mod tests {
 
     #[test]
     fn agrees_with_plain_candle() {
-        for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 64, 96)] {
+        for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 64, 96), (210, 7, 33), (200, 1024, 1024)] {
             let args = [normal(&[n, input]), normal(&[out, input]), normal(&[out])];
             agree(&args, |v| linear(&v[0], &v[1], Some(&v[2])), |v| plain(&v[0], &v[1], Some(&v[2])));
             agree(&args[..2], |v| linear(&v[0], &v[1], None), |v| plain(&v[0], &v[1], None));

@@ -11,9 +11,9 @@ pub mod group_norm;
 pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
+pub(crate) mod raw;
 pub mod rotary;
 pub mod rows;
-pub(crate) mod raw;
 pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
@@ -21,6 +21,6 @@ pub mod upsample;
 
 #[allow(unused_imports)]
 pub use self::{
-    attention::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*,
-    rotary::*, rows::*, upsample::*,
+    attention::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*, rotary::*, rows::*,
+    upsample::*,
 };

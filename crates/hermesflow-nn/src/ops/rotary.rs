@@ -34,10 +34,8 @@ fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (half, d) = (cos.dim(1)?, x.dim(2)?);
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
-    let mut parts = vec![
-        (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?,
-        (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?,
-    ];
+    let mut parts =
+        vec![(a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?, (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?];
     if d > 2 * half {
         parts.push(x.narrow(2, 2 * half, d - 2 * half)?);
     }
@@ -130,11 +128,7 @@ mod tests {
     fn agrees_with_plain_candle() {
         for (n, heads, d, half) in [(3, 2, 8, 4), (129, 3, 10, 2), (1, 1, 7, 3)] {
             let (cos, sin) = (normal(&[n, half]), normal(&[n, half]));
-            agree(
-                &[normal(&[n, heads, d])],
-                |v| rotary(&v[0], &cos, &sin),
-                |v| plain(&v[0], &cos, &sin),
-            );
+            agree(&[normal(&[n, heads, d])], |v| rotary(&v[0], &cos, &sin), |v| plain(&v[0], &cos, &sin));
         }
     }
 

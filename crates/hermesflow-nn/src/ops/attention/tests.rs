@@ -1,5 +1,5 @@
 //! Attention against a softmax under a dense mask.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
 use candle_core::{Device, Var};
 
@@ -25,6 +25,7 @@ fn dense(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -
     weights.matmul(&turned(v)?)?.transpose(0, 1)?.reshape((tq, heads * d))
 }
 
+/// All four fields in one line.
 fn segment(queries: Range<usize>, sees: &[Range<usize>], own: Range<usize>, causal: bool) -> Segment {
     Segment { queries, sees: sees.to_vec(), own, causal }
 }
@@ -33,31 +34,47 @@ fn segment(queries: Range<usize>, sees: &[Range<usize>], own: Range<usize>, caus
 fn patterns() -> Vec<(usize, usize, Vec<Segment>)> {
     vec![
         // Causal texts of odd lengths, one longer than a block.
-        (180, 180, vec![
-            segment(0..5, &[], 0..5, true),
-            segment(5..146, &[], 5..146, true),
-            segment(146..180, &[], 146..180, true),
-        ]),
+        (
+            180,
+            180,
+            vec![
+                segment(0..5, &[], 0..5, true),
+                segment(5..146, &[], 5..146, true),
+                segment(146..180, &[], 146..180, true),
+            ],
+        ),
         // A prompt, its image block, and three replies that share both.
-        (120, 120, vec![
-            segment(0..7, &[], 0..7, true),
-            segment(7..71, &[0..7], 7..71, false),
-            segment(71..90, &[0..71], 71..90, true),
-            segment(90..91, &[0..71], 90..91, true),
-            segment(91..120, &[0..71], 91..120, true),
-        ]),
+        (
+            120,
+            120,
+            vec![
+                segment(0..7, &[], 0..7, true),
+                segment(7..71, &[0..7], 7..71, false),
+                segment(71..90, &[0..71], 71..90, true),
+                segment(90..91, &[0..71], 90..91, true),
+                segment(91..120, &[0..71], 91..120, true),
+            ],
+        ),
         // Cached decoding: the new queries are the last of their own keys; out of order.
-        (9, 83, vec![
-            segment(4..9, &[0..30, 33..40], 60..83, true),
-            segment(0..1, &[0..30], 40..49, true),
-            segment(1..4, &[0..30], 49..60, true),
-        ]),
+        (
+            9,
+            83,
+            vec![
+                segment(4..9, &[0..30, 33..40], 60..83, true),
+                segment(0..1, &[0..30], 40..49, true),
+                segment(1..4, &[0..30], 49..60, true),
+            ],
+        ),
         // One query per segment on one prefix, and an image block that sees two ranges.
-        (73, 100, vec![
-            segment(0..1, &[0..27], 27..28, true),
-            segment(1..2, &[0..27], 28..29, false),
-            segment(2..73, &[0..3, 10..13], 29..100, false),
-        ]),
+        (
+            73,
+            100,
+            vec![
+                segment(0..1, &[0..27], 27..28, true),
+                segment(1..2, &[0..27], 28..29, false),
+                segment(2..73, &[0..3, 10..13], 29..100, false),
+            ],
+        ),
     ]
 }
 

@@ -1,0 +1,89 @@
+//! How segments are cut into blocks of work.
+
+use std::ops::Range;
+
+use super::Segment;
+
+/// Most queries of one block: its scores stay in the cache, and a causal block
+/// computes few scores beyond its last query.
+pub(super) const BLOCK: usize = 32;
+
+/// Some consecutive queries of a segment with the keys that the last of them sees.
+pub(super) struct Block {
+    pub(super) query: usize,
+    pub(super) rows: usize,
+    ranges: Vec<Range<usize>>,
+    /// Total length of the ranges.
+    pub(super) keys: usize,
+    /// Row `i` sees the first `keys - (rows - 1 - i)` keys, not all.
+    causal: bool,
+}
+
+impl Block {
+    /// The blocks of all segments.
+    pub(super) fn all(segments: &[Segment]) -> Vec<Self> {
+        let mut blocks = Vec::new();
+        for Segment { queries, sees, own, causal } in segments {
+            for query in queries.clone().step_by(BLOCK) {
+                let rows = BLOCK.min(queries.end - query);
+                let own_end = if *causal { own.end - (queries.end - query - rows) } else { own.end };
+                let ranges: Vec<_> =
+                    sees.iter().cloned().chain(std::iter::once(own.start..own_end)).filter(|r| !r.is_empty()).collect();
+                let keys = ranges.iter().map(|r| r.len()).sum();
+                blocks.push(Self { query, rows, ranges, keys, causal: *causal });
+            }
+        }
+        blocks
+    }
+
+    /// Each range with its first key's place among the block's keys.
+    pub(super) fn places(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
+        self.ranges.iter().scan(0, |next, range| {
+            let start = *next;
+            *next += range.len();
+            Some((start, range))
+        })
+    }
+
+    /// Makes the scores `[keys, lanes]` that a causal block does not see minus infinity.
+    pub(super) fn hide(&self, scores: &mut [f32], lanes: usize) {
+        if self.causal {
+            let diagonal = scores.chunks_exact_mut(lanes).skip(self.keys - self.rows);
+            diagonal.enumerate().for_each(|(i, key)| key[..i].fill(f32::NEG_INFINITY));
+        }
+    }
+
+    /// Blocks that share keys, directly or through others, gathered in one
+    /// group, in their order: the gradients of different groups' keys can be
+    /// summed at the same time.
+    pub(super) fn groups(blocks: &[Self]) -> Vec<Vec<&Self>> {
+        let mut spans: Vec<(usize, usize, usize)> = blocks
+            .iter()
+            .enumerate()
+            .flat_map(|(i, block)| block.ranges.iter().map(move |r| (r.start, r.end, i)))
+            .collect();
+        spans.sort_unstable();
+        let mut parent: Vec<usize> = (0..blocks.len()).collect();
+        fn root(parent: &mut [usize], mut i: usize) -> usize {
+            while parent[i] != i {
+                parent[i] = parent[parent[i]];
+                i = parent[i];
+            }
+            i
+        }
+        let (mut end, mut last) = (0, 0);
+        for (start, stop, block) in spans {
+            if start < end {
+                let (a, b) = (root(&mut parent, last), root(&mut parent, block));
+                parent[a.max(b)] = a.min(b);
+            }
+            (end, last) = (end.max(stop), block);
+        }
+        let mut groups: Vec<Vec<&Self>> = blocks.iter().map(|_| Vec::new()).collect();
+        for (i, block) in blocks.iter().enumerate() {
+            groups[root(&mut parent, i)].push(block);
+        }
+        groups.retain(|group| !group.is_empty());
+        groups
+    }
+}
