@@ -120,25 +120,28 @@ pub struct VqLossWeights {
 }
 
 /// The lookup-free autoencoder's loss (MAGVIT-v2 §3.1, without its adversarial and perceptual terms):
-/// |x − x̂| + (x − x̂)² + commitment − entropy, gradients straight through the sign.
+/// |x − x̂| + (x − x̂)² + commitment − entropy. The decoder sees `tanh z + hardness·(sign z − tanh z)` with
+/// the gradient of `tanh z`: hardness 0 is a plain autoencoder, 1 the quantized one. From random weights
+/// the sign alone collapses to one code (LAB.md), so hardness rises over the first steps.
 ///
 /// # Shapes
 /// `images` `[b, 3, R, R]` in [-1, 1]
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights) -> Result<VqLoss> {
+pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights, hardness: f64) -> Result<VqLoss> {
     let encoded = vq.encode(images)?;
     let positive = encoded.detach().gt(0f32)?.to_dtype(encoded.dtype())?;
     let code = positive.affine(2.0, -1.0)?;
-    let through = (&encoded + (&code - encoded.detach())?)?;
+    let soft = encoded.tanh()?;
+    let through = (&soft + (&code - soft.detach())?.affine(hardness, 0.0)?)?;
     let error = (vq.decode(&through)? - images)?;
     let reconstruction = error.abs()?.mean_all()?;
     let commitment = (&encoded - &code)?.sqr()?.mean_all()?;
     let (b, bits, h, w) = encoded.dims4()?;
     // σ(4z) = (1 + tanh 2z) / 2, averaged over the batch: how often each bit is set.
-    let soft = encoded.affine(2.0, 0.0)?.tanh()?.affine(0.5, 0.5)?;
-    let used = soft.transpose(0, 1)?.reshape((bits, b * h * w))?.mean(1)?.affine(0.9998, 0.0001)?;
+    let set = encoded.affine(2.0, 0.0)?.tanh()?.affine(0.5, 0.5)?;
+    let used = set.transpose(0, 1)?.reshape((bits, b * h * w))?.mean(1)?.affine(0.9998, 0.0001)?;
     let unused = used.affine(-1.0, 1.0)?;
     let entropy = ((&used * used.log()?)? + (&unused * unused.log()?)?)?.mean_all()?;
     let bit_entropy = entropy.affine(-1.0 / std::f64::consts::LN_2, 0.0)?;

@@ -1,0 +1,329 @@
+//! The oracle: what a picture shows, from its pixels alone.
+//!
+//! 1. The background is the most frequent of the three background colours.
+//! 2. A pixel is ink of colour c if it lies nearer to c than to the background on the line between the
+//!    two, and close to that line: blurred edges belong to their shape without a colour of their own.
+//! 3. Connected ink is an object; specks are dropped.
+//! 4. An object has the shape whose outline, drawn into its bounding box, overlaps it best, or no shape
+//!    if none overlaps well: a blob has no truth.
+//!
+//! Nothing here knows a model, a token or a caption that was not handed in.
+
+use image::RgbImage;
+use image::imageops::{FilterType, resize};
+
+use crate::render::inside;
+use crate::scene::{Background, Category, Colour, Relation, SIDE, Scene, Shape, Size};
+use crate::text::{Facts, parse_caption};
+
+/// Fewer pixels are a speck.
+const SPECK: usize = 10;
+/// The least overlap (intersection over union) with an outline that makes a shape.
+const OVERLAP: f64 = 0.72;
+/// The farthest that ink may lie from the line between background and colour, in RGB distance.
+const OFF_LINE: f32 = 70.0;
+/// Extents (pixels) that are no object of this world.
+const EXTENT: std::ops::RangeInclusive<usize> = 5..=17;
+/// Objects from this extent on are large.
+const LARGE_FROM: f64 = 11.0;
+
+/// Something that the oracle found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SeenObject {
+    /// Its colour, if most of its ink has one.
+    pub colour: Option<Colour>,
+    /// Its outline, if it has a clear one.
+    pub shape: Option<Shape>,
+    /// Its size.
+    pub size: Size,
+    /// Its middle, in pixels of a 64×64 picture: x to the right, y down.
+    pub centre: (f64, f64),
+    /// Its pixels.
+    pub area: usize,
+    /// How well the best outline overlaps it, 0 … 1.
+    pub quality: f64,
+}
+
+/// What the oracle found in a picture.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Seen {
+    /// The colour behind, if one of the three covers enough of the picture.
+    pub background: Option<Background>,
+    /// What is there.
+    pub objects: Vec<SeenObject>,
+}
+
+/// One statement of a caption, judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JudgedFact {
+    /// The category it counts towards.
+    pub category: Category,
+    /// What was claimed.
+    pub claim: String,
+    /// Whether the picture shows it.
+    pub holds: bool,
+}
+
+/// A picture judged by what its caption says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Judgement {
+    /// Statement by statement.
+    pub facts: Vec<JudgedFact>,
+    /// All statements hold, and nothing is there that the caption does not mention.
+    pub all: bool,
+}
+
+impl Judgement {
+    /// The share of statements that hold.
+    pub fn fact_accuracy(&self) -> f64 {
+        self.facts.iter().filter(|fact| fact.holds).count() as f64 / self.facts.len().max(1) as f64
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Ink {
+    None,
+    Colour(Colour),
+    Other,
+}
+
+/// Finds background and objects of any picture.
+pub fn see(picture: &RgbImage) -> Seen {
+    let scaled;
+    let picture = if picture.dimensions() == (SIDE as u32, SIDE as u32) {
+        picture
+    } else {
+        scaled = resize(picture, SIDE as u32, SIDE as u32, FilterType::Triangle);
+        &scaled
+    };
+    let pixels: Vec<[f32; 3]> = picture.pixels().map(|pixel| pixel.0.map(f32::from)).collect();
+    let (background, behind) = find_background(&pixels);
+    let ink: Vec<Ink> = pixels.iter().map(|pixel| ink_of(*pixel, behind)).collect();
+    let objects = components(&ink).into_iter().filter(|part| part.len() >= SPECK).map(|part| describe(&part, &ink));
+    Seen { background, objects: objects.collect() }
+}
+
+fn distance(a: [f32; 3], b: [f32; 3]) -> f32 {
+    a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
+}
+
+/// The most frequent background colour, and the mean of its pixels.
+fn find_background(pixels: &[[f32; 3]]) -> (Option<Background>, [f32; 3]) {
+    let near = |background: Background| {
+        let rgb = background.rgb().map(f32::from);
+        pixels.iter().filter(move |pixel| distance(**pixel, rgb) < 55.0)
+    };
+    let best = Background::ALL.iter().copied().max_by_key(|background| near(*background).count());
+    match best.filter(|background| near(*background).count() * 4 >= pixels.len()) {
+        Some(background) => {
+            let count = near(background).count() as f32;
+            let mut mean = [0f32; 3];
+            near(background).for_each(|pixel| mean.iter_mut().zip(pixel).for_each(|(mean, value)| *mean += value / count));
+            (Some(background), mean)
+        }
+        None => (None, Background::Grey.rgb().map(f32::from)),
+    }
+}
+
+/// Which colour a pixel is ink of, seen against the background.
+fn ink_of(pixel: [f32; 3], behind: [f32; 3]) -> Ink {
+    let mut best: Option<(f32, f32, Colour)> = None;
+    for &colour in Colour::ALL {
+        let rgb = colour.rgb().map(f32::from);
+        let line = [rgb[0] - behind[0], rgb[1] - behind[1], rgb[2] - behind[2]];
+        let from = [pixel[0] - behind[0], pixel[1] - behind[1], pixel[2] - behind[2]];
+        let dot = |a: [f32; 3], b: [f32; 3]| a[0] * b[0] + a[1] * b[1] + a[2] * b[2];
+        let along = (dot(from, line) / dot(line, line)).clamp(0.0, 1.0);
+        let foot = [behind[0] + along * line[0], behind[1] + along * line[1], behind[2] + along * line[2]];
+        let off = distance(pixel, foot);
+        if best.is_none_or(|(least, _, _)| off < least) {
+            best = Some((off, along, colour));
+        }
+    }
+    match best {
+        Some((off, along, colour)) if off < OFF_LINE && along >= 0.5 => Ink::Colour(colour),
+        Some((off, along, _)) if off < OFF_LINE && along < 0.5 => Ink::None,
+        _ if distance(pixel, behind) < OFF_LINE => Ink::None,
+        _ => Ink::Other,
+    }
+}
+
+/// Connected ink (four neighbours).
+fn components(ink: &[Ink]) -> Vec<Vec<usize>> {
+    let mut seen = vec![false; ink.len()];
+    let mut parts = Vec::new();
+    for start in 0..ink.len() {
+        if seen[start] || ink[start] == Ink::None {
+            continue;
+        }
+        seen[start] = true;
+        let mut part = vec![start];
+        let mut next = 0;
+        while next < part.len() {
+            let at = part[next];
+            next += 1;
+            let (x, y) = (at % SIDE, at / SIDE);
+            let neighbours = [
+                (x > 0).then(|| at - 1),
+                (x + 1 < SIDE).then(|| at + 1),
+                (y > 0).then(|| at - SIDE),
+                (y + 1 < SIDE).then(|| at + SIDE),
+            ];
+            for neighbour in neighbours.into_iter().flatten() {
+                if !seen[neighbour] && ink[neighbour] != Ink::None {
+                    seen[neighbour] = true;
+                    part.push(neighbour);
+                }
+            }
+        }
+        parts.push(part);
+    }
+    parts
+}
+
+fn describe(part: &[usize], ink: &[Ink]) -> SeenObject {
+    let xs = part.iter().map(|at| at % SIDE);
+    let ys = part.iter().map(|at| at / SIDE);
+    let (left, right) = (xs.clone().min().unwrap_or(0), xs.clone().max().unwrap_or(0));
+    let (top, bottom) = (ys.clone().min().unwrap_or(0), ys.clone().max().unwrap_or(0));
+    let (width, height) = (right - left + 1, bottom - top + 1);
+    let count = part.len() as f64;
+    let colour = Colour::ALL
+        .iter()
+        .copied()
+        .map(|colour| (part.iter().filter(|at| ink[**at] == Ink::Colour(colour)).count(), colour))
+        .max_by_key(|(pixels, _)| *pixels)
+        .filter(|(pixels, _)| *pixels as f64 >= 0.65 * count)
+        .map(|(_, colour)| colour);
+    let mut mask = vec![false; width * height];
+    part.iter().for_each(|at| mask[(at / SIDE - top) * width + at % SIDE - left] = true);
+    let overlap = |shape: Shape| {
+        let (mut both, mut either) = (0usize, 0usize);
+        for (at, &there) in mask.iter().enumerate() {
+            let x = ((at % width) as f64 + 0.5) / width as f64 * 2.0 - 1.0;
+            let y = ((at / width) as f64 + 0.5) / height as f64 * 2.0 - 1.0;
+            let drawn = inside(shape, x, y);
+            both += usize::from(there && drawn);
+            either += usize::from(there || drawn);
+        }
+        both as f64 / either.max(1) as f64
+    };
+    let best = Shape::ALL.iter().map(|&shape| (overlap(shape), shape)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let (quality, shape) = best.unwrap_or((0.0, Shape::Square));
+    let (long, short) = (width.max(height), width.min(height));
+    let proportionate = long <= short + short.div_ceil(3) && EXTENT.contains(&long);
+    SeenObject {
+        colour,
+        shape: (quality >= OVERLAP && proportionate).then_some(shape),
+        size: if (width + height) as f64 / 2.0 >= LARGE_FROM { Size::Large } else { Size::Small },
+        centre: (xs.sum::<usize>() as f64 / count, ys.sum::<usize>() as f64 / count),
+        area: part.len(),
+        quality,
+    }
+}
+
+/// Judges a picture by what a caption says.
+///
+/// The facts, and the GenEval category of each:
+/// - every group: a thing of its shape is there (*single object* where the caption has one thing, else
+///   *two objects*; *counting* groups have the next fact in its place);
+/// - a group of several: there are exactly that many of its shape and colour (*counting*);
+/// - its colour, if said: a thing of its shape has it (*colors* where the caption has one group, else
+///   *attribute binding*);
+/// - its size, if said: a thing of its shape and colour has it (*attribute binding*);
+/// - the relation, if said: the middles of two such things lie so, along that axis more than across it
+///   (*position*);
+/// - the background, if said (*colors*).
+pub fn judge(picture: &RgbImage, facts: &Facts) -> Judgement {
+    let seen = see(picture);
+    let single = facts.groups.len() == 1;
+    let matching = |group: &crate::text::Claim| -> Vec<&SeenObject> {
+        let fits = |object: &&SeenObject| {
+            object.shape == Some(group.shape) && group.colour.is_none_or(|colour| object.colour == Some(colour))
+        };
+        seen.objects.iter().filter(fits).collect()
+    };
+    let mut judged = Vec::new();
+    let mut add = |category, claim: String, holds| judged.push(JudgedFact { category, claim, holds });
+    for group in &facts.groups {
+        let found = matching(group);
+        let category = if single { Category::SingleObject } else { Category::TwoObjects };
+        if group.count == 1 {
+            let there = seen.objects.iter().any(|object| object.shape == Some(group.shape));
+            add(category, format!("a {} is there", group.shape.word()), there);
+        } else {
+            add(Category::Counting, format!("exactly {group}"), found.len() == group.count);
+        }
+        if let Some(colour) = group.colour {
+            let category = if single { Category::Colors } else { Category::AttributeBinding };
+            add(category, format!("a {} is {}", group.shape.word(), colour.word()), !found.is_empty());
+        }
+        if let Some(size) = group.size {
+            let holds = !found.is_empty() && found.iter().all(|object| object.size == size);
+            add(Category::AttributeBinding, format!("{group} is {}", size.word()), holds);
+        }
+    }
+    if let (Some(relation), [first, second]) = (facts.relation, facts.groups.as_slice()) {
+        let (firsts, seconds) = (matching(first), matching(second));
+        let holds = firsts.iter().any(|a| seconds.iter().any(|b| a != b && related(a, b, relation)));
+        add(Category::Position, format!("{first} {} {second}", relation.word()), holds);
+    }
+    if let Some(background) = facts.background {
+        add(Category::Colors, format!("the background is {}", background.word()), seen.background == Some(background));
+    }
+    let mentioned: usize = facts.groups.iter().map(|group| group.count).sum();
+    let all = judged.iter().all(|fact| fact.holds) && seen.objects.len() == mentioned;
+    Judgement { facts: judged, all }
+}
+
+fn related(first: &SeenObject, second: &SeenObject, relation: Relation) -> bool {
+    let (dx, dy) = (first.centre.0 - second.centre.0, first.centre.1 - second.centre.1);
+    match relation {
+        Relation::Left => -dx > dy.abs(),
+        Relation::Right => dx > dy.abs(),
+        Relation::Above => -dy > dx.abs(),
+        Relation::Below => dy > dx.abs(),
+    }
+}
+
+/// How much of what a caption says is true of a scene, and how much of the scene it mentions:
+/// `(right, total)`.
+///
+/// Statements: each group's colour and shape, its number, its size if said, the relation and the
+/// background if said. Each group of the scene that the caption leaves out counts as a wrong one, and
+/// so does a caption that names no shape.
+pub fn caption_facts_score(scene: &Scene, caption: &str) -> (usize, usize) {
+    let Some(facts) = parse_caption(caption) else { return (0, 2 * scene.groups.len()) };
+    let truth = scene.facts();
+    let same = |a: &crate::text::Claim, b: &crate::text::Claim| {
+        a.shape == b.shape && a.colour.is_none_or(|colour| Some(colour) == b.colour)
+    };
+    let mut statements = Vec::new();
+    for claim in &facts.groups {
+        let there = truth.groups.iter().find(|group| same(claim, group));
+        statements.push(there.is_some());
+        statements.push(there.is_some_and(|group| group.count == claim.count));
+        if let Some(size) = claim.size {
+            statements.push(there.is_some_and(|group| group.size == Some(size)));
+        }
+    }
+    if let (Some(relation), [first, second]) = (facts.relation, facts.groups.as_slice()) {
+        let places = |claim: &crate::text::Claim| -> Vec<(usize, usize)> {
+            let fits = |o: &&crate::scene::Object| claim.shape == o.shape && claim.colour.is_none_or(|c| c == o.colour);
+            scene.objects.iter().filter(fits).map(|object| (object.row, object.column)).collect()
+        };
+        let lies = |a: (usize, usize), b: (usize, usize)| match relation {
+            Relation::Left => a.1 < b.1,
+            Relation::Right => a.1 > b.1,
+            Relation::Above => a.0 < b.0,
+            Relation::Below => a.0 > b.0,
+        };
+        let (firsts, seconds) = (places(first), places(second));
+        statements.push(firsts.iter().any(|a| seconds.iter().any(|b| lies(*a, *b))));
+    }
+    if let Some(background) = facts.background {
+        statements.push(background == scene.background);
+    }
+    let left_out = truth.groups.iter().filter(|group| !facts.groups.iter().any(|claim| same(claim, group))).count();
+    (statements.iter().filter(|right| **right).count(), statements.len() + left_out)
+}

@@ -1,0 +1,171 @@
+//! Questions with choices, of TIFA's kinds, from what a caption says.
+
+use rand::seq::{IndexedRandom, SliceRandom};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::scene::{Background, Colour, Relation, Shape, Size};
+use crate::text::{Claim, Facts};
+
+/// TIFA's kinds of questions that this world has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum QuestionKind {
+    /// Is there such a thing, and what is it?
+    Object,
+    /// What colour does it have?
+    Color,
+    /// How many are there?
+    Counting,
+    /// Where is it?
+    Spatial,
+    /// How large is it, and what is behind it?
+    Attribute,
+}
+
+/// A question with its choices.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SceneQuestion {
+    /// Its kind.
+    pub kind: QuestionKind,
+    /// What it is about.
+    pub element: String,
+    /// The question.
+    pub question: String,
+    /// What may be answered.
+    pub choices: Vec<String>,
+    /// What is right, one of the choices.
+    pub answer: String,
+}
+
+/// Four to eight questions about what a caption says, in a fixed order.
+pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x7175_6573_7469_6f6e);
+    let random = &mut random;
+    let mut asked = Vec::new();
+    for group in &facts.groups {
+        asked.push(presence(group, facts, random));
+        if let Some(colour) = group.colour {
+            if facts.groups.iter().filter(|other| other.shape == group.shape).count() == 1 {
+                let verb = if group.count > 1 { "are" } else { "is" };
+                let question = format!("what color {verb} the {}?", noun(group.shape, group.count));
+                asked.push(choose(QuestionKind::Color, colour.word(), question, colour, Colour::ALL, random));
+            }
+            if facts.groups.iter().filter(|other| other.colour == group.colour).count() == 1 {
+                let question = match group.count {
+                    1 => format!("what shape is the {} object?", colour.word()),
+                    _ => format!("what shape are the {} objects?", colour.word()),
+                };
+                asked.push(choose(QuestionKind::Object, colour.word(), question, group.shape, Shape::ALL, random));
+            }
+        }
+        if facts.groups.len() == 1 || group.count > 1 {
+            let element = name(&Claim { size: None, ..*group });
+            let question = format!("how many {} are there?", name(&Claim { size: None, count: 2, ..*group }));
+            let choices = (1..=4).map(|n| n.to_string()).collect();
+            let answer = group.count.to_string();
+            asked.push(SceneQuestion { kind: QuestionKind::Counting, element, question, choices, answer });
+        }
+        if let Some(size) = group.size {
+            let verb = if group.count > 1 { "are" } else { "is" };
+            let question = format!("{verb} the {} small or large?", name(&Claim { size: None, ..*group }));
+            asked.push(choose(QuestionKind::Attribute, size.word(), question, size, Size::ALL, random));
+        }
+    }
+    if let (Some(relation), [first, second]) = (facts.relation, facts.groups.as_slice()) {
+        let (first, second) = (bare(first), bare(second));
+        let question = format!("where is the {first} relative to the {second}?");
+        asked.push(choose(QuestionKind::Spatial, relation.word(), question, relation, Relation::ALL, random));
+        let truth = random.random::<bool>();
+        let claimed = if truth { relation } else { relation.opposite() };
+        let place = match claimed {
+            Relation::Left | Relation::Right => format!("to the {} of", claimed.word()),
+            Relation::Above | Relation::Below => claimed.word().to_string(),
+        };
+        asked.push(yes_no(QuestionKind::Spatial, relation.word(), format!("is the {first} {place} the {second}?"), truth));
+    }
+    if let Some(background) = facts.background {
+        let question = "what color is the background?".to_string();
+        asked.push(choose(QuestionKind::Attribute, "background", question, background, Background::ALL, random));
+    }
+    asked
+}
+
+/// "is there a …?" about the group, or about a thing that differs from it in one word and is not there.
+fn presence(group: &Claim, facts: &Facts, random: &mut ChaCha8Rng) -> SceneQuestion {
+    let one = Claim { count: 1, size: None, ..*group };
+    let recoloured = Colour::ALL.iter().map(|&colour| Claim { colour: one.colour.map(|_| colour), ..one });
+    let reshaped = Shape::ALL.iter().map(|&shape| Claim { shape, ..one });
+    let same = |a: &Claim, b: &Claim| a.shape == b.shape && (a.colour == b.colour || b.colour.is_none());
+    let absent: Vec<Claim> =
+        recoloured.chain(reshaped).filter(|claim| !facts.groups.iter().any(|there| same(claim, there))).collect();
+    let (asked, truth) = match absent.choose(random) {
+        Some(absent) if random.random() => (*absent, false),
+        _ => (one, true),
+    };
+    yes_no(QuestionKind::Object, &name(&one), format!("is there {asked}?"), truth)
+}
+
+fn yes_no(kind: QuestionKind, element: &str, question: String, truth: bool) -> SceneQuestion {
+    let choices = vec!["yes".to_string(), "no".to_string()];
+    let answer = if truth { "yes" } else { "no" }.to_string();
+    SceneQuestion { kind, element: element.to_string(), question, choices, answer }
+}
+
+fn choose<T: Copy + PartialEq + Word>(
+    kind: QuestionKind,
+    element: &str,
+    question: String,
+    right: T,
+    all: &[T],
+    random: &mut ChaCha8Rng,
+) -> SceneQuestion {
+    let mut choices: Vec<T> = all.iter().copied().filter(|one| *one != right).collect();
+    choices.shuffle(random);
+    choices.truncate(3);
+    choices.push(right);
+    choices.shuffle(random);
+    SceneQuestion {
+        kind,
+        element: element.to_string(),
+        question,
+        choices: choices.iter().map(|one| one.word_of().to_string()).collect(),
+        answer: right.word_of().to_string(),
+    }
+}
+
+trait Word {
+    fn word_of(&self) -> &'static str;
+}
+
+macro_rules! word {
+    ($($name:ident),+) => { $(impl Word for $name { fn word_of(&self) -> &'static str { self.word() } })+ };
+}
+word!(Colour, Shape, Size, Relation, Background);
+
+fn noun(shape: Shape, count: usize) -> String {
+    match (count > 1, shape) {
+        (true, Shape::Cross) => "crosses".to_string(),
+        (true, shape) => format!("{}s", shape.word()),
+        (false, shape) => shape.word().to_string(),
+    }
+}
+
+/// The group without its article or number.
+fn name(group: &Claim) -> String {
+    let mut name = String::new();
+    if let Some(size) = group.size {
+        name.push_str(size.word());
+        name.push(' ');
+    }
+    if let Some(colour) = group.colour {
+        name.push_str(colour.word());
+        name.push(' ');
+    }
+    name + &noun(group.shape, group.count)
+}
+
+fn bare(group: &Claim) -> String {
+    name(&Claim { size: None, ..*group })
+}

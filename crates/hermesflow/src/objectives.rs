@@ -1,0 +1,177 @@
+//! The objectives of pretraining, over the endless stream of training scenes.
+//!
+//! - the image tokenizer: a lookup-free autoencoder;
+//! - the base model: Show-o's own objectives: masked image tokens from text, captions, and answers.
+//!   One caption and several questions stand behind one image as mutually invisible runs, which gives
+//!   several times the supervision per image.
+
+use hermesflow_models::showo::pretrain::{VqLossWeights, vq_loss};
+use hermesflow_models::showo::{Magvit, Showo};
+use hermesflow_models::{CaptionExample, ImageExample, PairModel, Tensor, UnifiedModel, Var};
+use hermesflow_records::derive_seed;
+use hermesflow_scenes::Split;
+use hermesflow_train::draws::mask_positions;
+use hermesflow_train::trainer::ObjectiveError;
+use hermesflow_train::{Metrics, Objective, Position, Step};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+
+use crate::world;
+
+/// The image tokenizer's autoencoder.
+pub struct VqPretraining {
+    /// The tokenizer over trainable weights.
+    pub vq: Magvit,
+    /// Its trainable parameters.
+    pub parameters: Vec<(String, Var)>,
+    /// The weights of the loss.
+    pub weights: VqLossWeights,
+    /// Steps over which the quantizer hardens.
+    pub harden_steps: usize,
+    /// Pictures per micro batch.
+    pub batch_size: usize,
+    /// The stream's seed.
+    pub seed: u64,
+}
+
+impl Objective for VqPretraining {
+    fn parameters(&self) -> Vec<(String, Var)> {
+        self.parameters.clone()
+    }
+
+    fn micro_batch(&mut self, at: Position) -> Result<Step, ObjectiveError> {
+        let images: Vec<_> = (0..self.batch_size)
+            .map(|index| hermesflow_scenes::scene(Split::Train, self.seed, at.example(index, self.batch_size)).render())
+            .collect();
+        let hardness = (at.step as f64 / self.harden_steps.max(1) as f64).min(1.0);
+        let loss = vq_loss(&self.vq, &self.vq.pixels(&images)?, self.weights, hardness)?;
+        let mut metrics = Metrics::new();
+        for (name, part) in [
+            ("vq/reconstruction", &loss.reconstruction),
+            ("vq/commitment", &loss.commitment),
+            ("vq/bit_entropy", &loss.bit_entropy),
+        ] {
+            metrics.insert(name, f64::from(part.to_scalar::<f32>()?));
+        }
+        Ok(Step { loss: loss.total, metrics })
+    }
+
+    fn epoch(&self, _at: Position) -> f64 {
+        0.0 // the stream has no end
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "kind": "vq", "seed": self.seed, "batch_size": self.batch_size, "harden_steps": self.harden_steps,
+                "commitment": self.weights.commitment, "entropy": self.weights.entropy })
+    }
+}
+
+/// What one step of base pretraining sees.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct PretrainingMix {
+    /// Scenes per micro batch that are captioned and asked about.
+    pub understanding: usize,
+    /// Questions about each of them.
+    pub questions: usize,
+    /// Scenes per micro batch that are imagined.
+    pub generation: usize,
+    /// The weight of the captions' and answers' loss against that of the images.
+    pub understanding_weight: f64,
+    /// How often an image's text is left away, so that guidance has something to compare with.
+    pub prompt_dropout: f64,
+}
+
+impl Default for PretrainingMix {
+    fn default() -> Self {
+        Self { understanding: 12, questions: 2, generation: 24, understanding_weight: 0.5, prompt_dropout: 0.1 }
+    }
+}
+
+/// Show-o's pretraining objectives; also the control "continued pretraining".
+pub struct BasePretraining {
+    /// The model over trainable weights.
+    pub model: Showo,
+    /// What a step sees.
+    pub mix: PretrainingMix,
+    /// The question that captions answer.
+    pub caption_question: String,
+    /// The stream's seed.
+    pub seed: u64,
+}
+
+impl BasePretraining {
+    fn understanding(&self, at: Position) -> Result<(Tensor, f64), ObjectiveError> {
+        let count = self.mix.understanding;
+        let seeds: Vec<u64> = (0..count).map(|i| derive_seed(self.seed, &[1, at.example(i, count)])).collect();
+        let scenes: Vec<_> = (0..count)
+            .map(|i| hermesflow_scenes::scene(Split::Train, derive_seed(self.seed, &[1]), at.example(i, count)))
+            .collect();
+        let codes = self.model.encode_images(&scenes.iter().map(|scene| scene.render()).collect::<Vec<_>>())?;
+        let mut examples = Vec::new();
+        for ((scene, image), &seed) in scenes.iter().zip(codes).zip(&seeds) {
+            let caption = format!(" {}", scene.caption(seed));
+            let question = self.caption_question.clone();
+            examples.push(CaptionExample { image: image.clone(), question, caption });
+            let asked = world::training_questions(scene, seed, self.mix.questions);
+            examples.extend(asked.into_iter().map(|(question, answer)| CaptionExample {
+                image: image.clone(),
+                question,
+                caption: format!(" {answer}"),
+            }));
+        }
+        let (sums, counts) = self.model.reply_log_probs(&examples)?;
+        let tokens = counts.iter().sum::<usize>().max(1) as f64;
+        let loss = (sums.sum_all()? * (-1.0 / tokens))?;
+        Ok((loss, tokens))
+    }
+
+    fn generation(&self, at: Position) -> Result<(Tensor, f64), ObjectiveError> {
+        let count = self.mix.generation;
+        let scenes: Vec<_> = (0..count)
+            .map(|i| hermesflow_scenes::scene(Split::Train, derive_seed(self.seed, &[2]), at.example(i, count)))
+            .collect();
+        let codes = self.model.encode_images(&scenes.iter().map(|scene| scene.render()).collect::<Vec<_>>())?;
+        let examples: Vec<ImageExample> = scenes
+            .iter()
+            .zip(codes)
+            .enumerate()
+            .map(|(i, (scene, image))| {
+                let seed = derive_seed(self.seed, &[2, at.example(i, count)]);
+                let dropped = world::unit(derive_seed(seed, &[0])) < self.mix.prompt_dropout;
+                let prompt = if dropped { String::new() } else { scene.caption(seed) };
+                let masked = mask_positions(image.len(), derive_seed(seed, &[1]));
+                ImageExample { prompt, image, masked }
+            })
+            .collect();
+        let tokens = examples.iter().map(|example| example.masked.len()).sum::<usize>().max(1) as f64;
+        let loss = (self.model.image_log_probs(&examples)?.sum_all()? * (-1.0 / tokens))?;
+        Ok((loss, tokens))
+    }
+}
+
+impl Objective for BasePretraining {
+    fn parameters(&self) -> Vec<(String, Var)> {
+        self.model.parameters()
+    }
+
+    fn micro_batch(&mut self, at: Position) -> Result<Step, ObjectiveError> {
+        let (understanding, und_tokens) = self.understanding(at)?;
+        let (generation, gen_tokens) = self.generation(at)?;
+        let mut metrics = Metrics::new();
+        metrics.insert("und/loss", f64::from(understanding.to_scalar::<f32>()?));
+        metrics.insert("gen/loss", f64::from(generation.to_scalar::<f32>()?));
+        metrics.insert("und/tokens", und_tokens);
+        metrics.insert("gen/tokens", gen_tokens);
+        let loss = ((understanding * self.mix.understanding_weight)? + generation)?;
+        Ok(Step { loss, metrics })
+    }
+
+    fn epoch(&self, _at: Position) -> f64 {
+        0.0 // the stream has no end
+    }
+
+    fn settings(&self) -> Value {
+        json!({ "kind": "base", "seed": self.seed, "mix": self.mix, "caption_question": self.caption_question })
+    }
+}

@@ -1,0 +1,21 @@
+//! What the commands take from the scenes world.
+
+use hermesflow_records::derive_seed;
+use hermesflow_scenes::Scene;
+
+/// A uniform number in [0, 1) that is a function of its seed.
+pub fn unit(seed: u64) -> f64 {
+    (derive_seed(seed, &[]) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// Some of the questions about a scene as the model is asked them, with their answers.
+pub fn training_questions(scene: &Scene, seed: u64, count: usize) -> Vec<(String, String)> {
+    let mut all = hermesflow_scenes::questions(&scene.facts(), seed);
+    let mut chosen = Vec::with_capacity(count);
+    for draw in 0..count.min(all.len()) {
+        let at = derive_seed(seed, &[draw as u64]) as usize % all.len();
+        let question = all.swap_remove(at);
+        chosen.push((hermesflow_scenes::prompt(&question.question, &question.choices), question.answer));
+    }
+    chosen
+}
