@@ -72,13 +72,6 @@ vectorised! {
         }
     }
 
-    /// `scores[j] = scale q · keys[j]`, the keys `stride` apart.
-    fn dots(scores: &mut [f32], q: &[f32], keys: &[f32], stride: usize, scale: f32) {
-        for (score, key) in scores.iter_mut().zip(keys.chunks(stride)) {
-            *score = scale * dot(q, &key[..q.len()]);
-        }
-    }
-
     /// `out += by * sum_j weights[j] rows[j]`, the rows `stride` apart.
     fn weighted_sum(out: &mut [f32], weights: &[f32], rows: &[f32], stride: usize, by: f32) {
         let whole = out.len() - out.len() % LANES;
@@ -206,14 +199,15 @@ impl Inputs<'_> {
         let (d, first) = (self.d, head * self.d);
         let [scores] = sections(scratch, [keys]);
         // SAFETY: by the contract of this function.
-        let (q, y) = unsafe {
-            let y = out.at(query * self.width() + first);
-            (std::slice::from_raw_parts(self.q.at(query, first), d), std::slice::from_raw_parts_mut(y, d))
+        let y = unsafe {
+            let q = Operand::rows(self.q.at(query, first), self.q.stride).t();
+            for (place, range) in block.places() {
+                let k = Operand::rows(self.k.at(range.start, first), self.k.stride);
+                let scores = scores.as_mut_ptr().add(place);
+                product((range.len(), 1, d), scores, 1, false, k, q, self.scale, false);
+            }
+            std::slice::from_raw_parts_mut(out.at(query * self.width() + first), d)
         };
-        for (place, range) in block.places() {
-            let scores = &mut scores[place..][..range.len()];
-            dots(scores, q, &self.k.data[range.start * self.k.stride + first..], self.k.stride, self.scale);
-        }
         let (sum, largest) = soften_one(scores);
         for (place, range) in block.places() {
             let weights = &scores[place..][..range.len()];
