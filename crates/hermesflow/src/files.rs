@@ -102,3 +102,9 @@ impl<R: Serialize + DeserializeOwned + Clone + Identified> Store<R> {
         Ok(all)
     }
 }
+pub fn captions(path: &Path) -> Result<Vec<CaptionRecord>> {
+    read(path)
+}
+pub fn answers(path: &Path) -> Result<Vec<AnswerRecord>> {
+    read(path)
+}

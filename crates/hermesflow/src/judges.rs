@@ -15,3 +15,31 @@ pub fn choice<'a>(_judge: TextJudge, reply: &str, choices: &'a [String]) -> Opti
 pub fn three_decimals(x: f64) -> f64 {
     (x * 1000.0).round() / 1000.0
 }
+/// TEMPORARY chrF.
+pub fn similarity(truth: &str, candidate: &str) -> f64 {
+    use std::collections::HashMap;
+    let grams = |t: &str, n: usize| {
+        let c: Vec<char> = t.chars().filter(|c| !c.is_whitespace()).collect();
+        let mut m: HashMap<Vec<char>, usize> = HashMap::new();
+        for w in c.windows(n) {
+            *m.entry(w.to_vec()).or_default() += 1;
+        }
+        m
+    };
+    let (mut p, mut r, mut k) = (0.0, 0.0, 0.0);
+    for n in 1..=6 {
+        let (a, b) = (grams(truth, n), grams(candidate, n));
+        let hit: usize = a.iter().map(|(g, c)| (*c).min(b.get(g).copied().unwrap_or(0))).sum();
+        let (ta, tb) = (a.values().sum::<usize>(), b.values().sum::<usize>());
+        if ta > 0 && tb > 0 {
+            p += hit as f64 / tb as f64;
+            r += hit as f64 / ta as f64;
+            k += 1.0;
+        }
+    }
+    if k == 0.0 || p + r == 0.0 {
+        return 0.0;
+    }
+    let (p, r) = (p / k, r / k);
+    5.0 * p * r / (4.0 * p + r)
+}

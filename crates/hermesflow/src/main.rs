@@ -5,6 +5,8 @@
 
 mod commands;
 mod config;
+mod evaluate;
+mod evaluate;
 mod files;
 mod judges;
 mod layout;
@@ -14,7 +16,11 @@ mod overrides;
 mod pictures;
 mod progress;
 mod records_stub;
+mod report;
+mod report;
 mod stage;
+mod statistics;
+mod statistics;
 mod world;
 
 use std::process::ExitCode;

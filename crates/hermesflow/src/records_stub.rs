@@ -67,3 +67,51 @@ pub struct PairRecord {
     pub vqa_score_win: f64,
     pub vqa_score_lose: f64,
 }
+/// Candidates of one record.
+#[derive(Debug, Clone)]
+pub struct Candidates {
+    pub record: InitialRecord,
+    pub captions: Vec<(String, f64)>,
+    pub images: Vec<(String, f64)>,
+}
+fn extremes(c: &[(String, f64)]) -> Option<(&(String, f64), &(String, f64))> {
+    let mut best = c.first()?;
+    let mut worst = best;
+    for x in c {
+        if x.1 > best.1 {
+            best = x;
+        }
+        if x.1 < worst.1 {
+            worst = x;
+        }
+    }
+    Some((best, worst))
+}
+pub fn first_round(c: &Candidates, min: f64) -> Result<PairRecord, &'static str> {
+    let (cw, cl) = extremes(&c.captions).ok_or("no captions")?;
+    let (iw, il) = extremes(&c.images).ok_or("no answers")?;
+    if cw.1 <= cl.1 || cw.0.trim() == cl.0.trim() {
+        return Err("captions tie");
+    }
+    if iw.1 <= il.1 {
+        return Err("images tie");
+    }
+    if iw.1 <= min {
+        return Err("best image below threshold");
+    }
+    let r = &c.record;
+    Ok(PairRecord {
+        id: r.id.clone(),
+        img_path: r.img_path.clone(),
+        prompt: r.prompt.clone(),
+        caption: r.caption.clone(),
+        caption_win: cw.0.clone(),
+        caption_lose: cl.0.clone(),
+        bert_score_win: cw.1,
+        bert_score_lose: cl.1,
+        image_win: iw.0.clone(),
+        image_lose: il.0.clone(),
+        vqa_score_win: iw.1,
+        vqa_score_lose: il.1,
+    })
+}

@@ -96,17 +96,22 @@ pub fn curate(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: 
 fn save_config(config: &RunConfig) -> Result<()> {
     let path = RunLayout::new(config, 1).config();
     let text = config.to_yaml()?;
-    match std::fs::read_to_string(&path) {
-        Ok(there) if there != text => {
-            let lines: Vec<&str> = text.lines().filter(|line| !there.lines().any(|other| other == *line)).collect();
+    if path.is_file() {
+        let mut there = RunConfig::load(&path, &[])?;
+        // More iterations continue a run; what does not decide a number may change.
+        there.iterations = config.iterations;
+        (there.train.checkpoint_every, there.train.keep) = (config.train.checkpoint_every, config.train.keep);
+        if there != *config {
+            let there = there.to_yaml()?;
+            let differing: Vec<&str> =
+                text.lines().filter(|line| !there.lines().any(|other| other == *line)).map(str::trim).collect();
             bail!(
-                "{}: this folder holds a run with another configuration (here: {}); restore it or choose another \
+                "{}: this folder holds a run with another configuration (here: {}); restore it, or choose another \
                  `output` and `data.root`",
                 path.display(),
-                lines.iter().map(|line| line.trim()).collect::<Vec<_>>().join("; ")
-            )
+                differing.join("; ")
+            );
         }
-        Ok(_) => Ok(()),
-        Err(_) => files::write_atomically(&path, text.as_bytes()),
     }
+    files::write_atomically(&path, text.as_bytes())
 }

@@ -8,11 +8,12 @@ use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
 use hermesflow_models::{DType, UnifiedModel};
 use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::StageArgs;
-use crate::config::RunConfig;
+use crate::config::{ObjectiveName, RunConfig};
 use crate::layout::RunLayout;
+use crate::objectives::BasePretraining;
 use crate::pictures::Pictures;
 use crate::progress::{Progress, Task};
 use crate::stage;
@@ -54,6 +55,9 @@ pub fn train(
     layout: &RunLayout,
     progress: &Progress,
 ) -> Result<Showo> {
+    if config.train.objective == ObjectiveName::ContinuePretraining {
+        return continue_pretraining(player, config, layout, progress);
+    }
     let pairs = files::pairs(&layout.pairs())?;
     ensure!(
         !pairs.is_empty(),
@@ -61,25 +65,57 @@ pub fn train(
         layout.pairs().display()
     );
     let input = stage::text_number(&std::fs::read_to_string(layout.pairs())?);
-    let settings =
-        json!({ "train": config.train, "question": config.caption.question, "pairs": format!("{input:016x}") });
-    stage::settled(layout, "train", config, &settings)?;
-    if layout.model().join("pytorch_model.safetensors").is_file() {
-        progress.log(format!("train: {} is there already", layout.model().display()));
-        return models::trained(player, layout);
+    if let Some(model) = begin(player, config, layout, &json!({ "pairs": format!("{input:016x}") }), progress)? {
+        return Ok(model);
     }
-    files::write_atomically(&layout.training().join("config.yaml"), config.to_yaml()?.as_bytes())?;
     let pairs = encode(player, &pairs, config, layout, progress)?;
-    let seed = stage::seed(config, layout, "train", &[]);
-    let task = progress.task("reference", "captions", pairs.len(), 0);
-    let objective =
-        PairDpo::new(player.trainable()?, reference.frozen()?, pairs, config.train.pair_dpo(seed), |_, _| {
-            task.advance(1)
-        })?;
+    let task = progress.task("reference", "pairs", pairs.len(), 0);
+    let mut seen = 0;
+    let settings = config.train.pair_dpo(stage::seed(config, layout, "train", &[]));
+    let objective = PairDpo::new(player.trainable()?, reference.frozen()?, pairs, settings, |done, _| {
+        task.advance(done - std::mem::replace(&mut seen, done));
+    })?;
     drop(task);
     let trained = fit(objective, config, layout, progress)?.into_models().0.frozen()?;
     save(&trained, &layout.model())?;
     Ok(trained)
+}
+
+/// The control without pairs: the embedded world's pretraining goes on for as many steps.
+fn continue_pretraining(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Showo> {
+    if let Some(model) = begin(player, config, layout, &json!({}), progress)? {
+        return Ok(model);
+    }
+    let objective = BasePretraining {
+        model: player.trainable()?,
+        mix: config.train.pretraining.clone(),
+        caption_question: config.caption.question.clone(),
+        seed: stage::seed(config, layout, "train", &[]),
+    };
+    let trained = fit(objective, config, layout, progress)?.model.frozen()?;
+    save(&trained, &layout.model())?;
+    Ok(trained)
+}
+
+/// Notes the settings of a training folder; the model that is there already, if it is.
+fn begin(
+    player: &Showo,
+    config: &RunConfig,
+    layout: &RunLayout,
+    input: &Value,
+    progress: &Progress,
+) -> Result<Option<Showo>> {
+    let mut settings = json!({ "train": config.train, "question": config.caption.question, "input": input });
+    for key in ["checkpoint_every", "keep"] {
+        settings["train"].as_object_mut().and_then(|train| train.remove(key)); // these leave the model as it is
+    }
+    stage::settled(layout, "train", config, &settings)?;
+    if layout.model().join("pytorch_model.safetensors").is_file() {
+        progress.log(format!("train: {} is there already", layout.model().display()));
+        return models::trained(player, layout).map(Some);
+    }
+    files::write_atomically(&layout.training().join("config.yaml"), config.to_yaml()?.as_bytes())?;
+    Ok(None)
 }
 
 /// Makes all steps of an objective in the iteration's training folder.

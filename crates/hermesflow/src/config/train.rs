@@ -5,8 +5,10 @@ use hermesflow_train::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::objectives::PretrainingMix;
+
 /// How the model is trained.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSettings {
     /// The method, or one of its controls.
@@ -57,6 +59,8 @@ pub struct TrainSettings {
     pub reference: Reference,
     /// The alarm on a falling likelihood of the wins; none is silent.
     pub watch: Option<WatchSettings>,
+    /// `objective: continue_pretraining`: what a step sees.
+    pub pretraining: PretrainingMix,
 }
 
 /// What training minimises.
@@ -112,6 +116,7 @@ impl Default for TrainSettings {
             keep: 2,
             reference: Reference::Iteration,
             watch: Some(WatchSettings::default()),
+            pretraining: PretrainingMix::default(),
         }
     }
 }
