@@ -6,7 +6,6 @@
 mod commands;
 mod config;
 mod evaluate;
-mod evaluate;
 mod files;
 mod judges;
 mod layout;
@@ -17,9 +16,7 @@ mod pictures;
 mod progress;
 mod records_stub;
 mod report;
-mod report;
 mod stage;
-mod statistics;
 mod statistics;
 mod world;
 
