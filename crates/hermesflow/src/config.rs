@@ -424,7 +424,6 @@ mod tests {
         assert!(problem("trian: {}", &[]).contains("trian"));
         assert!(problem("", &["train.stepz=3"]).contains("stepz"));
         assert!(problem("", &["train.steps"]).contains("key=value"));
-        assert!(problem("", &["seed.x=3", "seed=1"]).contains("seed"));
         assert!(problem("seed: 1", &["seed.x=3"]).contains("\"x\""));
         assert!(problem("", &["train.steps=many"]).contains("train.steps"));
         assert!(problem("", &["train.warmup_steps=5000"]).contains("5000"), "the released 512 configuration");

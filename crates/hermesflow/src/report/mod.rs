@@ -1,0 +1,87 @@
+//! Results for people: tables for the terminal and the README, pictures for the eye.
+
+pub mod sheet;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, Table, presets};
+
+use crate::evaluate::{EvalReport, PromptRow};
+use crate::statistics::Mean;
+
+/// A table with a header; all columns but the first are aligned to the right.
+pub fn table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header);
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
+}
+
+/// A named figure of a prompt.
+pub type Figure = (&'static str, fn(&PromptRow) -> f64);
+
+/// The figures of every table, in order.
+pub const FIGURES: [Figure; 7] = [
+    ("understanding", PromptRow::understanding),
+    ("  questions", PromptRow::answered),
+    ("  captions", PromptRow::captioned),
+    ("generation (oracle)", PromptRow::generation),
+    ("  all right", |row| f64::from(u8::from(row.all))),
+    ("generation (itself)", |row| row.by_itself),
+    ("gap", PromptRow::gap),
+];
+
+/// One model's figures, with paired differences from another report if there is one.
+///
+/// # Errors
+/// When the two reports are about other prompts.
+pub fn evaluation(report: &EvalReport, before: Option<&EvalReport>) -> Result<String> {
+    let mut header = vec![report.model.as_str(), "mean ± 95 %"];
+    header.extend(before.map(|_| "difference ± 95 %"));
+    let mut all = table(&header);
+    let mut add = |name: String, mean: Mean, difference: Option<Mean>| {
+        let mut row = vec![name, mean.to_string()];
+        row.extend(before.map(|_| difference.map_or(String::new(), |d| format!("{d:+}"))));
+        all.add_row(row);
+    };
+    for (name, figure) in FIGURES {
+        let difference = before.map(|before| report.difference(before, figure)).transpose()?;
+        add(name.into(), report.mean(figure), difference);
+    }
+    for (category, mean) in report.categories() {
+        add(format!("oracle: {} ({})", category.name(), mean.count), mean, None);
+    }
+    for (kind, mean) in report.kinds() {
+        add(format!("questions: {} ({})", format!("{kind:?}").to_lowercase(), mean.count), mean, None);
+    }
+    Ok(format!("{all}\n{} {} prompts, seed {}", report.rows.len(), report.settings.split.name(), report.settings.seed))
+}
+
+/// The course of a run: one column per model, the first the base.
+///
+/// # Errors
+/// When the reports are about other prompts.
+pub fn course(reports: &[EvalReport]) -> Result<String> {
+    let Some((base, later)) = reports.split_first() else { return Ok(String::new()) };
+    let names: Vec<String> = later.iter().map(|report| report.model.clone()).collect();
+    let mut header = vec!["", base.model.as_str()];
+    for name in &names {
+        header.extend([name.as_str(), "change"]);
+    }
+    let mut all = table(&header);
+    for (name, figure) in FIGURES {
+        let mut row = vec![name.to_string(), base.mean(figure).to_string()];
+        for report in later {
+            row.push(format!("{:.3}", report.mean(figure).mean));
+            row.push(format!("{:+}", report.difference(base, figure)?));
+        }
+        all.add_row(row);
+    }
+    Ok(format!(
+        "{all}\n± is half the 95 % interval; changes are paired over {} {} prompts (seed {}) with the same draws",
+        base.rows.len(),
+        base.settings.split.name(),
+        base.settings.seed
+    ))
+}

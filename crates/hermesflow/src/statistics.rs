@@ -1,0 +1,71 @@
+//! Means with their standard errors, and paired differences.
+//!
+//! A prompt is the unit: its share of right facts is one number, so that facts of one prompt, which
+//! are not independent, do not count as several. Intervals are mean ± 1.96 standard errors.
+
+use serde::{Deserialize, Serialize};
+
+/// A mean over prompts.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Mean {
+    /// The mean.
+    pub mean: f64,
+    /// Its standard error.
+    pub error: f64,
+    /// Prompts.
+    pub count: usize,
+}
+
+impl Mean {
+    /// The mean of some numbers; with none, zero with an error of zero.
+    pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
+        let values: Vec<f64> = values.into_iter().collect();
+        let count = values.len();
+        let n = count.max(1) as f64;
+        let mean = values.iter().sum::<f64>() / n;
+        let square = values.iter().map(|value| (value - mean).powi(2)).sum::<f64>();
+        let error = if count > 1 { (square / (n - 1.0) / n).sqrt() } else { 0.0 };
+        Self { mean, error, count }
+    }
+
+    /// The mean difference `after − before` of numbers about the same prompts.
+    pub fn of_differences(before: &[f64], after: &[f64]) -> Self {
+        Self::of(before.iter().zip(after).map(|(before, after)| after - before))
+    }
+
+    /// Half the width of the 95 % interval.
+    pub fn half_width(&self) -> f64 {
+        1.96 * self.error
+    }
+}
+
+impl std::fmt::Display for Mean {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if f.sign_plus() {
+            write!(f, "{:+.3} ± {:.3}", self.mean, self.half_width())
+        } else {
+            write!(f, "{:.3} ± {:.3}", self.mean, self.half_width())
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mean_and_error_by_hand() {
+        // Mean 2, squares 1 + 0 + 1 = 2, variance 1, error √(1/3).
+        let mean = Mean::of([1.0, 2.0, 3.0]);
+        assert_eq!((mean.mean, mean.count), (2.0, 3));
+        assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
+        assert_eq!(Mean::of([]).mean, 0.0);
+    }
+
+    #[test]
+    fn pairing_takes_out_what_prompts_share() {
+        let difference = Mean::of_differences(&[0.0, 0.5, 1.0], &[0.25, 0.75, 1.25]);
+        assert_eq!((difference.mean, difference.error), (0.25, 0.0));
+        assert_eq!(format!("{difference:+}"), "+0.250 ± 0.000");
+    }
+}
