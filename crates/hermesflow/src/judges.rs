@@ -1,5 +1,7 @@
 //! The judges of texts and images that a configuration names.
 
+use image::RgbImage;
+
 use crate::config::TextJudge;
 
 pub use hermesflow_scenes::prompt;
@@ -42,4 +44,14 @@ pub fn similarity(truth: &str, candidate: &str) -> f64 {
     }
     let (p, r) = (p / k, r / k);
     5.0 * p * r / (4.0 * p + r)
+}
+
+pub fn similarities(_judge: TextJudge, truth: &str, candidates: &[String]) -> Vec<f64> {
+    candidates.iter().map(|candidate| similarity(truth, candidate)).collect()
+}
+
+/// The share of a caption's statements that the oracle sees in a picture, rounded to three decimals.
+pub fn oracle(picture: &RgbImage, caption: &str) -> f64 {
+    hermesflow_scenes::parse_caption(caption)
+        .map_or(0.0, |facts| three_decimals(hermesflow_scenes::oracle::judge(picture, &facts).fact_accuracy()))
 }

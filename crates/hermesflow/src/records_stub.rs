@@ -115,3 +115,25 @@ pub fn first_round(c: &Candidates, min: f64) -> Result<PairRecord, &'static str>
         vqa_score_lose: il.1,
     })
 }
+
+/// Per side: (new best, old win), else (new best, old lose), else the old pair.
+pub fn later_round(old: PairRecord, captions: &[(String, f64)], images: &[(String, f64)]) -> PairRecord {
+    let mut new = old.clone();
+    if let Some((best, _)) = extremes(captions) {
+        if best.1 > old.bert_score_win && best.0.trim() != old.caption_win.trim() {
+            (new.caption_lose, new.bert_score_lose) = (old.caption_win, old.bert_score_win);
+            (new.caption_win, new.bert_score_win) = best.clone();
+        } else if best.1 > old.bert_score_lose && best.0.trim() != old.caption_lose.trim() {
+            (new.caption_win, new.bert_score_win) = best.clone();
+        }
+    }
+    if let Some((best, _)) = extremes(images) {
+        if best.1 > old.vqa_score_win {
+            (new.image_lose, new.vqa_score_lose) = (old.image_win, old.vqa_score_win);
+            (new.image_win, new.vqa_score_win) = best.clone();
+        } else if best.1 > old.vqa_score_lose {
+            (new.image_win, new.vqa_score_win) = best.clone();
+        }
+    }
+    new
+}

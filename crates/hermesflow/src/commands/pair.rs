@@ -1,19 +1,28 @@
-//! `hermesflow pair`: the best and the worst of every record.
+//! `hermesflow pair`: the best and the worst caption and image of every record.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{StageArgs, scenes};
-use crate::config::RunConfig;
+use crate::config::{ImageJudge, RunConfig};
 use crate::layout::RunLayout;
+use crate::pictures::Pictures;
 use crate::progress::Progress;
-use crate::records_stub::{Candidates, RecordId, first_round};
+use crate::records_stub::{Candidates, InitialRecord, PairRecord, RecordId, first_round, later_round};
 use crate::{files, judges};
 
 /// Choose the best and the worst caption and image of every record
+///
+/// Captions are compared by their similarity to the true one, images by the share of questions that the model answered
+/// rightly about them. A record gives a pair only if both sides have a clear winner and its best image is good enough
+/// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
+/// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json.
+///
+/// Example: hermesflow pair configs/scenes.yaml pair.min_accuracy=0.8
 #[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
@@ -23,19 +32,23 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     println!("{}", pair(&config, &layout, &progress)?);
+    println!("{}", layout.pairs().display());
     Ok(())
 }
 
 /// What became of the records.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Chosen {
+    /// Records that gave a pair.
     pub kept: usize,
+    /// Records that did not, by reason.
     pub dropped: BTreeMap<String, usize>,
 }
 
 impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} pairs", self.kept)?;
+        let all = self.kept + self.dropped.values().sum::<usize>();
+        write!(f, "pair: {} pairs from {all} records", self.kept)?;
         for (reason, count) in &self.dropped {
             write!(f, "; {count} dropped: {reason}")?;
         }
@@ -43,38 +56,74 @@ impl fmt::Display for Chosen {
     }
 }
 
-/// Chooses and writes the pairs.
+/// Chooses and writes the pairs of an iteration.
+///
+/// # Errors
+/// Names the record and the file that stand in the way.
 pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Chosen> {
-    let records = scenes::initial_data(config, layout, progress)?;
-    let captions: HashMap<RecordId, _> =
-        files::captions(&layout.captions())?.into_iter().map(|c| (c.id.clone(), c)).collect();
-    let answers: HashMap<RecordId, _> =
-        files::answers(&layout.answers())?.into_iter().map(|c| (c.id.clone(), c)).collect();
+    let candidates = candidates(config, layout, progress)?;
     let (mut pairs, mut chosen) = (Vec::new(), Chosen::default());
-    for record in records {
-        let own = captions.get(&record.id).map(|c| c.caption_mmu.clone()).unwrap_or_default();
-        let scored = own
-            .into_iter()
-            .map(|c| {
-                let s = judges::similarity(&record.caption, &c);
-                (c, s)
-            })
-            .collect();
-        let result = answers.get(&record.id).map(|a| a.result.clone()).unwrap_or_default();
-        let images = result
-            .into_iter()
-            .enumerate()
-            .map(|(k, s)| {
-                let path = layout.image(record.id.as_ref(), k);
-                (path.strip_prefix(layout.data()).unwrap_or(&path).display().to_string(), s)
-            })
-            .collect();
-        match first_round(&Candidates { record, captions: scored, images }, config.pair.min_accuracy) {
-            Ok(pair) => pairs.push(pair),
-            Err(reason) => *chosen.dropped.entry(reason.into()).or_default() += 1,
+    match layout.previous().filter(|_| !config.data.fresh) {
+        None => {
+            for candidates in &candidates {
+                match first_round(candidates, config.pair.min_accuracy) {
+                    Ok(pair) => pairs.push(pair),
+                    Err(reason) => *chosen.dropped.entry(reason.into()).or_default() += 1,
+                }
+            }
+        }
+        Some(previous) => {
+            let by_id: HashMap<&RecordId, &Candidates> = candidates.iter().map(|c| (&c.record.id, c)).collect();
+            let renew = |old: PairRecord| match by_id.get(&old.id) {
+                Some(new) => later_round(old, &new.captions, &new.images),
+                None => old,
+            };
+            pairs.extend(files::pairs(&previous.pairs())?.into_iter().map(renew));
         }
     }
     chosen.kept = pairs.len();
     files::write_records(&layout.pairs(), &pairs)?;
     Ok(chosen)
+}
+
+/// Every record with its captions and images and their scores, in the records' order.
+fn candidates(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<Candidates>> {
+    let records = scenes::initial_data(config, layout, progress)?;
+    let mut captions: HashMap<RecordId, Vec<String>> =
+        files::captions(&layout.captions())?.into_iter().map(|one| (one.id, one.caption_mmu)).collect();
+    let mut scores = match config.pair.judge {
+        ImageJudge::Itself => files::answers(&layout.answers())?.into_iter().map(|one| (one.id, one.result)).collect(),
+        ImageJudge::Oracle => oracle(config, layout, &records)?,
+    };
+    let images = |record: &InitialRecord, scores: Vec<f64>| {
+        let named = |(number, score): (usize, f64)| {
+            let path = layout.image(record.id.as_ref(), number);
+            (path.strip_prefix(layout.data()).unwrap_or(&path).display().to_string(), score)
+        };
+        scores.into_iter().enumerate().map(named).collect()
+    };
+    Ok(records
+        .into_iter()
+        .map(|record| {
+            let own = captions.remove(&record.id).unwrap_or_default();
+            let similarities = judges::similarities(config.pair.similarity, &record.caption, &own);
+            Candidates {
+                captions: own.into_iter().zip(similarities).collect(),
+                images: images(&record, scores.remove(&record.id).unwrap_or_default()),
+                record,
+            }
+        })
+        .collect())
+}
+
+/// The control: the share of a caption's statements that the oracle sees in each image.
+fn oracle(config: &RunConfig, layout: &RunLayout, records: &[InitialRecord]) -> Result<HashMap<RecordId, Vec<f64>>> {
+    let pictures = Pictures::new(layout.data(), hermesflow_scenes::scene::SIDE);
+    let judge = |record: &InitialRecord| {
+        let image = |number| pictures.load(&layout.image(record.id.as_ref(), number));
+        let score = |number| Ok(judges::oracle(&image(number)?, &record.caption));
+        let scores = (0..config.imagine.images).map(score).collect::<Result<_>>();
+        Ok((record.id.clone(), scores.with_context(|| format!("record {}", record.id))?))
+    };
+    records.iter().map(judge).collect()
 }
