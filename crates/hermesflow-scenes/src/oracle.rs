@@ -4,15 +4,17 @@
 //! 2. A pixel is ink of colour c if it lies nearer to c than to the background on the line between the
 //!    two, and close to that line: blurred edges belong to their shape without a colour of their own.
 //! 3. Connected ink is an object; specks are dropped.
-//! 4. An object has the shape whose outline, drawn into its bounding box, overlaps it best, or no shape
-//!    if none overlaps well: a blob has no truth.
+//! 4. An object has the shape whose outline (sharp or blurred) overlaps it best, or no shape if none
+//!    overlaps well: a blob has no truth.
 //!
 //! Nothing here knows a model, a token or a caption that was not handed in.
+
+use std::sync::OnceLock;
 
 use image::RgbImage;
 use image::imageops::{FilterType, resize};
 
-use crate::render::inside;
+use crate::render::{ARM, inside};
 use crate::scene::{Background, Category, Colour, Relation, SIDE, Scene, Shape, Size};
 use crate::text::{Facts, parse_caption};
 
@@ -24,6 +26,8 @@ const OVERLAP: f64 = 0.72;
 const OFF_LINE: f32 = 70.0;
 /// Extents (pixels) that are no object of this world.
 const EXTENT: std::ops::RangeInclusive<usize> = 5..=17;
+/// Standard deviations of the blur that outlines are known under, in pixels.
+const BLURS: [f64; 3] = [0.0, 0.7, 1.1];
 /// Objects from this extent on are large.
 const LARGE_FROM: f64 = 11.0;
 
@@ -184,8 +188,7 @@ fn components(ink: &[Ink]) -> Vec<Vec<usize>> {
 fn describe(part: &[usize], ink: &[Ink]) -> SeenObject {
     let xs = part.iter().map(|at| at % SIDE);
     let ys = part.iter().map(|at| at / SIDE);
-    let (left, right) = (xs.clone().min().unwrap_or(0), xs.clone().max().unwrap_or(0));
-    let (top, bottom) = (ys.clone().min().unwrap_or(0), ys.clone().max().unwrap_or(0));
+    let ((left, right), (top, bottom)) = (span(xs.clone()), span(ys.clone()));
     let (width, height) = (right - left + 1, bottom - top + 1);
     let count = part.len() as f64;
     let colour = Colour::ALL
@@ -197,18 +200,10 @@ fn describe(part: &[usize], ink: &[Ink]) -> SeenObject {
         .map(|(_, colour)| colour);
     let mut mask = vec![false; width * height];
     part.iter().for_each(|at| mask[(at / SIDE - top) * width + at % SIDE - left] = true);
-    let overlap = |shape: Shape| {
-        let (mut both, mut either) = (0usize, 0usize);
-        for (at, &there) in mask.iter().enumerate() {
-            let x = ((at % width) as f64 + 0.5) / width as f64 * 2.0 - 1.0;
-            let y = ((at / width) as f64 + 0.5) / height as f64 * 2.0 - 1.0;
-            let drawn = inside(shape, x, y);
-            both += usize::from(there && drawn);
-            either += usize::from(there || drawn);
-        }
-        both as f64 / either.max(1) as f64
-    };
-    let best = Shape::ALL.iter().map(|&shape| (overlap(shape), shape)).max_by(|a, b| a.0.total_cmp(&b.0));
+    let best = outlines()
+        .iter()
+        .map(|outline| (outline.overlap(&mask, width, height), outline.shape))
+        .max_by(|a, b| a.0.total_cmp(&b.0));
     let (quality, shape) = best.unwrap_or((0.0, Shape::Square));
     let (long, short) = (width.max(height), width.min(height));
     let proportionate = long <= short + short.div_ceil(3) && EXTENT.contains(&long);
@@ -220,6 +215,80 @@ fn describe(part: &[usize], ink: &[Ink]) -> SeenObject {
         area: part.len(),
         quality,
     }
+}
+
+/// A shape as it looks in whole pixels, sharp or blurred, cut to its bounding box.
+struct Outline {
+    shape: Shape,
+    width: usize,
+    height: usize,
+    mask: Vec<bool>,
+}
+
+impl Outline {
+    /// A shape of a size, blurred, where more than half of the ink is left.
+    fn new(shape: Shape, size: Size, blur: f64) -> Self {
+        const CANVAS: usize = 24;
+        const SAMPLES: usize = 4;
+        let radius = size.pixels() as f64 / 2.0;
+        let middle = CANVAS as f64 / 2.0;
+        let ink = |x: usize, y: usize| {
+            let at = |v: usize, sub: usize| (v as f64 + (sub as f64 + 0.5) / SAMPLES as f64 - middle) / radius;
+            let hits = (0..SAMPLES * SAMPLES)
+                .filter(|sample| inside(shape, ARM, at(x, sample % SAMPLES), at(y, sample / SAMPLES)))
+                .count();
+            hits as f64 / (SAMPLES * SAMPLES) as f64
+        };
+        let sharp: Vec<f64> = (0..CANVAS * CANVAS).map(|at| ink(at % CANVAS, at / CANVAS)).collect();
+        let weight = |distance: i64| if blur == 0.0 { f64::from(u8::from(distance == 0)) } else { (-(distance * distance) as f64 / (2.0 * blur * blur)).exp() };
+        let total: f64 = (-4..=4).map(weight).sum();
+        let smooth = |values: &[f64], step: usize, position: &dyn Fn(usize) -> usize| -> Vec<f64> {
+            (0..values.len())
+                .map(|at| {
+                    let shifted = |d: i64| {
+                        let to = position(at) as i64 + d;
+                        (0..CANVAS as i64).contains(&to).then(|| values[(at as i64 + d * step as i64) as usize])
+                    };
+                    (-4..=4).map(|d| weight(d) * shifted(d).unwrap_or(0.0)).sum::<f64>() / total
+                })
+                .collect()
+        };
+        let blurred = smooth(&smooth(&sharp, 1, &|at| at % CANVAS), CANVAS, &|at| at / CANVAS);
+        let inked: Vec<usize> = (0..blurred.len()).filter(|at| blurred[*at] >= 0.5).collect();
+        let (left, right) = span(inked.iter().map(|at| at % CANVAS));
+        let (top, bottom) = span(inked.iter().map(|at| at / CANVAS));
+        let (width, height) = (right - left + 1, bottom - top + 1);
+        let mut mask = vec![false; width * height];
+        inked.iter().for_each(|at| mask[(at / CANVAS - top) * width + at % CANVAS - left] = true);
+        Self { shape, width, height, mask }
+    }
+
+    /// Intersection over union with another mask, the outline stretched into its box.
+    fn overlap(&self, mask: &[bool], width: usize, height: usize) -> f64 {
+        let (mut both, mut either) = (0usize, 0usize);
+        for (at, &there) in mask.iter().enumerate() {
+            let x = (2 * (at % width) + 1) * self.width / (2 * width);
+            let y = (2 * (at / width) + 1) * self.height / (2 * height);
+            let drawn = self.mask[y * self.width + x];
+            both += usize::from(there && drawn);
+            either += usize::from(there || drawn);
+        }
+        both as f64 / either.max(1) as f64
+    }
+}
+
+/// Smallest and largest of some numbers.
+fn span(values: impl Iterator<Item = usize> + Clone) -> (usize, usize) {
+    (values.clone().min().unwrap_or(0), values.max().unwrap_or(0))
+}
+
+/// All outlines that are known.
+fn outlines() -> &'static [Outline] {
+    static OUTLINES: OnceLock<Vec<Outline>> = OnceLock::new();
+    OUTLINES.get_or_init(|| {
+        let sized = |shape| Size::ALL.iter().flat_map(move |&size| BLURS.map(|blur| Outline::new(shape, size, blur)));
+        Shape::ALL.iter().flat_map(|&shape| sized(shape)).collect()
+    })
 }
 
 /// Judges a picture by what a caption says.

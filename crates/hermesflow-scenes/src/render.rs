@@ -29,7 +29,7 @@ fn paint(image: &mut RgbImage, object: &Object) {
             for sample in 0..SAMPLES * SAMPLES {
                 let offset = |at: usize, sub: usize| at as f64 + (sub as f64 + 0.5) / SAMPLES as f64 - middle;
                 let (dx, dy) = (offset(x, sample % SAMPLES), offset(y, sample / SAMPLES));
-                inside_count += usize::from(inside(object.shape, dx / radius, dy / radius));
+                inside_count += usize::from(inside(object.shape, ARM, dx / radius, dy / radius));
             }
             let share = inside_count as f64 / (SAMPLES * SAMPLES) as f64;
             let pixel = image.get_pixel_mut((left + x) as u32, (top + y) as u32);
@@ -40,8 +40,11 @@ fn paint(image: &mut RgbImage, object: &Object) {
     }
 }
 
-/// Whether a point of the square [-1, 1]² belongs to a shape.
-pub(crate) fn inside(shape: Shape, x: f64, y: f64) -> bool {
+/// Half the width of a cross's arms, as drawn.
+pub(crate) const ARM: f64 = 0.34;
+
+/// Whether a point of the square [-1, 1]² belongs to a shape; `arm` is half the width of a cross's arms.
+pub(crate) fn inside(shape: Shape, arm: f64, x: f64, y: f64) -> bool {
     if x.abs() > 1.0 || y.abs() > 1.0 {
         return false;
     }
@@ -49,6 +52,6 @@ pub(crate) fn inside(shape: Shape, x: f64, y: f64) -> bool {
         Shape::Square => true,
         Shape::Circle => x * x + y * y <= 1.0,
         Shape::Triangle => x.abs() <= (y + 1.0) / 2.0,
-        Shape::Cross => x.abs() <= 0.34 || y.abs() <= 0.34,
+        Shape::Cross => x.abs() <= arm || y.abs() <= arm,
     }
 }
