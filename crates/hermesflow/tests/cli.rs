@@ -1,0 +1,211 @@
+//! The program as a person meets it: exit codes, messages, and what a killed run leaves behind.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+/// A run over a tiny random checkpoint in a folder of its own.
+struct Workshop {
+    folder: TempDir,
+}
+
+impl Workshop {
+    fn new() -> Self {
+        let workshop = Self { folder: tempfile::tempdir().unwrap() };
+        let made = workshop.hermesflow(&["random-model", "model"]);
+        assert!(made.status.success(), "{}", text(&made.stderr));
+        workshop.write("run.yaml", RUN);
+        workshop
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &str) {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, content).unwrap();
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hermesflow"));
+        command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    fn hermesflow(&self, arguments: &[&str]) -> Output {
+        self.command(arguments).output().unwrap()
+    }
+
+    fn succeeds(&self, arguments: &[&str]) -> String {
+        let output = self.hermesflow(arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
+    }
+
+    /// The one message of a command that must end with exit code 1.
+    fn fails(&self, arguments: &[&str]) -> String {
+        let output = self.hermesflow(arguments);
+        let message = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
+        assert!(!message.contains("panicked"), "{message}");
+        message
+    }
+}
+
+const RUN: &str = "
+seed: 5
+iterations: 2
+output: out
+data: { root: data, scenes: { records: 12 }, fresh: true, chunk: 2 }
+model: { showo: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }
+caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
+imagine: { images: 3, steps: 3, guidance: 1.0 }
+answer: { max_new_tokens: 3 }
+pair: { min_accuracy: 0.0, judge: oracle }
+train: { steps: 12, warmup_steps: 2, batch_size: 2, checkpoint_every: 3, learning_rate: 1.0e-3 }
+";
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+/// Every file below a folder with its bytes.
+fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    let mut open = vec![folder.to_path_buf()];
+    while let Some(next) = open.pop() {
+        for entry in fs::read_dir(next).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                open.push(path);
+            } else {
+                found.insert(path.strip_prefix(folder).unwrap().to_path_buf(), fs::read(&path).unwrap());
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn usage_errors_end_with_1_and_help_with_0() {
+    let workshop = Workshop::new();
+    assert!(workshop.succeeds(&["--help"]).contains("demo"));
+    assert!(workshop.succeeds(&["caption", "--help"]).contains("Example:"));
+    assert!(workshop.fails(&["captoin", "run.yaml"]).contains("caption"), "a near miss is suggested");
+    assert!(workshop.fails(&["caption", "no.yaml"]).contains("no.yaml"));
+    assert!(workshop.fails(&["caption", "run.yaml", "captoin.x=1"]).contains("captoin"));
+}
+
+#[test]
+fn a_missing_image_names_record_file_and_remedy() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["scenes", "run.yaml"]);
+    fs::remove_file(workshop.path("data/images/train-000003.png")).unwrap();
+    let message = workshop.fails(&["caption", "run.yaml"]);
+    for part in ["train-000003", "images/train-000003.png", "remove the record"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    // The chunk before is not lost, and not made again once the picture is back.
+    let kept = fs::read_to_string(workshop.path("data/understanding_caption_results.jsonl")).unwrap();
+    assert_eq!(kept.lines().count(), 2, "{kept}");
+    fs::remove_file(workshop.path("data/initial_data.json")).unwrap();
+    workshop.succeeds(&["caption", "run.yaml"]);
+    let done = fs::read_to_string(workshop.path("data/understanding_caption_results.json")).unwrap();
+    assert!(done.contains("train-000004"), "{done}");
+    assert!(!workshop.path("data/understanding_caption_results.jsonl").exists());
+}
+
+#[test]
+fn broken_records_name_the_file_and_the_place() {
+    let workshop = Workshop::new();
+    let data = "data/initial_data.json";
+    let record =
+        |id: &str| format!("{{\"id\": \"{id}\", \"img_path\": \"a.png\", \"prompt\": \"p\", \"caption\": \"c\"}}");
+    workshop.write(data, &format!("{}\n{{\"id\": \"two\", \"img_path\"\n", record("one")));
+    let message = workshop.fails(&["caption", "run.yaml"]);
+    assert!(message.contains("initial_data.json") && message.contains('2'), "{message}");
+    workshop.write(data, &format!("[{}, {}]", record("one"), record("one")));
+    let message = workshop.fails(&["caption", "run.yaml"]);
+    assert!(message.contains("initial_data.json") && message.contains("one"), "{message}");
+    for empty in ["", "[]"] {
+        workshop.write(data, empty);
+        let message = workshop.fails(&["caption", "run.yaml"]);
+        assert!(message.contains("initial_data.json"), "{message}");
+    }
+    let message = workshop.fails(&["pair", "run.yaml", "data.root=elsewhere", "data.scenes=null"]);
+    assert!(message.contains("elsewhere/initial_data.json"), "{message}");
+}
+
+#[test]
+fn a_checkpoint_that_is_not_its_configuration_is_refused() {
+    let workshop = Workshop::new();
+    let config = fs::read_to_string(workshop.path("model/showo/phi/config.json")).unwrap();
+    workshop.write(
+        "model/showo/phi/config.json",
+        &config.replace("\"intermediate_size\": 64", "\"intermediate_size\": 96"),
+    );
+    let message = workshop.fails(&["caption", "run.yaml"]);
+    assert!(message.contains("model/showo") && message.contains("config.json"), "{message}");
+    assert!(message.contains("64") && message.contains("96"), "{message}");
+    let message = workshop.fails(&["caption", "run.yaml", "model.vq=nowhere"]);
+    assert!(message.contains("model.vq") && message.contains("nowhere"), "{message}");
+    let message = workshop.fails(&["caption", "run.yaml", "--iteration", "2"]);
+    assert!(message.contains("showo") || message.contains("train"), "{message}");
+}
+
+#[test]
+fn results_of_other_settings_are_not_mixed() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["caption", "run.yaml"]);
+    let message = workshop.fails(&["caption", "run.yaml", "caption.max_new_tokens=7"]);
+    assert!(message.contains("caption.max_new_tokens: there 6, here 7"), "{message}");
+    let message = workshop.fails(&["caption", "run.yaml", "--seed", "6"]);
+    assert!(message.contains("seed"), "{message}");
+    let before = files(&workshop.path("data"));
+    workshop.succeeds(&["caption", "run.yaml"]);
+    assert!(before == files(&workshop.path("data")), "a finished stage changes nothing");
+}
+
+#[test]
+fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
+    let undisturbed = Workshop::new();
+    let clock = Instant::now();
+    undisturbed.succeeds(&["run", "run.yaml"]);
+    let whole = clock.elapsed();
+    let same = |workshop: &Workshop| {
+        for folder in ["data", "out"] {
+            let (expected, found) = (files(&undisturbed.path(folder)), files(&workshop.path(folder)));
+            assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+            for (name, bytes) in expected {
+                assert!(found[&name] == bytes, "{folder}/{} differs", name.display());
+            }
+        }
+    };
+    let mut workshop = Workshop::new();
+    let (mut kills, mut random) = (0, 1u64);
+    while kills < 20 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let share = (random >> 40) as f64 / f64::from(1 << 24);
+        let mut child =
+            workshop.command(&["run", "run.yaml"]).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(0.6 * share));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap(); // SIGKILL: no handler runs
+            kills += 1;
+        }
+        if child.wait().unwrap().success() {
+            same(&workshop);
+            workshop = Workshop::new();
+        }
+    }
+    workshop.succeeds(&["run", "run.yaml"]);
+    same(&workshop);
+}
