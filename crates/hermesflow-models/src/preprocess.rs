@@ -15,8 +15,7 @@ pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
     let reader = image::ImageReader::open(path)
         .and_then(|reader| reader.with_guessed_format())
         .map_err(|source| Error::io(path, source))?;
-    let picture =
-        reader.decode().map_err(|e| Error::Image { path: path.to_path_buf(), message: e.to_string() })?;
+    let picture = reader.decode().map_err(|e| Error::Image { path: path.to_path_buf(), message: e.to_string() })?;
     fit_square(&picture, side)
 }
 

@@ -26,7 +26,7 @@ pub struct VqPretraining {
     pub parameters: Vec<(String, Var)>,
     /// The weights of the loss.
     pub weights: VqLossWeights,
-    /// Steps over which the quantizer hardens.
+    /// Steps of a plain autoencoder, and again as many over which the quantizer hardens.
     pub harden_steps: usize,
     /// Pictures per micro batch.
     pub batch_size: usize,
@@ -40,10 +40,16 @@ impl Objective for VqPretraining {
     }
 
     fn micro_batch(&mut self, at: Position) -> Result<Step, ObjectiveError> {
-        let images: Vec<_> = (0..self.batch_size)
-            .map(|index| hermesflow_scenes::scene(Split::Train, self.seed, at.example(index, self.batch_size)).render())
-            .collect();
-        let hardness = (at.step as f64 / self.harden_steps.max(1) as f64).min(1.0);
+        // Three of four pictures are crowds: shapes are rare in scenes, and what to learn is shapes.
+        let picture = |index: usize| {
+            let number = at.example(index, self.batch_size);
+            match number % 4 {
+                0 => hermesflow_scenes::scene(Split::Train, self.seed, number).render(),
+                _ => hermesflow_scenes::crowd(self.seed, number).render(),
+            }
+        };
+        let images: Vec<_> = (0..self.batch_size).map(picture).collect();
+        let hardness = (at.step as f64 / self.harden_steps.max(1) as f64 - 1.0).clamp(0.0, 1.0);
         let loss = vq_loss(&self.vq, &self.vq.pixels(&images)?, self.weights, hardness)?;
         let mut metrics = Metrics::new();
         for (name, part) in [
@@ -62,7 +68,7 @@ impl Objective for VqPretraining {
 
     fn settings(&self) -> Value {
         json!({ "kind": "vq", "seed": self.seed, "batch_size": self.batch_size, "harden_steps": self.harden_steps,
-                "commitment": self.weights.commitment, "entropy": self.weights.entropy })
+                "commitment": self.weights.commitment, "entropy": self.weights.entropy, "salience": self.weights.salience })
     }
 }
 

@@ -7,9 +7,8 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::{Error, Result};
 
 /// The tokens that Show-o adds behind the text vocabulary, in order.
-pub const ADDED_TOKENS: [&str; 10] = [
-    "[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>",
-];
+pub const ADDED_TOKENS: [&str; 10] =
+    ["[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"];
 
 /// `config.json` of class `Showo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -337,6 +336,10 @@ pub fn read_phi_config(showo_folder: &Path, config: &ShowoConfig) -> Result<PhiC
     }
     Err(Error::config(
         showo_folder.join("config.json"),
-        format!("llm_model_path {:?} is neither a folder with a config.json nor {:?}", config.llm_model_path, phi_name()),
+        format!(
+            "llm_model_path {:?} is neither a folder with a config.json nor {:?}",
+            config.llm_model_path,
+            phi_name()
+        ),
     ))
 }

@@ -130,8 +130,12 @@ impl<'a> Denoiser<'a> {
             })
             .collect();
         let placement = Placement::Rows(self.prefix_rows);
-        let hidden =
-            self.phi.forward(self.phi.embed(&packed.ids)?, &packed.positions, &segments, Some((&self.cache, &placement)))?;
+        let hidden = self.phi.forward(
+            self.phi.embed(&packed.ids)?,
+            &packed.positions,
+            &segments,
+            Some((&self.cache, &placement)),
+        )?;
         let offset = self.config.image_offset() as usize;
         let logits = self.phi.logits(&ops::gather_rows(&hidden, &rows)?, Some(offset..offset + codebook))?;
         let mut logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;

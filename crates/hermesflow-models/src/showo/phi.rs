@@ -162,9 +162,8 @@ impl Phi {
             .map(|layer| Block::load(&model.pp("layers").pp(layer), config))
             .collect::<Result<_>>()?;
         let rotary_dim = config.rotary_dim();
-        let inverse_frequencies = (0..rotary_dim / 2)
-            .map(|i| config.rope_theta.powf(-2.0 * i as f64 / rotary_dim as f64))
-            .collect();
+        let inverse_frequencies =
+            (0..rotary_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect();
         Ok(Self {
             config: config.clone(),
             embed_tokens: model.pp("embed_tokens").get("weight", &[vocab, hidden])?,
@@ -198,8 +197,7 @@ impl Phi {
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
         let shape = (rows, self.config.num_attention_heads, self.config.head_dim());
         let empty = || Tensor::zeros(shape, self.embed_tokens.dtype(), self.device());
-        let layers =
-            (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
+        let layers = (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
         Ok(KvCache { layers })
     }
 

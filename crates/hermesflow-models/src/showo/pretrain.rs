@@ -102,7 +102,7 @@ pub fn train_tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, u
 pub struct VqLoss {
     /// What is minimised.
     pub total: Tensor,
-    /// Mean absolute error of pixels in [-1, 1].
+    /// Mean absolute error of pixels in [-1, 1], weighted by their salience.
     pub reconstruction: Tensor,
     /// Mean squared distance of the encoder's output to its code.
     pub commitment: Tensor,
@@ -117,10 +117,12 @@ pub struct VqLossWeights {
     pub commitment: f64,
     /// Of the (maximised) entropy of each bit's use.
     pub entropy: f64,
+    /// How much more a pixel weighs per distance from its picture's mean colour.
+    pub salience: f64,
 }
 
 /// The lookup-free autoencoder's loss (MAGVIT-v2 §3.1, without its adversarial and perceptual terms):
-/// |x − x̂| + (x − x̂)² + commitment − entropy. The decoder sees `tanh z + hardness·(sign z − tanh z)` with
+/// |x − x̂| + (x − x̂)² (salient pixels weigh more) + commitment − entropy. The decoder sees `tanh z + hardness·(sign z − tanh z)` with
 /// the gradient of `tanh z`: hardness 0 is a plain autoencoder, 1 the quantized one. From random weights
 /// the sign alone collapses to one code (LAB.md), so hardness rises over the first steps.
 ///
@@ -136,7 +138,11 @@ pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights, hardness: f
     let soft = encoded.tanh()?;
     let through = (&soft + (&code - soft.detach())?.affine(hardness, 0.0)?)?;
     let error = (vq.decode(&through)? - images)?;
-    let reconstruction = error.abs()?.mean_all()?;
+    // Far from the picture's mean colour is where there is something to see; a plain mean over pixels
+    // is content with the background.
+    let mean = images.mean_keepdim((2, 3))?;
+    let salience = images.broadcast_sub(&mean)?.abs()?.mean_keepdim(1)?.affine(weights.salience, 1.0)?;
+    let reconstruction = error.abs()?.broadcast_mul(&salience)?.mean_all()?;
     let commitment = (&encoded - &code)?.sqr()?.mean_all()?;
     let (b, bits, h, w) = encoded.dims4()?;
     // σ(4z) = (1 + tanh 2z) / 2, averaged over the batch: how often each bit is set.
@@ -145,7 +151,7 @@ pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights, hardness: f
     let unused = used.affine(-1.0, 1.0)?;
     let entropy = ((&used * used.log()?)? + (&unused * unused.log()?)?)?.mean_all()?;
     let bit_entropy = entropy.affine(-1.0 / std::f64::consts::LN_2, 0.0)?;
-    let total = ((&reconstruction + error.sqr()?.mean_all()?)?
+    let total = ((&reconstruction + error.sqr()?.broadcast_mul(&salience)?.mean_all()?)?
         + (commitment.affine(weights.commitment, 0.0)? - bit_entropy.affine(weights.entropy, 0.0)?)?)?;
     debug_assert_eq!(total.dtype(), DType::F32);
     Ok(VqLoss { total, reconstruction, commitment, bit_entropy })

@@ -69,6 +69,7 @@ struct VqSettings {
     model: MagvitConfig,
     commitment: f64,
     entropy: f64,
+    salience: f64,
     harden_steps: usize,
     batch_size: usize,
     steps: usize,
@@ -129,7 +130,11 @@ fn vq_stage(config: &PretrainConfig, folder: &Path, stop_after: Option<usize>) -
     let objective = VqPretraining {
         vq: Magvit::new(&weights, &settings.model)?,
         parameters: weights.variables(),
-        weights: VqLossWeights { commitment: settings.commitment, entropy: settings.entropy },
+        weights: VqLossWeights {
+            commitment: settings.commitment,
+            entropy: settings.entropy,
+            salience: settings.salience,
+        },
         harden_steps: settings.harden_steps,
         batch_size: settings.batch_size,
         seed: derive_seed(config.seed, &[2]),
