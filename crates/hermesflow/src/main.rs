@@ -14,7 +14,7 @@ mod objectives;
 mod overrides;
 mod pictures;
 mod progress;
-mod records_stub;
+mod records;
 mod report;
 mod stage;
 mod statistics;

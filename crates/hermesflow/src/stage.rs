@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use crate::records_stub::{InitialRecord, RecordId, derive_seed};
+use crate::records::{InitialRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, bail};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -42,11 +42,12 @@ impl Stage {
         mut work: impl FnMut(&[InitialRecord]) -> Result<Vec<R>>,
     ) -> Result<Vec<R>>
     where
-        R: Serialize + DeserializeOwned + Clone + files::Identified,
+        R: Serialize + DeserializeOwned + Clone + crate::records::Identified,
     {
-        let mut store = files::Store::<R>::open(&self.file)?;
-        let is_done =
-            |store: &files::Store<R>, chunk: &[InitialRecord]| chunk.iter().all(|record| store.has(&record.id));
+        let mut store = crate::records::Store::<R>::open(&self.file)?;
+        let is_done = |store: &crate::records::Store<R>, chunk: &[InitialRecord]| {
+            chunk.iter().all(|record| store.has(&record.id))
+        };
         let done = records.chunks(self.chunk).filter(|chunk| is_done(&store, chunk)).map(<[_]>::len).sum();
         let task = progress.task(self.name, self.unit, records.len(), done);
         for chunk in records.chunks(self.chunk) {
@@ -56,13 +57,13 @@ impl Stage {
             store.append(work(chunk)?)?;
             task.advance(chunk.len());
         }
-        store.finish(records.iter().map(|record| &record.id))
+        Ok(store.finish(records.iter().map(|record| &record.id))?)
     }
 }
 
 /// The number of a stage, iteration, record and candidate.
 pub fn candidate_seed(config: &RunConfig, layout: &RunLayout, stage: &str, id: &RecordId, candidate: usize) -> u64 {
-    seed(config, layout, stage, &[text_number(id.as_ref()), candidate as u64])
+    seed(config, layout, stage, &[text_number(id.as_str()), candidate as u64])
 }
 
 /// The number of a stage, iteration and whatever else.

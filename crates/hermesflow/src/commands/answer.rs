@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::records_stub::{AnswerRecord, InitialRecord, QuestionRecord, RecordId};
+use crate::records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId};
 use anyhow::{Context, Result};
 use hermesflow_models::{ReplyRequest, Sampling, UnifiedModel};
 use serde_json::json;
@@ -24,7 +24,6 @@ use crate::{files, judges, models};
 ///
 /// Example: hermesflow answer configs/scenes.yaml
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
@@ -78,7 +77,7 @@ fn answer_record(
 ) -> Result<AnswerRecord> {
     let named = || format!("record {}", record.id);
     let paths: Vec<PathBuf> =
-        (0..config.imagine.images).map(|number| layout.image(record.id.as_ref(), number)).collect();
+        (0..config.imagine.images).map(|number| layout.image(record.id.as_str(), number)).collect();
     let result = accuracies(model, config, pictures, &paths, questions).with_context(named)?;
     Ok(AnswerRecord {
         id: record.id.clone(),

@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 
-use crate::records_stub::{InitialRecord, QuestionRecord, RecordId, derive_seed};
+use crate::records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, ensure};
 
 use super::{StageArgs, scenes};
@@ -19,7 +19,6 @@ use crate::{files, judges, stage};
 ///
 /// Example: hermesflow ask configs/paper.yaml ask.file=my_questions.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
@@ -61,7 +60,7 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
 /// What the rule-based writer asks about one caption.
 fn written(config: &RunConfig, record: &InitialRecord) -> Vec<QuestionRecord> {
     // The same questions in every iteration: they belong to the caption, not to the player.
-    let seed = derive_seed(config.seed, &[stage::text_number("ask"), stage::text_number(record.id.as_ref())]);
+    let seed = derive_seed(config.seed, &[stage::text_number("ask"), stage::text_number(record.id.as_str())]);
     judges::scene_questions(&record.caption, seed)
         .into_iter()
         .map(|question| QuestionRecord {

@@ -1,6 +1,6 @@
 //! `hermesflow caption`: the model captions every image of the data root.
 
-use crate::records_stub::{CaptionRecord, InitialRecord};
+use crate::records::{CaptionRecord, InitialRecord};
 use anyhow::{Context, Result};
 use hermesflow_models::{ReplyRequest, UnifiedModel};
 use serde_json::json;
@@ -22,7 +22,6 @@ use crate::stage::{self, Stage};
 ///
 /// Example: hermesflow caption configs/scenes.yaml caption.max_new_tokens=20
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,

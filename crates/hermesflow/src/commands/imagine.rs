@@ -1,6 +1,6 @@
 //! `hermesflow imagine`: the model imagines every caption of the data root.
 
-use crate::records_stub::InitialRecord;
+use crate::records::InitialRecord;
 use anyhow::{Context, Result};
 use hermesflow_models::{ImagineJob, UnifiedModel};
 use serde_json::json;
@@ -22,7 +22,6 @@ use crate::stage;
 ///
 /// Example: hermesflow imagine configs/scenes.yaml imagine.images=4 imagine.guidance=2
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
@@ -45,7 +44,7 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
     let records = scenes::initial_data(config, layout, progress)?;
     stage::settled(layout, "imagine", config, &json!({ "imagine": config.imagine }))?;
     let images = config.imagine.images;
-    let is_done = |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_ref(), number).is_file());
+    let is_done = |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_str(), number).is_file());
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
     let chunks: Vec<_> = records.chunks(config.data.chunk).map(|chunk| (chunk, chunk.iter().all(is_done))).collect();
     let done = chunks.iter().filter(|(_, done)| *done).map(|(chunk, _)| chunk.len() * images).sum();
@@ -76,7 +75,7 @@ fn imagine_chunk(
     let codes = model.imagine(&jobs, &config.imagine.into())?;
     let pictures = model.decode_images(&codes)?;
     for ((record, number), picture) in named.into_iter().zip(pictures) {
-        save_png(&picture, &layout.image(record.id.as_ref(), number))?;
+        save_png(&picture, &layout.image(record.id.as_str(), number))?;
     }
     Ok(())
 }

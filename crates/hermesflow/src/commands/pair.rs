@@ -10,7 +10,7 @@ use crate::config::{ImageJudge, RunConfig};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
 use crate::progress::Progress;
-use crate::records_stub::{Candidates, InitialRecord, PairRecord, RecordId, first_round, later_round};
+use crate::records::{Candidates, DropReason, InitialRecord, PairRecord, RecordId, first_round, later_round};
 use crate::{files, judges};
 
 /// Choose the best and the worst caption and image of every record
@@ -22,7 +22,6 @@ use crate::{files, judges};
 ///
 /// Example: hermesflow pair configs/scenes.yaml pair.min_accuracy=0.8
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
@@ -42,7 +41,7 @@ pub struct Chosen {
     /// Records that gave a pair.
     pub kept: usize,
     /// Records that did not, by reason.
-    pub dropped: BTreeMap<String, usize>,
+    pub dropped: BTreeMap<DropReason, usize>,
 }
 
 impl fmt::Display for Chosen {
@@ -68,14 +67,14 @@ pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resu
             for candidates in &candidates {
                 match first_round(candidates, config.pair.min_accuracy) {
                     Ok(pair) => pairs.push(pair),
-                    Err(reason) => *chosen.dropped.entry(reason.into()).or_default() += 1,
+                    Err(reason) => *chosen.dropped.entry(reason).or_default() += 1,
                 }
             }
         }
         Some(previous) => {
             let by_id: HashMap<&RecordId, &Candidates> = candidates.iter().map(|c| (&c.record.id, c)).collect();
             let renew = |old: PairRecord| match by_id.get(&old.id) {
-                Some(new) => later_round(old, &new.captions, &new.images),
+                Some(new) => later_round(&old, &new.captions, &new.images),
                 None => old,
             };
             pairs.extend(files::pairs(&previous.pairs())?.into_iter().map(renew));
@@ -97,7 +96,7 @@ fn candidates(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Re
     };
     let images = |record: &InitialRecord, scores: Vec<f64>| {
         let named = |(number, score): (usize, f64)| {
-            let path = layout.image(record.id.as_ref(), number);
+            let path = layout.image(record.id.as_str(), number);
             (path.strip_prefix(layout.data()).unwrap_or(&path).display().to_string(), score)
         };
         scores.into_iter().enumerate().map(named).collect()
@@ -120,7 +119,7 @@ fn candidates(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Re
 fn oracle(config: &RunConfig, layout: &RunLayout, records: &[InitialRecord]) -> Result<HashMap<RecordId, Vec<f64>>> {
     let pictures = Pictures::new(layout.data(), hermesflow_scenes::scene::SIDE);
     let judge = |record: &InitialRecord| {
-        let image = |number| pictures.load(&layout.image(record.id.as_ref(), number));
+        let image = |number| pictures.load(&layout.image(record.id.as_str(), number));
         let score = |number| Ok(judges::oracle(&image(number)?, &record.caption));
         let scores = (0..config.imagine.images).map(score).collect::<Result<_>>();
         Ok((record.id.clone(), scores.with_context(|| format!("record {}", record.id))?))

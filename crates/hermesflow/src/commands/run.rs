@@ -13,12 +13,11 @@ use crate::{files, models};
 ///
 /// Every iteration captions, imagines, asks, answers, pairs and trains; the trained model plays the next one. The
 /// resolved configuration is saved as config.yaml in the run folder, the models under train/model and
-/// train_iter{n}/model. Kill it anywhere and start it again: it continues by record and by checkpoint, and ends with the
+/// train_iterN/model. Kill it anywhere and start it again: it continues by record and by checkpoint, and ends with the
 /// files of an undisturbed run, byte for byte.
 ///
 /// Example: hermesflow run configs/scenes.yaml iterations=1 train.steps=100 --seed 3
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,

@@ -1,6 +1,6 @@
 //! `hermesflow scenes`: a data root of procedural scenes.
 
-use crate::records_stub::{InitialRecord, derive_seed};
+use crate::records::{InitialRecord, derive_seed};
 use anyhow::{Context, Result};
 
 use super::StageArgs;
@@ -17,7 +17,6 @@ use crate::progress::Progress;
 ///
 /// Example: hermesflow scenes configs/scenes.yaml data.scenes.records=20 data.root=/tmp/twenty
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
@@ -63,7 +62,7 @@ pub fn scenes(
         let img_path = format!("images/{id}.png");
         save_png(&scene.render(), &layout.data().join(&img_path))?;
         let words = |of: u64| scene.caption(derive_seed(config.seed, &[index, of]));
-        records.push(InitialRecord { id: id.into(), img_path, prompt: words(1), caption: words(0) });
+        records.push(InitialRecord { id: id.as_str().into(), img_path, prompt: words(1), caption: words(0) });
         task.advance(1);
     }
     files::write_records(&layout.initial_data(), &records)?;

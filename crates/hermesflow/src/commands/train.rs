@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use crate::records_stub::PairRecord;
+use crate::records::PairRecord;
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
 use hermesflow_models::{DType, UnifiedModel};
@@ -28,7 +28,6 @@ use crate::{files, models};
 ///
 /// Example: hermesflow train configs/scenes.yaml train.steps=100 train.anchor_gen=0
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     stage: StageArgs,
