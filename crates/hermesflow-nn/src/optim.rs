@@ -41,8 +41,14 @@ pub fn adamw_step(
     let fused = param.device().is_cpu() && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
     if fused && param.is_contiguous() {
         let grad = grad.detach().contiguous()?;
-        m.inplace_op2(&grad, &Moment { beta: beta1 as f32, rest: (1.0 - beta1) as f32, scale: grad_scale as f32, square: false })?;
-        v.inplace_op2(&grad, &Moment { beta: beta2 as f32, rest: (1.0 - beta2) as f32, scale: grad_scale as f32, square: true })?;
+        m.inplace_op2(
+            &grad,
+            &Moment { beta: beta1 as f32, rest: (1.0 - beta1) as f32, scale: grad_scale as f32, square: false },
+        )?;
+        v.inplace_op2(
+            &grad,
+            &Moment { beta: beta2 as f32, rest: (1.0 - beta2) as f32, scale: grad_scale as f32, square: true },
+        )?;
         let update = Update {
             keep: (1.0 - lr * weight_decay) as f32,
             rate: (lr / correction1) as f32,

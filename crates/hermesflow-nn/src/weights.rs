@@ -16,8 +16,10 @@ const FILE_NAMES: [&str; 4] =
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// No weights were found.
-    #[error("{0}: no weights found; expected one of pytorch_model.safetensors, model.safetensors, \
-             diffusion_pytorch_model.safetensors, pytorch_model.bin, or a sharded index of one of them")]
+    #[error(
+        "{0}: no weights found; expected one of pytorch_model.safetensors, model.safetensors, \
+             diffusion_pytorch_model.safetensors, pytorch_model.bin, or a sharded index of one of them"
+    )]
     NotFound(PathBuf),
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
@@ -36,8 +38,10 @@ pub enum Error {
         message: String,
     },
     /// The tensors are not those that the configuration asks for.
-    #[error("{path}: the weights do not fit their configuration: {message}; \
-             use the config.json that belongs to this checkpoint")]
+    #[error(
+        "{path}: the weights do not fit their configuration: {message}; \
+             use the config.json that belongs to this checkpoint"
+    )]
     Mismatch {
         /// The file.
         path: PathBuf,
@@ -88,9 +92,7 @@ impl Weights {
             .map_err(|e| Error::Broken { path: origin.into(), message: e.to_string() })?;
         let tensors = tensors
             .into_iter()
-            .map(|(name, tensor)| {
-                Ok((name, if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor }))
-            })
+            .map(|(name, tensor)| Ok((name, if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor })))
             .collect::<Result<BTreeMap<_, _>, Error>>()?;
         Ok(Self { tensors, variables: BTreeMap::new(), origin: origin.into() })
     }
