@@ -140,10 +140,11 @@ pub fn parse_caption(caption: &str) -> Option<Facts> {
         } else if let Some(shape) = shape(word) {
             facts.groups.push(Claim { count, colour, shape, size });
             (count, colour, size) = (1, None, None);
-        } else if let Some(relation) = Relation::from_word(word) {
-            if facts.groups.len() == 1 && facts.relation.is_none() {
-                facts.relation = Some(relation);
-            }
+        } else if let Some(relation) = Relation::from_word(word)
+            && facts.groups.len() == 1
+            && facts.relation.is_none()
+        {
+            facts.relation = Some(relation);
         }
     }
     if facts.groups.len() < 2 {

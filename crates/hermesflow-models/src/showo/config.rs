@@ -194,14 +194,14 @@ impl PhiConfig {
     /// Says which numbers disagree; `path` is named.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let heads = self.num_attention_heads;
-        if heads == 0 || self.hidden_size % heads != 0 {
+        if heads == 0 || !self.hidden_size.is_multiple_of(heads) {
             let message = format!("hidden_size {} is not a multiple of {heads} heads", self.hidden_size);
             return Err(Error::config(path, message));
         }
         if self.num_key_value_heads.is_some_and(|kv| kv != heads) {
             return Err(Error::config(path, "grouped key/value heads are not part of Show-o; remove the key"));
         }
-        if self.rotary_dim() % 2 != 0 {
+        if !self.rotary_dim().is_multiple_of(2) {
             return Err(Error::config(path, format!("the rotary dimension {} is odd", self.rotary_dim())));
         }
         if self.hidden_act != "gelu_new" {
