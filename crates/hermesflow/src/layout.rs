@@ -37,19 +37,9 @@ impl RunLayout {
         (self.iteration > 1).then(|| Self { iteration: self.iteration - 1, ..self.clone() })
     }
 
-    /// The layout of the first iteration.
-    pub fn first(&self) -> Self {
-        Self { iteration: 1, ..self.clone() }
-    }
-
     /// The data root: records, images, and everything that curation makes.
     pub fn data(&self) -> &Path {
         &self.data
-    }
-
-    /// The run folder.
-    pub fn output(&self) -> &Path {
-        &self.output
     }
 
     /// The resolved configuration of the run.

@@ -28,6 +28,9 @@ use commands::{
     answer, ask, caption, controls, demo, eval, imagine, pair, pretrain, random_model, run, scenes, train, verify,
 };
 
+/// Said where something is our fault.
+const BUG: &str = "this is a bug; please report it with the lines above";
+
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
@@ -70,7 +73,7 @@ fn main() -> ExitCode {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {
         report(panic);
-        eprintln!("hermesflow: this is a bug; please report it with the lines above");
+        eprintln!("hermesflow: {BUG}");
         std::process::exit(2);
     }));
     let cli = match Cli::try_parse() {
@@ -100,7 +103,19 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("hermesflow: {error:#}");
+            if is_our_fault(&error) {
+                eprintln!("hermesflow: {BUG}");
+                return ExitCode::from(2);
+            }
             ExitCode::from(1)
         }
     }
+}
+
+/// Files, settings and records are checked before they are used, so a tensor operation that fails is a bug.
+fn is_our_fault(error: &anyhow::Error) -> bool {
+    use hermesflow_models::Error as Model;
+    use hermesflow_train::Error as Train;
+    matches!(error.downcast_ref(), Some(Model::Tensor(_)))
+        || matches!(error.downcast_ref(), Some(Train::Tensor(_) | Train::Model(Model::Tensor(_))))
 }

@@ -20,7 +20,6 @@ pub struct Progress {
 enum Kind {
     Bars,
     Lines,
-    Silent,
 }
 
 impl Progress {
@@ -33,17 +32,11 @@ impl Progress {
         }
     }
 
-    /// Says nothing.
-    pub fn silent() -> Self {
-        Self { bars: hidden(), kind: Kind::Silent }
-    }
-
     /// One line of the log.
     pub fn log(&self, line: impl AsRef<str>) {
         match self.kind {
             Kind::Bars => self.bars.suspend(|| eprintln!("{}", line.as_ref())),
             Kind::Lines => eprintln!("{}", line.as_ref()),
-            Kind::Silent => {}
         }
     }
 

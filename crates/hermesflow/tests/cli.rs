@@ -175,6 +175,47 @@ fn results_of_other_settings_are_not_mixed() {
 }
 
 #[test]
+fn later_iterations_renew_the_pairs_of_the_same_records() {
+    let workshop = Workshop::new();
+    let out = workshop.succeeds(&["run", "run.yaml", "data.fresh=false"]);
+    assert_eq!(out.trim(), "out/train_iter2/model");
+    let ids = |name: &str| {
+        let pairs: serde_json::Value = serde_json::from_slice(&fs::read(workshop.path(name)).unwrap()).unwrap();
+        pairs.as_array().unwrap().iter().map(|pair| pair["id"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    let first = ids("data/pair_dpo_data.json");
+    assert!(!first.is_empty());
+    assert_eq!(ids("data/pair_dpo_data_iter2.json"), first);
+    assert!(!workshop.path("data/initial_data_iter2.json").exists(), "one set of records");
+    assert!(workshop.path("data/generated_images_iter2").is_dir());
+    let message = workshop.fails(&["run", "run.yaml", "data.fresh=false", "train.steps=13"]);
+    assert!(message.contains("out/config.yaml") && message.contains("steps: 13"), "{message}");
+    workshop.succeeds(&["run", "run.yaml", "data.fresh=false", "iterations=3"]);
+    assert!(workshop.path("out/train_iter3/model/pytorch_model.safetensors").is_file(), "a run can be continued");
+}
+
+#[test]
+fn questions_of_ones_own_are_answered() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["scenes", "run.yaml"]);
+    workshop.succeeds(&["imagine", "run.yaml"]);
+    let own = ["ask.writer=file", "ask.file=mine.json"];
+    let message = workshop.fails(&[&["ask", "run.yaml"], &own[..]].concat());
+    assert!(message.contains("mine.json"), "{message}");
+    let mine = r#"{"id": "train-000002", "img_path": "x", "prompt": "p", "caption": "c", "element": "e",
+                   "question": "is it?", "choices": ["yes", "no"], "answer": "yes"},"#;
+    workshop.write("mine.json", mine);
+    workshop.succeeds(&[&["ask", "run.yaml"], &own[..]].concat());
+    workshop.succeeds(&[&["answer", "run.yaml"], &own[..]].concat());
+    let answers: serde_json::Value =
+        serde_json::from_slice(&fs::read(workshop.path("data/generation_vqa_results.json")).unwrap()).unwrap();
+    let answers = answers.as_array().unwrap();
+    assert_eq!(answers.len(), 1, "records without questions are left out");
+    assert_eq!((&answers[0]["id"], &answers[0]["question_number"]), (&"train-000002".into(), &1.into()));
+    assert_eq!(answers[0]["result"].as_array().unwrap().len(), 3);
+}
+
+#[test]
 fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
     let undisturbed = Workshop::new();
     let clock = Instant::now();

@@ -1,6 +1,7 @@
 //! `hermesflow ask`: questions with choices about every caption.
 
 use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 use crate::records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, ensure};
@@ -53,8 +54,15 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
     if silent > 0 {
         progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
     }
-    files::write_records(&layout.questions(), &questions)?;
+    if config.ask.writer == Writer::Scenes || !same_file(config.ask.file.as_deref(), &layout.questions()) {
+        files::write_records(&layout.questions(), &questions)?;
+    }
     Ok(questions)
+}
+
+/// Whether the questions that were given already lie where they belong; they are not written over.
+fn same_file(given: Option<&Path>, own: &Path) -> bool {
+    given.is_some_and(|given| matches!((given.canonicalize(), own.canonicalize()), (Ok(a), Ok(b)) if a == b))
 }
 
 /// What the rule-based writer asks about one caption.
