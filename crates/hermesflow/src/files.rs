@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::records::{self, AnswerRecord, CaptionRecord, InitialRecord, PairRecord, QuestionRecord};
+use hermesflow_records::{AnswerRecord, CaptionRecord, InitialRecord, PairRecord, QuestionRecord};
 
 /// Images with their true captions, at least one.
 ///
@@ -13,7 +13,7 @@ use crate::records::{self, AnswerRecord, CaptionRecord, InitialRecord, PairRecor
 /// Names the file, the line and the record of what cannot be read, and what to do.
 pub fn initial_data(path: &Path) -> Result<Vec<InitialRecord>> {
     let remedy = "give it images and captions, or a `data.scenes` section that draws some";
-    Ok(records::read_unique(path, remedy)?)
+    Ok(hermesflow_records::read_unique(path, remedy)?)
 }
 
 /// The model's captions.
@@ -21,7 +21,7 @@ pub fn initial_data(path: &Path) -> Result<Vec<InitialRecord>> {
 /// # Errors
 /// As [`initial_data`].
 pub fn captions(path: &Path) -> Result<Vec<CaptionRecord>> {
-    Ok(records::read_unique(path, "`hermesflow caption` makes it")?)
+    Ok(hermesflow_records::read_unique(path, "`hermesflow caption` makes it")?)
 }
 
 /// Questions, several per record.
@@ -29,7 +29,7 @@ pub fn captions(path: &Path) -> Result<Vec<CaptionRecord>> {
 /// # Errors
 /// As [`initial_data`].
 pub fn questions(path: &Path) -> Result<Vec<QuestionRecord>> {
-    Ok(records::read(path, "`hermesflow ask` makes it, or give your own in that form")?)
+    Ok(hermesflow_records::read(path, "`hermesflow ask` makes it, or give your own in that form")?)
 }
 
 /// The accuracy of every image.
@@ -37,7 +37,7 @@ pub fn questions(path: &Path) -> Result<Vec<QuestionRecord>> {
 /// # Errors
 /// As [`initial_data`].
 pub fn answers(path: &Path) -> Result<Vec<AnswerRecord>> {
-    Ok(records::read_unique(path, "`hermesflow answer` makes it")?)
+    Ok(hermesflow_records::read_unique(path, "`hermesflow answer` makes it")?)
 }
 
 /// The preference pairs; there may be none.
@@ -45,7 +45,7 @@ pub fn answers(path: &Path) -> Result<Vec<AnswerRecord>> {
 /// # Errors
 /// As [`initial_data`].
 pub fn pairs(path: &Path) -> Result<Vec<PairRecord>> {
-    Ok(records::read(path, "`hermesflow pair` makes it")?)
+    Ok(hermesflow_records::read(path, "`hermesflow pair` makes it")?)
 }
 
 /// Writes records whole.
@@ -53,7 +53,7 @@ pub fn pairs(path: &Path) -> Result<Vec<PairRecord>> {
 /// # Errors
 /// Names the file that cannot be written.
 pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
-    records::write_records(path, records).context("cannot write the records")
+    hermesflow_records::write_records(path, records).context("cannot write the records")
 }
 
 /// Writes a file under a temporary name and renames it, making its folder.
@@ -61,5 +61,5 @@ pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
 /// # Errors
 /// Names the file that cannot be written.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    records::write_atomically(path, bytes).context("cannot write a file")
+    hermesflow_records::write_atomically(path, bytes).context("cannot write a file")
 }

@@ -14,7 +14,6 @@ mod objectives;
 mod overrides;
 mod pictures;
 mod progress;
-mod records;
 mod report;
 mod stage;
 mod statistics;

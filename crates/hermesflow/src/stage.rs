@@ -7,7 +7,7 @@
 
 use std::path::PathBuf;
 
-use crate::records::{InitialRecord, RecordId, derive_seed};
+use hermesflow_records::{InitialRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, bail};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -42,10 +42,10 @@ impl Stage {
         mut work: impl FnMut(&[InitialRecord]) -> Result<Vec<R>>,
     ) -> Result<Vec<R>>
     where
-        R: Serialize + DeserializeOwned + Clone + crate::records::Identified,
+        R: Serialize + DeserializeOwned + Clone + hermesflow_records::Identified,
     {
-        let mut store = crate::records::Store::<R>::open(&self.file)?;
-        let is_done = |store: &crate::records::Store<R>, chunk: &[InitialRecord]| {
+        let mut store = hermesflow_records::Store::<R>::open(&self.file)?;
+        let is_done = |store: &hermesflow_records::Store<R>, chunk: &[InitialRecord]| {
             chunk.iter().all(|record| store.has(&record.id))
         };
         let done = records.chunks(self.chunk).filter(|chunk| is_done(&store, chunk)).map(<[_]>::len).sum();

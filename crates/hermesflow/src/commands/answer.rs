@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use crate::records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId};
+use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId};
 use anyhow::{Context, Result};
 use hermesflow_models::{ReplyRequest, Sampling, UnifiedModel};
 use serde_json::json;

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use crate::records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
+use hermesflow_records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, ensure};
 
 use super::{StageArgs, scenes};

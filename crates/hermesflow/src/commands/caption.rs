@@ -1,6 +1,6 @@
 //! `hermesflow caption`: the model captions every image of the data root.
 
-use crate::records::{CaptionRecord, InitialRecord};
+use hermesflow_records::{CaptionRecord, InitialRecord};
 use anyhow::{Context, Result};
 use hermesflow_models::{ReplyRequest, UnifiedModel};
 use serde_json::json;

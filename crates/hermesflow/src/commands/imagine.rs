@@ -1,6 +1,6 @@
 //! `hermesflow imagine`: the model imagines every caption of the data root.
 
-use crate::records::InitialRecord;
+use hermesflow_records::InitialRecord;
 use anyhow::{Context, Result};
 use hermesflow_models::{ImagineJob, UnifiedModel};
 use serde_json::json;

@@ -10,7 +10,7 @@ use crate::config::{ImageJudge, RunConfig};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
 use crate::progress::Progress;
-use crate::records::{Candidates, DropReason, InitialRecord, PairRecord, RecordId, first_round, later_round};
+use hermesflow_records::{Candidates, DropReason, InitialRecord, PairRecord, RecordId, first_round, later_round};
 use crate::{files, judges};
 
 /// Choose the best and the worst caption and image of every record

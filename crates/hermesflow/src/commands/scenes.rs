@@ -1,6 +1,6 @@
 //! `hermesflow scenes`: a data root of procedural scenes.
 
-use crate::records::{InitialRecord, derive_seed};
+use hermesflow_records::{InitialRecord, derive_seed};
 use anyhow::{Context, Result};
 
 use super::StageArgs;

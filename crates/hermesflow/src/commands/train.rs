@@ -3,7 +3,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use crate::records::PairRecord;
+use hermesflow_records::PairRecord;
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
 use hermesflow_models::{DType, UnifiedModel};

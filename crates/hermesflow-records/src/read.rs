@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
 
-use super::{Error, Identified, Result};
+use crate::{Error, Identified, Result};
 
 /// Reads all records of a file, in order. `remedy` says what makes the file where it is missing.
 ///
@@ -119,7 +119,7 @@ fn without_place(message: &str) -> &str {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::records::InitialRecord;
+    use crate::InitialRecord;
 
     fn record(id: &str) -> String {
         format!("{{\"id\": {id}, \"img_path\": \"i\", \"prompt\": \"p\",\n \"caption\": \"c, [d]\"}}")

@@ -148,7 +148,7 @@ impl Overlap {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::records::derive_seed;
+    use hermesflow_records::derive_seed;
     use hermesflow_scenes::{Split, scene};
 
     #[test]

@@ -1,26 +1,25 @@
 //! The judges of texts and images that a configuration names.
 
-mod choices;
-mod similarity;
-
 use hermesflow_scenes::{SceneQuestion, parse_caption};
 use image::RgbImage;
 
-pub use choices::prompt;
+pub use hermesflow_score::choice::prompt;
 
 use crate::config::TextJudge;
 
 /// How near each candidate is to the true caption, higher is nearer.
 pub fn similarities(judge: TextJudge, truth: &str, candidates: &[String]) -> Vec<f64> {
     match judge {
-        TextJudge::Lexical => candidates.iter().map(|candidate| similarity::similarity(truth, candidate)).collect(),
+        TextJudge::Lexical => {
+            candidates.iter().map(|candidate| hermesflow_score::lexical::similarity(truth, candidate)).collect()
+        }
     }
 }
 
 /// The choice that a reply means, if any.
 pub fn choice<'a>(judge: TextJudge, reply: &str, choices: &'a [String]) -> Option<&'a str> {
     match judge {
-        TextJudge::Lexical => choices::choice(reply, choices),
+        TextJudge::Lexical => hermesflow_score::choice::choice(reply, choices),
     }
 }
 

@@ -1,6 +1,6 @@
 //! Questions with choices: how they are put to the model, and which choice a reply means.
 
-use super::similarity::{chrf, words};
+use crate::lexical::{chrf, words};
 
 /// A question with its choices in Python's list notation, as the released script writes it.
 pub fn prompt(question: &str, choices: &[String]) -> String {

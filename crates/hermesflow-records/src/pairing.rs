@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::{InitialRecord, PairRecord};
+use crate::{InitialRecord, PairRecord};
 
 /// A candidate and its score.
 pub type Scored = (String, f64);
@@ -159,7 +159,7 @@ mod tests {
 
     #[test]
     fn both_rounds_match_the_worked_cases() {
-        let case: Value = serde_json::from_str(include_str!("../../tests/pairs.json")).unwrap();
+        let case: Value = serde_json::from_str(include_str!("../tests/fixtures/pairs.json")).unwrap();
         let records: Vec<InitialRecord> = serde_json::from_value(case["records"].clone()).unwrap();
         let all = candidates(&case["captions"], &case["answers"], |number| number.to_string());
         let (mut pairs, mut dropped) = (Vec::new(), serde_json::Map::new());

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::{Error, Identified, RecordId, Result, parse};
+use crate::{Error, Identified, RecordId, Result, parse};
 
 /// Results by record id; what was written before a kill is there again.
 #[derive(Debug)]
@@ -119,7 +119,7 @@ fn make_parent(path: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::records::AnswerRecord;
+    use crate::AnswerRecord;
 
     fn answer(id: &str, score: f64) -> AnswerRecord {
         AnswerRecord { id: id.into(), caption: "c".into(), question_number: 1, result: vec![score] }

@@ -1,15 +1,4 @@
-//! Records, their files and the preference rules: pure data, no tensors.
-
-mod pairing;
-mod read;
-mod record;
-mod store;
-
-pub use hermesflow_records::derive_seed;
-pub use pairing::{Candidates, DropReason, first_round, later_round};
-pub use read::{parse, read, read_unique};
-pub use record::{AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, RecordId};
-pub use store::{Store, write_atomically, write_records};
+//! What can go wrong with records, said with the file, the place and the remedy.
 
 use std::path::{Path, PathBuf};
 
@@ -66,7 +55,7 @@ pub enum Error {
 pub type Result<T> = std::result::Result<T, Error>;
 
 impl Error {
-    fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
+    pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.into(), source }
     }
 }
