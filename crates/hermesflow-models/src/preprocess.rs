@@ -38,13 +38,9 @@ pub fn fit_square(picture: &DynamicImage, side: usize) -> Result<RgbImage> {
     let scale = |long: u32, short: u32| ((u64::from(side) * u64::from(long)) / u64::from(short)) as u32;
     let (new_width, new_height) =
         if width <= height { (side, scale(height, width)) } else { (scale(width, height), side) };
-    let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize a picture: {e}"));
-    let source = Image::from_vec_u8(width, height, rgb.into_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
-    let mut target = Image::new(new_width, new_height, PixelType::U8x3);
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    let resized = RgbImage::from_raw(new_width, new_height, target.into_vec())
-        .ok_or_else(|| Error::Invalid("a resized picture has the wrong size".into()))?;
+    // Across first, then down, with whole levels between, as Pillow does: overshoot is cut in between.
+    let across = convolve(rgb, new_width, height)?;
+    let resized = convolve(across, new_width, new_height)?;
     // torchvision's centre crop rounds half to even.
     let offset = |long: u32| {
         let double = long - side;
@@ -52,4 +48,19 @@ pub fn fit_square(picture: &DynamicImage, side: usize) -> Result<RgbImage> {
         if double % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
     };
     Ok(image::imageops::crop_imm(&resized, offset(new_width), offset(new_height), side, side).to_image())
+}
+
+fn convolve(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    if picture.dimensions() == (width, height) {
+        return Ok(picture);
+    }
+    let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize a picture: {e}"));
+    let (old_width, old_height) = picture.dimensions();
+    let source =
+        Image::from_vec_u8(old_width, old_height, picture.into_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
+    let mut target = Image::new(width, height, PixelType::U8x3);
+    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
+    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    RgbImage::from_raw(width, height, target.into_vec())
+        .ok_or_else(|| Error::Invalid("a resized picture has the wrong size".into()))
 }

@@ -22,32 +22,36 @@ pub enum Error {
         source: std::io::Error,
     },
     /// A file is not JSON, or a record is not what it should be.
-    #[error("{}, line {line}{}: {message}; mend or remove this record", path.display(), of_record(.id))]
+    #[error("{}, line {line}, record {record}: {message}; mend or remove this record", path.display())]
     Broken {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The record, if its id could be read.
-        id: Option<String>,
+        /// The record: its id, or `number n` (from 1) where that cannot be read.
+        record: String,
         /// What is wrong.
         message: String,
     },
     /// Two records share an id.
-    #[error("{}, line {line}: the id {id} is there twice; remove one of the two records", path.display())]
+    #[error("{}, lines {first} and {second}: the id {id} is there twice; remove one of the two records", path.display())]
     Duplicate {
         /// The file.
         path: PathBuf,
-        /// The line of the second one, from 1.
-        line: usize,
+        /// The line of the first one, from 1.
+        first: usize,
+        /// The line of the second one.
+        second: usize,
         /// The id.
         id: String,
     },
     /// A file holds no record.
-    #[error("{}: holds no record; give it at least one", path.display())]
+    #[error("{}: holds no record; {remedy}", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
+        /// What makes it.
+        remedy: &'static str,
     },
 }
 
@@ -58,8 +62,4 @@ impl Error {
     pub(crate) fn io(path: &Path) -> impl FnOnce(std::io::Error) -> Self + '_ {
         move |source| Self::Io { path: path.into(), source }
     }
-}
-
-fn of_record(id: &Option<String>) -> String {
-    id.as_ref().map_or_else(String::new, |id| format!(", record {id}"))
 }

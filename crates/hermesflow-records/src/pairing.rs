@@ -45,11 +45,24 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// The first of the highest and the first of the lowest.
+/// A score as it is written: the nearest number of three decimals, ties to the even one as Python's `round` has it.
+pub fn three_decimals(score: f64) -> f64 {
+    format!("{score:.3}").parse().unwrap_or(score)
+}
+
+/// The first of the highest and the first of the lowest; scores that are no number compete for nothing.
 fn extremes(candidates: &[Scored]) -> Option<(&Scored, &Scored)> {
-    let first = candidates.first()?;
-    let best = candidates.iter().fold(first, |best, one| if one.1 > best.1 { one } else { best });
-    let worst = candidates.iter().fold(first, |worst, one| if one.1 < worst.1 { one } else { worst });
+    let mut candidates = candidates.iter().filter(|one| !one.1.is_nan());
+    let first = candidates.next()?;
+    let (mut best, mut worst) = (first, first);
+    for one in candidates {
+        if one.1 > best.1 {
+            best = one;
+        }
+        if one.1 < worst.1 {
+            worst = one;
+        }
+    }
     Some((best, worst))
 }
 
@@ -90,30 +103,32 @@ pub fn first_round(candidates: &Candidates, min_accuracy: f64) -> Result<PairRec
 }
 
 /// The pair of a record in a later round. Per side: where the new best beats the old win, it wins against that; where
-/// it beats the old loser only, it wins against the old loser; else the old pair stands.
+/// it beats the old loser only, it wins against the old loser; else the old pair is carried over. So it is, too,
+/// where two captions say the same: they give no preference.
 pub fn later_round(old: &PairRecord, captions: &[Scored], images: &[Scored]) -> PairRecord {
     let mut pair = old.clone();
     let win = (old.caption_win.clone(), old.bert_score_win);
     let lose = (old.caption_lose.clone(), old.bert_score_lose);
-    let (win, lose) = renewed(win, lose, captions);
-    // Two captions may be the same but for white space; then the old pair stands.
-    if win.0.trim() != lose.0.trim() {
+    let new = renewed(win, lose, captions).filter(|(win, lose)| win.0.trim() != lose.0.trim());
+    if let Some((win, lose)) = new {
         (pair.caption_win, pair.bert_score_win) = win;
         (pair.caption_lose, pair.bert_score_lose) = lose;
     }
     let win = (old.image_win.clone(), old.vqa_score_win);
     let lose = (old.image_lose.clone(), old.vqa_score_lose);
-    let (win, lose) = renewed(win, lose, images);
-    (pair.image_win, pair.vqa_score_win) = win;
-    (pair.image_lose, pair.vqa_score_lose) = lose;
+    if let Some((win, lose)) = renewed(win, lose, images) {
+        (pair.image_win, pair.vqa_score_win) = win;
+        (pair.image_lose, pair.vqa_score_lose) = lose;
+    }
     pair
 }
 
-fn renewed(win: Scored, lose: Scored, candidates: &[Scored]) -> (Scored, Scored) {
-    match extremes(candidates) {
-        Some((best, _)) if best.1 > win.1 => (best.clone(), win),
-        Some((best, _)) if best.1 > lose.1 => (best.clone(), lose),
-        _ => (win, lose),
+/// The new winner and loser, if the best candidate beats either of the old ones.
+fn renewed(win: Scored, lose: Scored, candidates: &[Scored]) -> Option<(Scored, Scored)> {
+    match extremes(candidates)?.0 {
+        best if best.1 > win.1 => Some((best.clone(), win)),
+        best if best.1 > lose.1 => Some((best.clone(), lose)),
+        _ => None,
     }
 }
 
@@ -180,6 +195,60 @@ mod tests {
             let [captions, images] = all.get(&old.id.as_str().parse().unwrap()).cloned().unwrap_or_default();
             later_round(old, &captions, &images)
         };
-        assert_eq!(pairs.iter().map(renew).collect::<Vec<_>>(), golden(&second["expected_pairs"]));
+        let second_pairs: Vec<PairRecord> = pairs.iter().map(renew).collect();
+        assert_eq!(second_pairs, golden(&second["expected_pairs"]));
+        let carried = pairs.iter().zip(&second_pairs).filter_map(|(old, new)| {
+            let captions = (&old.caption_win, &old.caption_lose) == (&new.caption_win, &new.caption_lose);
+            let images = (&old.image_win, &old.image_lose) == (&new.image_win, &new.image_lose);
+            let side = match (captions, images) {
+                (true, true) => "both",
+                (true, false) => "understanding",
+                (false, true) => "generation",
+                (false, false) => return None,
+            };
+            Some(serde_json::json!({ "id": new.id, "side": side }))
+        });
+        assert_eq!(Value::Array(carried.collect()), second["expected_carried"]);
+    }
+
+    fn scored(candidates: &[(&str, f64)]) -> Vec<Scored> {
+        candidates.iter().map(|(name, score)| ((*name).to_string(), *score)).collect()
+    }
+
+    fn competing(captions: &[(&str, f64)], images: &[(&str, f64)]) -> Candidates {
+        let record = InitialRecord { id: 1u64.into(), img_path: "i".into(), prompt: "p".into(), caption: "c".into() };
+        Candidates { record, captions: scored(captions), images: scored(images) }
+    }
+
+    #[test]
+    fn the_threshold_itself_is_not_enough() {
+        let competing = competing(&[("a", 0.2), ("b", 0.1)], &[("0", 0.6), ("1", 0.5)]);
+        assert_eq!(first_round(&competing, 0.6), Err(DropReason::BestImageBelowThreshold));
+        assert!(first_round(&competing, 0.59).is_ok());
+    }
+
+    #[test]
+    fn a_score_that_is_no_number_neither_wins_nor_loses() {
+        let captions = [("a", f64::NAN), ("b", 0.1), ("c", 0.2), ("d", f64::NAN)];
+        let pair = first_round(&competing(&captions, &[("0", 1.0), ("1", 0.0)]), 0.6).unwrap();
+        assert_eq!((pair.caption_win.as_str(), pair.caption_lose.as_str()), ("c", "b"));
+        let none = first_round(&competing(&captions[..1], &[("0", 1.0), ("1", 0.0)]), 0.6);
+        assert_eq!(none, Err(DropReason::NoCaptions));
+    }
+
+    #[test]
+    fn a_later_caption_that_says_the_same_is_no_winner() {
+        let old = first_round(&competing(&[("a", 0.5), ("b", 0.1)], &[("0", 1.0), ("1", 0.0)]), 0.6).unwrap();
+        let renewed = later_round(&old, &scored(&[(" b ", 0.3)]), &scored(&[("2", 0.5)]));
+        assert_eq!((renewed.caption_win.as_str(), renewed.caption_lose.as_str()), ("a", "b"));
+        assert_eq!((renewed.image_win.as_str(), renewed.image_lose.as_str()), ("2", "1"));
+    }
+
+    #[test]
+    fn scores_are_rounded_as_python_rounds_them() {
+        let cases = [(2.0 / 3.0, 0.667), (1.0 / 16.0, 0.062), (3.0 / 16.0, 0.188), (0.0005, 0.001), (1.0, 1.0)];
+        for (score, expected) in cases {
+            assert_eq!(three_decimals(score), expected, "{score}");
+        }
     }
 }

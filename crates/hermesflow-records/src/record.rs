@@ -1,87 +1,8 @@
 //! The records of every file of a run, as the released scripts name their fields.
 
-use std::fmt;
-use std::hash::{Hash, Hasher};
+use serde::{Deserialize, Serialize};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
-
-/// What joins the files of a run: a text or a number, written back as it was read.
-#[derive(Debug, Clone)]
-pub struct RecordId {
-    text: String,
-    number: bool,
-}
-
-impl RecordId {
-    /// The id as text; it names the record's folder of images.
-    pub fn as_str(&self) -> &str {
-        &self.text
-    }
-
-    /// Why this id cannot name a folder, if so.
-    fn problem(&self) -> Option<&'static str> {
-        match self.text.as_str() {
-            "" | "." | ".." => Some("the id names no folder"),
-            text if text.contains(['/', '\\', '\0']) => Some("the id holds a path separator"),
-            _ => None,
-        }
-    }
-}
-
-impl PartialEq for RecordId {
-    fn eq(&self, other: &Self) -> bool {
-        self.text == other.text
-    }
-}
-
-impl Eq for RecordId {}
-
-impl Hash for RecordId {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        self.text.hash(state);
-    }
-}
-
-impl From<&str> for RecordId {
-    fn from(text: &str) -> Self {
-        Self { text: text.into(), number: false }
-    }
-}
-
-impl fmt::Display for RecordId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
-    }
-}
-
-impl Serialize for RecordId {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self.text.parse::<i64>() {
-            Ok(number) if self.number => serializer.serialize_i64(number),
-            _ => serializer.serialize_str(&self.text),
-        }
-    }
-}
-
-impl<'de> Deserialize<'de> for RecordId {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        #[derive(Deserialize)]
-        #[serde(untagged)]
-        enum Either {
-            Number(i64),
-            Text(String),
-        }
-        let id = match Either::deserialize(deserializer) {
-            Ok(Either::Number(number)) => Self { text: number.to_string(), number: true },
-            Ok(Either::Text(text)) => Self { text, number: false },
-            Err(_) => return Err(serde::de::Error::custom("the id is neither a text nor a whole number")),
-        };
-        match id.problem() {
-            Some(problem) => Err(serde::de::Error::custom(problem)),
-            None => Ok(id),
-        }
-    }
-}
+use crate::RecordId;
 
 /// A record that others are joined to.
 pub trait Identified {

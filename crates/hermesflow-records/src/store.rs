@@ -1,35 +1,102 @@
 //! The file of a stage's results: append-only JSON Lines while it works, one whole array at the end.
+//!
+//! A line is the unit that a kill can cost: one record, or all [`Rows`] of an id.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
-use crate::{Error, Identified, RecordId, Result, parse};
+use crate::{Error, Identified, RecordId, Result, read::parse};
+
+/// What is made, kept and made again as a whole: a record, or [`Rows`].
+pub trait Unit: Serialize + DeserializeOwned {
+    /// An entry of the final file.
+    type Row: Serialize + DeserializeOwned;
+
+    /// What it is kept under.
+    fn key(&self) -> &RecordId;
+
+    /// Its entries in the final file.
+    fn into_rows(self) -> Vec<Self::Row>;
+
+    /// The units of a final file.
+    fn from_rows(rows: Vec<Self::Row>) -> Vec<Self>;
+}
+
+impl<R: Identified + Serialize + DeserializeOwned> Unit for R {
+    type Row = R;
+
+    fn key(&self) -> &RecordId {
+        self.id()
+    }
+
+    fn into_rows(self) -> Vec<R> {
+        vec![self]
+    }
+
+    fn from_rows(rows: Vec<R>) -> Vec<Self> {
+        rows
+    }
+}
+
+/// All records of an id, such as the questions about a caption; there may be none.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Rows<R> {
+    /// The id.
+    pub id: RecordId,
+    /// Its records, in order.
+    pub rows: Vec<R>,
+}
+
+impl<R: Identified + Serialize + DeserializeOwned> Unit for Rows<R> {
+    type Row = R;
+
+    fn key(&self) -> &RecordId {
+        &self.id
+    }
+
+    fn into_rows(self) -> Vec<R> {
+        self.rows
+    }
+
+    fn from_rows(rows: Vec<R>) -> Vec<Self> {
+        let mut units: Vec<Self> = Vec::new();
+        let mut places: HashMap<RecordId, usize> = HashMap::new();
+        for row in rows {
+            let place = *places.entry(row.id().clone()).or_insert(units.len());
+            if place == units.len() {
+                units.push(Self { id: row.id().clone(), rows: Vec::new() });
+            }
+            units[place].rows.push(row);
+        }
+        units
+    }
+}
 
 /// Results by record id; what was written before a kill is there again.
 #[derive(Debug)]
-pub struct Store<R> {
+pub struct Store<U> {
     path: PathBuf,
     working: PathBuf,
     file: Option<File>,
-    records: HashMap<RecordId, R>,
+    units: HashMap<RecordId, U>,
 }
 
-impl<R: Serialize + DeserializeOwned + Clone + Identified> Store<R> {
+impl<U: Unit> Store<U> {
     /// The results that the final file or its `.jsonl` holds. A last line that a kill cut off is removed.
     ///
     /// # Errors
     /// Names the file and the line of what cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let working = path.with_extension("jsonl");
-        let mut records = HashMap::new();
+        let mut units = Vec::new();
         if path.is_file() {
-            let text = fs::read_to_string(path).map_err(Error::io(path))?;
-            records.extend(parse::<R>(&text, path)?.into_iter().map(|(_, record)| (record.id().clone(), record)));
+            let rows = parse(&fs::read(path).map_err(Error::io(path))?, path)?;
+            units.extend(U::from_rows(rows.into_iter().map(|(_, row)| row).collect()));
         }
         if working.is_file() {
             let mut bytes = fs::read(&working).map_err(Error::io(&working))?;
@@ -39,66 +106,75 @@ impl<R: Serialize + DeserializeOwned + Clone + Identified> Store<R> {
                 file.set_len(whole as u64).map_err(Error::io(&working))?;
                 bytes.truncate(whole);
             }
-            let lines = parse::<R>(&String::from_utf8_lossy(&bytes), &working)?;
-            records.extend(lines.into_iter().map(|(_, record)| (record.id().clone(), record)));
+            units.extend(parse::<U>(&bytes, &working)?.into_iter().map(|(_, unit)| unit));
         }
-        Ok(Self { path: path.into(), working, file: None, records })
+        let units = units.into_iter().map(|unit| (unit.key().clone(), unit)).collect();
+        Ok(Self { path: path.into(), working, file: None, units })
     }
 
-    /// Whether a record has its result.
+    /// Whether an id has its result.
     pub fn has(&self, id: &RecordId) -> bool {
-        self.records.contains_key(id)
+        self.units.contains_key(id)
     }
 
     /// Adds results, in one write.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
-    pub fn append(&mut self, records: Vec<R>) -> Result<()> {
+    /// Names the file that cannot be written; nothing of `units` is kept then.
+    pub fn append(&mut self, units: Vec<U>) -> Result<()> {
         let mut lines = Vec::new();
-        for record in &records {
-            serde_json::to_writer(&mut lines, record).map_err(|error| Error::io(&self.working)(error.into()))?;
+        for unit in &units {
+            serde_json::to_writer(&mut lines, unit).map_err(|error| Error::io(&self.working)(error.into()))?;
             lines.push(b'\n');
         }
-        let mut file = match self.file.take() {
+        let file = match &mut self.file {
             Some(file) => file,
-            None => {
+            none => {
                 make_parent(&self.working)?;
                 let open = OpenOptions::new().append(true).create(true).open(&self.working);
-                open.map_err(Error::io(&self.working))?
+                none.insert(open.map_err(Error::io(&self.working))?)
             }
         };
-        file.write_all(&lines).map_err(Error::io(&self.working))?;
-        self.file = Some(file);
-        self.records.extend(records.into_iter().map(|record| (record.id().clone(), record)));
+        let before = file.metadata().map_err(Error::io(&self.working))?.len();
+        if let Err(source) = file.write_all(&lines) {
+            // On a full disk a part may have been written; a torn line must not end up in the middle.
+            let _ = file.set_len(before);
+            return Err(Error::io(&self.working)(source));
+        }
+        self.units.extend(units.into_iter().map(|unit| (unit.key().clone(), unit)));
         Ok(())
     }
 
     /// Writes the final file in the order of `ids`, removes the `.jsonl`, and returns the results.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
-    pub fn finish<'a>(self, ids: impl Iterator<Item = &'a RecordId>) -> Result<Vec<R>> {
-        let records: Vec<R> = ids.filter_map(|id| self.records.get(id).cloned()).collect();
-        write_records(&self.path, &records)?;
+    /// Names the file that cannot be written; the `.jsonl` is kept then.
+    pub fn finish<'a>(mut self, ids: impl Iterator<Item = &'a RecordId>) -> Result<Vec<U::Row>> {
+        let rows: Vec<U::Row> = ids.filter_map(|id| self.units.remove(id)).flat_map(U::into_rows).collect();
+        write_records(&self.path, &rows)?;
         match fs::remove_file(&self.working) {
-            Err(source) if source.kind() != std::io::ErrorKind::NotFound => Err(Error::io(&self.working)(source)),
-            _ => Ok(records),
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(&self.working)(source)),
+            _ => Ok(rows),
         }
     }
 }
 
-/// Writes records as one JSON array, a field a line.
+/// Writes records as one JSON array, a record a line.
 ///
 /// # Errors
 /// Names the file that cannot be written.
 pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
-    let mut bytes = serde_json::to_vec_pretty(records).map_err(|error| Error::io(path)(error.into()))?;
-    bytes.push(b'\n');
+    let mut bytes = vec![b'['];
+    for (number, record) in records.iter().enumerate() {
+        bytes.extend_from_slice(if number == 0 { b"\n" } else { b",\n" });
+        serde_json::to_writer(&mut bytes, record).map_err(|error| Error::io(path)(error.into()))?;
+    }
+    bytes.extend_from_slice(if records.is_empty() { b"]\n" } else { b"\n]\n" });
     write_atomically(path, &bytes)
 }
 
-/// Writes a file under a temporary name and renames it, making its folder: a file that exists is whole.
+/// Writes a file under a temporary name, through to the disk, and renames it, making its folder: a file that exists is
+/// whole.
 ///
 /// # Errors
 /// Names the file that cannot be written.
@@ -107,8 +183,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut name = path.file_name().unwrap_or_default().to_owned();
     name.push(".tmp");
     let temporary = path.with_file_name(name);
-    fs::write(&temporary, bytes).map_err(Error::io(&temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io(path))
+    let write = || {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        fs::rename(&temporary, path)
+    };
+    write().map_err(|source| {
+        let _ = fs::remove_file(&temporary);
+        Error::io(path)(source)
+    })
 }
 
 fn make_parent(path: &Path) -> Result<()> {
@@ -119,10 +203,14 @@ fn make_parent(path: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::AnswerRecord;
+    use crate::{AnswerRecord, QuestionRecord};
+
+    fn id(text: &str) -> RecordId {
+        RecordId::new(text).unwrap()
+    }
 
     fn answer(id: &str, score: f64) -> AnswerRecord {
-        AnswerRecord { id: id.into(), caption: "c".into(), question_number: 1, result: vec![score] }
+        AnswerRecord { id: RecordId::new(id).unwrap(), caption: "c".into(), question_number: 1, result: vec![score] }
     }
 
     #[test]
@@ -137,13 +225,13 @@ mod tests {
         fs::write(&working, [&whole[..], b"{\"id\": \"c\", \"capt"].concat()).unwrap();
 
         let mut store = Store::<AnswerRecord>::open(&path).unwrap();
-        assert!(store.has(&"a".into()) && store.has(&"b".into()) && !store.has(&"c".into()));
+        assert!(store.has(&id("a")) && store.has(&id("b")) && !store.has(&id("c")));
         store.append(vec![answer("c", 0.0)]).unwrap();
-        let ids: Vec<RecordId> = ["a", "b", "c"].map(RecordId::from).to_vec();
+        let ids: Vec<RecordId> = ["a", "b", "c"].map(id).to_vec();
         let records = store.finish(ids.iter()).unwrap();
         assert_eq!(records, [answer("a", 1.0), answer("b", 0.5), answer("c", 0.0)], "in the input's order");
         assert!(path.is_file() && !working.exists());
-        assert!(Store::<AnswerRecord>::open(&path).unwrap().has(&"c".into()), "the final file is enough");
+        assert!(Store::<AnswerRecord>::open(&path).unwrap().has(&id("c")), "the final file is enough");
     }
 
     #[test]
@@ -153,5 +241,82 @@ mod tests {
         fs::write(path.with_extension("jsonl"), "{\"id\": 1, broken\n{}\n").unwrap();
         let message = Store::<AnswerRecord>::open(&path).unwrap_err().to_string();
         assert!(message.contains("results.jsonl, line 1"), "{message}");
+    }
+
+    #[test]
+    fn a_kill_at_any_byte_costs_the_last_line_at_most() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        let ids = ["a", "b", "c"].map(id);
+        let finish = |mut store: Store<AnswerRecord>| {
+            for (number, id) in ids.iter().enumerate() {
+                if !store.has(id) {
+                    store.append(vec![answer(id.as_str(), number as f64)]).unwrap();
+                }
+            }
+            let working = fs::read(path.with_extension("jsonl")).unwrap();
+            store.finish(ids.iter()).unwrap();
+            (working, fs::read(&path).unwrap())
+        };
+        let (lines, whole) = finish(Store::open(&path).unwrap());
+        assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), ids.len() + 2, "a record a line");
+        for length in 0..=lines.len() {
+            fs::remove_file(&path).unwrap();
+            fs::write(path.with_extension("jsonl"), &lines[..length]).unwrap();
+            assert_eq!(finish(Store::open(&path).unwrap()), (lines.clone(), whole.clone()), "{length} bytes");
+        }
+        // Killed between the final file and the removal of the `.jsonl`.
+        fs::write(path.with_extension("jsonl"), &lines).unwrap();
+        assert_eq!(finish(Store::open(&path).unwrap()).1, whole);
+        assert!(!path.with_extension("jsonl").exists());
+    }
+
+    #[test]
+    fn all_rows_of_an_id_are_one_unit() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("vqa_data.json");
+        let question = |text: &str, number: usize| QuestionRecord {
+            id: id(text),
+            img_path: "i".into(),
+            prompt: "p".into(),
+            caption: "c".into(),
+            element: "e".into(),
+            question: format!("{text}{number}?"),
+            choices: vec!["yes".into(), "no".into()],
+            answer: "yes".into(),
+        };
+        let unit = |text: &str, count| Rows { id: id(text), rows: (0..count).map(|n| question(text, n)).collect() };
+        let mut store = Store::open(&path).unwrap();
+        store.append(vec![unit("b", 2), unit("none", 0)]).unwrap();
+        drop(store);
+        let working = path.with_extension("jsonl");
+        let whole = fs::read(&working).unwrap();
+        let torn = serde_json::to_string(&unit("a", 2)).unwrap();
+        fs::write(&working, [&whole[..], &torn.as_bytes()[..torn.len() - 5]].concat()).unwrap();
+        let mut store = Store::<Rows<QuestionRecord>>::open(&path).unwrap();
+        assert!(store.has(&id("b")) && store.has(&id("none")) && !store.has(&id("a")));
+        store.append(vec![unit("a", 1)]).unwrap();
+        let ids = ["a", "none", "b"].map(id);
+        let rows = store.finish(ids.iter()).unwrap();
+        assert_eq!(rows, [question("a", 0), question("b", 0), question("b", 1)]);
+        let again = Store::<Rows<QuestionRecord>>::open(&path).unwrap();
+        assert_eq!(again.finish(ids.iter()).unwrap(), rows, "the final file is enough");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_full_disk_names_the_file_and_loses_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        std::os::unix::fs::symlink("/dev/full", path.with_extension("jsonl")).unwrap();
+        let mut store = Store::open(&path).unwrap();
+        let message = store.append(vec![answer("a", 1.0)]).unwrap_err().to_string();
+        assert!(message.contains("results.jsonl") && message.contains("space"), "{message}");
+        assert!(!store.has(&id("a")));
+        // A folder in the place of the file: the temporary file goes, the message stays.
+        fs::create_dir(&path).unwrap();
+        let message = write_atomically(&path, b"x").unwrap_err().to_string();
+        assert!(message.contains("results.json: "), "{message}");
+        assert!(!folder.path().join("results.json.tmp").exists());
     }
 }

@@ -12,7 +12,9 @@ pub mod scene;
 pub mod text;
 
 pub use questions::{QuestionKind, SceneQuestion, questions};
-pub use scene::{Background, Category, Colour, Group, Kind, Object, Relation, SIDE, Scene, Shape, Size, Split, crowd, scene};
+pub use scene::{
+    Background, Category, Colour, Group, Kind, Object, Relation, SIDE, Scene, Shape, Size, Split, crowd, scene,
+};
 pub use text::{Claim, Facts, parse_caption};
 
 /// The question as the model is asked it, choices in Python's list notation.

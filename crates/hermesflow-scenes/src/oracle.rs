@@ -122,7 +122,8 @@ fn find_background(pixels: &[[f32; 3]]) -> (Option<Background>, [f32; 3]) {
         Some(background) => {
             let count = near(background).count() as f32;
             let mut mean = [0f32; 3];
-            near(background).for_each(|pixel| mean.iter_mut().zip(pixel).for_each(|(mean, value)| *mean += value / count));
+            near(background)
+                .for_each(|pixel| mean.iter_mut().zip(pixel).for_each(|(mean, value)| *mean += value / count));
             (Some(background), mean)
         }
         None => (None, Background::Grey.rgb().map(f32::from)),
@@ -240,7 +241,13 @@ impl Outline {
             hits as f64 / (SAMPLES * SAMPLES) as f64
         };
         let sharp: Vec<f64> = (0..CANVAS * CANVAS).map(|at| ink(at % CANVAS, at / CANVAS)).collect();
-        let weight = |distance: i64| if blur == 0.0 { f64::from(u8::from(distance == 0)) } else { (-(distance * distance) as f64 / (2.0 * blur * blur)).exp() };
+        let weight = |distance: i64| {
+            if blur == 0.0 {
+                f64::from(u8::from(distance == 0))
+            } else {
+                (-(distance * distance) as f64 / (2.0 * blur * blur)).exp()
+            }
+        };
         let total: f64 = (-4..=4).map(weight).sum();
         let smooth = |values: &[f64], step: usize, position: &dyn Fn(usize) -> usize| -> Vec<f64> {
             (0..values.len())

@@ -83,7 +83,12 @@ pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
             Relation::Left | Relation::Right => format!("to the {} of", claimed.word()),
             Relation::Above | Relation::Below => claimed.word().to_string(),
         };
-        asked.push(yes_no(QuestionKind::Spatial, relation.word(), format!("is the {first} {place} the {second}?"), truth));
+        asked.push(yes_no(
+            QuestionKind::Spatial,
+            relation.word(),
+            format!("is the {first} {place} the {second}?"),
+            truth,
+        ));
     }
     if let Some(background) = facts.background {
         let question = "what color is the background?".to_string();

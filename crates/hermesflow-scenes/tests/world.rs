@@ -126,9 +126,8 @@ fn the_oracle_bears_noise_blur_shift_and_coarse_levels() {
         image
     });
     let blurred = accepted(400, |image, _| blur(&image));
-    let shifted = accepted(400, |image, _| {
-        RgbImage::from_fn(64, 64, |x, y| *image.get_pixel((x + 1).min(63), (y + 1).min(63)))
-    });
+    let shifted =
+        accepted(400, |image, _| RgbImage::from_fn(64, 64, |x, y| *image.get_pixel((x + 1).min(63), (y + 1).min(63))));
     let coarse = accepted(400, |mut image, _| {
         image.iter_mut().for_each(|value| *value = (*value / 24) * 24 + 12);
         image
@@ -144,10 +143,12 @@ fn the_oracle_bears_noise_blur_shift_and_coarse_levels() {
 #[test]
 fn the_oracle_refuses_broken_pictures() {
     let mut random = ChaCha8Rng::seed_from_u64(5);
-    let noise = accepted(200, |image, random| RgbImage::from_fn(64, 64, |_, _| {
-        let _ = &image;
-        Rgb([random.random(), random.random(), random.random()])
-    }));
+    let noise = accepted(200, |image, random| {
+        RgbImage::from_fn(64, 64, |_, _| {
+            let _ = &image;
+            Rgb([random.random(), random.random(), random.random()])
+        })
+    });
     let halved = accepted(200, |mut image, _| {
         let behind = *image.get_pixel(0, 0);
         for y in 0..64 {
@@ -164,7 +165,8 @@ fn the_oracle_refuses_broken_pictures() {
         image
     });
     assert!(noise.1 == 0.0 && halved.1 < 0.05 && swapped.1 < 0.1, "{noise:?} {halved:?} {swapped:?}");
-    let blobs = RgbImage::from_fn(64, 64, |_, _| if random.random_bool(0.5) { Rgb([220, 40, 40]) } else { Rgb([245; 3]) });
+    let blobs =
+        RgbImage::from_fn(64, 64, |_, _| if random.random_bool(0.5) { Rgb([220, 40, 40]) } else { Rgb([245; 3]) });
     assert!(see(&blobs).objects.iter().all(|object| object.shape.is_none()));
 }
 

@@ -1,5 +1,6 @@
 //! The judges of texts and images that a configuration names.
 
+use hermesflow_records::three_decimals;
 use hermesflow_scenes::{SceneQuestion, parse_caption};
 use image::RgbImage;
 
@@ -32,9 +33,4 @@ pub fn scene_questions(caption: &str, seed: u64) -> Vec<SceneQuestion> {
 pub fn oracle(picture: &RgbImage, caption: &str) -> f64 {
     parse_caption(caption)
         .map_or(0.0, |facts| three_decimals(hermesflow_scenes::oracle::judge(picture, &facts).fact_accuracy()))
-}
-
-/// Scores are written with three decimals.
-pub fn three_decimals(share: f64) -> f64 {
-    (share * 1000.0).round() / 1000.0
 }

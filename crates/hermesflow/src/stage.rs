@@ -7,8 +7,8 @@
 
 use std::path::PathBuf;
 
-use hermesflow_records::{InitialRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, bail};
+use hermesflow_records::{InitialRecord, RecordId, derive_seed};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 

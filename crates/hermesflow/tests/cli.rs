@@ -69,7 +69,7 @@ model: { showo: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }
 caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
 imagine: { images: 3, steps: 3, guidance: 1.0 }
 answer: { max_new_tokens: 3 }
-pair: { min_accuracy: 0.0, judge: oracle }
+pair: { min_accuracy: 0.0 }
 train: { steps: 12, warmup_steps: 2, batch_size: 2, checkpoint_every: 3, learning_rate: 1.0e-3 }
 ";
 

@@ -100,7 +100,9 @@ impl Decoding {
             let gumbel = -log(-log(draws.uniform(position)));
             confidence[position] += self.temperature as f32 * gumbel;
         }
-        let scheduled = (sampled.len() as f64 * (ratio * std::f64::consts::FRAC_PI_2).cos()).floor() as usize;
+        // In f32 and in this order, as the original: 16·cos(π/3) is 7.9999995 there, and 7 stay masked.
+        let share = (ratio as f32 * std::f32::consts::PI * 0.5).cos();
+        let scheduled = (sampled.len() as f32 * share).floor() as usize;
         let mask_len = scheduled.min(masked.len().saturating_sub(1)).max(1);
         let mut sorted = confidence.clone();
         sorted.sort_by(f32::total_cmp);

@@ -60,8 +60,13 @@ impl ShowoTokenizer {
     pub fn from_bytes(bytes: &[u8], config: &ShowoConfig, origin: &Path) -> Result<Self> {
         let fault = |message: String| Error::Tokenizer { path: origin.to_path_buf(), message };
         let mut inner = Tokenizer::from_bytes(bytes).map_err(|e| fault(format!("not a tokenizer ({e})")))?;
-        let added: Vec<AddedToken> = ADDED_TOKENS.iter().map(|token| AddedToken::from(*token, true)).collect();
-        inner.add_special_tokens(added).map_err(|e| fault(e.to_string()))?;
+        // As the original adds them: only the padding is special, the others survive decoding.
+        for token in ADDED_TOKENS {
+            let special = token == "[PAD]";
+            let added = [AddedToken::from(token, special)];
+            let result = if special { inner.add_special_tokens(added) } else { inner.add_tokens(added) };
+            result.map_err(|e| fault(e.to_string()))?;
+        }
         for token in ADDED_TOKENS {
             let (found, wanted) = (inner.token_to_id(token), config.added_token(token));
             if found != wanted {
@@ -92,6 +97,11 @@ impl ShowoTokenizer {
     /// When the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         self.inner.decode(ids, true).map_err(|e| Error::Invalid(format!("cannot detokenize: {e}")))
+    }
+
+    /// The id of a token, if there is such a one.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
     }
 
     /// The size of the vocabulary, added tokens included.

@@ -3,9 +3,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
-use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId};
 use anyhow::{Context, Result};
 use hermesflow_models::{ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId, three_decimals};
 use serde_json::json;
 
 use super::{StageArgs, scenes};
@@ -119,5 +119,5 @@ fn accuracy(config: &RunConfig, questions: &[QuestionRecord], replies: &[String]
     let right = questions.iter().zip(replies).filter(|(question, reply)| {
         judges::choice(config.answer.matcher, reply, &question.choices) == Some(question.answer.as_str())
     });
-    judges::three_decimals(right.count() as f64 / questions.len().max(1) as f64)
+    three_decimals(right.count() as f64 / questions.len().max(1) as f64)
 }

@@ -3,8 +3,8 @@
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
-use hermesflow_records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
 use anyhow::{Context, Result, ensure};
+use hermesflow_records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
 
 use super::{StageArgs, scenes};
 use crate::config::{RunConfig, Writer};

@@ -1,8 +1,8 @@
 //! `hermesflow caption`: the model captions every image of the data root.
 
-use hermesflow_records::{CaptionRecord, InitialRecord};
 use anyhow::{Context, Result};
 use hermesflow_models::{ReplyRequest, UnifiedModel};
+use hermesflow_records::{CaptionRecord, InitialRecord};
 use serde_json::json;
 
 use super::{StageArgs, scenes};

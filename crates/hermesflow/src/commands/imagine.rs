@@ -1,8 +1,8 @@
 //! `hermesflow imagine`: the model imagines every caption of the data root.
 
-use hermesflow_records::InitialRecord;
 use anyhow::{Context, Result};
 use hermesflow_models::{ImagineJob, UnifiedModel};
+use hermesflow_records::InitialRecord;
 use serde_json::json;
 
 use super::{StageArgs, scenes};

@@ -10,8 +10,8 @@ use crate::config::{ImageJudge, RunConfig};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
 use crate::progress::Progress;
-use hermesflow_records::{Candidates, DropReason, InitialRecord, PairRecord, RecordId, first_round, later_round};
 use crate::{files, judges};
+use hermesflow_records::{Candidates, DropReason, InitialRecord, RecordId, first_round, later_round};
 
 /// Choose the best and the worst caption and image of every record
 ///
@@ -40,6 +40,8 @@ pub fn run(args: Args) -> Result<()> {
 pub struct Chosen {
     /// Records that gave a pair.
     pub kept: usize,
+    /// Pairs of the iteration before of which nothing better was found, on either side.
+    pub carried: usize,
     /// Records that did not, by reason.
     pub dropped: BTreeMap<DropReason, usize>,
 }
@@ -48,6 +50,9 @@ impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.kept + self.dropped.values().sum::<usize>();
         write!(f, "pair: {} pairs from {all} records", self.kept)?;
+        if self.carried > 0 {
+            write!(f, "; {} carried over", self.carried)?;
+        }
         for (reason, count) in &self.dropped {
             write!(f, "; {count} dropped: {reason}")?;
         }
@@ -73,11 +78,13 @@ pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resu
         }
         Some(previous) => {
             let by_id: HashMap<&RecordId, &Candidates> = candidates.iter().map(|c| (&c.record.id, c)).collect();
-            let renew = |old: PairRecord| match by_id.get(&old.id) {
-                Some(new) => later_round(&old, &new.captions, &new.images),
-                None => old,
-            };
-            pairs.extend(files::pairs(&previous.pairs())?.into_iter().map(renew));
+            for old in files::pairs(&previous.pairs())? {
+                let (captions, images) =
+                    by_id.get(&old.id).map_or_else(Default::default, |new| (&*new.captions, &*new.images));
+                let renewed = later_round(&old, captions, images);
+                chosen.carried += usize::from(renewed == old);
+                pairs.push(renewed);
+            }
         }
     }
     chosen.kept = pairs.len();

@@ -1,5 +1,6 @@
 //! `hermesflow random-model` (hidden): a tiny checkpoint with random weights, for tests and first steps.
 
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -56,7 +57,12 @@ fn random_model(folder: &Path, seed: u64) -> Result<()> {
     }))?;
     write_json(&folder.join("showo/config.json"), &showo)?;
     write_json(&folder.join("showo/phi/config.json"), &phi)?;
-    random_showo(&showo, &phi, seed, &Device::Cpu)?
-        .save(&folder.join("showo/pytorch_model.safetensors"), DType::F32)
-        .context("showo")
+    let weights = random_showo(&showo, &phi, seed, &Device::Cpu)?;
+    // Larger than where training would begin, so that replies depend on the picture.
+    let larger = weights.tensors().iter().map(|(name, tensor)| {
+        let scale = if tensor.rank() == 2 { 12.0 } else { 1.0 };
+        Ok((name.clone(), tensor.affine(scale, 0.0)?))
+    });
+    let larger = larger.collect::<Result<HashMap<_, _>>>()?;
+    candle_core::safetensors::save(&larger, folder.join("showo/pytorch_model.safetensors")).context("showo")
 }

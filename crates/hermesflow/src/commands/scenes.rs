@@ -1,7 +1,7 @@
 //! `hermesflow scenes`: a data root of procedural scenes.
 
-use hermesflow_records::{InitialRecord, derive_seed};
 use anyhow::{Context, Result};
+use hermesflow_records::{InitialRecord, RecordId, derive_seed};
 
 use super::StageArgs;
 use crate::config::{RunConfig, ScenesSettings};
@@ -58,11 +58,11 @@ pub fn scenes(
     let mut records = Vec::with_capacity(settings.records);
     for index in block * count..(block + 1) * count {
         let scene = hermesflow_scenes::scene(settings.split, config.seed, index);
-        let id = format!("{}-{index:06}", settings.split.name());
+        let id = RecordId::new(format!("{}-{index:06}", settings.split.name()))?;
         let img_path = format!("images/{id}.png");
         save_png(&scene.render(), &layout.data().join(&img_path))?;
         let words = |of: u64| scene.caption(derive_seed(config.seed, &[index, of]));
-        records.push(InitialRecord { id: id.as_str().into(), img_path, prompt: words(1), caption: words(0) });
+        records.push(InitialRecord { id, img_path, prompt: words(1), caption: words(0) });
         task.advance(1);
     }
     files::write_records(&layout.initial_data(), &records)?;

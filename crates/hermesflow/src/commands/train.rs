@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use hermesflow_records::PairRecord;
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
 use hermesflow_models::{DType, UnifiedModel};
+use hermesflow_records::PairRecord;
 use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair};
 use serde_json::{Value, json};
 

@@ -1,0 +1,131 @@
+//! Replays recorded numbers against this build.
+//!
+//! A case is a folder: a model case (`case.json`, `trace.safetensors` and checkpoints in the published
+//! layout), `rules/`, `image/`, `tokenizer/`, or a scorer. Everything is read from the folder; nothing
+//! here knows the numbers of a particular case.
+
+pub mod check;
+pub mod model;
+pub mod others;
+mod pair_dpo;
+mod rules;
+
+use std::path::{Path, PathBuf};
+
+pub use check::{Check, Report, Verdict};
+
+/// The result of a replay.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// A case could not be replayed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file cannot be read.
+    #[error("{path}: {message}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        message: String,
+    },
+    /// The case's numbers contradict each other.
+    #[error("{0}")]
+    Case(String),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+    /// The model could not be loaded or run.
+    #[error(transparent)]
+    Model(#[from] hermesflow_models::Error),
+    /// Weights could not be loaded.
+    #[error(transparent)]
+    Weights(#[from] hermesflow_nn::weights::Error),
+    /// Training failed.
+    #[error(transparent)]
+    Train(#[from] hermesflow_train::Error),
+}
+
+impl Error {
+    pub(crate) fn file(path: &Path, message: impl std::fmt::Display) -> Self {
+        Self::File { path: path.to_path_buf(), message: message.to_string() }
+    }
+}
+
+/// The kinds of cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Model,
+    Pairs,
+    Questions,
+    Image,
+    Tokenizer,
+    Scorer,
+}
+
+fn kinds(folder: &Path) -> Vec<Kind> {
+    let has = |name: &str| folder.join(name).is_file();
+    let mut kinds = Vec::new();
+    if has("case.json") && has("trace.safetensors") {
+        kinds.push(Kind::Model);
+    }
+    if has("pairs.json") {
+        kinds.push(Kind::Pairs);
+    }
+    if has("questions.json") {
+        kinds.push(Kind::Questions);
+    }
+    if has("cases.json") {
+        kinds.push(Kind::Image);
+    }
+    if has("expected.json") {
+        kinds.push(if has("config.json") { Kind::Scorer } else { Kind::Tokenizer });
+    }
+    kinds
+}
+
+/// Replays a case folder, or every case below a folder, in the order of their names.
+///
+/// A case that cannot be replayed is a failed check that says why.
+///
+/// # Errors
+/// When the folder cannot be read.
+pub fn verify(path: &Path, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>> {
+    let mut checks = Vec::new();
+    walk(path, &mut |folder, kind| {
+        on_case(folder);
+        let name =
+            folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
+        let mut report = Report::new(name);
+        let outcome = match kind {
+            Kind::Model => model::replay(folder, &mut report),
+            Kind::Pairs => rules::replay(folder, &mut report),
+            Kind::Questions => {
+                report.skip("questions", "the question writer's rules are not in this build");
+                Ok(())
+            }
+            Kind::Image => others::images(folder, &mut report),
+            Kind::Tokenizer => others::tokenizer(folder, &mut report),
+            Kind::Scorer => {
+                report.skip("scorer", "no such judge in this build");
+                Ok(())
+            }
+        };
+        if let Err(error) = outcome {
+            report.fail("replay", error.to_string());
+        }
+        checks.append(&mut report.checks);
+    })?;
+    Ok(checks)
+}
+
+fn walk(folder: &Path, on_case: &mut impl FnMut(&Path, Kind)) -> Result<()> {
+    let kinds = kinds(folder);
+    if !kinds.is_empty() {
+        kinds.into_iter().for_each(|kind| on_case(folder, kind));
+        return Ok(());
+    }
+    let entries = std::fs::read_dir(folder).map_err(|e| Error::file(folder, e))?;
+    let mut folders: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    folders.sort();
+    folders.iter().try_for_each(|below| walk(below, on_case))
+}

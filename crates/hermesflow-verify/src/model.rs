@@ -1,0 +1,333 @@
+//! Model cases: the image tokenizer, both sequence forms, decoding, Pair-DPO and its training.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::{Path, PathBuf};
+
+use candle_core::{DType, Device, Tensor};
+use hermesflow_models::showo::imagine::Denoiser;
+use hermesflow_models::showo::maskgit::{Decoding, Draws};
+use hermesflow_models::showo::reply::{Question, Sample, decode};
+use hermesflow_models::showo::sequence::Packed;
+use hermesflow_models::showo::{Frames, Phi, PhiConfig, ShowoConfig, SpecialIds, load_magvit, read_configs};
+use hermesflow_models::{ReplyRequest, Sampling};
+use hermesflow_nn::weights::Weights;
+use serde::Deserialize;
+
+use crate::check::{Report, ids, integers, largest, values};
+use crate::{Error, Result, pair_dpo};
+
+/// `case.json`.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Case {
+    special_ids: HashMap<String, u32>,
+    num_vq_tokens: usize,
+    max_text_len: usize,
+    guidance_scale: f64,
+    generation_temperature: f64,
+    timesteps: usize,
+    texts: Vec<Vec<u32>>,
+    pub(crate) beta: f64,
+    pub(crate) optimizer: Optimizer,
+    pub(crate) schedule: ScheduleNumbers,
+    pub(crate) steps: usize,
+    max_new_tokens: usize,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Optimizer {
+    pub(crate) learning_rate: f64,
+    pub(crate) betas: (f64, f64),
+    pub(crate) eps: f64,
+    pub(crate) weight_decay: f64,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ScheduleNumbers {
+    pub(crate) kind: hermesflow_train::ScheduleKind,
+    pub(crate) warmup_steps: usize,
+    pub(crate) total_steps: usize,
+}
+
+/// A case with its tensors and models.
+pub(crate) struct Loaded {
+    pub(crate) folder: PathBuf,
+    pub(crate) case: Case,
+    trace: HashMap<String, Tensor>,
+    pub(crate) config: ShowoConfig,
+    pub(crate) phi_config: PhiConfig,
+    pub(crate) weights: Weights,
+    pub(crate) pad: u32,
+    frames: Frames,
+}
+
+impl Loaded {
+    fn new(folder: &Path) -> Result<Self> {
+        let file = folder.join("case.json");
+        let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
+        let case: Case = serde_json::from_str(&text).map_err(|e| Error::file(&file, e))?;
+        let file = folder.join("trace.safetensors");
+        let trace = candle_core::safetensors::load(&file, &Device::Cpu).map_err(|e| Error::file(&file, e))?;
+        let (mut config, phi_config) = read_configs(&folder.join("showo"))?;
+        // The original counts the text without its first token.
+        config.max_text_len = case.max_text_len + 1;
+        let weights = Weights::load(&folder.join("showo"), DType::F32, &Device::Cpu)?;
+        let id = |name: &str| {
+            let missing = || Error::file(&folder.join("case.json"), format!("special_ids has no {name}"));
+            case.special_ids.get(name).copied().ok_or_else(missing)
+        };
+        let special = SpecialIds {
+            sot: id("<|sot|>")?,
+            eot: id("<|eot|>")?,
+            soi: id("<|soi|>")?,
+            eoi: id("<|eoi|>")?,
+            t2i: id("<|t2i|>")?,
+            mmu: id("<|mmu|>")?,
+        };
+        let pad = id("[PAD]")?;
+        let frames = Frames::new(&config, special);
+        Ok(Self { folder: folder.into(), case, trace, config, phi_config, weights, pad, frames })
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Result<&Tensor> {
+        let missing = || Error::file(&self.folder.join("trace.safetensors"), format!("has no {name}"));
+        self.trace.get(name).ok_or_else(missing)
+    }
+
+    pub(crate) fn trace(&self) -> BTreeMap<&String, &Tensor> {
+        self.trace.iter().collect()
+    }
+
+    /// Tokens per image segment, `<|soi|>` and `<|eoi|>` included.
+    pub(crate) fn segment(&self) -> usize {
+        self.case.num_vq_tokens + 2
+    }
+
+    /// Packs one recorded imagine row (padding on the left): its first row, and the length of the padding.
+    pub(crate) fn pack_imagine(&self, packed: &mut Packed, row: &[u32]) -> Result<(usize, usize)> {
+        let padding = row.iter().take_while(|id| **id == self.pad).count();
+        let text = row.len().checked_sub(self.segment()).filter(|end| *end > padding);
+        let text = text.ok_or_else(|| Error::Case("an imagine row is shorter than its image".into()))?;
+        let prefix = packed.push(&row[padding..text], 0, vec![], true);
+        let first = prefix.start;
+        packed.push(&row[text..], prefix.len(), vec![prefix], false);
+        Ok((first, padding))
+    }
+
+    /// Packs one recorded understanding row (padding on the right): its first row, and its length.
+    pub(crate) fn pack_understanding(&self, packed: &mut Packed, row: &[u32]) -> Result<(usize, usize)> {
+        let length = row.len() - row.iter().rev().take_while(|id| **id == self.pad).count();
+        let block = self.segment() + 1;
+        if length <= block {
+            return Err(Error::Case("an understanding row ends before its text".into()));
+        }
+        let rows = packed.push(&row[..block], 0, vec![], false);
+        let first = rows.start;
+        packed.push(&row[block..length], block, vec![rows], true);
+        Ok((first, length))
+    }
+}
+
+/// Replays one model case.
+///
+/// # Errors
+/// When files are missing, broken or contradictory.
+pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
+    let loaded = Loaded::new(folder)?;
+    let phi = Phi::new(&loaded.weights, &loaded.config, &loaded.phi_config)?;
+    image_tokenizer(&loaded, report)?;
+    imagine(&loaded, &phi, report)?;
+    understand(&loaded, &phi, report)?;
+    greedy(&loaded, &phi, report)?;
+    denoise(&loaded, &phi, report)?;
+    pair_dpo::replay(&loaded, report)
+}
+
+fn image_tokenizer(loaded: &Loaded, report: &mut Report) -> Result<()> {
+    let vq = load_magvit(&loaded.folder.join("vq"), DType::F32, &Device::Cpu)?;
+    let encoded = vq.encode(loaded.get("vq.image")?)?;
+    let recorded = loaded.get("vq.encoder_out")?;
+    report.close("vq encoder", &encoded, recorded, 1e-4)?;
+    let codes = vq.quantize(&encoded)?;
+    let wanted = ids(loaded.get("vq.code")?, "vq.code")?;
+    // A code may differ where the encoder's output is zero but for rounding.
+    let (b, bits, h, w) = recorded.dims4()?;
+    let outputs = recorded.reshape((b, bits, h * w))?.to_vec3::<f32>()?;
+    let settled = |image: usize, at: usize| outputs[image].iter().all(|channel| channel[at].abs() >= 1e-5);
+    let shapes_agree = codes.len() == wanted.len() && wanted.iter().all(|row| row.len() == h * w);
+    let differing = (0..b.min(wanted.len()))
+        .flat_map(|image| (0..h * w).map(move |at| (image, at)))
+        .filter(|&(image, at)| codes[image].get(at) != wanted[image].get(at) && settled(image, at))
+        .count();
+    report.within("vq codes (differing)", if shapes_agree { differing as f64 } else { f64::NAN }, 0.0);
+    report.close("vq decoder", &vq.decode(&vq.features(&wanted)?)?, loaded.get("vq.decoded")?, 1e-4)
+}
+
+/// What our packed segments let each token see, as a recorded mask has it: 1 for each visible key.
+fn visibility(packed: &Packed, first: usize, length: usize) -> Vec<Vec<bool>> {
+    let mut sees = vec![vec![false; length]; length];
+    for segment in packed.segments.iter().filter(|s| (first..first + length).contains(&s.queries.start)) {
+        for query in segment.queries.clone() {
+            let row = &mut sees[query - first];
+            segment.sees.iter().flat_map(|range| range.clone()).for_each(|key| row[key - first] = true);
+            let end = if segment.causal { query + 1 } else { segment.own.end };
+            (segment.own.start..end).for_each(|key| row[key - first] = true);
+        }
+    }
+    sees
+}
+
+/// How many recorded entries contradict our visibility, padding left out.
+fn contradictions(recorded: &[Vec<i64>], ours: &[Vec<bool>], padding: usize) -> usize {
+    let differs = |row: usize, column: usize| (recorded[row + padding][column + padding] != 0) != ours[row][column];
+    (0..ours.len())
+        .flat_map(|row| (0..ours.len()).map(move |column| (row, column)))
+        .filter(|&(r, c)| differs(r, c))
+        .count()
+}
+
+fn imagine(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
+    let rows = ids(loaded.get("t2i.ids")?, "t2i.ids")?;
+    let visible = loaded.get("t2i.visible")?;
+    let segment = loaded.segment();
+    let (mut packed, mut starts, mut wrong_ids, mut unseen) = (Packed::default(), vec![], 0, 0);
+    for (at, row) in rows.iter().enumerate() {
+        let (first, padding) = loaded.pack_imagine(&mut packed, row)?;
+        let text = &row[padding..row.len() - segment];
+        let built = loaded.case.texts.get(at).map(|text| loaded.frames.imagine_text(text));
+        wrong_ids += usize::from(built.as_deref() != Some(text));
+        let ours = visibility(&packed, first, row.len() - padding);
+        unseen += contradictions(&integers(&visible.get(at)?)?, &ours, padding);
+        starts.push(first + text.len());
+    }
+    report.within("t2i text parts (differing)", wrong_ids as f64, 0.0);
+    report.within("t2i visibility (differing)", unseen as f64, 0.0);
+    let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
+    let logits = phi.logits(&hidden, None)?;
+    let ours = starts.iter().map(|&start| logits.narrow(0, start, segment)).collect::<candle_core::Result<Vec<_>>>()?;
+    report.close("t2i logits", &Tensor::stack(&ours, 0)?, loaded.get("t2i.logits")?, 1e-4)
+}
+
+fn understand(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
+    let rows = ids(loaded.get("mmu.ids")?, "mmu.ids")?;
+    let (visible, recorded) = (loaded.get("mmu.visible")?, loaded.get("mmu.logits")?);
+    let (mut packed, mut spans, mut unseen) = (Packed::default(), vec![], 0);
+    for (at, row) in rows.iter().enumerate() {
+        let (first, length) = loaded.pack_understanding(&mut packed, row)?;
+        unseen += contradictions(&integers(&visible.get(at)?)?, &visibility(&packed, first, length), 0);
+        spans.push((first, length));
+    }
+    report.within("mmu visibility (differing)", unseen as f64, 0.0);
+    let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
+    let logits = phi.logits(&hidden, None)?;
+    let mut worst = 0f64;
+    for (at, &(first, length)) in spans.iter().enumerate() {
+        let (ours, theirs) = (logits.narrow(0, first, length)?, recorded.get(at)?.narrow(0, 0, length)?);
+        if ours.dims() != theirs.dims() {
+            report.fail("mmu logits", format!("shape {:?}, recorded {:?}", ours.dims(), theirs.dims()));
+            return Ok(());
+        }
+        let next = crate::check::largest_difference(&ours, &theirs)?;
+        worst = largest([worst, next].into_iter());
+    }
+    report.within("mmu logits", worst, 1e-4);
+    Ok(())
+}
+
+fn greedy(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
+    let rows = ids(loaded.get("mmu.ids")?, "mmu.ids")?;
+    let wanted = ids(loaded.get("mmu.greedy")?, "mmu.greedy")?.concat();
+    let row = rows.first().ok_or_else(|| Error::Case("mmu.ids is empty".into()))?;
+    let (mut packed, block) = (Packed::default(), loaded.segment() + 1);
+    let (first, length) = loaded.pack_understanding(&mut packed, row)?;
+    let question = Question { block: first..first + block, rows: first + block..first + length };
+    let request = ReplyRequest {
+        question: String::new(),
+        sampling: Sampling::GREEDY,
+        seed: 0,
+        max_new_tokens: loaded.case.max_new_tokens,
+    };
+    // The recorded reply goes on behind an end of text, if there is one; so do we.
+    let replies = decode(phi, &packed, &[question], &mut [Sample::new(0, &request)], u32::MAX)?;
+    report.equal("mmu greedy reply, cached (differing)", &replies.concat(), &wanted);
+    let mut sequence = row[..length].to_vec();
+    for _ in 0..loaded.case.max_new_tokens {
+        let mut packed = Packed::default();
+        loaded.pack_understanding(&mut packed, &sequence)?;
+        let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
+        let last = values(&phi.logits(&hidden.narrow(0, sequence.len() - 1, 1)?, None)?)?;
+        let best = (0..last.len()).max_by(|&a, &b| last[a].total_cmp(&last[b]).then(b.cmp(&a))).unwrap_or(0);
+        sequence.push(best as u32);
+    }
+    report.equal("mmu greedy reply, full passes (differing)", &sequence[length..], &wanted);
+    Ok(())
+}
+
+/// The recorded draws of one step of one image.
+struct Recorded {
+    codes: Vec<u32>,
+    uniforms: Vec<f32>,
+}
+
+impl Draws for Recorded {
+    fn code(&mut self, position: usize, _probabilities: &[f32]) -> u32 {
+        self.codes[position]
+    }
+
+    fn uniform(&mut self, position: usize) -> f32 {
+        self.uniforms[position]
+    }
+}
+
+fn denoise(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
+    let Case { guidance_scale, generation_temperature, timesteps, num_vq_tokens: tokens, .. } = loaded.case;
+    let codebook = loaded.config.codebook_size;
+    let text = |row: &Vec<u32>| -> Vec<u32> {
+        let padding = row.iter().take_while(|id| **id == loaded.pad).count();
+        row[padding..row.len() - loaded.segment()].to_vec()
+    };
+    let texts: Vec<Vec<u32>> = ids(loaded.get("gen.ids")?, "gen.ids")?.iter().map(text).collect();
+    let uncond: Vec<Vec<u32>> = ids(loaded.get("gen.uncond_ids")?, "gen.uncond_ids")?.iter().map(text).collect();
+    let empty = loaded.frames.imagine_text(&[]);
+    let wrong = uncond.iter().filter(|row| **row != empty).count();
+    report.within("gen unconditional text (differing)", wrong as f64, 0.0);
+    let uncond = (guidance_scale != 0.0).then_some(empty.as_slice());
+    let denoiser = Denoiser::new(phi, &loaded.config, &loaded.frames, &texts, uncond)?;
+    let mut images = vec![Decoding::new(tokens, timesteps, generation_temperature); texts.len()];
+    let mut worst = 0f64;
+    for step in 0..timesteps {
+        let recorded = loaded.get(&format!("gen.{step}.probs"))?;
+        if recorded.dims() != [texts.len(), tokens, codebook] {
+            report.fail("gen probabilities", format!("gen.{step}.probs has shape {:?}", recorded.dims()));
+            return Ok(());
+        }
+        let recorded = recorded.to_vec3::<f32>()?;
+        let name = format!("gen.{step}.sampled");
+        let sampled = ids(loaded.get(&name)?, &name)?;
+        let uniforms = loaded.get(&format!("gen.{step}.uniform"))?.to_vec2::<f32>()?;
+        let whole = |rows: &[usize]| rows.len() == texts.len() && rows.iter().all(|len| *len == tokens);
+        let lengths = |rows: Vec<usize>| whole(&rows);
+        let fits = lengths(sampled.iter().map(Vec::len).collect()) && lengths(uniforms.iter().map(Vec::len).collect());
+        if !fits || sampled.iter().flatten().any(|code| *code as usize >= codebook) {
+            report.fail("gen draws", format!("step {step}: the recorded draws do not fit the image"));
+            return Ok(());
+        }
+        let ours = denoiser.probabilities(&images, guidance_scale)?;
+        let mut rows = ours.chunks_exact(codebook);
+        for (at, image) in images.iter_mut().enumerate() {
+            let masked: Vec<usize> = image.masked().collect();
+            let mut own = Vec::with_capacity(masked.len() * codebook);
+            for position in masked {
+                let row = rows.next().ok_or_else(|| Error::Case("a row of probabilities is missing".into()))?;
+                let differences = row.iter().zip(&recorded[at][position]).map(|(a, b)| f64::from(a - b));
+                worst = largest([worst, largest(differences)].into_iter());
+                own.extend_from_slice(row);
+            }
+            let mut draws = Recorded { codes: sampled[at].clone(), uniforms: uniforms[at].clone() };
+            image.advance(&own, codebook, &mut draws);
+        }
+    }
+    report.within("gen probabilities, all steps", worst, 1e-4);
+    let ours: Vec<u32> = images.into_iter().flat_map(Decoding::into_codes).collect();
+    report.equal("gen final codes (differing)", &ours, &ids(loaded.get("gen.final")?, "gen.final")?.concat());
+    Ok(())
+}

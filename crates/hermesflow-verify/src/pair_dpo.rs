@@ -1,0 +1,203 @@
+//! The Pair-DPO part of a model case: log-probabilities, losses, gradients, and the training trace.
+
+use std::collections::HashMap;
+
+use candle_core::{DType, Device, Tensor};
+use hermesflow_models::showo::Phi;
+use hermesflow_models::showo::log_probs::Labelled;
+use hermesflow_models::showo::sequence::Packed;
+use hermesflow_nn::weights::Weights;
+use hermesflow_train::loss::{PairLogProbs, pair_dpo};
+use hermesflow_train::{AdamW, AdamWSettings, Pair, Schedule};
+
+use crate::Result;
+use crate::check::{Report, ids, integers, largest, values};
+use crate::model::Loaded;
+
+/// One side of the recorded batch.
+struct Side {
+    name: &'static str,
+    win: Batch,
+    lose: Batch,
+}
+
+/// Recorded sequences, packed, with their labels.
+struct Batch {
+    packed: Packed,
+    labels: Labelled,
+    count: usize,
+}
+
+impl Batch {
+    fn log_probs(&self, phi: &Phi) -> Result<Tensor> {
+        Ok(self.labels.sums(phi, &self.packed, self.count)?)
+    }
+}
+
+fn batch(loaded: &Loaded, side: &str, which: &str) -> Result<Batch> {
+    let name = format!("dpo.{side}.{which}");
+    let rows = ids(loaded.get(&name)?, &name)?;
+    let labels = integers(loaded.get(&format!("{name}_labels"))?)?;
+    let (mut packed, mut labelled) = (Packed::default(), Labelled::default());
+    for (at, (row, labels)) in rows.iter().zip(&labels).enumerate() {
+        let image = side == "t2i";
+        let (first, padding) = match image {
+            true => loaded.pack_imagine(&mut packed, row)?,
+            false => (loaded.pack_understanding(&mut packed, row)?.0, 0),
+        };
+        for (position, &label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
+            // An image label stands on its own position, a text label on the token that the one before predicts.
+            let row = first + position - padding - usize::from(!image);
+            labelled.push(row, label as u32, at);
+        }
+    }
+    Ok(Batch { packed, labels: labelled, count: rows.len() })
+}
+
+fn both(side: &Side, phi: &Phi) -> Result<Pair<Tensor>> {
+    Ok(Pair { win: side.win.log_probs(phi)?, lose: side.lose.log_probs(phi)? })
+}
+
+pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
+    let sides = ["t2i", "mmu"].map(|name| -> Result<Side> {
+        Ok(Side { name, win: batch(loaded, name, "win")?, lose: batch(loaded, name, "lose")? })
+    });
+    let [t2i, mmu] = sides;
+    let sides = [t2i?, mmu?];
+    let reference = Weights::load(&loaded.folder.join("showo_ref"), DType::F32, &Device::Cpu)?;
+    let reference = Phi::new(&reference, &loaded.config, &loaded.phi_config)?;
+    let weights = loaded.weights.trainable()?;
+    let policy = Phi::new(&weights, &loaded.config, &loaded.phi_config)?;
+    let references = [both(&sides[0], &reference)?, both(&sides[1], &reference)?];
+    for (side, reference) in sides.iter().zip(&references) {
+        let policy = both(side, &policy)?;
+        for (who, pair) in [("policy", &policy), ("ref", reference)] {
+            for (which, ours) in [("win", &pair.win), ("lose", &pair.lose)] {
+                let key = format!("dpo.{}.logp.{who}_{which}", side.name);
+                report.close(
+                    format!("log-prob {} {who} {which}", side.name),
+                    &ours.detach(),
+                    loaded.get(&key)?,
+                    1e-3,
+                )?;
+            }
+        }
+    }
+    // The losses and the gradient of every parameter.
+    let losses = side_losses(loaded, &sides, &references, &policy)?;
+    for (side, loss) in sides.iter().zip(&losses) {
+        let recorded = loaded.get(&format!("dpo.{}.loss", side.name))?;
+        report.close(format!("loss {}", side.name), &loss.detach().reshape(1)?, &recorded.reshape(1)?, 1e-5)?;
+    }
+    let gradients = (&losses[0] + &losses[1])?.backward()?;
+    let (mut worst, mut at) = (0f64, String::new());
+    let mut missing = Vec::new();
+    for (name, variable) in weights.variables() {
+        let recorded = loaded.get(&format!("dpo.grad.{name}"))?;
+        let Some(ours) = gradients.get(variable.as_tensor()) else {
+            missing.push(name);
+            continue;
+        };
+        let (ours, recorded) = (values(ours)?, values(recorded)?);
+        if ours.len() != recorded.len() {
+            missing.push(name);
+            continue;
+        }
+        let size = largest(recorded.iter().map(|value| f64::from(*value))).max(f64::MIN_POSITIVE);
+        let error = largest(ours.iter().zip(&recorded).map(|(a, b)| f64::from(a - b))) / size;
+        if error.is_nan() || error > worst {
+            (worst, at) = (error, name);
+        }
+        if worst.is_nan() {
+            break;
+        }
+    }
+    let recorded_gradients = loaded.trace().keys().filter(|name| name.starts_with("dpo.grad.")).count();
+    report.within("gradients without a recorded or computed twin", missing.len() as f64, 0.0);
+    report.within(
+        "recorded gradients of no parameter",
+        recorded_gradients.abs_diff(weights.variables().len()) as f64,
+        0.0,
+    );
+    report.within(format!("gradients, relative to each largest ({at})"), worst, 1e-3);
+    training(loaded, &sides, &references, report)
+}
+
+/// The mean Pair-DPO loss of each side.
+fn side_losses(
+    loaded: &Loaded,
+    sides: &[Side; 2],
+    references: &[Pair<Tensor>; 2],
+    policy: &Phi,
+) -> Result<Vec<Tensor>> {
+    let mean = |side: &Side, reference: &Pair<Tensor>| -> Result<Tensor> {
+        let reference = Pair { win: reference.win.clone(), lose: reference.lose.clone() };
+        let log_probs = PairLogProbs { policy: both(side, policy)?, reference };
+        Ok(pair_dpo(&log_probs, loaded.case.beta, 0.0)?.loss.mean_all()?)
+    };
+    sides.iter().zip(references).map(|(side, reference)| mean(side, reference)).collect()
+}
+
+/// The recorded optimizer steps on that same batch. The losses are held to 1e-4 over the first five
+/// steps; Adam's division by a small second moment amplifies rounding from step to step, so the final
+/// weights are held to 1 % of what the learning rates of all steps could move a weight.
+fn training(loaded: &Loaded, sides: &[Side; 2], references: &[Pair<Tensor>; 2], report: &mut Report) -> Result<()> {
+    let case = &loaded.case;
+    let schedule = Schedule {
+        kind: case.schedule.kind,
+        learning_rate: case.optimizer.learning_rate,
+        warmup_steps: case.schedule.warmup_steps,
+        total_steps: case.schedule.total_steps,
+    };
+    let rates: Vec<f64> = (0..case.steps).map(|step| schedule.learning_rate(step)).collect();
+    let recorded = values(loaded.get("train.lr")?)?;
+    if recorded.len() != rates.len() {
+        report.fail("learning rates", format!("{} recorded, the case has {} steps", recorded.len(), rates.len()));
+        return Ok(());
+    }
+    let error = largest(rates.iter().zip(&recorded).map(|(a, b)| a - f64::from(*b)));
+    report.within("learning rates", error, 1e-8);
+
+    let weights = loaded.weights.trainable()?;
+    let policy = Phi::new(&weights, &loaded.config, &loaded.phi_config)?;
+    let settings = AdamWSettings {
+        beta1: case.optimizer.betas.0,
+        beta2: case.optimizer.betas.1,
+        eps: case.optimizer.eps,
+        weight_decay: case.optimizer.weight_decay,
+    };
+    let mut optimizer = AdamW::new(weights.variables(), settings)?;
+    let trace = loaded.get("train.loss_t2i_mmu_gradnorm")?;
+    if trace.dims() != [case.steps, 4] {
+        report.fail("training trace", format!("shape {:?}, the case has {} steps", trace.dims(), case.steps));
+        return Ok(());
+    }
+    let (mut first, mut later) = (0f64, 0f64);
+    for (step, (recorded, rate)) in trace.to_vec2::<f32>()?.iter().zip(&rates).enumerate() {
+        let losses = side_losses(loaded, sides, references, &policy)?;
+        let total = (&losses[0] + &losses[1])?;
+        let mut gradients = optimizer.gradients();
+        gradients.add(optimizer.parameters(), &total.backward()?)?;
+        let scalar = |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.to_scalar::<f32>()?)) };
+        let ours = [scalar(&total)?, scalar(&losses[0])?, scalar(&losses[1])?, gradients.norm()?];
+        let error = largest(ours.iter().zip(recorded).map(|(a, b)| (a - f64::from(*b)) / f64::from(*b)));
+        let worst = if step < 5 { &mut first } else { &mut later };
+        *worst = largest([*worst, error].into_iter());
+        optimizer.step(&gradients, *rate, 1.0)?;
+    }
+    report.within("training trace, first five steps (relative)", first, 1e-4);
+    report.within("training trace, later steps (relative)", later, 1e-2);
+    let finals: HashMap<String, Tensor> =
+        weights.variables().into_iter().map(|(name, variable)| (name, variable.as_detached_tensor())).collect();
+    let (mut worst, mut unmatched) = (0f64, 0);
+    for (key, recorded) in loaded.trace() {
+        let Some(name) = key.strip_prefix("train.final.") else { continue };
+        match finals.get(name).filter(|ours| ours.dims() == recorded.dims()) {
+            Some(ours) => worst = largest([worst, crate::check::largest_difference(ours, recorded)?].into_iter()),
+            None => unmatched += 1,
+        }
+    }
+    report.within("final weights of no parameter", f64::from(unmatched), 0.0);
+    report.within("final weights", worst, 1e-2 * rates.iter().sum::<f64>());
+    Ok(())
+}
