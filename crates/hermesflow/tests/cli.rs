@@ -217,7 +217,7 @@ fn questions_of_ones_own_are_answered() {
     let workshop = Workshop::new();
     workshop.succeeds(&["scenes", "run.yaml"]);
     workshop.succeeds(&["imagine", "run.yaml"]);
-    let own = ["ask.file=mine.json"];
+    let own = ["ask.writer=file", "ask.file=mine.json"];
     let message = workshop.fails(&[&["ask", "run.yaml"], &own[..]].concat());
     assert!(message.contains("mine.json"), "{message}");
     let mine = r#"{"id": "train-000002", "img_path": "x", "prompt": "p", "caption": "c", "element": "e",
