@@ -80,12 +80,13 @@ pub fn text_number(text: &str) -> u64 {
 
 /// Refuses to mix results of different settings in one place, and notes the settings of the first ones.
 ///
-/// Beside `settings` the seed, the model and the chunk decide every stage's results.
+/// Beside `settings` the seed, the model and the records decide every stage's results.
 ///
 /// # Errors
 /// Names the settings that differ and what to do.
 pub fn settled(layout: &RunLayout, stage: &str, config: &RunConfig, settings: &Value) -> Result<()> {
-    let mut wanted = json!({ "seed": config.seed, "model": config.model, "chunk": config.data.chunk });
+    let data = json!({ "scenes": config.data.scenes, "chunk": config.data.chunk });
+    let mut wanted = json!({ "seed": config.seed, "model": config.model, "data": data });
     for (key, value) in settings.as_object().into_iter().flatten() {
         wanted[key] = value.clone();
     }

@@ -15,7 +15,7 @@ use crate::progress::Progress;
 /// Writes images/{id}.png and initial_data.json under data.root: `data.scenes.records` scenes of one split, a pure
 /// function of the seed. With `data.fresh` every iteration has its own block of the endless stream.
 ///
-/// Example: hermesflow scenes configs/scenes.yaml data.scenes.records=20 data.root=/tmp/twenty
+/// Example: hermesflow scenes configs/scenes.yaml data.scenes.records=20 data.root=twenty
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
