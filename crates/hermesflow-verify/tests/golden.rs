@@ -1,0 +1,155 @@
+//! The recorded cases pass, and a case with a wrong number fails.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use candle_core::{Device, Tensor};
+use hermesflow_verify::{Check, Verdict, verify};
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}
+
+fn failures(checks: &[Check]) -> Vec<&Check> {
+    checks.iter().filter(|check| check.verdict == Verdict::Failed).collect()
+}
+
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        match entry.path().is_dir() {
+            true => copy(&entry.path(), &to.join(entry.file_name())),
+            false => drop(fs::copy(entry.path(), to.join(entry.file_name())).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn the_recorded_cases_pass() {
+    let checks = verify(&golden(), |_| {}).unwrap();
+    assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
+    assert!(checks.iter().filter(|check| check.verdict == Verdict::Passed).count() > 35);
+}
+
+#[test]
+fn all_cases_of_a_given_folder_pass() {
+    let Some(folder) = std::env::var_os("HERMESFLOW_GOLDEN") else {
+        println!("skipped: HERMESFLOW_GOLDEN names no folder of recorded cases");
+        return;
+    };
+    let checks = verify(Path::new(&folder), |_| {}).unwrap();
+    assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
+}
+
+/// Every recorded tensor of a model case counts: change one number and the case fails.
+#[test]
+fn a_wrong_number_in_a_model_case_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden().join("showo-a"), folder.path());
+    let file = folder.path().join("trace.safetensors");
+    let trace: HashMap<String, Tensor> = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    for name in [
+        "vq.encoder_out",
+        "vq.code",
+        "vq.decoded",
+        "t2i.ids",
+        "t2i.logits",
+        "t2i.visible",
+        "mmu.logits",
+        "mmu.visible",
+        "mmu.greedy",
+        "gen.0.probs",
+        "gen.3.probs",
+        "gen.final",
+        "dpo.t2i.logp.policy_win",
+        "dpo.mmu.logp.ref_lose",
+        "dpo.t2i.loss",
+        "dpo.mmu.win_labels",
+        "dpo.grad.showo.model.layers.1.mlp.fc2.weight",
+        "dpo.grad.showo.lm_head.bias",
+        "train.loss_t2i_mmu_gradnorm",
+        "train.lr",
+        "train.final.showo.model.embed_tokens.weight",
+    ] {
+        let mut changed = trace.clone();
+        changed.insert(name.to_string(), altered(&trace[name], name));
+        candle_core::safetensors::save(&changed, &file).unwrap();
+        let checks = verify(folder.path(), |_| {}).unwrap();
+        assert!(!failures(&checks).is_empty(), "{name}: a wrong number passed");
+    }
+    let mut without = trace.clone();
+    without.remove("gen.2.uniform");
+    candle_core::safetensors::save(&without, &file).unwrap();
+    let checks = verify(folder.path(), |_| {}).unwrap();
+    assert!(failures(&checks).iter().any(|check| check.note.contains("gen.2.uniform")));
+}
+
+/// The tensor with one number of its first row changed.
+fn altered(tensor: &Tensor, name: &str) -> Tensor {
+    let shape = tensor.shape().clone();
+    let flat = tensor.flatten_all().unwrap();
+    match tensor.dtype().is_float() {
+        true => {
+            let mut values = flat.to_vec1::<f32>().unwrap();
+            // A masked position's probability of step 3 may not be read; change them all there.
+            let count = if name.starts_with("gen.") { values.len() } else { 1 };
+            values[..count].iter_mut().for_each(|value| *value += 0.05);
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        }
+        false => {
+            let mut values = flat.to_vec1::<i64>().unwrap();
+            // The last id of the first row is <|eoi|>, a label or a code; visibility is 0 or 1.
+            let at = match name {
+                "t2i.visible" => values.len() - 1,
+                "dpo.mmu.win_labels" => values.iter().position(|label| *label >= 0).unwrap(),
+                "t2i.ids" => values.iter().position(|id| *id == 205).unwrap() + 2,
+                _ => 0,
+            };
+            values[at] = if name.ends_with("visible") { 1 - values[at] } else { (values[at] + 1) % 199 };
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        }
+    }
+}
+
+#[test]
+fn a_number_that_is_none_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden().join("showo-a"), folder.path());
+    let file = folder.path().join("trace.safetensors");
+    let mut trace: HashMap<String, Tensor> = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let logits = &trace["mmu.logits"];
+    let nan = Tensor::full(f32::NAN, logits.shape(), &Device::Cpu).unwrap();
+    trace.insert("mmu.logits".into(), nan);
+    candle_core::safetensors::save(&trace, &file).unwrap();
+    let checks = verify(folder.path(), |_| {}).unwrap();
+    assert!(failures(&checks).iter().any(|check| check.what == "mmu logits"));
+}
+
+#[test]
+fn wrong_pictures_and_pairs_fail() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden().join("image"), &folder.path().join("image"));
+    copy(&golden().join("rules"), &folder.path().join("rules"));
+    let picture = folder.path().join("image/out_1.png");
+    let mut pixels = image::open(&picture).unwrap().to_rgb8();
+    pixels.get_pixel_mut(5, 5).0[1] ^= 8;
+    pixels.save(&picture).unwrap();
+    let rules = folder.path().join("rules/pairs.json");
+    let text = fs::read_to_string(&rules).unwrap().replacen("\"image_win\": 12", "\"image_win\": 11", 1);
+    fs::write(&rules, text).unwrap();
+    let checks = verify(folder.path(), |_| {}).unwrap();
+    let failed: Vec<&str> = failures(&checks).iter().map(|check| check.case.as_str()).collect();
+    assert!(failed.contains(&"image") && failed.contains(&"rules"), "{failed:?}");
+}
+
+#[test]
+fn a_broken_case_is_a_failure_that_names_the_file() {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("case.json"), "{").unwrap();
+    fs::write(folder.path().join("trace.safetensors"), "").unwrap();
+    let checks = verify(folder.path(), |_| {}).unwrap();
+    assert!(failures(&checks)[0].note.contains("case.json"));
+}
