@@ -1,0 +1,196 @@
+//! Properties of the small Show-o: batches equal their rows, caches equal full passes, every trainable
+//! parameter receives a gradient.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
+use hermesflow_models::showo::{Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
+use hermesflow_models::{
+    CaptionExample, Device, ImageExample, ImagineJob, ImagineOptions, PairModel, ReplyRequest, Sampling, UnifiedModel,
+};
+
+fn model() -> Showo {
+    let lines: Vec<String> = (0..200).map(|i| format!("a large red circle above {i} small blue squares")).collect();
+    let (text, vocabulary) = train_tokenizer(&lines, 300).unwrap();
+    let vq = MagvitConfig {
+        class_name: "MAGVITv2".into(),
+        ch: 8,
+        ch_mult: Some(vec![1, 1, 2]),
+        num_res_blocks: Some(vec![1; 3]),
+        z_channels: 5,
+        resolution: 16,
+        norm_groups: 4,
+    };
+    let phi = PhiConfig {
+        hidden_size: 48,
+        intermediate_size: 96,
+        num_hidden_layers: 2,
+        num_attention_heads: 3,
+        ..PhiConfig::default()
+    };
+    let showo = ShowoConfig {
+        class_name: "Showo".into(),
+        vocab_size: vocabulary + 10 + 32 + 1,
+        llm_vocab_size: vocabulary,
+        codebook_size: 32,
+        num_vq_tokens: 16,
+        mask_token_id: None,
+        w_clip_vit: false,
+        llm_model_path: "phi".into(),
+        max_text_len: 64,
+    };
+    let device = Device::Cpu;
+    let tokenizer = ShowoTokenizer::from_bytes(text.as_bytes(), &showo, "tokenizer".as_ref()).unwrap();
+    let magvit = Magvit::new(&random_magvit(&vq, 1, &device).unwrap(), &vq).unwrap();
+    let weights = random_showo(&showo, &phi, 2, &device).unwrap();
+    // Larger weights than a fresh model has, so that differences between tokens show.
+    let tensors = weights.tensors().iter().map(|(name, tensor)| {
+        let louder =
+            if name.ends_with("weight") && tensor.rank() == 2 { (tensor * 8.0).unwrap() } else { tensor.clone() };
+        (name.clone(), louder)
+    });
+    let weights = hermesflow_nn::weights::Weights::from_tensors(tensors.collect::<Vec<_>>(), "louder");
+    Showo::new(showo, phi, weights, tokenizer, magvit).unwrap()
+}
+
+fn image(seed: u32) -> Vec<u32> {
+    (0..16).map(|at| (at * 7 + seed * 11) % 32).collect()
+}
+
+fn captions() -> Vec<CaptionExample> {
+    let example = |seed, question: &str, caption: &str| CaptionExample {
+        image: image(seed),
+        question: question.into(),
+        caption: caption.into(),
+    };
+    vec![
+        example(0, "what is this?", " a large red circle"),
+        example(0, "what is this?", " small blue squares"),
+        example(0, "how many?", " 7"),
+        example(1, "what is this?", ""),
+        example(2, "how many?", " a circle above squares"),
+    ]
+}
+
+fn images() -> Vec<ImageExample> {
+    let example = |seed, prompt: &str, masked: &[u32]| ImageExample {
+        prompt: prompt.into(),
+        image: image(seed),
+        masked: masked.into(),
+    };
+    vec![
+        example(0, "a large red circle", &[0, 5, 6]),
+        example(1, "a large red circle", &[0, 5, 6]),
+        example(2, "", &[15]),
+        example(0, "small blue squares above a circle", &(0..16).collect::<Vec<_>>()),
+    ]
+}
+
+#[test]
+fn a_batch_of_log_probabilities_equals_its_rows() {
+    let model = model();
+    let together = model.caption_log_probs(&captions()).unwrap().to_vec1::<f32>().unwrap();
+    for (example, batched) in captions().into_iter().zip(together) {
+        let alone = model.caption_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0];
+        assert!((alone - batched).abs() < 1e-4, "{alone} {batched}");
+    }
+    let together = model.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    for (example, batched) in images().into_iter().zip(together) {
+        let alone = model.image_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0];
+        assert!((alone - batched).abs() < 1e-4, "{alone} {batched}");
+    }
+}
+
+#[test]
+fn every_trainable_parameter_receives_a_gradient() {
+    let model = model().trainable().unwrap();
+    let und = model.caption_log_probs(&captions()).unwrap().sum_all().unwrap();
+    let generation = model.image_log_probs(&images()).unwrap().sum_all().unwrap();
+    for loss in [und, generation] {
+        let gradients = loss.backward().unwrap();
+        for (name, variable) in model.parameters() {
+            let gradient = gradients.get(variable.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let size = gradient.abs().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap();
+            assert!(size.is_finite() && size > 0.0, "{name}: {size}");
+        }
+    }
+}
+
+#[test]
+fn a_frozen_model_makes_no_graph_and_follows_the_training() {
+    let trained = model().trainable().unwrap();
+    let frozen = trained.frozen().unwrap();
+    let copy = trained.snapshot().unwrap();
+    assert!(!frozen.image_log_probs(&images()).unwrap().track_op());
+    let before = copy.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    for (_, variable) in trained.parameters() {
+        variable.set(&(variable.as_detached_tensor() * 1.05).unwrap()).unwrap();
+    }
+    let read = |model: &Showo| model.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(read(&frozen), read(&trained));
+    assert_eq!(read(&copy), before);
+    assert_ne!(read(&frozen), before);
+}
+
+#[test]
+fn replies_of_a_batch_are_those_of_one_by_one() {
+    let model = model();
+    let request = |question: &str, top_k, seed| ReplyRequest {
+        question: question.into(),
+        sampling: Sampling { top_k, temperature: 1.0 },
+        seed,
+        max_new_tokens: 9,
+    };
+    let requests = vec![
+        request("what is this?", 1, 0),
+        request("what is this?", 5, 1),
+        request("how many?", 0, 2),
+        request("how many?", 1, 3),
+    ];
+    let (first, second) = (image(0), image(3));
+    let together = model.reply_many(&[(&first, &requests), (&second, &requests[..2])]).unwrap();
+    for (image, replies) in [(&first, &together[0]), (&second, &together[1])] {
+        for (request, reply) in requests.iter().zip(replies) {
+            let alone = model.reply(image, std::slice::from_ref(request)).unwrap();
+            assert_eq!(&alone[0], reply);
+        }
+    }
+    assert_eq!(together[1].len(), 2);
+}
+
+#[test]
+fn images_of_a_batch_are_those_of_one_by_one() {
+    let model = model();
+    let options = ImagineOptions { steps: 5, guidance: 2.0, temperature: 1.0 };
+    let job = |prompt: &str, seed| ImagineJob { prompt: prompt.into(), seed };
+    let jobs = vec![job("a large red circle", 1), job("a large red circle", 2), job("small blue squares", 3)];
+    let together = model.imagine(&jobs, &options).unwrap();
+    for (job, codes) in jobs.iter().zip(&together) {
+        assert_eq!(&model.imagine(std::slice::from_ref(job), &options).unwrap()[0], codes);
+        assert_eq!(codes.len(), 16);
+    }
+    assert_ne!(together[0], together[1], "other seeds, other images");
+}
+
+#[test]
+fn codes_become_pictures_and_pictures_codes() {
+    let model = model();
+    let pictures = model.decode_images(&[image(0), image(1)]).unwrap();
+    assert_eq!(pictures[0].dimensions(), (16, 16));
+    assert_eq!(model.encode_images(&pictures).unwrap()[1].len(), 16);
+    assert!(model.decode_images(&[vec![32; 16]]).is_err(), "a code outside the codebook");
+    assert!(model.decode_images(&[vec![0; 15]]).is_err(), "not a square");
+}
+
+#[test]
+fn a_saved_model_loads_again_bit_for_bit() {
+    let model = model();
+    let folder = tempfile::tempdir().unwrap();
+    model.save(folder.path(), hermesflow_models::DType::F32).unwrap();
+    let weights =
+        hermesflow_nn::weights::Weights::load(folder.path(), hermesflow_models::DType::F32, &Device::Cpu).unwrap();
+    let again = model.with_weights(weights).unwrap();
+    let read = |model: &Showo| model.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    assert_eq!(read(&again), read(&model));
+    let (config, phi) = hermesflow_models::showo::read_configs(folder.path()).unwrap();
+    assert_eq!((&config.vocab_size, &phi), (&model.config().vocab_size, model.phi_config()));
+}
