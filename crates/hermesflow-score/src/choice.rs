@@ -1,6 +1,14 @@
 //! Questions with choices: how they are put to the model, and which choice a reply means.
 
-use crate::lexical::{chrf, words};
+use crate::chrf::{chrf_of, words};
+use crate::numbers::in_digits;
+use crate::{ChoiceMatcher, Choosing, Lexical, Result};
+
+impl ChoiceMatcher for Lexical {
+    fn choose(&self, replies: &[Choosing<'_>]) -> Result<Vec<Option<usize>>> {
+        Ok(replies.iter().map(|Choosing { reply, choices }| choice(reply, choices)).collect())
+    }
+}
 
 /// A question with its choices in Python's list notation, as the released script writes it.
 pub fn prompt(question: &str, choices: &[String]) -> String {
@@ -29,36 +37,33 @@ fn python_repr(text: &str) -> String {
     repr
 }
 
-/// The choice that a free reply means: the one it equals (case, punctuation, articles and number words aside), else
-/// the only one it contains, else the nearest by letters; none if it shares nothing with any of them.
-pub fn choice<'a>(reply: &str, choices: &'a [String]) -> Option<&'a str> {
+/// The number of the choice that a free reply means: the one it equals (case, punctuation, articles and number words
+/// aside), else the only one it contains, else the nearest by letters; none if it shares nothing with any of them.
+pub fn choice(reply: &str, choices: &[String]) -> Option<usize> {
     let said = normalized(reply);
-    let equal = choices.iter().find(|choice| normalized(choice) == said);
-    if let Some(choice) = equal.filter(|_| !said.is_empty()) {
-        return Some(choice);
+    let choices: Vec<Vec<String>> = choices.iter().map(|choice| normalized(choice)).collect();
+    if let Some(equal) = choices.iter().position(|choice| *choice == said && !said.is_empty()) {
+        return Some(equal);
     }
-    let mut contained = choices.iter().filter(|choice| {
-        let wanted = normalized(choice);
-        !wanted.is_empty() && said.windows(wanted.len()).any(|words| words == wanted)
-    });
-    if let (Some(choice), None) = (contained.next(), contained.next()) {
-        return Some(choice);
+    let contains = |choice: &[String]| !choice.is_empty() && said.windows(choice.len()).any(|words| words == choice);
+    let mut contained = (0..choices.len()).filter(|number| contains(&choices[*number]));
+    if let (Some(only), None) = (contained.next(), contained.next()) {
+        return Some(only);
     }
-    let said = said.join(" ");
-    let mut best: Option<(&str, f64)> = None;
-    for choice in choices {
-        let score = chrf(&normalized(choice).join(" "), &said);
+    let mut best = None;
+    for (number, choice) in choices.iter().enumerate() {
+        let score = chrf_of(choice, &said);
         if score > best.map_or(0.0, |(_, best)| best) {
-            best = Some((choice, score));
+            best = Some((number, score));
         }
     }
-    best.map(|(choice, _)| choice)
+    best.map(|(number, _)| number)
 }
 
 fn normalized(text: &str) -> Vec<String> {
-    const NUMBERS: [&str; 11] = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"];
-    let digits = |word: String| NUMBERS.iter().position(|number| *number == word).map_or(word, |n| n.to_string());
-    words(text).into_iter().filter(|word| !["a", "an", "the"].contains(&word.as_str())).map(digits).collect()
+    let words: Vec<String> =
+        words(text).into_iter().filter(|word| !["a", "an", "the"].contains(&word.as_str())).collect();
+    in_digits(&words)
 }
 
 #[cfg(test)]
@@ -67,8 +72,7 @@ mod tests {
 
     fn meant<'a>(reply: &str, choices: &[&'a str]) -> Option<&'a str> {
         let owned: Vec<String> = choices.iter().map(|choice| (*choice).to_string()).collect();
-        let found = choice(reply, &owned)?.to_string();
-        choices.iter().copied().find(|choice| **choice == found)
+        Some(choices[choice(reply, &owned)?])
     }
 
     #[test]
@@ -82,6 +86,8 @@ mod tests {
     fn exact_then_contained_then_nearest() {
         assert_eq!(meant(" Red.", &["green", "red"]), Some("red"));
         assert_eq!(meant("two", &["1", "2", "3"]), Some("2"));
+        assert_eq!(meant("There are Twenty-One.", &["20", "21", "1"]), Some("21"));
+        assert_eq!(meant("21", &["one", "twenty one"]), Some("twenty one"));
         assert_eq!(meant("the circle", &["square", "a circle"]), Some("a circle"));
         assert_eq!(meant("it is yellow", &["blue", "yellow"]), Some("yellow"));
         assert_eq!(meant("not red but blue", &["red", "blue"]), Some("blue"), "both are contained: the nearest");

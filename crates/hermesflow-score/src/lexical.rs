@@ -1,30 +1,39 @@
-//! How near a caption is to the true one, by its words alone.
+//! How near a caption is to the true one, by its words alone: no weights, nothing to download.
 //!
 //! A caption that keeps the true one's phrasing but gets a fact wrong shares more letters with it than an honest
-//! paraphrase does, which is what chrF++ (Popović 2017, [`chrf`]) rewards. [`similarity`] therefore
+//! paraphrase does, which is what chrF++ ([`crate::chrf`]) rewards. [`similarity`] therefore
 //!
 //! 1. looks at *content* only: words that carry no fact (articles, "a picture of", "there is") are left out, and
 //!    plural endings with them;
-//! 2. compares single words and pairs of neighbours, which say what belongs to what;
-//! 3. takes the mean of F₁ and the larger of precision and recall. A paraphrase that says less loses recall, one that
+//! 2. tells relations one way: "B to the right of A" is read as "A to the left of B";
+//! 3. compares single words, and pairs of words in their order within a clause (skip-bigrams, as ROUGE-S has them: Lin
+//!    2004), which say what belongs to what: "red circle", "red … left", "circle … square";
+//! 4. takes the mean of F₁ and the larger of precision and recall. A paraphrase that says less loses recall, one that
 //!    says more loses precision, but a wrong fact loses both.
 //!
-//! Measured on 400 scenes with ten paraphrases each, up to two facts of which were made wrong: the caption that chrF++
-//! puts first has 77 % of its facts right and 13 of 400 pairs are inverted; with (1) alone 93 % and none; with all
-//! of it 98 % and none.
+//! Measured on 200 scenes, as the tests below do it: against captions with two colours, two shapes, two sizes or a
+//! relation exchanged, a paraphrase is ranked above in 100, 100, 98 and 100 % (ties count half), where chrF++ has 94,
+//! 86, 76 and 87 %. Of ten paraphrases with up to two facts made wrong, the one put first has 97 % of its facts right
+//! (chrF++: 74 %).
 
-use std::collections::HashMap;
-use std::hash::Hash;
+use crate::chrf::{Overlap, chrf_of, words};
+use crate::{CaptionSimilarity, Result};
 
-/// The longest word n-grams.
-const WORDS: usize = 2;
-/// The longest character n-grams of chrF++.
-const CHARACTERS: usize = 6;
-/// In chrF++ recall counts β times as much as precision.
-const BETA: f64 = 2.0;
+/// The judge that looks at words and letters only.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Lexical;
+
+impl CaptionSimilarity for Lexical {
+    fn similarities(&self, reference: &str, candidates: &[String]) -> Result<Vec<f64>> {
+        Ok(candidates.iter().map(|candidate| similarity(reference, candidate)).collect())
+    }
+}
 
 /// The share of spelling in the similarity.
 const SPELLING: f64 = 0.05;
+
+/// How far apart the words of a pair may be.
+const REACH: usize = 9;
 
 /// Words that carry no fact.
 const EMPTY_WORDS: &[&str] = &[
@@ -39,12 +48,8 @@ const EMPTY_WORDS: &[&str] = &[
     "that",
     "it",
     "its",
-    "and",
-    "with",
-    "in",
-    "on",
-    "at",
     "to",
+    "at",
     "picture",
     "image",
     "photo",
@@ -55,48 +60,62 @@ const EMPTY_WORDS: &[&str] = &[
     "show",
     "depicts",
     "depicting",
-    "front",
-    "against",
 ];
+
+/// Words that begin another clause; pairs do not reach across.
+const CLAUSES: &[&str] = &["and", "with", "in", "on", "against", "front"];
+
+/// Relations that are told the other way round.
+const INVERSES: &[(&str, &str)] = &[("right", "left"), ("below", "above")];
 
 /// The similarity of a candidate to the true caption, 0 … 1.
 pub fn similarity(truth: &str, candidate: &str) -> f64 {
-    let (truth_content, candidate_content) = (content(truth), content(candidate));
-    if truth_content.is_empty() {
-        return chrf(truth, candidate);
+    let (truth_clauses, candidate_clauses) = (clauses(truth), clauses(candidate));
+    let (truth_content, candidate_content) = (truth_clauses.concat(), candidate_clauses.concat());
+    let score = |overlap: Overlap| 0.5 * (overlap.f(1.0) + overlap.precision.max(overlap.recall));
+    let spelling = if truth_content.is_empty() || candidate_content.is_empty() {
+        return chrf_of(&words(truth), &words(candidate));
+    } else {
+        chrf_of(&truth_content, &candidate_content)
+    };
+    let singles = Overlap::new(&truth_content, &candidate_content).map_or(0.0, score);
+    let pairs = Overlap::new(pairs(&truth_clauses), pairs(&candidate_clauses)).map_or(singles, score);
+    (1.0 - SPELLING) * 0.5 * (singles + pairs) + SPELLING * spelling
+}
+
+/// Pairs of words, in their order.
+fn pairs(clauses: &[Vec<String>]) -> impl Iterator<Item = (&String, &String)> {
+    clauses.iter().flat_map(|clause| {
+        (0..clause.len()).flat_map(move |first| {
+            clause.iter().skip(first + 1).take(REACH).map(move |second| (&clause[first], second))
+        })
+    })
+}
+
+/// The words that carry facts, in the singular, clause by clause.
+fn clauses(text: &str) -> Vec<Vec<String>> {
+    let mut clauses = vec![Vec::new()];
+    for word in words(text) {
+        if CLAUSES.contains(&word.as_str()) {
+            clauses.push(Vec::new());
+        } else if let (false, Some(clause)) = (EMPTY_WORDS.contains(&word.as_str()), clauses.last_mut()) {
+            clause.push(singular(word));
+        }
     }
-    let orders = (1..=WORDS).filter_map(|n| Overlap::new(&truth_content, &candidate_content, n));
-    let facts = mean(orders.map(|overlap| 0.5 * (overlap.f(1.0) + overlap.precision.max(overlap.recall))));
-    (1.0 - SPELLING) * facts + SPELLING * chrf_of(&truth_content, &candidate_content)
+    clauses.retain(|clause| !clause.is_empty());
+    clauses.into_iter().map(one_way).collect()
 }
 
-/// chrF++, 0 … 1: the mean F₂ over character n-grams (1–6) and word n-grams (1–2).
-pub fn chrf(truth: &str, candidate: &str) -> f64 {
-    chrf_of(&words(truth), &words(candidate))
-}
-
-fn chrf_of(truth: &[String], candidate: &[String]) -> f64 {
-    let letters = |words: &[String]| words.concat().chars().collect::<Vec<char>>();
-    let (truth_letters, candidate_letters) = (letters(truth), letters(candidate));
-    let characters = (1..=CHARACTERS).filter_map(|n| Overlap::new(&truth_letters, &candidate_letters, n));
-    let words = (1..=WORDS).filter_map(|n| Overlap::new(truth, candidate, n));
-    mean(characters.chain(words).map(|overlap| overlap.f(BETA)))
-}
-
-fn mean(scores: impl Iterator<Item = f64>) -> f64 {
-    let (sum, count) = scores.fold((0.0, 0), |(sum, count), score| (sum + score, count + 1));
-    sum / f64::from(count.max(1))
-}
-
-/// Lower-case words and numbers.
-pub fn words(text: &str) -> Vec<String> {
-    let lower = text.to_lowercase();
-    lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
-}
-
-/// The words that carry facts, in the singular.
-fn content(text: &str) -> Vec<String> {
-    words(text).into_iter().filter(|word| !EMPTY_WORDS.contains(&word.as_str())).map(singular).collect()
+/// "B right A" as "A left B".
+fn one_way(clause: Vec<String>) -> Vec<String> {
+    let inverse = |word: &String| INVERSES.iter().find(|(name, _)| name == word).map(|(_, inverse)| *inverse);
+    let relation = clause.iter().enumerate().find_map(|(at, word)| inverse(word).map(|inverse| (at, inverse)));
+    match relation {
+        Some((at, inverse)) if at > 0 && at + 1 < clause.len() => {
+            [&clause[at + 1..], &[inverse.to_string()], &clause[..at]].concat()
+        }
+        _ => clause,
+    }
 }
 
 fn singular(word: String) -> String {
@@ -109,71 +128,98 @@ fn singular(word: String) -> String {
     }
 }
 
-/// What the n-grams of one order of two texts have in common.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Overlap {
-    precision: f64,
-    recall: f64,
-}
-
-impl Overlap {
-    /// Nothing where neither text is long enough.
-    fn new<T: Hash + Eq>(truth: &[T], candidate: &[T], n: usize) -> Option<Self> {
-        let count = |text: &[T]| (text.len() + 1).saturating_sub(n);
-        let (truth_count, candidate_count) = (count(truth), count(candidate));
-        if truth_count == 0 && candidate_count == 0 {
-            return None;
-        }
-        let mut left: HashMap<&[T], usize> = HashMap::new();
-        truth.windows(n).for_each(|gram| *left.entry(gram).or_default() += 1);
-        let mut common = 0usize;
-        for gram in candidate.windows(n) {
-            if let Some(count) = left.get_mut(gram).filter(|count| **count > 0) {
-                *count -= 1;
-                common += 1;
-            }
-        }
-        let share = |of: usize| common as f64 / of.max(1) as f64;
-        Some(Self { precision: share(candidate_count), recall: share(truth_count) })
-    }
-
-    fn f(self, beta: f64) -> f64 {
-        let Self { precision, recall } = self;
-        let sum = beta * beta * precision + recall;
-        if sum == 0.0 { 0.0 } else { (1.0 + beta * beta) * precision * recall / sum }
-    }
-}
-
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::chrf::chrf;
     use hermesflow_records::derive_seed;
     use hermesflow_scenes::{Split, scene};
 
     #[test]
-    fn f_by_hand() {
-        let letters = |text: &str| text.chars().collect::<Vec<_>>();
-        let overlap = |truth: &str, candidate: &str, n| Overlap::new(&letters(truth), &letters(candidate), n);
-        assert_eq!(overlap("abc", "abd", 2), Some(Overlap { precision: 0.5, recall: 0.5 }));
-        let longer = overlap("ab", "abab", 1).unwrap();
-        assert_eq!(longer, Overlap { precision: 0.5, recall: 1.0 });
-        assert!((longer.f(2.0) - 5.0 / 6.0).abs() < 1e-12, "5·½·1 / (4·½ + 1)");
-        assert_eq!(overlap("a", "b", 2), None);
-        // Words 4 of 5 both ways; pairs (red circle, circle left, left blue, blue square): 2 of 4; spelling 0.05 of it.
+    fn similarity_by_hand() {
+        // "left" and "above" aside all 4 of 5 words agree; of 10 pairs each, the 6 without them do.
         let wrong = similarity("a red circle left of a blue square", "a red circle above a blue square");
-        assert!((0.95 * 0.65..0.95 * 0.65 + 0.05).contains(&wrong), "{wrong}");
-        assert_eq!(chrf("A red circle.", "a red circle"), 1.0);
+        assert!((0.95 * 0.7..0.95 * 0.7 + 0.05).contains(&wrong), "{wrong}");
         assert_eq!(similarity("a red circle", ""), 0.0);
         assert_eq!(similarity("", ""), 0.0);
+        assert_eq!(similarity("Of the", "of the"), 1.0, "no content: letters");
     }
 
     #[test]
-    fn phrasing_and_plurals_do_not_count() {
+    fn phrasing_plurals_and_the_side_told_first_do_not_count() {
         assert_eq!(similarity("a picture of two red crosses", "there are two red cross"), 1.0);
+        assert_eq!(similarity("a cat and a dog to the right of it", "a cat and a dog to the right of it"), 1.0);
+        assert_eq!(similarity("a red circle above a blue square", "a blue square below a red circle"), 1.0);
         assert_eq!(singular("circles".into()), "circle");
         assert_eq!(singular("cross".into()), "cross");
         assert_eq!(singular("is".into()), "is");
+    }
+
+    #[test]
+    fn swaps_rank_below_a_paraphrase_of_a_natural_caption() {
+        let truth = "A small dog with a red collar is standing to the left of a tall man in a blue coat.";
+        let near = similarity(truth, "There is a small dog with a red collar to the left of a tall man in a blue coat");
+        for swap in [
+            "A small dog with a blue collar is standing to the left of a tall man in a red coat.",
+            "A small dog with a red collar is standing to the right of a tall man in a blue coat.",
+            "A tall dog with a red collar is standing to the left of a small man in a blue coat.",
+        ] {
+            let far = similarity(truth, swap);
+            assert!(near > far, "{near}; {far} {swap}");
+        }
+    }
+
+    /// Captions with two colours, shapes or sizes exchanged, or a relation turned round.
+    fn swaps(caption: &str) -> Vec<(usize, String)> {
+        const COLOURS: &[&str] = &["red", "green", "blue", "yellow", "purple", "orange"];
+        const SHAPES: &[&str] = &["circle", "square", "triangle", "cross"];
+        const SIZES: &[&str] = &["small", "large"];
+        const TURNED: [(&str, &str); 4] =
+            [("left", "right"), ("right", "left"), ("above", "below"), ("below", "above")];
+        let words: Vec<&str> = caption.split(' ').collect();
+        let mut swaps = Vec::new();
+        for (kind, group) in [COLOURS, SHAPES, SIZES].into_iter().enumerate() {
+            let found = |at: &usize| group.contains(&words[*at]) && words.get(at + 1) != Some(&"background");
+            let places: Vec<usize> = (0..words.len()).filter(found).collect();
+            if let [first, second] = places[..] {
+                let mut words = words.clone();
+                words.swap(first, second);
+                if words.join(" ") != caption {
+                    swaps.push((kind, words.join(" ")));
+                }
+            }
+        }
+        for (from, to) in TURNED.into_iter().filter(|(from, _)| words.contains(from)) {
+            swaps.push((
+                3,
+                words.iter().map(|word| if *word == from { to } else { word }).collect::<Vec<_>>().join(" "),
+            ));
+        }
+        swaps
+    }
+
+    /// The choice of the measure, as the head of this file reports it.
+    #[test]
+    fn swaps_rank_below_paraphrases_of_scenes() {
+        let share = |measure: fn(&str, &str) -> f64| {
+            let (mut above, mut all) = ([0.0; 4], [0.0; 4]);
+            for index in 0..200 {
+                let scene = scene(Split::Train, 5, index);
+                let truth = scene.caption(1);
+                for (kind, swap) in (0..3).flat_map(|number| swaps(&scene.caption(200 + number))) {
+                    let far = measure(&truth, &swap);
+                    for near in (0..5).map(|number| measure(&truth, &scene.caption(100 + number))) {
+                        above[kind] += if near > far { 1.0 } else { f64::from(u8::from(near == far)) / 2.0 };
+                        all[kind] += 1.0;
+                    }
+                }
+            }
+            assert!(all.iter().all(|all| *all > 500.0), "{all:?}");
+            [0, 1, 2, 3].map(|kind| above[kind] / all[kind])
+        };
+        let (ours, plain) = (share(similarity), share(chrf));
+        assert!(ours.iter().all(|share| *share > 0.97), "ours {ours:?}, chrF++ {plain:?}");
+        assert!(plain.iter().any(|share| *share < 0.95), "chrF++ would do: {plain:?}");
     }
 
     /// A wrong word in place of one that carries a fact.

@@ -129,7 +129,7 @@ fn a_number_that_is_none_fails() {
 }
 
 #[test]
-fn wrong_pictures_and_pairs_fail() {
+fn wrong_pictures_pairs_and_questions_fail() {
     let folder = tempfile::tempdir().unwrap();
     copy(&golden().join("image"), &folder.path().join("image"));
     copy(&golden().join("rules"), &folder.path().join("rules"));
@@ -140,9 +140,19 @@ fn wrong_pictures_and_pairs_fail() {
     let rules = folder.path().join("rules/pairs.json");
     let text = fs::read_to_string(&rules).unwrap().replacen("\"image_win\": 12", "\"image_win\": 11", 1);
     fs::write(&rules, text).unwrap();
+    let questions = folder.path().join("rules/questions.json");
+    let text = fs::read_to_string(&questions).unwrap();
+    let mut cases: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+    cases[0]["kept"][0]["answer"] = "perhaps".into();
+    cases[1]["parsed"][0]["choices"][0] = "perhaps".into();
+    fs::write(&questions, serde_json::to_string(&cases).unwrap()).unwrap();
     let checks = verify(folder.path(), |_| {}).unwrap();
-    let failed: Vec<&str> = failures(&checks).iter().map(|check| check.case.as_str()).collect();
-    assert!(failed.contains(&"image") && failed.contains(&"rules"), "{failed:?}");
+    let failed = failures(&checks);
+    for (case, what) in
+        [("image", "in_1"), ("rules", "first round"), ("rules", "reply 0: kept"), ("rules", "reply 1: q")]
+    {
+        assert!(failed.iter().any(|check| check.case == case && check.what.starts_with(what)), "{what}: {failed:#?}");
+    }
 }
 
 #[test]

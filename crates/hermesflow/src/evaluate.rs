@@ -21,7 +21,7 @@ use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::judges;
+use crate::judges::{self, Answered};
 use crate::progress::Progress;
 use crate::statistics::Mean;
 
@@ -239,26 +239,33 @@ fn evaluate_block(
     };
     let of_real = replies(&real, &asked(&about_real, true))?;
     let of_own = replies(&imagined, &asked(&about_own, false))?;
-    let right = |question: &SceneQuestion, reply: &String| {
-        judges::choice(config.answer.matcher, reply, &question.choices) == Some(question.answer.as_str())
-    };
     let rows = indices.iter().enumerate().map(|(at, &index)| {
         let (scene, text) = &prompts[at];
         let judgement = parse_caption(text).map(|facts| judge(&imagined[at], &facts));
         let caption_text = of_real[at][0].trim().to_owned();
-        let own: Vec<((), bool)> = about_own[at].iter().zip(&of_own[at]).map(|(q, r)| ((), right(q, r))).collect();
-        PromptRow {
+        Ok(PromptRow {
             index,
             prompt: text.clone(),
             facts: judgement.iter().flat_map(|j| &j.facts).map(|fact| (fact.category, fact.holds)).collect(),
             all: judgement.is_some_and(|judgement| judgement.all),
-            by_itself: share(&own),
-            answers: about_real[at].iter().zip(&of_real[at][1..]).map(|(q, r)| (q.kind, right(q, r))).collect(),
+            by_itself: share(&judged(config, &about_own[at], &of_own[at])?),
+            answers: judged(config, &about_real[at], &of_real[at][1..])?,
             caption: caption_facts_score(scene, &caption_text),
             caption_text,
-        }
+        })
     });
-    Ok(rows.collect())
+    rows.collect()
+}
+
+/// Whether each reply is right, with the kind of its question.
+fn judged(config: &RunConfig, questions: &[SceneQuestion], replies: &[String]) -> Result<Vec<(QuestionKind, bool)>> {
+    let answered: Vec<Answered<'_>> = questions
+        .iter()
+        .zip(replies)
+        .map(|(asked, reply)| Answered { reply, choices: &asked.choices, answer: &asked.answer })
+        .collect();
+    let right = judges::right(config.answer.matcher, &answered)?;
+    Ok(questions.iter().map(|asked| asked.kind).zip(right).collect())
 }
 
 /// Some of the questions, in an order of the seed.

@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::{StageArgs, scenes};
 use crate::config::RunConfig;
+use crate::judges::Answered;
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
 use crate::progress::Progress;
@@ -112,12 +113,15 @@ pub fn accuracies(
     let asked: Vec<(&[u32], &[ReplyRequest])> =
         codes.iter().map(|codes| (codes.as_slice(), requests.as_slice())).collect();
     let replies = model.reply_many(&asked)?;
-    Ok(replies.iter().map(|replies| accuracy(config, questions, replies)).collect())
+    replies.iter().map(|replies| accuracy(config, questions, replies)).collect()
 }
 
-fn accuracy(config: &RunConfig, questions: &[QuestionRecord], replies: &[String]) -> f64 {
-    let right = questions.iter().zip(replies).filter(|(question, reply)| {
-        judges::choice(config.answer.matcher, reply, &question.choices) == Some(question.answer.as_str())
-    });
-    three_decimals(right.count() as f64 / questions.len().max(1) as f64)
+fn accuracy(config: &RunConfig, questions: &[QuestionRecord], replies: &[String]) -> Result<f64> {
+    let answered: Vec<Answered<'_>> = questions
+        .iter()
+        .zip(replies)
+        .map(|(asked, reply)| Answered { reply, choices: &asked.choices, answer: &asked.answer })
+        .collect();
+    let right = judges::right(config.answer.matcher, &answered)?.into_iter().filter(|right| *right).count();
+    Ok(three_decimals(right as f64 / questions.len().max(1) as f64))
 }

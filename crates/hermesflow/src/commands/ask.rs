@@ -4,13 +4,15 @@ use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_records::{InitialRecord, QuestionRecord, RecordId, derive_seed};
+use hermesflow_records::{InitialRecord, QuestionRecord, RecordId};
+use hermesflow_score::{Question, QuestionWriter};
 
 use super::{StageArgs, scenes};
 use crate::config::{RunConfig, Writer};
+use crate::files;
+use crate::judges::SceneWriter;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
-use crate::{files, judges, stage};
 
 /// Write questions with choices about every caption
 ///
@@ -40,7 +42,7 @@ pub fn run(args: Args) -> Result<()> {
 pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<QuestionRecord>> {
     let records = scenes::initial_data(config, layout, progress)?;
     let questions = match config.ask.writer {
-        Writer::Scenes => records.iter().flat_map(|record| written(config, record)).collect(),
+        Writer::Scenes => written(&SceneWriter { seed: config.seed }, &records)?,
         Writer::File => given(config, &records)?,
     };
     let asked: HashSet<&RecordId> = questions.iter().map(|question: &QuestionRecord| &question.id).collect();
@@ -65,23 +67,25 @@ fn same_file(given: Option<&Path>, own: &Path) -> bool {
     given.is_some_and(|given| matches!((given.canonicalize(), own.canonicalize()), (Ok(a), Ok(b)) if a == b))
 }
 
-/// What the rule-based writer asks about one caption.
-fn written(config: &RunConfig, record: &InitialRecord) -> Vec<QuestionRecord> {
-    // The same questions in every iteration: they belong to the caption, not to the player.
-    let seed = derive_seed(config.seed, &[stage::text_number("ask"), stage::text_number(record.id.as_str())]);
-    judges::scene_questions(&record.caption, seed)
-        .into_iter()
-        .map(|question| QuestionRecord {
-            id: record.id.clone(),
-            img_path: record.img_path.clone(),
-            prompt: record.prompt.clone(),
-            caption: record.caption.clone(),
-            element: question.element,
-            question: question.question,
-            choices: question.choices,
-            answer: question.answer,
-        })
-        .collect()
+/// What a writer asks about the records' captions.
+fn written(writer: &dyn QuestionWriter, records: &[InitialRecord]) -> Result<Vec<QuestionRecord>> {
+    let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
+    let asked = writer.write(&captions)?;
+    let named = |(record, question): (&InitialRecord, Question)| QuestionRecord {
+        id: record.id.clone(),
+        img_path: record.img_path.clone(),
+        prompt: record.prompt.clone(),
+        caption: record.caption.clone(),
+        element: question.element,
+        question: question.question,
+        choices: question.choices,
+        answer: question.answer,
+    };
+    let of_records = records.iter().zip(asked);
+    Ok(of_records
+        .flat_map(|(record, questions)| questions.into_iter().map(move |one| (record, one)))
+        .map(named)
+        .collect())
 }
 
 /// The questions of a file about these records, in the records' order.

@@ -108,18 +108,14 @@ fn candidates(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Re
         };
         scores.into_iter().enumerate().map(named).collect()
     };
-    Ok(records
-        .into_iter()
-        .map(|record| {
-            let own = captions.remove(&record.id).unwrap_or_default();
-            let similarities = judges::similarities(config.pair.similarity, &record.caption, &own);
-            Candidates {
-                captions: own.into_iter().zip(similarities).collect(),
-                images: images(&record, scores.remove(&record.id).unwrap_or_default()),
-                record,
-            }
-        })
-        .collect())
+    let judge = judges::caption_similarity(config.pair.similarity);
+    let candidates = |record: InitialRecord| {
+        let own = captions.remove(&record.id).unwrap_or_default();
+        let similarities = judge.similarities(&record.caption, &own)?;
+        let images = images(&record, scores.remove(&record.id).unwrap_or_default());
+        Ok(Candidates { captions: own.into_iter().zip(similarities).collect(), images, record })
+    };
+    records.into_iter().map(candidates).collect()
 }
 
 /// The control: the share of a caption's statements that the oracle sees in each image.

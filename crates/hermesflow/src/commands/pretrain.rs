@@ -13,7 +13,7 @@ use hermesflow_models::showo::pretrain::{VqLossWeights, random_magvit, random_sh
 use hermesflow_models::showo::{
     Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer, load_magvit, write_json,
 };
-use hermesflow_models::{DType, Device};
+use hermesflow_models::{DType, Device, Weights};
 use hermesflow_records::derive_seed;
 use hermesflow_train::{
     AdamWSettings, Objective, Outcome, Schedule, ScheduleKind, StepReport, Trainer, TrainerSettings,
@@ -39,6 +39,9 @@ pub struct Args {
     /// Overrides the file's seed.
     #[arg(long)]
     seed: Option<u64>,
+    /// Write the finished model here too, in 16 bits: this is how assets/scenes is made.
+    #[arg(long, value_name = "DIR")]
+    export: Option<PathBuf>,
     /// Stop after this many more steps of each stage (a checkpoint is not written for that).
     #[arg(long, hide = true)]
     stop_after: Option<usize>,
@@ -112,8 +115,9 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write(&tokenizer, text.as_bytes())?;
     }
     let Some(vq) = vq_stage(&config, &dir("vq"), args.stop_after)? else { return Ok(()) };
-    if base_stage(&config, vq, &tokenizer, args.stop_after)?.is_none() {
-        return Ok(());
+    let Some(model) = base_stage(&config, vq, &tokenizer, args.stop_after)? else { return Ok(()) };
+    if let Some(folder) = &args.export {
+        export(&model, &output, folder)?;
     }
     println!("{}", dir("showo").display());
     Ok(())
@@ -188,6 +192,17 @@ fn base_stage(
     }
     model.save(&folder, DType::F32)?;
     Ok(Some(model))
+}
+
+/// The model, its image tokenizer and its text tokenizer in one folder, weights in f16.
+fn export(model: &Showo, output: &Path, folder: &Path) -> anyhow::Result<()> {
+    model.save(&folder.join("showo"), DType::F16)?;
+    write_json(&folder.join("vq/config.json"), model.vq().config())?;
+    let weights = Weights::load(&output.join("vq"), DType::F32, &Device::Cpu)?;
+    weights.save(&folder.join("vq/pytorch_model.safetensors"), DType::F16)?;
+    let tokenizer = output.join("tokenizer.json");
+    let bytes = std::fs::read(&tokenizer).with_context(|| tokenizer.display().to_string())?;
+    write(&folder.join("tokenizer.json"), &bytes)
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
