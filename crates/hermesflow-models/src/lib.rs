@@ -12,5 +12,5 @@ pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
 pub use hermesflow_nn::weights::Weights;
 pub use model::{
-    CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, ReplyRequest, Sampling, UnifiedModel,
+    CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, Sampling, UnifiedModel,
 };

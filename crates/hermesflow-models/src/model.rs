@@ -32,6 +32,15 @@ pub struct ReplyRequest {
     pub max_new_tokens: usize,
 }
 
+/// What was written.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The text.
+    pub text: String,
+    /// The sum of the log-probabilities of its tokens and the closing `<|eot|>`, whatever it was drawn under.
+    pub log_prob: f64,
+}
+
 /// One image to make.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImagineJob {
@@ -74,10 +83,10 @@ pub trait UnifiedModel {
     fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>>;
 
     /// Replies to several requests about one image, whose prefix is computed once.
-    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<String>>;
+    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<Reply>>;
 
     /// Replies to requests about several images, each image's prefix computed once.
-    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
     }
 
@@ -108,7 +117,7 @@ pub struct ImageExample {
 }
 
 /// A model whose log-probabilities of captions and images can be differentiated.
-pub trait PairModel {
+pub trait PairModel: Sync {
     /// All trainable parameters, sorted by name.
     fn parameters(&self) -> Vec<(String, Var)>;
 

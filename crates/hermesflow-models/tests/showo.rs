@@ -151,10 +151,30 @@ fn replies_of_a_batch_are_those_of_one_by_one() {
     for (image, replies) in [(&first, &together[0]), (&second, &together[1])] {
         for (request, reply) in requests.iter().zip(replies) {
             let alone = model.reply(image, std::slice::from_ref(request)).unwrap();
-            assert_eq!(&alone[0], reply);
+            assert_eq!(alone[0].text, reply.text);
+            assert!((alone[0].log_prob - reply.log_prob).abs() < 1e-4, "{alone:?} {reply:?}");
         }
     }
     assert_eq!(together[1].len(), 2);
+}
+
+/// A reply that ends at once has the probability of the empty caption.
+#[test]
+fn a_reply_s_probability_is_the_caption_s() {
+    let model = model();
+    let request = |seed| ReplyRequest {
+        question: "what is this?".into(),
+        sampling: Sampling { top_k: 0, temperature: 2.0 },
+        seed,
+        max_new_tokens: 1,
+    };
+    let requests: Vec<_> = (0..4000).map(request).collect();
+    let example = CaptionExample { image: image(0), question: "what is this?".into(), caption: String::new() };
+    let expected = f64::from(model.caption_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0]);
+    let replies = model.reply(&image(0), &requests).unwrap();
+    assert!(replies.iter().any(|reply| reply.text.is_empty() && (reply.log_prob - expected).abs() < 1e-4));
+    let sum: f64 = replies.iter().map(|reply| (-reply.log_prob).exp()).sum();
+    assert!(replies.iter().all(|reply| reply.log_prob < 0.0) && sum > 4000.0);
 }
 
 #[test]

@@ -216,30 +216,30 @@ impl<M: PairModel> PairDpo<M> {
         let settings = self.settings;
         let numbers: Vec<u64> = (0..settings.batch_size).map(|index| at.example(index, settings.batch_size)).collect();
         let indices: Vec<usize> = numbers.iter().map(|&number| self.order.index(number)).collect();
-        let (mut metrics, mut sides) = (Metrics::new(), Vec::new());
-        if settings.sides.understanding() {
-            let log_probs = self.understanding(&indices)?;
-            let side = settings.objective.side(&log_probs, settings.beta, settings.lambda_und)?;
-            metrics.insert_side("und", &log_probs, &side)?;
-            sides.push((settings.weight_und, side));
+        let draws: Vec<ImageDraw> = numbers
+            .iter()
+            .zip(&indices)
+            .map(|(&number, &index)| {
+                let tokens = self.pairs[index].image_win.len();
+                image_draw(settings.seed, number, tokens, settings.masks_per_pair, settings.prompt_dropout)
+            })
+            .collect();
+        // The sides share nothing but the weights, so they are worked on side by side.
+        let (understanding, generation) = rayon::join(
+            || settings.sides.understanding().then(|| self.understanding(&indices)).transpose(),
+            || settings.sides.generation().then(|| self.generation(&indices, &draws)).transpose(),
+        );
+        let (mut metrics, mut losses) = (Metrics::new(), Vec::new());
+        for (name, log_probs, lambda, weight) in [
+            ("und", understanding?, settings.lambda_und, settings.weight_und),
+            ("gen", generation?, settings.lambda_gen, settings.weight_gen),
+        ] {
+            let Some(log_probs) = log_probs else { continue };
+            let side = settings.objective.side(&log_probs, settings.beta, lambda)?;
+            metrics.insert_side(name, &log_probs, &side)?;
+            losses.extend(total(&[(weight, &side)])?);
         }
-        if settings.sides.generation() {
-            let draws: Vec<ImageDraw> = numbers
-                .iter()
-                .zip(&indices)
-                .map(|(&number, &index)| {
-                    let tokens = self.pairs[index].image_win.len();
-                    image_draw(settings.seed, number, tokens, settings.masks_per_pair, settings.prompt_dropout)
-                })
-                .collect();
-            let log_probs = self.generation(&indices, &draws)?;
-            let side = settings.objective.side(&log_probs, settings.beta, settings.lambda_gen)?;
-            metrics.insert_side("gen", &log_probs, &side)?;
-            sides.push((settings.weight_gen, side));
-        }
-        let sides: Vec<_> = sides.iter().map(|(weight, side)| (*weight, side)).collect();
-        let loss = total(&sides)?.expect("every choice of sides has at least one");
-        Ok(Step { loss, metrics })
+        Ok(Step { losses, metrics })
     }
 }
 

@@ -9,6 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor, Var};
+use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -50,10 +51,18 @@ impl Position {
 /// What a micro batch gives.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// The mean loss over the micro batch, a scalar with its graph.
-    pub loss: Tensor,
+    /// The mean loss over the micro batch in summands, each a scalar with a graph of its own; they are
+    /// differentiated side by side.
+    pub losses: Vec<Tensor>,
     /// What there is to report.
     pub metrics: Metrics,
+}
+
+impl Step {
+    /// The whole loss.
+    pub fn loss(&self) -> Result<Tensor> {
+        Ok(Tensor::stack(&self.losses, 0)?.sum_all()?)
+    }
 }
 
 /// The error of an objective of any crate.
@@ -249,10 +258,15 @@ impl<O: Objective> Trainer<O> {
         for micro in 0..micros {
             let at = Position { step, micro, micros };
             let part = self.objective.micro_batch(at).map_err(|source| objective_error(at, source))?;
-            let value = f64::from(part.loss.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-            finite("the loss", value, step)?;
-            loss += value / micros as f64;
-            gradients.add(self.optimizer.parameters(), &part.loss.backward()?)?;
+            for summand in &part.losses {
+                let value = f64::from(summand.to_dtype(DType::F32)?.to_scalar::<f32>()?);
+                finite("the loss", value, step)?;
+                loss += value / micros as f64;
+            }
+            let found: Vec<_> = part.losses.par_iter().map(Tensor::backward).collect();
+            for found in found {
+                gradients.add(self.optimizer.parameters(), &found?)?;
+            }
             parts.push(part.metrics);
         }
         let grad_norm = gradients.norm()? / micros as f64;

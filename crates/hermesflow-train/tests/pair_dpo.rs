@@ -1,9 +1,8 @@
 //! Pair-DPO with a model that can be followed by hand: what it is asked, and what it learns.
 #![allow(clippy::unwrap_used)]
 
-use std::cell::RefCell;
 use std::ops::ControlFlow;
-use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor, Var};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
@@ -21,7 +20,7 @@ struct Unigram {
     letters: Var,
     codes: Var,
     prompted: Var,
-    asked: Rc<RefCell<Asked>>,
+    asked: Arc<Mutex<Asked>>,
 }
 
 #[derive(Default)]
@@ -36,7 +35,7 @@ impl Unigram {
             let values: Vec<f32> = (0..CODES).map(|code| start + slope * code as f32).collect();
             Var::new(values, &Device::Cpu).unwrap()
         };
-        Self { letters: var(0.1), codes: var(-0.05), prompted: var(0.02), asked: Rc::default() }
+        Self { letters: var(0.1), codes: var(-0.05), prompted: var(0.02), asked: Arc::default() }
     }
 
     fn values(&self) -> Vec<f32> {
@@ -65,13 +64,13 @@ impl PairModel for Unigram {
     }
 
     fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {
-        self.asked.borrow_mut().captions.push(examples.to_vec());
+        self.asked.lock().unwrap().captions.push(examples.to_vec());
         let counts = examples.iter().map(|example| counts(example.caption.bytes().map(usize::from))).collect();
         Self::sum(counts, &self.letters.unsqueeze(0)?)
     }
 
     fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {
-        self.asked.borrow_mut().images.push(examples.to_vec());
+        self.asked.lock().unwrap().images.push(examples.to_vec());
         let masked = |example: &ImageExample| {
             counts(example.masked.iter().map(|&position| example.image[position as usize] as usize))
         };
@@ -119,7 +118,7 @@ fn a_fresh_policy_starts_at_two_ln_two() {
         let settings = PairDpoSettings { lambda_und: lambda, lambda_gen: lambda, ..PairDpoSettings::default() };
         let (mut pair_dpo, ..) = objective(settings, 6);
         let step = pair_dpo.micro_batch(at(0)).unwrap();
-        assert_eq!(scalar(&step.loss), 2.0 * std::f32::consts::LN_2);
+        assert_eq!(scalar(&step.loss().unwrap()), 2.0 * std::f32::consts::LN_2);
         assert_eq!(step.metrics.get("gen/rewards/margins"), Some(0.0));
         assert_eq!(step.metrics.get("und/delta/chosen"), Some(0.0));
         assert!(step.metrics.get("und/logps/chosen").unwrap() < -1.0);
@@ -138,7 +137,7 @@ fn a_pair_whose_win_is_its_lose_costs_two_ln_two_however_far_the_policy_has_move
     for (_, var) in pair_dpo.parameters() {
         var.set(&(var.as_tensor() * 7.0).unwrap()).unwrap();
     }
-    assert_eq!(scalar(&pair_dpo.micro_batch(at(3)).unwrap().loss), 2.0 * std::f32::consts::LN_2);
+    assert_eq!(scalar(&pair_dpo.micro_batch(at(3)).unwrap().loss().unwrap()), 2.0 * std::f32::consts::LN_2);
 }
 
 #[test]
@@ -146,7 +145,7 @@ fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
     let settings = PairDpoSettings { prompt_dropout: 0.5, ..PairDpoSettings::default() };
     let (mut pair_dpo, policy, reference) = objective(settings, 10);
     (0..5).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap()));
-    let asked = policy.asked.borrow();
+    let asked = policy.asked.lock().unwrap();
     assert_eq!((asked.captions.len(), asked.images.len()), (5, 5), "one call per side and micro batch");
     let mut dropped = 0;
     for examples in &asked.images {
@@ -167,7 +166,7 @@ fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
         }
     }
     // The reference saw each caption once, at the start, and the very same images.
-    let known = reference.asked.borrow();
+    let known = reference.asked.lock().unwrap();
     assert_eq!(known.captions.iter().map(Vec::len).sum::<usize>(), 20);
     assert_eq!(known.images, asked.images);
 }
@@ -176,7 +175,7 @@ fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
 fn an_epoch_sees_every_pair_once_and_a_step_can_be_repeated_alone() {
     let (mut pair_dpo, policy, _) = objective(PairDpoSettings { prompt_dropout: 0.0, ..PairDpoSettings::default() }, 8);
     (0..4).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap()));
-    let run: Vec<Vec<ImageExample>> = policy.asked.borrow().images.clone();
+    let run: Vec<Vec<ImageExample>> = policy.asked.lock().unwrap().images.clone();
     for epoch in run.chunks(2) {
         let mut prompts: Vec<&str> = epoch.iter().flat_map(|step| &step[..4]).map(|e| e.prompt.as_str()).collect();
         prompts.sort_unstable();
@@ -189,7 +188,7 @@ fn an_epoch_sees_every_pair_once_and_a_step_can_be_repeated_alone() {
     };
     assert_ne!(mask(0), mask(1), "a pair gets a fresh mask every time");
     pair_dpo.micro_batch(at(1)).unwrap();
-    assert_eq!(policy.asked.borrow().images[4], run[1]);
+    assert_eq!(policy.asked.lock().unwrap().images[4], run[1]);
     assert_eq!((pair_dpo.epoch(at(0)), pair_dpo.epoch(at(3))), (0.0, 1.5));
 }
 
@@ -260,8 +259,8 @@ fn one_side_alone_asks_for_nothing_of_the_other() {
     for (sides, captions, images) in [(Sides::Und, 1, 0), (Sides::Gen, 0, 1)] {
         let (mut pair_dpo, policy, _) = objective(PairDpoSettings { sides, ..PairDpoSettings::default() }, 6);
         let step = pair_dpo.micro_batch(at(0)).unwrap();
-        assert_eq!(scalar(&step.loss), std::f32::consts::LN_2);
-        let asked = policy.asked.borrow();
+        assert_eq!(scalar(&step.loss().unwrap()), std::f32::consts::LN_2);
+        let asked = policy.asked.lock().unwrap();
         assert_eq!((asked.captions.len(), asked.images.len()), (captions, images));
         assert_eq!(step.metrics.get("gen/loss").is_some(), images == 1);
     }
@@ -277,7 +276,7 @@ fn sft_wins_raises_the_wins_and_pulls_as_hard_as_the_first_step_of_pair_dpo() {
             ..PairDpoSettings::default()
         };
         let (mut pair_dpo, policy, _) = objective(settings, 6);
-        let gradients = pair_dpo.micro_batch(at(0)).unwrap().loss.backward().unwrap();
+        let gradients = pair_dpo.micro_batch(at(0)).unwrap().loss().unwrap().backward().unwrap();
         gradients.get(&policy.letters).unwrap().to_vec1::<f32>().unwrap()
     };
     let (sft, dpo) = (gradient(LossKind::SftWins), gradient(LossKind::PairDpo));
@@ -297,7 +296,7 @@ fn several_masks_are_averaged_before_the_comparison() {
     let (mut pair_dpo, policy, _) = objective(settings, 6);
     policy.codes.set(&(policy.codes.as_tensor() * -6.0).unwrap()).unwrap();
     let step = pair_dpo.micro_batch(at(0)).unwrap();
-    let examples = policy.asked.borrow().images[0].clone();
+    let examples = policy.asked.lock().unwrap().images[0].clone();
     assert_eq!(examples.len(), 2 * 2 * 3);
     let alone = |example: &ImageExample| {
         f64::from(policy.image_log_probs(std::slice::from_ref(example)).unwrap().to_vec1::<f32>().unwrap()[0])

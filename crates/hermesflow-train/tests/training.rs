@@ -68,7 +68,7 @@ impl Objective for Toy {
         if self.fall != 0.0 {
             metrics.insert("und/delta/chosen", -self.fall * at.step as f64);
         }
-        Ok(Step { loss, metrics })
+        Ok(Step { losses: vec![loss], metrics })
     }
 
     fn epoch(&self, at: Position) -> f64 {

@@ -251,14 +251,26 @@ impl Default for AskSettings {
 pub struct AnswerSettings {
     /// How a free reply is matched to a choice.
     pub matcher: TextJudge,
+    /// What a right answer counts.
+    pub score: AnswerScore,
     /// A reply ends after this many tokens.
     pub max_new_tokens: usize,
 }
 
 impl Default for AnswerSettings {
     fn default() -> Self {
-        Self { matcher: TextJudge::Lexical, max_new_tokens: 100 }
+        Self { matcher: TextJudge::Lexical, score: AnswerScore::Accuracy, max_new_tokens: 100 }
     }
+}
+
+/// What a right answer counts in the score of an image; a wrong one counts nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum AnswerScore {
+    /// One: the score is the share of right answers, as in the paper.
+    Accuracy,
+    /// The probability that the model gave it: of two images that are answered rightly, the clearer one is better.
+    Confidence,
 }
 
 /// Who judges texts.

@@ -13,7 +13,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::Result;
-use hermesflow_models::{ImagineJob, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{ImagineJob, Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::oracle::{caption_facts_score, judge};
 use hermesflow_scenes::{Category, QuestionKind, Scene, SceneQuestion, Split, parse_caption, questions};
@@ -232,7 +232,7 @@ fn evaluate_block(
         let caption = || greedy(config.caption.question.clone(), config.caption.max_new_tokens);
         all.iter().map(|list| captions.then(caption).into_iter().chain(list.iter().map(one)).collect()).collect()
     };
-    let replies = |images: &[RgbImage], requests: &[Vec<ReplyRequest>]| -> Result<Vec<Vec<String>>> {
+    let replies = |images: &[RgbImage], requests: &[Vec<ReplyRequest>]| -> Result<Vec<Vec<Reply>>> {
         let codes = model.encode_images(images)?;
         let all: Vec<_> = codes.iter().zip(requests).map(|(c, r)| (c.as_slice(), r.as_slice())).collect();
         Ok(model.reply_many(&all)?)
@@ -242,7 +242,7 @@ fn evaluate_block(
     let rows = indices.iter().enumerate().map(|(at, &index)| {
         let (scene, text) = &prompts[at];
         let judgement = parse_caption(text).map(|facts| judge(&imagined[at], &facts));
-        let caption_text = of_real[at][0].trim().to_owned();
+        let caption_text = of_real[at][0].text.trim().to_owned();
         Ok(PromptRow {
             index,
             prompt: text.clone(),
@@ -258,11 +258,11 @@ fn evaluate_block(
 }
 
 /// Whether each reply is right, with the kind of its question.
-fn judged(config: &RunConfig, questions: &[SceneQuestion], replies: &[String]) -> Result<Vec<(QuestionKind, bool)>> {
+fn judged(config: &RunConfig, questions: &[SceneQuestion], replies: &[Reply]) -> Result<Vec<(QuestionKind, bool)>> {
     let answered: Vec<Answered<'_>> = questions
         .iter()
         .zip(replies)
-        .map(|(asked, reply)| Answered { reply, choices: &asked.choices, answer: &asked.answer })
+        .map(|(asked, reply)| Answered { reply: &reply.text, choices: &asked.choices, answer: &asked.answer })
         .collect();
     let right = judges::right(config.answer.matcher, &answered)?;
     Ok(questions.iter().map(|asked| asked.kind).zip(right).collect())

@@ -68,6 +68,11 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    // candle's own threads spin between two products and take the cores from our operators, which bring their own.
+    if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
+        // SAFETY: no other thread has been started yet.
+        unsafe { std::env::set_var("CANDLE_NUM_THREADS", "1") };
+    }
     // A panic is our fault, whatever its thread: it must not look like something that the user can mend.
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

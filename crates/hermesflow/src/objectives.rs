@@ -59,7 +59,7 @@ impl Objective for VqPretraining {
         ] {
             metrics.insert(name, f64::from(part.to_scalar::<f32>()?));
         }
-        Ok(Step { loss: loss.total, metrics })
+        Ok(Step { losses: vec![loss.total], metrics })
     }
 
     fn epoch(&self, _at: Position) -> f64 {
@@ -162,15 +162,15 @@ impl Objective for BasePretraining {
     }
 
     fn micro_batch(&mut self, at: Position) -> Result<Step, ObjectiveError> {
-        let (understanding, und_tokens) = self.understanding(at)?;
-        let (generation, gen_tokens) = self.generation(at)?;
+        let (understanding, generation) = rayon::join(|| self.understanding(at), || self.generation(at));
+        let ((understanding, und_tokens), (generation, gen_tokens)) = (understanding?, generation?);
         let mut metrics = Metrics::new();
         metrics.insert("und/loss", f64::from(understanding.to_scalar::<f32>()?));
         metrics.insert("gen/loss", f64::from(generation.to_scalar::<f32>()?));
         metrics.insert("und/tokens", und_tokens);
         metrics.insert("gen/tokens", gen_tokens);
-        let loss = ((understanding * self.mix.understanding_weight)? + generation)?;
-        Ok(Step { loss, metrics })
+        let losses = vec![(understanding * self.mix.understanding_weight)?, generation];
+        Ok(Step { losses, metrics })
     }
 
     fn epoch(&self, _at: Position) -> f64 {

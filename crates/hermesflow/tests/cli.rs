@@ -269,3 +269,29 @@ fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
     workshop.succeeds(&["run", "run.yaml"]);
     same(&workshop);
 }
+
+#[test]
+fn the_demo_leaves_figures_and_pictures() {
+    let folder = tempfile::tempdir().unwrap();
+    let demo = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hermesflow"));
+        command.current_dir(folder.path()).args(["demo", "--quick", "--prompts", "8", "train.steps=4"]);
+        let output = command.stdin(Stdio::null()).output().unwrap();
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        text(&output.stdout)
+    };
+    let first = demo();
+    let out = folder.path().join("hermesflow-demo");
+    let figures = fs::read_to_string(out.join("figures.md")).unwrap();
+    for row in ["base", "iteration 1", "understanding", "generation", "gap"] {
+        assert!(figures.contains(row), "{row}: {figures}");
+    }
+    assert!(first.contains(figures.trim()));
+    for name in ["pairs.png", "before-after.png"] {
+        let picture = image::open(out.join(name)).unwrap();
+        assert!(picture.width() > 300 && picture.height() > 200, "{name}");
+    }
+    let before = files(&out);
+    demo();
+    assert_eq!(before, files(&out), "nothing is done twice, nothing changes");
+}

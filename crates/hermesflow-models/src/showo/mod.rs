@@ -24,7 +24,9 @@ pub use phi::Phi;
 pub use sequence::Frames;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
-use crate::model::{CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, ReplyRequest, UnifiedModel};
+use crate::model::{
+    CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, UnifiedModel,
+};
 use crate::{Error, Result};
 
 /// The files of a model in memory, as an embedded asset carries them.
@@ -255,11 +257,11 @@ impl UnifiedModel for Showo {
         self.vq.decode_images(codes)
     }
 
-    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<String>> {
+    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
         Ok(self.reply_many(&[(image, requests)])?.pop().unwrap_or_default())
     }
 
-    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         reply::reply_many(self, images)
     }
 

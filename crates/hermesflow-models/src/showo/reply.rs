@@ -17,13 +17,13 @@ use super::maskgit::draw_index;
 use super::phi::{Phi, Placement};
 use super::sequence::{Packed, question_text};
 use crate::Result;
-use crate::model::{ReplyRequest, Sampling};
+use crate::model::{Reply, ReplyRequest, Sampling};
 
 /// Replies that advance as one batch.
 const BATCH: usize = 256;
 
 /// Replies to all requests, in order.
-pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
     let mut replies = Vec::with_capacity(images.len());
     let mut rest = images;
     while !rest.is_empty() {
@@ -39,7 +39,7 @@ pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) ->
     Ok(replies)
 }
 
-fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<String>>> {
+fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
     let mut packed = Packed::default();
     let mut samples = Vec::new();
     let mut questions: Vec<(usize, Vec<u32>)> = Vec::new();
@@ -68,14 +68,12 @@ fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Ve
             Question { block, rows }
         })
         .collect();
-    let texts = decode(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot)?;
-    let mut texts = texts.into_iter();
-    images
-        .iter()
-        .map(|(_, requests)| {
-            texts.by_ref().take(requests.len()).map(|ids| model.tokenizer.decode(&ids)).collect::<Result<_>>()
-        })
-        .collect()
+    decode(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot)?;
+    let reply = |sample: Sample| -> Result<Reply> {
+        Ok(Reply { text: model.tokenizer.decode(&sample.tokens)?, log_prob: sample.log_prob })
+    };
+    let mut replies = samples.into_iter().map(reply);
+    images.iter().map(|(_, requests)| replies.by_ref().take(requests.len()).collect()).collect()
 }
 
 /// The cached rows that replies to one question see.
@@ -92,8 +90,11 @@ pub struct Sample {
     sampling: Sampling,
     max_new_tokens: usize,
     random: ChaCha8Rng,
-    tokens: Vec<u32>,
     ended: bool,
+    /// What was written, without the closing `<|eot|>`.
+    pub tokens: Vec<u32>,
+    /// The sum of the log-probabilities of all that was drawn.
+    pub log_prob: f64,
 }
 
 impl Sample {
@@ -104,13 +105,15 @@ impl Sample {
             sampling: request.sampling,
             max_new_tokens: request.max_new_tokens,
             random: ChaCha8Rng::seed_from_u64(request.seed),
-            tokens: Vec::new(),
             ended: request.max_new_tokens == 0,
+            tokens: Vec::new(),
+            log_prob: 0.0,
         }
     }
 
     fn take(&mut self, logits: &[f32], eot: u32) {
         let token = draw(logits, self.sampling, &mut self.random);
+        self.log_prob += log_prob(logits, token);
         if token == eot {
             self.ended = true;
         } else {
@@ -118,6 +121,12 @@ impl Sample {
             self.ended = self.tokens.len() >= self.max_new_tokens;
         }
     }
+}
+
+fn log_prob(logits: &[f32], token: u32) -> f64 {
+    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
+    f64::from(logits[token as usize] - highest) - sum.ln()
 }
 
 /// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
@@ -139,17 +148,11 @@ fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
     candidates[draw_index(&weights, random.random::<f32>() * total)]
 }
 
-/// Writes all replies; returns their tokens, without the closing `<|eot|>`.
+/// Writes all replies.
 ///
 /// # Errors
 /// When a tensor operation fails.
-pub fn decode(
-    phi: &Phi,
-    prefix: &Packed,
-    questions: &[Question],
-    samples: &mut [Sample],
-    eot: u32,
-) -> Result<Vec<Vec<u32>>> {
+pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut [Sample], eot: u32) -> Result<()> {
     let start = prefix.ids.len();
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
     let cache = phi.cache(start + samples.len() * size)?;
@@ -197,5 +200,5 @@ pub fn decode(
             samples[at].take(&logits[row], eot);
         }
     }
-    Ok(samples.iter_mut().map(|sample| std::mem::take(&mut sample.tokens)).collect())
+    Ok(())
 }

@@ -4,12 +4,12 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
-use hermesflow_models::{ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId, three_decimals};
 use serde_json::json;
 
 use super::{StageArgs, scenes};
-use crate::config::RunConfig;
+use crate::config::{AnswerScore, RunConfig};
 use crate::judges::Answered;
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
@@ -21,7 +21,7 @@ use crate::{files, judges, models};
 ///
 /// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
 /// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
-/// decimals. Writes generation_vqa_results.json. Kill it anywhere: it continues where it was.
+/// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it anywhere: it continues where it was.
 ///
 /// Example: hermesflow answer configs/scenes.yaml
 #[derive(Debug, clap::Args)]
@@ -79,7 +79,7 @@ fn answer_record(
     let named = || format!("record {}", record.id);
     let paths: Vec<PathBuf> =
         (0..config.imagine.images).map(|number| layout.image(record.id.as_str(), number)).collect();
-    let result = accuracies(model, config, pictures, &paths, questions).with_context(named)?;
+    let result = scores(model, config, pictures, &paths, questions).with_context(named)?;
     Ok(AnswerRecord {
         id: record.id.clone(),
         caption: record.caption.clone(),
@@ -88,11 +88,12 @@ fn answer_record(
     })
 }
 
-/// The share of `questions` that the model answers rightly about each image, rounded to three decimals.
+/// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
+/// weighted by its confidence in them if `answer.score` says so.
 ///
 /// # Errors
 /// Names the image that is missing or broken.
-pub fn accuracies(
+pub fn scores(
     model: &impl UnifiedModel,
     config: &RunConfig,
     pictures: &Pictures,
@@ -113,15 +114,21 @@ pub fn accuracies(
     let asked: Vec<(&[u32], &[ReplyRequest])> =
         codes.iter().map(|codes| (codes.as_slice(), requests.as_slice())).collect();
     let replies = model.reply_many(&asked)?;
-    replies.iter().map(|replies| accuracy(config, questions, replies)).collect()
+    replies.iter().map(|replies| score(config, questions, replies)).collect()
 }
 
-fn accuracy(config: &RunConfig, questions: &[QuestionRecord], replies: &[String]) -> Result<f64> {
+/// One image's score, rounded to three decimals.
+fn score(config: &RunConfig, questions: &[QuestionRecord], replies: &[Reply]) -> Result<f64> {
     let answered: Vec<Answered<'_>> = questions
         .iter()
         .zip(replies)
-        .map(|(asked, reply)| Answered { reply, choices: &asked.choices, answer: &asked.answer })
+        .map(|(asked, reply)| Answered { reply: &reply.text, choices: &asked.choices, answer: &asked.answer })
         .collect();
-    let right = judges::right(config.answer.matcher, &answered)?.into_iter().filter(|right| *right).count();
-    Ok(three_decimals(right as f64 / questions.len().max(1) as f64))
+    let counts = |reply: &Reply| match config.answer.score {
+        AnswerScore::Accuracy => 1.0,
+        AnswerScore::Confidence => reply.log_prob.exp(),
+    };
+    let right = judges::right(config.answer.matcher, &answered)?;
+    let sum: f64 = right.iter().zip(replies).filter(|(right, _)| **right).map(|(_, reply)| counts(reply)).sum();
+    Ok(three_decimals(sum / questions.len().max(1) as f64))
 }

@@ -85,7 +85,7 @@ fn caption_chunk(
         img_path: record.img_path.clone(),
         prompt: record.prompt.clone(),
         caption: record.caption.clone(),
-        caption_mmu: replies.iter().map(|reply| reply.trim().to_owned()).collect(),
+        caption_mmu: replies.iter().map(|reply| reply.text.trim().to_owned()).collect(),
     });
     Ok(results.collect())
 }
