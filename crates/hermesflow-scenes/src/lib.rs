@@ -11,7 +11,7 @@ mod render;
 pub mod scene;
 pub mod text;
 
-pub use questions::{QuestionKind, SceneQuestion, questions};
+pub use questions::{QuestionKind, SceneQuestion, picture_questions, questions};
 pub use scene::{
     Background, Category, Colour, Group, Kind, Object, Relation, SIDE, Scene, Shape, Size, Split, crowd, scene,
 };

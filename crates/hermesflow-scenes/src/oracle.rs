@@ -302,14 +302,15 @@ fn outlines() -> &'static [Outline] {
 ///
 /// The facts, and the GenEval category of each:
 /// - every group: a thing of its shape is there (*single object* where the caption has one thing, else
-///   *two objects*; *counting* groups have the next fact in its place);
-/// - a group of several: there are exactly that many of its shape and colour (*counting*);
+///   *two objects*; groups of several have the next fact in its place);
+/// - there are exactly as many of its shape and colour as it says (*counting*);
 /// - its colour, if said: a thing of its shape has it (*colors* where the caption has one group, else
 ///   *attribute binding*);
 /// - its size, if said: a thing of its shape and colour has it (*attribute binding*);
 /// - the relation, if said: the middles of two such things lie so, along that axis more than across it
 ///   (*position*);
-/// - the background, if said (*colors*).
+/// - the background, if said (*colors*);
+/// - nothing else is there, fragments included (*counting*): captions of this world name every thing.
 pub fn judge(picture: &RgbImage, facts: &Facts) -> Judgement {
     let seen = see(picture);
     let single = facts.groups.len() == 1;
@@ -327,9 +328,8 @@ pub fn judge(picture: &RgbImage, facts: &Facts) -> Judgement {
         if group.count == 1 {
             let there = seen.objects.iter().any(|object| object.shape == Some(group.shape));
             add(category, format!("a {} is there", group.shape.word()), there);
-        } else {
-            add(Category::Counting, format!("exactly {group}"), found.len() == group.count);
         }
+        add(Category::Counting, format!("exactly {group}"), found.len() == group.count);
         if let Some(colour) = group.colour {
             let category = if single { Category::Colors } else { Category::AttributeBinding };
             add(category, format!("a {} is {}", group.shape.word(), colour.word()), !found.is_empty());
@@ -348,7 +348,12 @@ pub fn judge(picture: &RgbImage, facts: &Facts) -> Judgement {
         add(Category::Colors, format!("the background is {}", background.word()), seen.background == Some(background));
     }
     let mentioned: usize = facts.groups.iter().map(|group| group.count).sum();
-    let all = judged.iter().all(|fact| fact.holds) && seen.objects.len() == mentioned;
+    judged.push(JudgedFact {
+        category: Category::Counting,
+        claim: "nothing else is there".to_string(),
+        holds: seen.objects.len() <= mentioned,
+    });
+    let all = judged.iter().all(|fact| fact.holds);
     Judgement { facts: judged, all }
 }
 

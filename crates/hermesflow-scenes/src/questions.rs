@@ -61,11 +61,7 @@ pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
             }
         }
         if facts.groups.len() == 1 || group.count > 1 {
-            let element = name(&Claim { size: None, ..*group });
-            let question = format!("how many {} are there?", name(&Claim { size: None, count: 2, ..*group }));
-            let choices = (1..=4).map(|n| n.to_string()).collect();
-            let answer = group.count.to_string();
-            asked.push(SceneQuestion { kind: QuestionKind::Counting, element, question, choices, answer });
+            asked.push(how_many(group));
         }
         if let Some(size) = group.size {
             let verb = if group.count > 1 { "are" } else { "is" };
@@ -95,6 +91,26 @@ pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
         asked.push(choose(QuestionKind::Attribute, "background", question, background, Background::ALL, random));
     }
     asked
+}
+
+/// The questions that an imagined picture must answer: [`questions`], and how many there are of each thing, single
+/// ones too. Captions of this world name everything, so a picture with more in it is wrong.
+pub fn picture_questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
+    let mut asked = questions(facts, seed);
+    if facts.groups.len() > 1 {
+        asked.extend(facts.groups.iter().filter(|group| group.count == 1).map(how_many));
+    }
+    asked
+}
+
+fn how_many(group: &Claim) -> SceneQuestion {
+    SceneQuestion {
+        kind: QuestionKind::Counting,
+        element: name(&Claim { size: None, ..*group }),
+        question: format!("how many {} are there?", name(&Claim { size: None, count: 2, ..*group })),
+        choices: (1..=4).map(|n| n.to_string()).collect(),
+        answer: group.count.to_string(),
+    }
 }
 
 /// "is there a …?" about the group, or about a thing that differs from it in one word and is not there.

@@ -4,7 +4,9 @@
 use std::collections::HashSet;
 
 use hermesflow_scenes::oracle::{caption_facts_score, judge, see};
-use hermesflow_scenes::{Category, Kind, Scene, Split, parse_caption, questions, scene};
+use hermesflow_scenes::{
+    Category, Kind, QuestionKind, Scene, Split, parse_caption, picture_questions, questions, scene,
+};
 use image::{Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -175,4 +177,39 @@ fn every_category_is_judged() {
     let categories: HashSet<Category> =
         scenes(200).flat_map(|scene| judge(&scene.render(), &scene.facts()).facts).map(|fact| fact.category).collect();
     assert_eq!(categories.len(), Category::ALL.len());
+}
+
+/// A caption of this world names every thing, so what it does not name is a fault of the picture.
+#[test]
+fn clutter_is_wrong() {
+    let mut seen = 0;
+    for scene in scenes(200).filter(|scene| scene.facts().groups.len() == 2) {
+        let mut facts = scene.facts();
+        facts.groups.pop();
+        facts.relation = None;
+        let judgement = judge(&scene.render(), &facts);
+        let wrong: Vec<&str> =
+            judgement.facts.iter().filter(|fact| !fact.holds).map(|fact| fact.claim.as_str()).collect();
+        assert_eq!(wrong, ["nothing else is there"], "{facts:?}");
+        assert!(!judgement.all);
+        seen += 1;
+    }
+    assert!(seen > 50);
+    for scene in scenes(200).filter(|scene| scene.facts().groups.iter().any(|group| group.count > 1)) {
+        let mut facts = scene.facts();
+        facts.groups.iter_mut().for_each(|group| group.count = 1);
+        let judgement = judge(&scene.render(), &facts);
+        assert!(judgement.facts.iter().any(|fact| !fact.holds && fact.claim.starts_with("exactly")), "{facts:?}");
+    }
+}
+
+#[test]
+fn pictures_are_asked_for_every_number() {
+    for scene in scenes(100) {
+        let facts = scene.facts();
+        let (asked, of_pictures) = (questions(&facts, 1), picture_questions(&facts, 1));
+        assert_eq!(of_pictures[..asked.len()], asked[..]);
+        let counts = of_pictures.iter().filter(|question| question.kind == QuestionKind::Counting).count();
+        assert_eq!(counts, facts.groups.len());
+    }
 }

@@ -15,7 +15,7 @@ use crate::overrides;
 
 mod train;
 
-pub use train::{ObjectiveName, Reference, TrainSettings};
+pub use train::{ImageCodes, ObjectiveName, Reference, TrainSettings};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

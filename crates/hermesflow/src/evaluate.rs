@@ -5,7 +5,8 @@
 //!
 //! - **understanding**: the mean of (a) the share of questions about a real picture answered rightly and
 //!   (b) the share of right statements in the greedy caption of it;
-//! - **generation**: the share of the prompt's facts that the oracle finds in the imagined picture;
+//! - **generation**: the share of the prompt's facts that the oracle finds in the imagined picture, the number of every
+//!   thing and that nothing else is there among them;
 //! - **generation by itself**: the share of questions about the imagined picture that the model answers
 //!   as the prompt says;
 //! - **gap**: understanding − generation.
@@ -16,7 +17,9 @@ use anyhow::Result;
 use hermesflow_models::{ImagineJob, Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::oracle::{caption_facts_score, judge};
-use hermesflow_scenes::{Category, QuestionKind, Scene, SceneQuestion, Split, parse_caption, questions};
+use hermesflow_scenes::{
+    Category, QuestionKind, Scene, SceneQuestion, Split, parse_caption, picture_questions, questions,
+};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -218,7 +221,9 @@ fn evaluate_block(
     let about_own: Vec<Vec<SceneQuestion>> = prompts
         .iter()
         .zip(indices)
-        .map(|((_, caption), &index)| parse_caption(caption).map_or(vec![], |facts| questions(&facts, seed(index))))
+        .map(|((_, caption), &index)| {
+            parse_caption(caption).map_or(vec![], |facts| picture_questions(&facts, seed(index)))
+        })
         .collect();
     let greedy = |question: String, max_new_tokens| ReplyRequest {
         question,

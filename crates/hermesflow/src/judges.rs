@@ -59,7 +59,7 @@ impl QuestionWriter for SceneWriter {
     fn write(&self, captions: &[&str]) -> hermesflow_score::Result<Vec<Vec<Question>>> {
         let of = |caption: &&str| {
             let seed = derive_seed(self.seed, &[text_number("ask"), text_number(caption)]);
-            let questions = parse_caption(caption).map(|facts| hermesflow_scenes::questions(&facts, seed));
+            let questions = parse_caption(caption).map(|facts| hermesflow_scenes::picture_questions(&facts, seed));
             let without_kind = |one: hermesflow_scenes::SceneQuestion| Question {
                 element: one.element,
                 question: one.question,

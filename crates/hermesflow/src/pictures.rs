@@ -40,6 +40,33 @@ impl Pictures {
     pub fn load(&self, path: &Path) -> Result<RgbImage> {
         Ok(load_square(&self.find(path)?, self.side)?)
     }
+
+    /// The codes that a model drew for one of its pictures, if they lie beside it.
+    ///
+    /// # Errors
+    /// Names the file when it is missing or broken, and what to do.
+    pub fn codes(&self, path: &Path) -> Result<Option<Vec<u32>>> {
+        let file = codes_of(&self.find(path)?);
+        if !file.is_file() {
+            return Ok(None);
+        }
+        let text = std::fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+        let broken = || format!("{}: not a list of codes; remove it or imagine the record again", file.display());
+        serde_json::from_str(&text).map(Some).with_context(broken)
+    }
+}
+
+/// The file of a picture's codes.
+fn codes_of(picture: &Path) -> PathBuf {
+    picture.with_extension("codes.json")
+}
+
+/// Writes the codes of a picture beside it.
+///
+/// # Errors
+/// Names the file that cannot be written.
+pub fn save_codes(codes: &[u32], picture: &Path) -> Result<()> {
+    files::write_atomically(&codes_of(picture), serde_json::to_string(codes)?.as_bytes())
 }
 
 /// Writes a PNG under a temporary name and renames it: a file that exists is whole.

@@ -9,7 +9,7 @@ use super::{StageArgs, scenes};
 use crate::config::RunConfig;
 use crate::layout::RunLayout;
 use crate::models;
-use crate::pictures::save_png;
+use crate::pictures::{save_codes, save_png};
 use crate::progress::Progress;
 use crate::stage;
 
@@ -74,8 +74,11 @@ fn imagine_chunk(
         .collect();
     let codes = model.imagine(&jobs, &config.imagine.into())?;
     let pictures = model.decode_images(&codes)?;
-    for ((record, number), picture) in named.into_iter().zip(pictures) {
-        save_png(&picture, &layout.image(record.id.as_str(), number))?;
+    for (((record, number), picture), codes) in named.into_iter().zip(pictures).zip(codes) {
+        // The codes first: a picture that is there has its codes.
+        let path = layout.image(record.id.as_str(), number);
+        save_codes(&codes, &path)?;
+        save_png(&picture, &path)?;
     }
     Ok(())
 }

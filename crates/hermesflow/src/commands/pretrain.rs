@@ -88,6 +88,13 @@ struct BaseSettings {
     model: PhiConfig,
     max_text_len: usize,
     caption_question: String,
+    stages: Vec<StageSettings>,
+}
+
+/// One stage of the base model's training: it begins with the weights of the stage before and a fresh optimizer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct StageSettings {
     mix: PretrainingMix,
     steps: usize,
     learning_rate: f64,
@@ -179,16 +186,27 @@ fn base_stage(
     let tokenizer = ShowoTokenizer::from_bytes(&text, &showo, tokenizer_file)?;
     let weights = random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?.trainable()?;
     let model = Showo::new(showo, settings.model.clone(), weights, tokenizer, vq)?;
-    let objective = BasePretraining {
-        model: model.clone(),
-        mix: settings.mix.clone(),
-        caption_question: settings.caption_question.clone(),
-        seed: derive_seed(config.seed, &[4]),
-    };
-    let numbers = (settings.steps, settings.learning_rate, settings.warmup_steps, settings.weight_decay);
-    let trainer = trainer_settings(numbers, settings.max_grad_norm, config.checkpoint_every);
-    if !train("base model", objective, trainer, &folder.join("training"), stop_after)? {
-        return Ok(None);
+    for (number, stage) in settings.stages.iter().enumerate() {
+        // A stage that is finished gives its weights at once: they are its last checkpoint.
+        let (seed, training, name) = match number {
+            0 => (derive_seed(config.seed, &[4]), "training".to_owned(), "base model".to_owned()),
+            _ => {
+                let number = number + 1;
+                let seed = derive_seed(config.seed, &[4, number as u64]);
+                (seed, format!("training_stage{number}"), format!("base model, stage {number}"))
+            }
+        };
+        let objective = BasePretraining {
+            model: model.clone(),
+            mix: stage.mix.clone(),
+            caption_question: settings.caption_question.clone(),
+            seed,
+        };
+        let numbers = (stage.steps, stage.learning_rate, stage.warmup_steps, stage.weight_decay);
+        let trainer = trainer_settings(numbers, stage.max_grad_norm, config.checkpoint_every);
+        if !train(&name, objective, trainer, &folder.join(training), stop_after)? {
+            return Ok(None);
+        }
     }
     model.save(&folder, DType::F32)?;
     Ok(Some(model))

@@ -11,7 +11,7 @@ use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, 
 use serde_json::{Value, json};
 
 use super::StageArgs;
-use crate::config::{ObjectiveName, RunConfig};
+use crate::config::{ImageCodes, ObjectiveName, RunConfig};
 use crate::layout::RunLayout;
 use crate::objectives::BasePretraining;
 use crate::pictures::Pictures;
@@ -181,9 +181,32 @@ fn encode(
                 .collect::<Result<Vec<_>>>()?;
             Ok(model.encode_images(&images)?)
         };
+        let imagined = |path: &dyn Fn(&PairRecord) -> PathBuf| -> Result<Vec<Vec<u32>>> {
+            let drawn = |pair: &PairRecord| -> Result<Option<Vec<u32>>> {
+                let found = pictures.codes(&path(pair)).with_context(|| format!("record {}", pair.id))?;
+                let fit = |codes: &Vec<u32>| {
+                    codes.len() == model.image_tokens()
+                        && codes.iter().all(|code| (*code as usize) < model.config().codebook_size)
+                };
+                ensure!(
+                    found.as_ref().is_none_or(fit),
+                    "record {}: the codes beside {} are another model's; imagine it again or set train.codes=encoded",
+                    pair.id,
+                    path(pair).display()
+                );
+                Ok(found)
+            };
+            if generation && config.train.codes == ImageCodes::Drawn {
+                let drawn: Option<Vec<_>> = chunk.iter().map(drawn).collect::<Result<_>>()?;
+                if let Some(drawn) = drawn {
+                    return Ok(drawn);
+                }
+            }
+            codes(generation, path)
+        };
         let own = codes(und, &|pair| pair.img_path.clone().into())?;
-        let wins = codes(generation, &|pair| pair.image_win.clone().into())?;
-        let loses = codes(generation, &|pair| pair.image_lose.clone().into())?;
+        let wins = imagined(&|pair| pair.image_win.clone().into())?;
+        let loses = imagined(&|pair| pair.image_lose.clone().into())?;
         for (((pair, image), image_win), image_lose) in chunk.iter().zip(own).zip(wins).zip(loses) {
             encoded.push(TrainingPair {
                 id: pair.id.to_string(),

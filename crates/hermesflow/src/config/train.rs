@@ -15,6 +15,8 @@ pub struct TrainSettings {
     pub objective: ObjectiveName,
     /// Which sides of a pair take part.
     pub sides: Sides,
+    /// What an imagined image is to the loss.
+    pub codes: ImageCodes,
     /// The strength of the comparison.
     pub beta: f64,
     /// The captions' anchor λ; 0 is the paper.
@@ -75,6 +77,16 @@ pub enum ObjectiveName {
     ContinuePretraining,
 }
 
+/// What an imagined image is to the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImageCodes {
+    /// The codes that the image tokenizer reads from its picture, as released.
+    Encoded,
+    /// The codes that the model drew, which lie beside its picture; read from pictures without them.
+    Drawn,
+}
+
 /// What the model is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -94,6 +106,7 @@ impl Default for TrainSettings {
         Self {
             objective: ObjectiveName::PairDpo,
             sides,
+            codes: ImageCodes::Encoded,
             beta,
             anchor_und: 0.0,
             anchor_gen: 0.0,
