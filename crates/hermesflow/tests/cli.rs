@@ -72,7 +72,7 @@ imagine: { images: 4, steps: 3, guidance: 1.0 }
 ask: { writer: file, file: questions.json }
 answer: { max_new_tokens: 8 }
 pair: { min_accuracy: 0.0 }
-train: { steps: 12, warmup_steps: 2, batch_size: 2, checkpoint_every: 3, learning_rate: 1.0e-5 }
+train: { codes: drawn, steps: 12, warmup_steps: 2, batch_size: 2, checkpoint_every: 3, learning_rate: 1.0e-5 }
 ";
 
 /// Questions whose choices are scraps of what a random model writes, so that its images differ in score.
@@ -232,6 +232,24 @@ fn questions_of_ones_own_are_answered() {
     assert_eq!(answers.len(), 1, "records without questions are left out");
     assert_eq!((&answers[0]["id"], &answers[0]["question_number"]), (&"train-000002".into(), &1.into()));
     assert_eq!(answers[0]["result"].as_array().unwrap().len(), 4);
+}
+
+#[test]
+fn codes_that_do_not_fit_are_refused() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["run", "run.yaml", "iterations=1"]);
+    let pairs: serde_json::Value =
+        serde_json::from_slice(&fs::read(workshop.path("data/pair_dpo_data.json")).unwrap()).unwrap();
+    let (id, picture) = (pairs[0]["id"].as_str().unwrap(), pairs[0]["image_win"].as_str().unwrap());
+    let codes = format!("data/{}", picture.replace(".png", ".codes.json"));
+    let train = ["train", "run.yaml", "iterations=1", "output=again"];
+    for (content, said) in [("[1, 2]", id), ("[99999]", "train.codes=encoded"), ("x", "codes.json")] {
+        workshop.write(&codes, content);
+        let message = workshop.fails(&train);
+        assert!(message.contains(said), "{message}");
+    }
+    fs::remove_file(workshop.path(&codes)).unwrap();
+    workshop.succeeds(&train);
 }
 
 #[test]
