@@ -93,23 +93,30 @@ pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
     asked
 }
 
-/// The questions that an imagined picture must answer: [`questions`], and how many there are of each thing, single
-/// ones too. Captions of this world name everything, so a picture with more in it is wrong.
+/// The questions that an imagined picture must answer: [`questions`], how many there are of each thing, single ones
+/// too, and how many things in all. Captions of this world name everything, so a picture with more in it is wrong.
 pub fn picture_questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
     let mut asked = questions(facts, seed);
     if facts.groups.len() > 1 {
         asked.extend(facts.groups.iter().filter(|group| group.count == 1).map(how_many));
     }
+    let total = facts.groups.iter().map(|group| group.count).sum();
+    asked.push(number_of("objects", "objects in all", total));
     asked
 }
 
 fn how_many(group: &Claim) -> SceneQuestion {
+    let things = name(&Claim { size: None, count: 2, ..*group });
+    number_of(&name(&Claim { size: None, ..*group }), &things, group.count)
+}
+
+fn number_of(element: &str, things: &str, count: usize) -> SceneQuestion {
     SceneQuestion {
         kind: QuestionKind::Counting,
-        element: name(&Claim { size: None, ..*group }),
-        question: format!("how many {} are there?", name(&Claim { size: None, count: 2, ..*group })),
-        choices: (1..=4).map(|n| n.to_string()).collect(),
-        answer: group.count.to_string(),
+        element: element.to_string(),
+        question: format!("how many {things} are there?"),
+        choices: (1..=count.max(4)).map(|n| n.to_string()).collect(),
+        answer: count.to_string(),
     }
 }
 

@@ -109,6 +109,33 @@ impl Scene {
         things
     }
 
+    /// What hurried alt text says about the scene: each word that describes a thing is right or any at all with equal
+    /// chances, and a second group is mentioned or not. Much of what image generators learn from is of this kind.
+    pub fn alt_text(&self, seed: u64) -> String {
+        let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x616c_7420_7465_7874);
+        let mut said = self.clone();
+        if said.groups.len() > 1 && random.random() {
+            said.groups.remove(random.random_range(0..said.groups.len()));
+            said.relation = None;
+        }
+        fn perhaps<T: Copy>(right: &mut T, all: &[T], random: &mut ChaCha8Rng) {
+            if random.random() {
+                *right = all.choose(random).copied().unwrap_or(*right);
+            }
+        }
+        for group in &mut said.groups {
+            perhaps(&mut group.count, &[1, 2, 3, 4], &mut random);
+            perhaps(&mut group.colour, Colour::ALL, &mut random);
+            perhaps(&mut group.shape, Shape::ALL, &mut random);
+            perhaps(&mut group.size, Size::ALL, &mut random);
+        }
+        if let Some(relation) = &mut said.relation {
+            perhaps(relation, Relation::ALL, &mut random);
+        }
+        perhaps(&mut said.background, Background::ALL, &mut random);
+        said.caption(seed)
+    }
+
     /// What a caption that says everything would say.
     pub fn facts(&self) -> Facts {
         let claim = |g: &Group| Claim { count: g.count, colour: Some(g.colour), shape: g.shape, size: Some(g.size) };

@@ -210,6 +210,15 @@ fn pictures_are_asked_for_every_number() {
         let (asked, of_pictures) = (questions(&facts, 1), picture_questions(&facts, 1));
         assert_eq!(of_pictures[..asked.len()], asked[..]);
         let counts = of_pictures.iter().filter(|question| question.kind == QuestionKind::Counting).count();
-        assert_eq!(counts, facts.groups.len());
+        assert_eq!(counts, facts.groups.len() + 1, "each thing, and all of them");
+        assert!(of_pictures.iter().all(|question| question.choices.contains(&question.answer)));
     }
+}
+
+#[test]
+fn alt_text_is_a_caption_of_this_world_that_is_often_wrong() {
+    let wrong = |caption: String, scene: &Scene| !judge(&scene.render(), &parse_caption(&caption).unwrap()).all;
+    assert!(scenes(400).filter(|scene| wrong(scene.caption(7), scene)).count() < 4);
+    let hurried = scenes(400).filter(|scene| wrong(scene.alt_text(7), scene)).count();
+    assert!((300..400).contains(&hurried), "{hurried} of 400");
 }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::PairModel;
+use hermesflow_models::Weights;
 use hermesflow_models::showo::Showo;
 
 use crate::config::{EMBEDDED, ModelSettings, Reference, RunConfig};
@@ -91,17 +91,8 @@ pub fn reference(config: &RunConfig, layout: &RunLayout) -> Result<Showo> {
 
 /// `base` with the weights of a file that [`Showo::save`] wrote.
 fn with_weights_of(base: &Showo, file: &Path) -> Result<Showo> {
-    let name = || file.display().to_string();
-    let model = base.trainable()?;
-    let parameters = model.parameters();
-    let mut tensors = candle_core::safetensors::load(file, &candle_core::Device::Cpu).with_context(name)?;
-    for (parameter, variable) in &parameters {
-        let remedy = "it was trained from another model; restore model.showo or train again";
-        let Some(tensor) = tensors.remove(parameter) else { bail!("{}: no {parameter}: {remedy}", name()) };
-        let (found, wanted) = (tensor.dims(), variable.dims());
-        ensure!(found == wanted, "{}: {parameter} is {found:?}, the model's {wanted:?}: {remedy}", name());
-        let tensor = tensor.to_device(variable.device())?.to_dtype(variable.dtype())?;
-        variable.set(&tensor).with_context(name)?;
-    }
-    Ok(model.frozen()?)
+    let like = base.weights().tensors().values().next().context("a model without weights")?;
+    let weights = Weights::load(file, like.dtype(), like.device())?;
+    base.with_weights(weights)
+        .context("trained from another model than this run's: restore model.showo, or train again in another folder")
 }

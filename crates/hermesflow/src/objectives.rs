@@ -80,17 +80,30 @@ pub struct PretrainingMix {
     pub understanding: usize,
     /// Questions about each of them.
     pub questions: usize,
+    /// Whether these include the number of single things and of all, as the questions about imagined pictures do.
+    pub count_all: bool,
     /// Scenes per micro batch that are imagined.
     pub generation: usize,
     /// The weight of the captions' and answers' loss against that of the images.
     pub understanding_weight: f64,
     /// How often an image's text is left away, so that guidance has something to compare with.
     pub prompt_dropout: f64,
+    /// How often an image's text is hurried alt text about it, often wrong (see [`hermesflow_scenes::Scene::alt_text`]).
+    /// What is captioned and asked is never wrong.
+    pub alt_text: f64,
 }
 
 impl Default for PretrainingMix {
     fn default() -> Self {
-        Self { understanding: 12, questions: 2, generation: 24, understanding_weight: 0.5, prompt_dropout: 0.1 }
+        Self {
+            understanding: 12,
+            questions: 2,
+            count_all: false,
+            generation: 24,
+            understanding_weight: 0.5,
+            prompt_dropout: 0.1,
+            alt_text: 0.0,
+        }
     }
 }
 
@@ -119,7 +132,7 @@ impl BasePretraining {
             let caption = format!(" {}", scene.caption(seed));
             let question = self.caption_question.clone();
             examples.push(CaptionExample { image: image.clone(), question, caption });
-            let asked = world::training_questions(scene, seed, self.mix.questions);
+            let asked = world::training_questions(scene, seed, self.mix.questions, self.mix.count_all);
             examples.extend(asked.into_iter().map(|(question, answer)| CaptionExample {
                 image: image.clone(),
                 question,
@@ -145,7 +158,12 @@ impl BasePretraining {
             .map(|(i, (scene, image))| {
                 let seed = derive_seed(self.seed, &[2, at.example(i, count)]);
                 let dropped = world::unit(derive_seed(seed, &[0])) < self.mix.prompt_dropout;
-                let prompt = if dropped { String::new() } else { scene.caption(seed) };
+                let hurried = world::unit(derive_seed(seed, &[2])) < self.mix.alt_text;
+                let prompt = match (dropped, hurried) {
+                    (true, _) => String::new(),
+                    (false, true) => scene.alt_text(seed),
+                    (false, false) => scene.caption(seed),
+                };
                 let masked = mask_positions(image.len(), derive_seed(seed, &[1]));
                 ImageExample { prompt, image, masked }
             })

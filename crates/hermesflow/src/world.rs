@@ -8,9 +8,11 @@ pub fn unit(seed: u64) -> f64 {
     (derive_seed(seed, &[]) >> 11) as f64 / (1u64 << 53) as f64
 }
 
-/// Some of the questions about a scene as the model is asked them, with their answers.
-pub fn training_questions(scene: &Scene, seed: u64, count: usize) -> Vec<(String, String)> {
-    let mut all = hermesflow_scenes::questions(&scene.facts(), seed);
+/// Some of the questions about a scene as the model is asked them, with their answers; with `count_all` also those
+/// that only imagined pictures are asked.
+pub fn training_questions(scene: &Scene, seed: u64, count: usize, count_all: bool) -> Vec<(String, String)> {
+    let ask = if count_all { hermesflow_scenes::picture_questions } else { hermesflow_scenes::questions };
+    let mut all = ask(&scene.facts(), seed);
     let mut chosen = Vec::with_capacity(count);
     for draw in 0..count.min(all.len()) {
         let at = derive_seed(seed, &[draw as u64]) as usize % all.len();

@@ -23,9 +23,14 @@ struct Arm {
 }
 
 /// The arms, in the order of the table.
-const ARMS: [Arm; 7] = [
+const ARMS: [Arm; 8] = [
     Arm { name: "pair-dpo", what: "Pair-DPO, anchored (ours)", overrides: &[] },
     Arm { name: "continue", what: "continued pretraining", overrides: &["train.objective=continue_pretraining"] },
+    Arm {
+        name: "continue-clean",
+        what: "continued pretraining, all captions true",
+        overrides: &["train.objective=continue_pretraining", "train.pretraining.alt_text=0"],
+    },
     Arm { name: "sft-wins", what: "fine-tuning on the wins", overrides: &["train.objective=sft_wins"] },
     Arm { name: "und-only", what: "understanding pairs only", overrides: &["train.sides=und"] },
     Arm { name: "gen-only", what: "generation pairs only", overrides: &["train.sides=gen"] },
@@ -39,9 +44,9 @@ const ARMS: [Arm; 7] = [
 
 /// The method beside its controls: one command, the whole table
 ///
-/// Runs every arm for every seed: ours, continued pretraining, fine-tuning on the wins, understanding pairs only,
-/// generation pairs only, pairs chosen by the oracle, and the paper's loss without the anchor; each with the same
-/// records, steps and evaluation. The first iteration's candidates are made once per seed and shared. Every arm is a
+/// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true captions),
+/// fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and the
+/// paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's candidates are made once per seed and shared. Every arm is a
 /// few YAML keys, so each can be run alone. Prints a Markdown table with 95 % intervals and keeps it as controls.md
 /// and controls.json. Kill it anywhere: it continues.
 ///
@@ -56,7 +61,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/controls")]
     out: PathBuf,
 
-    /// Only these arms: pair-dpo, continue, sft-wins, und-only, gen-only, oracle, no-anchor
+    /// Only these arms: pair-dpo, continue, continue-clean, sft-wins, und-only, gen-only, oracle, no-anchor
     #[arg(long, value_name = "ARMS", value_delimiter = ',')]
     arms: Vec<String>,
 

@@ -1,13 +1,12 @@
 //! `hermesflow random-model` (hidden): a tiny checkpoint with random weights, for tests and first steps.
 
-use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hermesflow_models::showo::config::ADDED_TOKENS;
 use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
 use hermesflow_models::showo::{MagvitConfig, PhiConfig, ShowoConfig, write_json};
-use hermesflow_models::{DType, Device};
+use hermesflow_models::{DType, Device, Weights};
 use serde_json::json;
 
 use crate::files;
@@ -63,6 +62,6 @@ fn random_model(folder: &Path, seed: u64) -> Result<()> {
         let scale = if tensor.rank() == 2 { 12.0 } else { 1.0 };
         Ok((name.clone(), tensor.affine(scale, 0.0)?))
     });
-    let larger = larger.collect::<Result<HashMap<_, _>>>()?;
-    candle_core::safetensors::save(&larger, folder.join("showo/pytorch_model.safetensors")).context("showo")
+    let larger = Weights::from_tensors(larger.collect::<Result<Vec<_>>>()?, "random Show-o");
+    larger.save(&folder.join("showo/pytorch_model.safetensors"), DType::F32).context("showo")
 }
