@@ -33,6 +33,18 @@ impl Mean {
         Self::of(before.iter().zip(after).map(|(before, after)| after - before))
     }
 
+    /// One mean of means over different prompts, each weighing as many as it has.
+    pub fn pooled(means: impl IntoIterator<Item = Self>) -> Self {
+        let means: Vec<Self> = means.into_iter().collect();
+        let count: usize = means.iter().map(|mean| mean.count).sum();
+        let weight = |mean: &Self| mean.count as f64 / count.max(1) as f64;
+        Self {
+            mean: means.iter().map(|mean| weight(mean) * mean.mean).sum(),
+            error: means.iter().map(|mean| (weight(mean) * mean.error).powi(2)).sum::<f64>().sqrt(),
+            count,
+        }
+    }
+
     /// Half the width of the 95 % interval.
     pub fn half_width(&self) -> f64 {
         1.96 * self.error
@@ -60,6 +72,16 @@ mod tests {
         assert_eq!((mean.mean, mean.count), (2.0, 3));
         assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(Mean::of([]).mean, 0.0);
+    }
+
+    #[test]
+    fn means_pool_by_their_counts() {
+        let (a, b) = (Mean { mean: 1.0, error: 0.3, count: 100 }, Mean { mean: 2.0, error: 0.4, count: 300 });
+        let pooled = Mean::pooled([a, b]);
+        assert_eq!((pooled.mean, pooled.count), (1.75, 400));
+        // √((0.25·0.3)² + (0.75·0.4)²)
+        assert!((pooled.error - (0.075f64.powi(2) + 0.3f64.powi(2)).sqrt()).abs() < 1e-12);
+        assert_eq!(Mean::pooled([]).mean, 0.0);
     }
 
     #[test]

@@ -47,7 +47,7 @@ const ARMS: [Arm; 8] = [
 /// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true captions),
 /// fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and the
 /// paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's candidates are made once per seed and shared. Every arm is a
-/// few YAML keys, so each can be run alone. Prints a Markdown table with 95 % intervals and keeps it as controls.md
+/// few YAML keys, so each can be run alone. Prints Markdown tables with 95 % intervals and keeps it as controls.md
 /// and controls.json. Kill it anywhere: it continues.
 ///
 /// Example: hermesflow controls configs/scenes.yaml --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
@@ -111,11 +111,11 @@ pub fn run(args: Args) -> Result<()> {
             outcomes.extend(play(arm, seed, split, &args, &progress).with_context(|| format!("{} {seed}", arm.name))?);
         }
     }
-    let table = table(&outcomes);
-    files::write_atomically(&args.out.join("controls.md"), (table.clone() + "\n").as_bytes())?;
+    let tables = tables(&outcomes);
+    files::write_atomically(&args.out.join("controls.md"), (tables.clone() + "\n").as_bytes())?;
     let json = serde_json::to_string_pretty(&outcomes)? + "\n";
     files::write_atomically(&args.out.join("controls.json"), json.as_bytes())?;
-    println!("{table}");
+    println!("{tables}");
     Ok(())
 }
 
@@ -208,27 +208,35 @@ fn outcome(arm: &Arm, seed: u64, iteration: usize, base: &EvalReport, report: &E
     })
 }
 
-/// One line per arm and seed, after the last iteration.
-fn table(outcomes: &[Outcome]) -> String {
-    let header =
-        ["arm", "seed", "iterations", "generation", "change", "all right", "understanding", "gap before", "gap"];
-    let mut table = report::table(&header);
+/// Two tables of what the arms came to after their last iteration: over all seeds, and seed by seed.
+fn tables(outcomes: &[Outcome]) -> String {
+    let header = ["", "generation", "change", "all right", "understanding", "gap before", "gap"];
+    let mut pooled = report::table(&header);
+    let mut single = report::table(&[&["", "seed"], &header[1..]].concat());
     for arm in &ARMS {
         let of_arm: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.arm == arm.name).collect();
         let last = of_arm.iter().map(|outcome| outcome.iteration).max().unwrap_or(0);
-        for outcome in of_arm.into_iter().filter(|outcome| outcome.iteration == last) {
-            table.add_row([
-                arm.what.to_string(),
-                outcome.seed.to_string(),
-                outcome.iteration.to_string(),
-                format!("{:.3}", outcome.generation.mean),
-                format!("{:+}", outcome.generation_change),
-                format!("{:+}", outcome.all_right_change),
-                format!("{:+}", outcome.understanding_change),
-                format!("{:.3}", outcome.gap_before.mean),
-                format!("{:+}", outcome.gap_change),
-            ]);
+        let ended: Vec<&Outcome> = of_arm.into_iter().filter(|outcome| outcome.iteration == last).collect();
+        if ended.is_empty() {
+            continue;
+        }
+        pooled.add_row([vec![arm.what.to_string()], figures(&ended)].concat());
+        for outcome in ended {
+            single.add_row([vec![arm.what.to_string(), outcome.seed.to_string()], figures(&[outcome])].concat());
         }
     }
-    table.to_string()
+    format!("{pooled}\n\nseed by seed:\n\n{single}\n\n± is half the 95 % interval (1.96 standard errors) over prompts")
+}
+
+/// The figures of one arm's outcomes, in the order of the header.
+fn figures(outcomes: &[&Outcome]) -> Vec<String> {
+    let pooled = |of: fn(&Outcome) -> Mean| Mean::pooled(outcomes.iter().map(|outcome| of(outcome)));
+    vec![
+        format!("{:.3}", pooled(|outcome| outcome.generation).mean),
+        format!("{:+}", pooled(|outcome| outcome.generation_change)),
+        format!("{:+}", pooled(|outcome| outcome.all_right_change)),
+        format!("{:+}", pooled(|outcome| outcome.understanding_change)),
+        format!("{:.3}", pooled(|outcome| outcome.gap_before).mean),
+        format!("{:+}", pooled(|outcome| outcome.gap_change)),
+    ]
 }
