@@ -109,6 +109,15 @@ impl Scene {
         things
     }
 
+    /// A caption that is true but tells of one group only: its author was in a hurry.
+    pub fn short_caption(&self, seed: u64) -> String {
+        let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x7368_6f72_7420_6361);
+        let mut said = self.clone();
+        said.groups = vec![self.groups[random.random_range(0..self.groups.len())].clone()];
+        said.relation = None;
+        said.caption(seed)
+    }
+
     /// What hurried alt text says about the scene: each word that describes a thing is right or any at all with equal
     /// chances, and a second group is mentioned or not. Much of what image generators learn from is of this kind.
     pub fn alt_text(&self, seed: u64) -> String {

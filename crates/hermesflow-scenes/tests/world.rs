@@ -222,3 +222,18 @@ fn alt_text_is_a_caption_of_this_world_that_is_often_wrong() {
     let hurried = scenes(400).filter(|scene| wrong(scene.alt_text(7), scene)).count();
     assert!((300..400).contains(&hurried), "{hurried} of 400");
 }
+
+#[test]
+fn a_short_caption_is_true_and_tells_of_one_group() {
+    for scene in scenes(200) {
+        let (short, full) = (parse_caption(&scene.short_caption(7)).unwrap(), scene.facts());
+        assert_eq!(short.groups.len(), 1);
+        let said = &short.groups[0];
+        assert!(
+            full.groups
+                .iter()
+                .any(|group| (group.count, group.colour, group.shape) == (said.count, said.colour, said.shape))
+        );
+        assert_eq!(short.relation, None);
+    }
+}

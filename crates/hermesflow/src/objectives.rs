@@ -91,6 +91,8 @@ pub struct PretrainingMix {
     /// How often an image's text is hurried alt text about it, often wrong (see [`hermesflow_scenes::Scene::alt_text`]).
     /// What is captioned and asked is never wrong.
     pub alt_text: f64,
+    /// How often a caption to be written tells of one group only (see [`hermesflow_scenes::Scene::short_caption`]).
+    pub short_captions: f64,
 }
 
 impl Default for PretrainingMix {
@@ -103,6 +105,7 @@ impl Default for PretrainingMix {
             understanding_weight: 0.5,
             prompt_dropout: 0.1,
             alt_text: 0.0,
+            short_captions: 0.0,
         }
     }
 }
@@ -129,7 +132,8 @@ impl BasePretraining {
         let codes = self.model.encode_images(&scenes.iter().map(|scene| scene.render()).collect::<Vec<_>>())?;
         let mut examples = Vec::new();
         for ((scene, image), &seed) in scenes.iter().zip(codes).zip(&seeds) {
-            let caption = format!(" {}", scene.caption(seed));
+            let short = world::unit(derive_seed(seed, &[0, 0])) < self.mix.short_captions;
+            let caption = format!(" {}", if short { scene.short_caption(seed) } else { scene.caption(seed) });
             let question = self.caption_question.clone();
             examples.push(CaptionExample { image: image.clone(), question, caption });
             let asked = world::training_questions(scene, seed, self.mix.questions, self.mix.count_all);

@@ -28,8 +28,12 @@ const ARMS: [Arm; 8] = [
     Arm { name: "continue", what: "continued pretraining", overrides: &["train.objective=continue_pretraining"] },
     Arm {
         name: "continue-clean",
-        what: "continued pretraining, all captions true",
-        overrides: &["train.objective=continue_pretraining", "train.pretraining.alt_text=0"],
+        what: "continued pretraining, all captions true and whole",
+        overrides: &[
+            "train.objective=continue_pretraining",
+            "train.pretraining.alt_text=0",
+            "train.pretraining.short_captions=0",
+        ],
     },
     Arm { name: "sft-wins", what: "fine-tuning on the wins", overrides: &["train.objective=sft_wins"] },
     Arm { name: "und-only", what: "understanding pairs only", overrides: &["train.sides=und"] },
@@ -44,10 +48,10 @@ const ARMS: [Arm; 8] = [
 
 /// The method beside its controls: one command, the whole table
 ///
-/// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true captions),
-/// fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and the
-/// paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's candidates are made once per seed and shared. Every arm is a
-/// few YAML keys, so each can be run alone. Prints Markdown tables with 95 % intervals and keeps it as controls.md
+/// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true and whole
+/// captions), fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and
+/// the paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's
+/// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints Markdown tables with 95 % intervals and keeps it as controls.md
 /// and controls.json. Kill it anywhere: it continues.
 ///
 /// Example: hermesflow controls configs/scenes.yaml --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400

@@ -7,7 +7,7 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use hermesflow_models::showo::config::ADDED_TOKENS;
 use hermesflow_models::showo::pretrain::{VqLossWeights, random_magvit, random_showo, train_tokenizer};
 use hermesflow_models::showo::{
@@ -42,6 +42,12 @@ pub struct Args {
     /// Write the finished model here too, in 16 bits: this is how assets/scenes is made.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
+    /// Begin with a model that `--export` wrote: its tokenizers as they are, its weights into `--stage`.
+    #[arg(long, value_name = "DIR", requires = "stage")]
+    from: Option<PathBuf>,
+    /// With `--from`: the first stage of `base.stages` to train, counted from 1.
+    #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
+    stage: Option<u64>,
     /// Stop after this many more steps of each stage (a checkpoint is not written for that).
     #[arg(long, hide = true)]
     stop_after: Option<usize>,
@@ -115,6 +121,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
     write(&dir("config.yaml"), serde_yaml_ng::to_string(&config)?.as_bytes())?;
 
+    let begin = args.from.as_deref().zip(args.stage);
+    if let Some((exported, stage)) = begin {
+        let stages = config.base.stages.len();
+        ensure!(stage as usize <= stages, "--stage {stage}: base.stages of {} has {stages}", args.config.display());
+        for file in ["tokenizer.json", "vq/config.json", "vq/pytorch_model.safetensors"] {
+            copy_if_absent(&exported.join(file), &dir(file))?;
+        }
+    }
     let tokenizer = dir("tokenizer.json");
     if !tokenizer.is_file() {
         let corpus = hermesflow_scenes::corpus(config.tokenizer.lines, derive_seed(config.seed, &[0]));
@@ -122,7 +136,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         write(&tokenizer, text.as_bytes())?;
     }
     let Some(vq) = vq_stage(&config, &dir("vq"), args.stop_after)? else { return Ok(()) };
-    let Some(model) = base_stage(&config, vq, &tokenizer, args.stop_after)? else { return Ok(()) };
+    let Some(model) = base_stage(&config, vq, &tokenizer, begin, args.stop_after)? else { return Ok(()) };
     if let Some(folder) = &args.export {
         export(&model, &output, folder)?;
     }
@@ -164,6 +178,7 @@ fn base_stage(
     config: &PretrainConfig,
     vq: Magvit,
     tokenizer_file: &Path,
+    begin: Option<(&Path, u64)>,
     stop_after: Option<usize>,
 ) -> anyhow::Result<Option<Showo>> {
     let device = Device::Cpu;
@@ -184,9 +199,13 @@ fn base_stage(
     showo.vocab_size = showo.llm_vocab_size + ADDED_TOKENS.len() + showo.codebook_size + 1;
     showo.mask_token_id = Some(showo.vocab_size as u32 - 1);
     let tokenizer = ShowoTokenizer::from_bytes(&text, &showo, tokenizer_file)?;
-    let weights = random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?.trainable()?;
-    let model = Showo::new(showo, settings.model.clone(), weights, tokenizer, vq)?;
-    for (number, stage) in settings.stages.iter().enumerate() {
+    let weights = match begin {
+        Some((exported, _)) => Weights::load(&exported.join("showo"), DType::F32, &device)?,
+        None => random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?,
+    };
+    let model = Showo::new(showo, settings.model.clone(), weights.trainable()?, tokenizer, vq)?;
+    let first = begin.map_or(0, |(_, stage)| stage as usize - 1);
+    for (number, stage) in settings.stages.iter().enumerate().skip(first) {
         // A stage that is finished gives its weights at once: they are its last checkpoint.
         let (seed, training, name) = match number {
             0 => (derive_seed(config.seed, &[4]), "training".to_owned(), "base model".to_owned()),
@@ -221,6 +240,14 @@ fn export(model: &Showo, output: &Path, folder: &Path) -> anyhow::Result<()> {
     let tokenizer = output.join("tokenizer.json");
     let bytes = std::fs::read(&tokenizer).with_context(|| tokenizer.display().to_string())?;
     write(&folder.join("tokenizer.json"), &bytes)
+}
+
+fn copy_if_absent(from: &Path, to: &Path) -> anyhow::Result<()> {
+    if to.is_file() {
+        return Ok(());
+    }
+    let bytes = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
+    crate::files::write_atomically(to, &bytes).with_context(|| format!("cannot write {}", to.display()))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
