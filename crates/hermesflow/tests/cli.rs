@@ -288,6 +288,80 @@ fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
     same(&workshop);
 }
 
+/// A pretraining of a few seconds.
+const PRETRAINING: &str = "
+seed: 3
+output: made
+tokenizer: { vocab_size: 400, lines: 300 }
+vq:
+  model:
+    { ch: 8, ch_mult: [1, 1, 1, 2], num_res_blocks: [1, 1, 1, 1], z_channels: 4, resolution: 64, norm_groups: 4 }
+  commitment: 0.05
+  entropy: 0.02
+  salience: 4.0
+  harden_steps: 2
+  batch_size: 2
+  steps: 5
+  learning_rate: 0.001
+  warmup_steps: 1
+  weight_decay: 0.0
+  max_grad_norm: 1.0
+base:
+  model: { hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2 }
+  max_text_len: 64
+  caption_question: Give a caption for this image.
+  stages:
+    - mix: { understanding: 2, generation: 2 }
+      steps: 5
+      learning_rate: 0.001
+      warmup_steps: 1
+      weight_decay: 0.0
+      max_grad_norm: 1.0
+    - mix: { understanding: 2, generation: 2, alt_text: 0.5, short_captions: 0.5 }
+      steps: 5
+      learning_rate: 0.001
+      warmup_steps: 1
+      weight_decay: 0.0
+      max_grad_norm: 1.0
+checkpoint_every: 2
+";
+
+#[test]
+fn a_pretraining_that_was_cut_short_ends_with_the_same_bytes() {
+    let workshop = Workshop::new();
+    workshop.write("pretrain.yaml", PRETRAINING);
+    let pretrain = ["pretrain", "pretrain.yaml", "--export", "exported"];
+    workshop.succeeds(&pretrain);
+    let whole = files(&workshop.path("exported"));
+    fs::remove_dir_all(workshop.path("exported")).unwrap();
+    fs::remove_dir_all(workshop.path("made")).unwrap();
+    for _ in 0..3 {
+        workshop.succeeds(&[&pretrain[..], &["--stop-after", "3"]].concat()); // one checkpoint and a step too many
+        assert!(!workshop.path("exported").exists());
+    }
+    workshop.succeeds(&pretrain);
+    assert_eq!(whole, files(&workshop.path("exported")));
+}
+
+#[test]
+fn a_pretraining_goes_on_from_an_exported_model() {
+    let workshop = Workshop::new();
+    workshop.write("pretrain.yaml", PRETRAINING);
+    workshop.succeeds(&["pretrain", "pretrain.yaml", "--export", "first"]);
+    let further = ["pretrain", "pretrain.yaml", "output=further", "--export", "second"];
+    workshop.succeeds(&[&further[..], &["--from", "first", "--stage", "2"]].concat());
+    let (first, second) = (files(&workshop.path("first")), files(&workshop.path("second")));
+    for (name, bytes) in first {
+        let trained = name == Path::new("showo/pytorch_model.safetensors");
+        assert_eq!(second[&name] != bytes, trained, "{}", name.display());
+    }
+    assert!(!workshop.path("further/showo/training").exists(), "the stage before is not trained again");
+    let message = workshop.fails(&[&further[..], &["--from", "first", "--stage", "3"]].concat());
+    assert!(message.contains("--stage 3") && message.contains("pretrain.yaml"), "{message}");
+    let message = workshop.fails(&[&further[..], &["output=third", "--from", "no-folder", "--stage", "2"]].concat());
+    assert!(message.contains("no-folder"), "{message}");
+}
+
 #[test]
 fn the_demo_leaves_figures_and_pictures() {
     let folder = tempfile::tempdir().unwrap();
