@@ -122,9 +122,10 @@ pub struct VqLossWeights {
 }
 
 /// The lookup-free autoencoder's loss (MAGVIT-v2 §3.1, without its adversarial and perceptual terms):
-/// |x − x̂| + (x − x̂)² (salient pixels weigh more) + commitment − entropy. The decoder sees `tanh z + hardness·(sign z − tanh z)` with
-/// the gradient of `tanh z`: hardness 0 is a plain autoencoder, 1 the quantized one. From random weights
-/// the sign alone collapses to one code (LAB.md), so hardness rises over the first steps.
+/// |x − x̂| + (x − x̂)² (salient pixels weigh more) + commitment − entropy. The decoder sees
+/// `tanh z + hardness·(sign z − tanh z)` with the gradient of `tanh z`: hardness 0 is a plain autoencoder, 1 the
+/// quantized one. From random weights the sign alone collapses to one code (LAB.md), so hardness rises over the first
+/// steps.
 ///
 /// # Shapes
 /// `images` `[b, 3, R, R]` in [-1, 1]

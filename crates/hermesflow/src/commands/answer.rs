@@ -21,7 +21,8 @@ use crate::{files, judges, models};
 ///
 /// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
 /// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
-/// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it anywhere: it continues where it was.
+/// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it
+/// anywhere: it continues where it was.
 ///
 /// Example: hermesflow answer configs/scenes.yaml
 #[derive(Debug, clap::Args)]

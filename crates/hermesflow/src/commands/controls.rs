@@ -51,8 +51,8 @@ const ARMS: [Arm; 8] = [
 /// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true and whole
 /// captions), fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and
 /// the paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's
-/// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints Markdown tables with 95 % intervals and keeps it as controls.md
-/// and controls.json. Kill it anywhere: it continues.
+/// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints
+/// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json. Kill it anywhere: it continues.
 ///
 /// Example: hermesflow controls configs/scenes.yaml --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
 #[derive(Debug, clap::Args)]
