@@ -113,7 +113,7 @@ impl Scene {
     pub fn short_caption(&self, seed: u64) -> String {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x7368_6f72_7420_6361);
         let mut said = self.clone();
-        said.groups = vec![self.groups[random.random_range(0..self.groups.len())].clone()];
+        said.groups = vec![self.groups[random.random_range(0..self.groups.len())]];
         said.relation = None;
         said.caption(seed)
     }
