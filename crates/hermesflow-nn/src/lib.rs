@@ -10,5 +10,6 @@
 
 pub mod ops;
 pub mod optim;
+pub mod parallel;
 pub mod random;
 pub mod weights;

@@ -145,6 +145,11 @@ impl Weights {
         &self.tensors
     }
 
+    /// How many numbers they hold in all.
+    pub fn parameter_count(&self) -> usize {
+        self.tensors.values().map(Tensor::elem_count).sum()
+    }
+
     /// Where the weights came from.
     pub fn origin(&self) -> &Path {
         &self.origin

@@ -10,6 +10,9 @@ use serde_json::Value;
 
 use crate::{Error, Identified, Result};
 
+/// Messages show no more characters of an id than this; a valid one has no more.
+const SHOWN: usize = 200;
+
 /// Reads all records of a file, in order. `remedy` says what makes the file where it is missing.
 ///
 /// # Errors
@@ -95,7 +98,7 @@ pub fn parse<R: DeserializeOwned>(bytes: &[u8], path: &Path) -> Result<Vec<(usiz
             _ => return Err(broken(place.line, number(&records), "not JSON: the record is cut off".into())),
         };
         let length = stream.byte_offset();
-        let id = value.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+        let id = value.get("id").map(|id| shortened(id.as_str().map_or_else(|| id.to_string(), str::to_owned)));
         let record = id.unwrap_or_else(|| number(&records));
         if !value.is_object() {
             return Err(broken(place.line, record, "not a record of the form {\"id\": …}".into()));
@@ -132,6 +135,14 @@ impl Place<'_> {
             self.skip(wanted.len_utf8());
         }
         found
+    }
+}
+
+/// A name as messages show it: the beginning of one that is too long to be an id.
+fn shortened(name: String) -> String {
+    match name.char_indices().nth(SHOWN) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name,
     }
 }
 

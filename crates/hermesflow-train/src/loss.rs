@@ -44,6 +44,19 @@ pub struct PairLogProbs {
     pub reference: Pair<Tensor>,
 }
 
+impl PairLogProbs {
+    /// The parts of a batch as one, without their graphs.
+    pub fn detached(parts: &[&Self]) -> Result<Self> {
+        let joined = |of: fn(&Self) -> &Pair<Tensor>| -> Result<Pair<Tensor>> {
+            let column = |one: fn(&Pair<Tensor>) -> &Tensor| {
+                Tensor::cat(&parts.iter().map(|part| one(of(part)).detach()).collect::<Vec<_>>(), 0)
+            };
+            Ok(Pair { win: column(|pair| &pair.win)?, lose: column(|pair| &pair.lose)? })
+        };
+        Ok(Self { policy: joined(|part| &part.policy)?, reference: joined(|part| &part.reference)? })
+    }
+}
+
 /// The loss of one side of a batch.
 ///
 /// # Shapes

@@ -4,7 +4,7 @@
 //! 1. One record gives both halves of a pair; the released code shuffled them apart.
 //! 2. Mask and prompt dropout are drawn once per pair and step, for win and lose together; the released
 //!    code drew the dropout twice.
-//! 3. A side is one call to the model per micro batch, wins before losses.
+//! 3. A side is one call to the model per micro batch (of a small model: per two pairs), wins before losses.
 //! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the
 //!    start, in the pairs' order (so that they do not depend on where a run was continued). Its image
 //!    log-probabilities follow each step's masks.
@@ -13,6 +13,7 @@
 
 use candle_core::Tensor;
 use hermesflow_models::{CaptionExample, ImageExample, PairModel};
+use hermesflow_nn::parallel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,6 +23,9 @@ use crate::loss::{LossKind, Pair, PairLogProbs, total};
 use crate::metrics::Metrics;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
 use crate::{Error, Result};
+
+/// Pairs of a small model's batch that are worked on as one: enough to fill its products.
+const PART: usize = 2;
 
 /// One record, ready for training: texts, and images as codes.
 ///
@@ -142,6 +146,8 @@ pub struct PairDpo<M> {
     pairs: Vec<TrainingPair>,
     settings: PairDpoSettings,
     order: Order,
+    /// Pairs that are worked on as one; a batch of a small model is several, side by side.
+    part: usize,
     /// Per pair log π_ref of its winning and losing caption; empty if captions take no part.
     reference_captions: Vec<Pair<f32>>,
 }
@@ -174,7 +180,9 @@ impl<M: PairModel> PairDpo<M> {
             }
         }
         let order = Order::new(settings.seed, pairs.len());
-        Ok(Self { policy, reference, pairs, settings, order, reference_captions })
+        let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
+        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
+        Ok(Self { part, policy, reference, pairs, settings, order, reference_captions })
     }
 
     /// The model being trained.
@@ -224,22 +232,42 @@ impl<M: PairModel> PairDpo<M> {
                 image_draw(settings.seed, number, tokens, settings.masks_per_pair, settings.prompt_dropout)
             })
             .collect();
-        // The sides share nothing but the weights, so they are worked on side by side.
-        let (understanding, generation) = rayon::join(
-            || settings.sides.understanding().then(|| self.understanding(&indices)).transpose(),
-            || settings.sides.generation().then(|| self.generation(&indices, &draws)).transpose(),
-        );
-        let (mut metrics, mut losses) = (Metrics::new(), Vec::new());
-        for (name, log_probs, lambda, weight) in [
-            ("und", understanding?, settings.lambda_und, settings.weight_und),
-            ("gen", generation?, settings.lambda_gen, settings.weight_gen),
-        ] {
-            let Some(log_probs) = log_probs else { continue };
-            let side = settings.objective.side(&log_probs, settings.beta, lambda)?;
-            metrics.insert_side(name, &log_probs, &side)?;
-            losses.extend(total(&[(weight, &side)])?);
+        let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
+        let parts = parallel::map(true, &parts, |(indices, draws)| self.part_log_probs(indices, draws));
+        let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
+        let sides =
+            [("und", settings.lambda_und, settings.weight_und), ("gen", settings.lambda_gen, settings.weight_gen)];
+        let mut metrics = Metrics::new();
+        for (side, (name, lambda, _)) in sides.iter().enumerate() {
+            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
+            if !log_probs.is_empty() {
+                let log_probs = PairLogProbs::detached(&log_probs)?;
+                metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, settings.beta, *lambda)?)?;
+            }
+        }
+        let mut losses = Vec::with_capacity(parts.len());
+        for (part, indices) in parts.iter().zip(indices.chunks(self.part)) {
+            let mut weighted = Vec::new();
+            for (log_probs, (_, lambda, weight)) in part.iter().zip(sides) {
+                if let Some(log_probs) = log_probs {
+                    weighted.push((weight, settings.objective.side(log_probs, settings.beta, lambda)?));
+                }
+            }
+            let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();
+            // A part's mean over its own pairs, as its share of the mean over all.
+            let share = indices.len() as f64 / settings.batch_size as f64;
+            losses.extend(total(&weighted)?.map(|loss| loss.affine(share, 0.0)).transpose()?);
         }
         Ok(Step { losses, metrics })
+    }
+
+    /// Both sides of some pairs of a batch.
+    fn part_log_probs(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<[Option<PairLogProbs>; 2]> {
+        let sides = self.settings.sides;
+        Ok([
+            sides.understanding().then(|| self.understanding(indices)).transpose()?,
+            sides.generation().then(|| self.generation(indices, draws)).transpose()?,
+        ])
     }
 }
 

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor, Var};
-use rayon::prelude::*;
+use hermesflow_nn::parallel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -263,7 +263,7 @@ impl<O: Objective> Trainer<O> {
                 finite("the loss", value, step)?;
                 loss += value / micros as f64;
             }
-            let found: Vec<_> = part.losses.par_iter().map(Tensor::backward).collect();
+            let found = parallel::map(true, &part.losses, Tensor::backward);
             for found in found {
                 gradients.add(self.optimizer.parameters(), &found?)?;
             }

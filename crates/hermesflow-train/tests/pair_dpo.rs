@@ -140,16 +140,21 @@ fn a_pair_whose_win_is_its_lose_costs_two_ln_two_however_far_the_policy_has_move
     assert_eq!(scalar(&pair_dpo.micro_batch(at(3)).unwrap().loss().unwrap()), 2.0 * std::f32::consts::LN_2);
 }
 
+/// Runs `work` on one thread, so that the parts of a batch follow each other and what was asked has an order.
+fn in_order<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap().install(work)
+}
+
 #[test]
 fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
     let settings = PairDpoSettings { prompt_dropout: 0.5, ..PairDpoSettings::default() };
     let (mut pair_dpo, policy, reference) = objective(settings, 10);
-    (0..5).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap()));
+    in_order(|| (0..5).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap())));
     let asked = policy.asked.lock().unwrap();
-    assert_eq!((asked.captions.len(), asked.images.len()), (5, 5), "one call per side and micro batch");
+    assert_eq!((asked.captions.len(), asked.images.len()), (10, 10), "one call per side and two pairs");
     let mut dropped = 0;
     for examples in &asked.images {
-        let (wins, loses) = examples.split_at(4);
+        let (wins, loses) = examples.split_at(2);
         for (win, lose) in wins.iter().zip(loses) {
             assert_eq!((&win.masked, &win.prompt), (&lose.masked, &lose.prompt));
             assert!(win.image.iter().all(|code| *code < 4) && lose.image.iter().all(|code| *code >= 4));
@@ -174,21 +179,22 @@ fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
 #[test]
 fn an_epoch_sees_every_pair_once_and_a_step_can_be_repeated_alone() {
     let (mut pair_dpo, policy, _) = objective(PairDpoSettings { prompt_dropout: 0.0, ..PairDpoSettings::default() }, 8);
-    (0..4).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap()));
+    in_order(|| (0..4).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap())));
+    // Two pairs a call, two calls a step, two steps an epoch.
     let run: Vec<Vec<ImageExample>> = policy.asked.lock().unwrap().images.clone();
-    for epoch in run.chunks(2) {
-        let mut prompts: Vec<&str> = epoch.iter().flat_map(|step| &step[..4]).map(|e| e.prompt.as_str()).collect();
+    for epoch in run.chunks(4) {
+        let mut prompts: Vec<&str> = epoch.iter().flat_map(|call| &call[..2]).map(|e| e.prompt.as_str()).collect();
         prompts.sort_unstable();
         prompts.dedup();
         assert_eq!(prompts.len(), 8);
     }
     let mask = |epoch: usize| {
-        let mut wins = run[2 * epoch..2 * epoch + 2].iter().flat_map(|step| &step[..4]);
+        let mut wins = run[4 * epoch..4 * epoch + 4].iter().flat_map(|call| &call[..2]);
         wins.find(|example| example.prompt == "caption 3").unwrap().masked.clone()
     };
     assert_ne!(mask(0), mask(1), "a pair gets a fresh mask every time");
-    pair_dpo.micro_batch(at(1)).unwrap();
-    assert_eq!(policy.asked.lock().unwrap().images[4], run[1]);
+    in_order(|| drop(pair_dpo.micro_batch(at(1)).unwrap()));
+    assert_eq!(policy.asked.lock().unwrap().images[8..], run[2..4]);
     assert_eq!((pair_dpo.epoch(at(0)), pair_dpo.epoch(at(3))), (0.0, 1.5));
 }
 
@@ -256,13 +262,13 @@ fn a_killed_and_resumed_alignment_is_the_uninterrupted_one() {
 
 #[test]
 fn one_side_alone_asks_for_nothing_of_the_other() {
-    for (sides, captions, images) in [(Sides::Und, 1, 0), (Sides::Gen, 0, 1)] {
+    for (sides, captions, images) in [(Sides::Und, 2, 0), (Sides::Gen, 0, 2)] {
         let (mut pair_dpo, policy, _) = objective(PairDpoSettings { sides, ..PairDpoSettings::default() }, 6);
         let step = pair_dpo.micro_batch(at(0)).unwrap();
         assert_eq!(scalar(&step.loss().unwrap()), std::f32::consts::LN_2);
         let asked = policy.asked.lock().unwrap();
         assert_eq!((asked.captions.len(), asked.images.len()), (captions, images));
-        assert_eq!(step.metrics.get("gen/loss").is_some(), images == 1);
+        assert_eq!(step.metrics.get("gen/loss").is_some(), images > 0);
     }
 }
 

@@ -67,7 +67,16 @@ enum Command {
     RandomModel(random_model::Args),
 }
 
+/// `mi_option_purge_delay`: how many milliseconds freed memory is kept before the system gets it back.
+const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
+
 fn main() -> ExitCode {
+    if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
+        // A training step asks for the same memory as the one before it: with the 10 ms that are usual, a fifth of
+        // its time goes into pages that are given back and cleared again.
+        // SAFETY: sets one number of the allocator that this program uses.
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 500) };
+    }
     // candle's own threads spin between two products and take the cores from our operators, which bring their own.
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {
         // SAFETY: no other thread has been started yet.
@@ -106,7 +115,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("hermesflow: {error:#}");
+            eprintln!("hermesflow: {}", message(&error));
             if is_our_fault(&error) {
                 eprintln!("hermesflow: {BUG}");
                 return ExitCode::from(2);
@@ -114,6 +123,15 @@ fn main() -> ExitCode {
             ExitCode::from(1)
         }
     }
+}
+
+/// The error and its causes, without those that the one before has said.
+fn message(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |said, cause| match said.as_str() {
+        "" => cause,
+        said if said.ends_with(&cause) => said.to_string(),
+        said => format!("{said}: {cause}"),
+    })
 }
 
 /// Files, settings and records are checked before they are used, so a tensor operation that fails is a bug.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::parallel;
 
 use super::Showo;
 use super::config::ShowoConfig;
@@ -20,22 +21,24 @@ const BATCH: usize = 32;
 
 /// Codes of one image per job.
 pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
-    let mut images = Vec::with_capacity(jobs.len());
-    for jobs in jobs.chunks(BATCH) {
-        let mut tokenized: HashMap<&str, Vec<u32>> = HashMap::new();
-        for job in jobs {
-            if !tokenized.contains_key(job.prompt.as_str()) {
-                tokenized.insert(&job.prompt, model.tokenizer.encode(&job.prompt)?);
-            }
+    let batches: Vec<&[ImagineJob]> = jobs.chunks(BATCH).collect();
+    let images = parallel::map(model.is_small(), &batches, |jobs| imagine_batch(model, jobs, options));
+    Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
+}
+
+fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+    let mut tokenized: HashMap<&str, Vec<u32>> = HashMap::new();
+    for job in jobs {
+        if !tokenized.contains_key(job.prompt.as_str()) {
+            tokenized.insert(&job.prompt, model.tokenizer.encode(&job.prompt)?);
         }
-        let texts: Vec<Vec<u32>> =
-            jobs.iter().map(|job| model.frames.imagine_text(&tokenized[job.prompt.as_str()])).collect();
-        let uncond = (options.guidance != 0.0).then(|| model.frames.imagine_text(&[]));
-        let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
-        let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
-        images.extend(denoiser.run(options, draws)?);
     }
-    Ok(images)
+    let texts: Vec<Vec<u32>> =
+        jobs.iter().map(|job| model.frames.imagine_text(&tokenized[job.prompt.as_str()])).collect();
+    let uncond = (options.guidance != 0.0).then(|| model.frames.imagine_text(&[]));
+    let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
+    let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
+    denoiser.run(options, draws)
 }
 
 /// Denoises a batch of images over cached text prefixes.

@@ -5,12 +5,15 @@
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Padding};
+use hermesflow_nn::parallel;
 use hermesflow_nn::weights::Weights;
 use image::RgbImage;
 
 use super::config::{Levels, MagvitConfig};
 use crate::{Error, Result};
 
+/// Pictures that go through the convolutions as one batch.
+const BATCH: usize = 4;
 const NORM_EPS: f64 = 1e-6;
 const SAME: Padding = Padding { top: 1, bottom: 1, left: 1, right: 1 };
 const NONE: Padding = Padding { top: 0, bottom: 0, left: 0, right: 0 };
@@ -299,6 +302,8 @@ pub struct Magvit {
     decoder: Decoder,
     dtype: DType,
     device: Device,
+    /// Its operators are too small to be shared between threads.
+    small: bool,
 }
 
 impl Magvit {
@@ -330,6 +335,7 @@ impl Magvit {
             config: config.clone(),
             dtype: probe.dtype(),
             device: probe.device().clone(),
+            small: weights.parameter_count() < parallel::SMALL,
         })
     }
 
@@ -428,11 +434,9 @@ impl Magvit {
     /// # Errors
     /// When the pictures differ in size.
     pub fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
-        let mut codes = Vec::with_capacity(images.len());
-        for chunk in images.chunks(16) {
-            codes.extend(self.quantize(&self.encode(&self.pixels(chunk)?)?)?);
-        }
-        Ok(codes)
+        let chunks: Vec<&[RgbImage]> = images.chunks(BATCH).collect();
+        let codes = parallel::map(self.small, &chunks, |chunk| self.quantize(&self.encode(&self.pixels(chunk)?)?));
+        Ok(codes.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
     /// Pictures of codes.
@@ -440,18 +444,21 @@ impl Magvit {
     /// # Errors
     /// When the codes are not square or outside the codebook.
     pub fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
-        let mut images = Vec::with_capacity(codes.len());
-        for chunk in codes.chunks(16) {
-            let decoded = self.decode(&self.features(chunk)?)?.to_dtype(DType::F32)?;
-            let (b, _, h, w) = decoded.dims4()?;
-            for planes in decoded.reshape((b, 3, h * w))?.to_vec3::<f32>()? {
-                let level = |value: f32| ((value.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
-                let pixels = (0..h * w).flat_map(|at| (0..3).map(move |c| (c, at)));
-                let bytes = pixels.map(|(c, at)| level(planes[c][at])).collect();
-                let image = RgbImage::from_raw(w as u32, h as u32, bytes);
-                images.push(image.ok_or_else(|| Error::Invalid("a decoded picture has the wrong size".into()))?);
-            }
-        }
-        Ok(images)
+        let chunks: Vec<&[Vec<u32>]> = codes.chunks(BATCH).collect();
+        let images = parallel::map(self.small, &chunks, |chunk| self.decode_chunk(chunk));
+        Ok(images.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    }
+
+    fn decode_chunk(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
+        let decoded = self.decode(&self.features(codes)?)?.to_dtype(DType::F32)?;
+        let (b, _, h, w) = decoded.dims4()?;
+        let level = |value: f32| ((value.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
+        let picture = |planes: &Vec<Vec<f32>>| {
+            let pixels = (0..h * w).flat_map(|at| (0..3).map(move |c| (c, at)));
+            let bytes = pixels.map(|(c, at)| level(planes[c][at])).collect();
+            RgbImage::from_raw(w as u32, h as u32, bytes)
+                .ok_or_else(|| Error::Invalid("a decoded picture has the wrong size".into()))
+        };
+        decoded.reshape((b, 3, h * w))?.to_vec3::<f32>()?.iter().map(picture).collect()
     }
 }

@@ -15,6 +15,7 @@ pub mod tokenizer;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
+use hermesflow_nn::parallel;
 use hermesflow_nn::weights::Weights;
 use image::RgbImage;
 
@@ -161,6 +162,11 @@ impl Showo {
     /// The weights.
     pub fn weights(&self) -> &Weights {
         &self.weights
+    }
+
+    /// Whether its operators are too small to be shared between threads.
+    pub(crate) fn is_small(&self) -> bool {
+        self.weights.parameter_count() < parallel::SMALL
     }
 
     /// The text tokenizer.

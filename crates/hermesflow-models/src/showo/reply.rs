@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use candle_core::DType;
 use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::parallel;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -19,24 +20,17 @@ use super::sequence::{Packed, question_text};
 use crate::Result;
 use crate::model::{Reply, ReplyRequest, Sampling};
 
-/// Replies that advance as one batch.
-const BATCH: usize = 256;
+/// Replies that advance as one batch, at most (the replies about one image are never parted).
+const BATCH: usize = 64;
 
 /// Replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
-    let mut replies = Vec::with_capacity(images.len());
-    let mut rest = images;
-    while !rest.is_empty() {
-        let mut count = 0;
-        let fitting = rest.iter().take_while(|(_, requests)| {
-            count += requests.len();
-            count <= BATCH
-        });
-        let (now, later) = rest.split_at(fitting.count().max(1));
-        replies.extend(reply_batch(model, now)?);
-        rest = later;
-    }
-    Ok(replies)
+    let replies: usize = images.iter().map(|(_, requests)| requests.len()).sum();
+    // Batches of nearly the same number of images.
+    let batches = replies.div_ceil(BATCH).max(1);
+    let batches: Vec<_> = images.chunks(images.len().div_ceil(batches).max(1)).collect();
+    let replies = parallel::map(model.is_small(), &batches, |images| reply_batch(model, images));
+    Ok(replies.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
 fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
