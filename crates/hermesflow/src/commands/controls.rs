@@ -56,7 +56,6 @@ const ARMS: [Arm; 8] = [
 ///
 /// Example: hermesflow controls configs/scenes.yaml --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,

@@ -33,7 +33,6 @@ const ROWS: usize = 12;
 ///
 /// Example: hermesflow demo --out /tmp/demo --seed 7
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     /// The folder that it leaves
     #[arg(long, value_name = "DIR", default_value = "hermesflow-demo")]

@@ -19,7 +19,6 @@ use crate::{files, models, report};
 ///
 /// Example: hermesflow eval configs/scenes.yaml --iteration 2 --prompts 400 --compare base.json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,

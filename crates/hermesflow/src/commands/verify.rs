@@ -17,7 +17,6 @@ use crate::report;
 ///
 /// Example: hermesflow verify golden --json
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     /// Case folders, or folders of them
     #[arg(value_name = "PATH", required = true)]
