@@ -216,6 +216,32 @@ fn judges_of_captions_rank_the_caption_itself_first() {
     }
 }
 
+/// F₁ by the bert-score package (0.3.13, no idf) on the recorded checkpoints.
+#[test]
+fn bert_score_agrees_with_the_original() {
+    let reference = "A raccoon wearing a hat made of an orange roses wallpaper pattern.";
+    let candidates = [
+        " A raccoon wearing a hat and standing in front of a floral wallpaper.",
+        "The image features a raccoon with an orange hat on, sitting on a table in front of a vase with flowers.",
+        "a red circle above a blue square",
+        "",
+        "three dogs",
+        reference,
+    ]
+    .map(String::from);
+    for (judge, layer, recorded) in [
+        ("bert", 1, [0.797_419_965, 0.720_654_726, 0.691_794_574, 0.0, 0.644_456_983, 1.0]),
+        ("bert", 2, [0.812_599_659, 0.743_696_153, 0.720_424_592, 0.0, 0.664_462_09, 1.0]),
+        ("mpnet", 2, [0.696_414_888, 0.612_791_061, 0.554_515_719, 0.0, 0.473_307_729, 1.0]),
+    ] {
+        let judge = BertScore::load(&golden(judge), Some(layer), &Device::Cpu).unwrap();
+        let scores = judge.similarities(reference, &candidates).unwrap();
+        for (ours, recorded) in scores.iter().zip(recorded) {
+            assert!((ours - recorded).abs() < 1e-6, "layer {layer}: {scores:?}");
+        }
+    }
+}
+
 #[test]
 fn bert_score_knows_customary_layers_and_asks_for_others() {
     let refusal = BertScore::load(&golden("bert"), None, &Device::Cpu).unwrap_err().to_string();

@@ -95,3 +95,30 @@ pub(super) fn packed_attention(
     let seen: Vec<Tensor> = packing.runs().into_iter().zip(biases).map(of_run).collect::<Result<_>>()?;
     Ok(Tensor::cat(&seen, 0)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn buckets_begin_where_the_original_has_them_begin() {
+        // The first distance of every bucket, from transformers' T5Attention in f32.
+        let starts = |buckets: Buckets, away: &dyn Fn(usize) -> (usize, usize)| {
+            let of = |distance: usize| {
+                let (query, key) = away(distance);
+                buckets.of(query, key)
+            };
+            (0..400).filter(|&distance| distance == 0 || of(distance) != of(distance - 1)).collect::<Vec<_>>()
+        };
+        let encoder = Buckets { count: 32, farthest: 128, both_ways: true };
+        let expected = [0, 1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 23, 32, 46, 64, 91];
+        assert_eq!(starts(encoder, &|distance| (distance, 0)), expected);
+        assert_eq!(starts(encoder, &|distance| (0, distance)), expected);
+        assert_eq!((encoder.of(5, 4), encoder.of(4, 5)), (1, 17));
+        let decoder = Buckets { both_ways: false, ..encoder };
+        let expected: Vec<usize> =
+            (0..17).chain([19, 21, 24, 27, 31, 35, 40, 46, 52, 59, 67, 77, 87, 99, 113]).collect();
+        assert_eq!(starts(decoder, &|distance| (distance, 0)), expected);
+        assert_eq!(decoder.of(4, 9), 0);
+    }
+}

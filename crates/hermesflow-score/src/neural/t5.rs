@@ -360,3 +360,36 @@ impl T5 {
         Ok((xs + layer.down.forward(&inner)?)?)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn cached_decoding_is_the_full_pass() {
+        for case in ["t5-relu", "t5-gated-gelu"] {
+            let folder =
+                Path::new(env!("CARGO_MANIFEST_DIR")).join("../hermesflow-verify/tests/golden/scorers").join(case);
+            let model = T5::load(&folder, DType::F32, &Device::Cpu).unwrap();
+            let texts = [vec![76, 10, 30, 5, 1], vec![9, 1], vec![20, 21, 22, 1]];
+            let packing = Packing::passes(&texts.each_ref().map(Vec::len)).remove(0);
+            // Forty tokens reach the buckets of long distances.
+            let said = |text: u32| (0..40).map(|at| (7 * at + 11 * text) % 151).collect::<Vec<u32>>();
+            let said: Vec<Vec<u32>> = (0..3).map(said).collect();
+            let whole = model.decode(&mut model.encode(&texts, &packing).unwrap(), &said.concat()).unwrap();
+            let whole = whole.reshape((3, 40, 151)).unwrap();
+            let mut decoding = model.encode(&texts, &packing).unwrap();
+            let mut at = 0;
+            for new in [1, 3, 1, 30, 5] {
+                let ids: Vec<u32> = said.iter().flat_map(|ids| &ids[at..at + new]).copied().collect();
+                let step = model.decode(&mut decoding, &ids).unwrap().reshape((3, new, 151)).unwrap();
+                let full = whole.narrow(1, at, new).unwrap();
+                let off = (step - full).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                let largest = whole.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap();
+                assert!(off < 2e-5 * largest, "{case}: {off} of {largest}");
+                at += new;
+            }
+        }
+    }
+}
