@@ -144,12 +144,15 @@ fn scored(score: f32, length: usize) -> f64 {
     f64::from(score) / (length.max(1) as f64).powf(LENGTH_PENALTY)
 }
 
+/// Columns of a region: region, first column, end.
+type Run = (usize, usize, usize);
+
 /// Where the keys of all beams stand: a region of rows per beam, one column per step. Beams that go on from the same
 /// one share its rows; nothing is ever copied.
 #[derive(Debug, Clone)]
 pub(super) struct Regions {
-    /// Per beam: its region, and its history as runs of columns, `(region, first, end)`.
-    beams: Vec<(usize, Vec<(usize, usize, usize)>)>,
+    /// Per beam: its region, and its history.
+    beams: Vec<(usize, Vec<Run>)>,
 }
 
 impl Regions {

@@ -17,8 +17,8 @@ use super::packing::Packing;
 use super::relative::{self, Buckets};
 use crate::{Error, Result};
 
-/// MPNet's farthest distance; no configuration names it.
-const FARTHEST: usize = 128;
+/// MPNet's buckets. The original takes these whatever its configuration says, which is the size of the table only.
+const BUCKETS: Buckets = Buckets { count: 32, farthest: 128, both_ways: true };
 
 #[derive(Debug, Clone, Deserialize)]
 struct Config {
@@ -69,7 +69,7 @@ impl Config {
         if let Some(positions) = self.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
             return Err(format!("position_embedding_type {positions:?} is not supported; expected \"absolute\""));
         }
-        if self.num_attention_heads == 0 || self.hidden_size % self.num_attention_heads != 0 {
+        if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(format!("{} heads do not divide hidden_size {}", self.num_attention_heads, self.hidden_size));
         }
         Ok(kind)
@@ -243,11 +243,7 @@ impl Encoder {
         let d = hidden / heads;
         let visibility = match &self.relative {
             None => Visibility::Segments(packing.segments().into()),
-            Some(table) => {
-                let count = self.config.relative_attention_num_buckets;
-                let buckets = Buckets { count, farthest: FARTHEST, both_ways: true };
-                Visibility::Biased(relative::biases(buckets, table, packing)?)
-            }
+            Some(table) => Visibility::Biased(relative::biases(BUCKETS, table, packing)?),
         };
         let mut xs = self.embed(sentences, packing)?;
         for layer in self.layers.iter().take(layers) {

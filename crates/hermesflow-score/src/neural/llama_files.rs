@@ -83,7 +83,7 @@ impl Config {
         }
         let heads = self.num_attention_heads;
         let key_heads = self.num_key_value_heads.unwrap_or(heads);
-        if heads == 0 || key_heads == 0 || heads % key_heads != 0 {
+        if heads == 0 || key_heads == 0 || !heads.is_multiple_of(key_heads) {
             return Err(format!("{heads} attention heads cannot share {key_heads} key heads"));
         }
         let eos = match generation.eos_token_id.or_else(|| self.eos_token_id.clone()) {
@@ -273,12 +273,16 @@ impl Metadata<'_> {
         let (hidden, heads) = (needed("llama.embedding_length")?, needed("llama.attention.head_count")?);
         let table = content.tensor_infos.get("token_embd.weight").ok_or("token_embd.weight")?;
         let id = |key: &str| self.number(key).and_then(|id| u32::try_from(id).ok());
+        let key_heads = self.number("llama.attention.head_count_kv").unwrap_or(heads);
+        if key_heads == 0 || !heads.is_multiple_of(key_heads) {
+            return Err("llama.attention.head_count_kv that divides the heads");
+        }
         needed("llama.block_count")?;
         Ok(Sizes {
             vocab: table.shape.dims().first().copied().unwrap_or(0),
             hidden,
             heads,
-            key_heads: self.number("llama.attention.head_count_kv").unwrap_or(heads),
+            key_heads,
             head: self.number("llama.attention.key_length").unwrap_or(hidden / heads),
             rope_theta: self.float("llama.rope.freq_base").unwrap_or(10_000.0),
             interleaved: true,
