@@ -72,7 +72,7 @@ impl Weights {
     /// # Errors
     /// When nothing is found or a file is broken; the file is named.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self, Error> {
-        let files = if path.is_dir() { find_files(path)? } else { vec![path.to_path_buf()] };
+        let files = if path.is_dir() { files(path)? } else { vec![path.to_path_buf()] };
         let mut tensors = BTreeMap::new();
         for file in files {
             for (name, tensor) in read_file(&file, device)? {
@@ -262,7 +262,11 @@ impl Scope<'_> {
     }
 }
 
-fn find_files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+/// The weight files of a checkpoint folder: one, or the shards that an index names.
+///
+/// # Errors
+/// When there are none, or an index is broken.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     for name in FILE_NAMES {
         let whole = folder.join(name);
         if whole.is_file() {

@@ -1,13 +1,17 @@
 //! Text judges: caption similarity, question writing and filtering, choice matching.
 //!
-//! The traits take whole batches, so that a neural judge can pad and run them at once. [`Lexical`] is the judge of
-//! captions and choices that needs no weights; [`tifa`] holds the rules around a question writer and its filter.
+//! The traits take whole batches, so that a neural judge can run them at once. [`Lexical`] is the judge of captions and
+//! choices that needs no weights; [`neural`] holds those that have weights; [`tifa`] the rules around a question writer
+//! and its filter.
 
 pub mod choice;
 pub mod chrf;
 pub mod lexical;
+pub mod neural;
 mod numbers;
 pub mod tifa;
+
+use std::path::{Path, PathBuf};
 
 pub use lexical::Lexical;
 
@@ -22,10 +26,30 @@ pub enum Error {
         /// What went wrong.
         message: String,
     },
+    /// A file of a judge's model is missing or not what it should be.
+    #[error("{path}: {message}")]
+    File {
+        /// The file, or the folder in which it should be.
+        path: PathBuf,
+        /// What is wrong, and what mends it.
+        message: String,
+    },
+    /// A judge's weights could not be loaded.
+    #[error(transparent)]
+    Weights(#[from] hermesflow_nn::weights::Error),
+    /// A tensor operation failed.
+    #[error(transparent)]
+    Tensor(#[from] candle_core::Error),
+}
+
+impl Error {
+    pub(crate) fn file(path: &Path, message: impl std::fmt::Display) -> Self {
+        Self::File { path: path.to_path_buf(), message: message.to_string() }
+    }
 }
 
 /// The result of judging.
-pub type Result<T> = std::result::Result<T, Error>;
+pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// A question about a caption.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]

@@ -10,6 +10,7 @@ pub mod others;
 mod pair_dpo;
 mod questions;
 mod rules;
+mod scorers;
 
 use std::path::{Path, PathBuf};
 
@@ -41,6 +42,9 @@ pub enum Error {
     /// Weights could not be loaded.
     #[error(transparent)]
     Weights(#[from] hermesflow_nn::weights::Error),
+    /// A judge could not be loaded or run.
+    #[error(transparent)]
+    Score(#[from] hermesflow_score::Error),
     /// Training failed.
     #[error(transparent)]
     Train(#[from] hermesflow_train::Error),
@@ -103,10 +107,7 @@ pub fn verify(path: &Path, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>>
             Kind::Questions => questions::replay(folder, &mut report),
             Kind::Image => others::images(folder, &mut report),
             Kind::Tokenizer => others::tokenizer(folder, &mut report),
-            Kind::Scorer => {
-                report.skip("scorer", "no such judge in this build");
-                Ok(())
-            }
+            Kind::Scorer => scorers::replay(folder, &mut report),
         };
         if let Err(error) = outcome {
             report.fail("replay", error.to_string());

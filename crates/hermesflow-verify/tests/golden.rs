@@ -31,7 +31,8 @@ fn copy(from: &Path, to: &Path) {
 fn the_recorded_cases_pass() {
     let checks = verify(&golden(), |_| {}).unwrap();
     assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
-    assert!(checks.iter().filter(|check| check.verdict == Verdict::Passed).count() > 35);
+    assert!(checks.iter().filter(|check| check.verdict == Verdict::Passed).count() > 60);
+    assert!(checks.iter().all(|check| check.verdict != Verdict::Skipped));
 }
 
 #[test]
@@ -153,6 +154,60 @@ fn wrong_pictures_pairs_and_questions_fail() {
     {
         assert!(failed.iter().any(|check| check.case == case && check.what.starts_with(what)), "{what}: {failed:#?}");
     }
+}
+
+/// Every recorded number of a judge counts, and a list that is cut short fails too.
+#[test]
+fn a_wrong_number_of_a_judge_fails() {
+    for (judge, paths) in [
+        ("bert", &["/ids/3/4", "/cls/2/17", "/cosine/4/1", "/cls", "/cosine", "/ids"][..]),
+        (
+            "mpnet",
+            &[
+                "/ids/0/1",
+                "/embeddings/1/40",
+                "/embeddings",
+                "/multiple_choice/1/scores/2",
+                "/multiple_choice/0/scores",
+                "/multiple_choice/3/chosen",
+            ],
+        ),
+        ("t5-relu", &["/0/ids/2", "/1/generated/3", "/2/first_logits/150", "/2/first_logits"]),
+        ("t5-gated-gelu", &["/2/ids/0", "/0/generated/3", "/0/first_logits/0"]),
+        ("llama", &["/0/ids/3", "/1/greedy/15", "/2/beam5/20", "/0/beam5_score", "/1/beam5", "/2/greedy"]),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        copy(&golden().join("scorers").join(judge), folder.path());
+        let file = folder.path().join("expected.json");
+        let recorded: serde_json::Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+        for path in paths {
+            let mut changed = recorded.clone();
+            let value = changed.pointer_mut(path).unwrap();
+            match value {
+                serde_json::Value::Array(list) => drop(list.pop().unwrap()),
+                serde_json::Value::String(text) => text.push('x'),
+                number if number.is_u64() => *number = (number.as_u64().unwrap() + 1).into(),
+                number => *number = (number.as_f64().unwrap() + 0.002).into(),
+            }
+            fs::write(&file, changed.to_string()).unwrap();
+            let checks = verify(folder.path(), |_| {}).unwrap();
+            assert!(!failures(&checks).is_empty(), "{judge} {path}: a wrong number passed");
+        }
+    }
+}
+
+#[test]
+fn a_judge_of_an_unknown_kind_is_skipped_and_a_broken_one_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden().join("scorers/bert"), folder.path());
+    let weights = folder.path().join("model.safetensors");
+    let bytes = fs::read(&weights).unwrap();
+    fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
+    let checks = verify(folder.path(), |_| {}).unwrap();
+    assert!(failures(&checks)[0].note.contains("model.safetensors"), "{checks:?}");
+    fs::write(folder.path().join("config.json"), r#"{"model_type": "roberta"}"#).unwrap();
+    let checks = verify(folder.path(), |_| {}).unwrap();
+    assert_eq!(checks[0].verdict, Verdict::Skipped);
 }
 
 #[test]

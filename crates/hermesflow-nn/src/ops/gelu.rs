@@ -1,8 +1,9 @@
-//! GELU, the tanh form (`gelu_new`): Hendrycks & Gimpel, "Gaussian Error
-//! Linear Units" (arXiv:1606.08415).
+//! GELU: Hendrycks & Gimpel, "Gaussian Error Linear Units" (arXiv:1606.08415),
+//! in its tanh form (`gelu_new`) and in its exact form (`gelu`).
 //!
-//! With `u = sqrt(2/pi) (x + 0.044715 x³)`, `x (1 + tanh u) / 2` is written as
-//! `x / (1 + e^(-2u))`.
+//! * tanh: with `u = sqrt(2/pi) (x + 0.044715 x³)`, `x (1 + tanh u) / 2` is
+//!   written as `x / (1 + e^(-2u))`;
+//! * exact: `x (1 + erf(x / sqrt 2)) / 2`.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -24,9 +25,59 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
     if fused(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu() }
 }
 
+/// GELU in its exact form, element by element.
+///
+/// # Shapes
+/// `x [..]` -> `[..]`
+pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
+    if fused(&[x]) { x.contiguous()?.apply_op1(GeluErf) } else { x.gelu_erf() }
+}
+
+/// The error function to about two units in the last place, without branches.
+///
+/// Minimax polynomials: in `x²` up to 0.93, and of `ln(1 - erf x)` beyond.
+#[inline(always)]
+fn erf(x: f32) -> f32 {
+    let (t, s) = (x.abs(), x * x);
+    let near = {
+        let mut r = -5.967_617e-4f32;
+        for c in [4.991_194e-3, -2.676_813_5e-2, 1.128_199_3e-1, -3.761_253_4e-1, 1.283_791_7e-1] {
+            r = r * s + c;
+        }
+        r * x + x
+    };
+    let far = {
+        let high = -1.728_534_7e-5f32 * t + 3.831_97e-4;
+        let low = -3.883_964_4e-3f32 * t + 2.425_462_2e-2;
+        let mut r = high * s + low;
+        for c in [-1.067_778_8e-1, -6.348_467e-1, -1.287_175_1e-1] {
+            r = r * t + c;
+        }
+        (1.0 - exp(r * t - t)).copysign(x)
+    };
+    if t > 0.927_734_4 { far } else { near }
+}
+
+/// `1 / sqrt 2`, and the density of the normal distribution at 0.
+const HALF_ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
+const DENSITY: f32 = 0.398_942_3;
+
 struct Gelu;
+struct GeluErf;
 
 vectorised! {
+    fn exact_values(y: &mut [f32], x: &[f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = 0.5 * x * (1.0 + erf(x * HALF_ROOT));
+        }
+    }
+
+    fn exact_gradients(dx: &mut [f32], x: &[f32], grad: &[f32]) {
+        for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
+            *dx = grad * (0.5 * (1.0 + erf(x * HALF_ROOT)) + x * DENSITY * exp(-0.5 * x * x));
+        }
+    }
+
     fn values(y: &mut [f32], x: &[f32]) {
         for (y, &x) in y.iter_mut().zip(x) {
             let twice = x * (SLOPE + CUBIC * x * x);
@@ -43,31 +94,54 @@ vectorised! {
     }
 }
 
+/// Runs a kernel over all elements, in parallel where there are many.
+fn forward(x: &CpuStorage, layout: &Layout, kernel: fn(&mut [f32], &[f32])) -> Result<(CpuStorage, Shape)> {
+    let x = elements(x, layout)?;
+    let mut y = vec![0f32; x.len()];
+    if x.len() <= RUN {
+        kernel(&mut y, x);
+    } else {
+        y.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(y, x)| kernel(y, x));
+    }
+    Ok((CpuStorage::F32(y), layout.shape().clone()))
+}
+
+fn backward(x: &Tensor, grad: &Tensor, kernel: fn(&mut [f32], &[f32], &[f32])) -> Result<Option<Tensor>> {
+    let grad = grad.contiguous()?;
+    let ((x_store, x_layout), (g_store, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
+    let (data, grad) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
+    let mut dx = vec![0f32; data.len()];
+    dx.par_chunks_mut(RUN)
+        .zip(data.par_chunks(RUN).zip(grad.par_chunks(RUN)))
+        .for_each(|(dx, (x, grad))| kernel(dx, x, grad));
+    Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+}
+
 impl CustomOp1 for Gelu {
     fn name(&self) -> &'static str {
         "gelu-tanh"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = elements(x, layout)?;
-        let mut y = vec![0f32; x.len()];
-        if x.len() <= RUN {
-            values(&mut y, x);
-        } else {
-            y.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(y, x)| values(y, x));
-        }
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        forward(x, layout, values)
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let grad = grad.contiguous()?;
-        let ((x_store, x_layout), (g_store, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
-        let (data, grad) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
-        let mut dx = vec![0f32; data.len()];
-        dx.par_chunks_mut(RUN)
-            .zip(data.par_chunks(RUN).zip(grad.par_chunks(RUN)))
-            .for_each(|(dx, (x, grad))| gradients(dx, x, grad));
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+        backward(x, grad, gradients)
+    }
+}
+
+impl CustomOp1 for GeluErf {
+    fn name(&self) -> &'static str {
+        "gelu-erf"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        forward(x, layout, exact_values)
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        backward(x, grad, exact_gradients)
     }
 }
 
@@ -84,6 +158,18 @@ mod tests {
             agree(&[x], |v| gelu_tanh(&v[0]), |v| v[0].gelu());
         }
         agree(&[normal(&[9, 17])], |v| gelu_tanh(&v[0].t()?), |v| v[0].t()?.contiguous()?.gelu());
+    }
+
+    #[test]
+    fn the_exact_form_agrees_with_plain_candle() {
+        for shape in [&[3usize, 7, 5][..], &[40_001]] {
+            let x = (normal(shape) * 3.0).unwrap();
+            agree(&[x], |v| gelu_erf(&v[0]), |v| v[0].gelu_erf());
+        }
+        let x: Vec<f32> = (-60_000..60_000).map(|i| i as f32 * 1e-4).collect();
+        let x = Tensor::new(x, &candle_core::Device::Cpu).unwrap();
+        let difference = (gelu_erf(&x).unwrap() - x.gelu_erf().unwrap()).unwrap().abs().unwrap().max_all().unwrap();
+        assert!(difference.to_scalar::<f32>().unwrap() < 5e-7);
     }
 
     #[test]

@@ -1,0 +1,75 @@
+//! What a model folder holds: JSON files, and weights under names with or without their model's prefix.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use hermesflow_nn::weights::Weights;
+use serde::de::DeserializeOwned;
+
+use crate::{Error, Result};
+
+/// Reads `name` in a folder.
+pub(super) fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T> {
+    match optional_json(folder, name)? {
+        Some(json) => Ok(json),
+        None if folder.is_dir() => {
+            let message = "no such file; a model folder holds config.json, weights and tokenizer.json as published";
+            Err(Error::file(&folder.join(name), message))
+        }
+        None => Err(Error::file(folder, "no such folder; give the folder of a downloaded model")),
+    }
+}
+
+/// Reads `name` in a folder, if there is such a file.
+pub(super) fn optional_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
+    let path = folder.join(name);
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::file(&path, error)),
+    };
+    let broken = |error| Error::file(&path, format!("{error}; download the file that belongs to this model again"));
+    serde_json::from_str(&text).map(Some).map_err(broken)
+}
+
+/// Weights whose names may stand behind a prefix, as `bert.` in a checkpoint with a pretraining head.
+#[derive(Debug)]
+pub(super) struct Parameters {
+    weights: Weights,
+    prefix: String,
+}
+
+impl Parameters {
+    /// Loads a folder's weights; the prefix is the first under which `probe` is found.
+    pub fn load(folder: &Path, dtype: DType, device: &Device, prefixes: &[&str], probe: &str) -> Result<Self> {
+        Ok(Self::new(Weights::load(folder, dtype, device)?, prefixes, probe))
+    }
+
+    /// The same from weights in memory.
+    pub fn new(weights: Weights, prefixes: &[&str], probe: &str) -> Self {
+        let found = prefixes.iter().find(|prefix| weights.tensors().contains_key(&format!("{prefix}{probe}")));
+        let prefix = (*found.unwrap_or(&"")).to_string();
+        Self { weights, prefix }
+    }
+
+    /// As [`Parameters::get`], for a tensor that stands outside the prefix, as a head does.
+    pub fn outside(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        Ok(self.weights.get(name, shape)?)
+    }
+
+    /// Whether there is such a tensor.
+    pub fn has(&self, name: &str) -> bool {
+        self.weights.tensors().contains_key(&format!("{}{name}", self.prefix))
+    }
+
+    /// The tensor `name`, which must have this shape. Early checkpoints call a LayerNorm's parameters gamma and beta.
+    pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let early = match name.rsplit_once("LayerNorm.") {
+            Some((path, "weight")) => Some(format!("{path}LayerNorm.gamma")),
+            Some((path, "bias")) => Some(format!("{path}LayerNorm.beta")),
+            _ => None,
+        };
+        let name = early.filter(|early| !self.has(name) && self.has(early)).unwrap_or_else(|| name.to_string());
+        Ok(self.weights.get(&format!("{}{name}", self.prefix), shape)?)
+    }
+}

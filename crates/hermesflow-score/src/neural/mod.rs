@@ -1,0 +1,64 @@
+//! Judges with weights, in the file layouts of their published checkpoints. Nothing is downloaded: a judge is a folder.
+//!
+//! | judge | trait | published as |
+//! |---|---|---|
+//! | [`Bert`] | [`CaptionSimilarity`](crate::CaptionSimilarity) | `bert-large-uncased` |
+//! | [`SentenceBert`] | [`CaptionSimilarity`](crate::CaptionSimilarity), [`ChoiceMatcher`](crate::ChoiceMatcher) | `sentence-transformers/all-mpnet-base-v2` |
+//! | [`BertScore`] | [`CaptionSimilarity`](crate::CaptionSimilarity) | any BERT or MPNet folder |
+//! | [`UnifiedQa`] | [`QuestionFilter`](crate::QuestionFilter) | `allenai/unifiedqa-v2-t5-large-1363200` |
+//! | [`LlamaWriter`] | [`QuestionWriter`](crate::QuestionWriter) | `tifa-benchmark/llama2_tifa_question_generation` |
+//!
+//! The models below them are [`Encoder`] (BERT, MPNet), [`T5`] and [`Llama`]. No text is ever padded: sentences are
+//! packed one behind the other and stay apart by the key ranges that they see, so a batch gives what its sentences
+//! give one by one.
+//!
+//! Shape letters: `n` tokens of all sentences, `h` hidden size, `d` size of one head, `b` sentences, `v` vocabulary.
+
+mod beam;
+mod bert;
+mod bert_score;
+mod encoder;
+mod folder;
+mod layers;
+mod llama;
+mod llama_files;
+mod memory;
+mod packing;
+mod question_writer;
+mod relative;
+mod sentence_bert;
+mod spiece;
+mod t5;
+mod tokenizer;
+mod unified_qa;
+
+pub use bert::Bert;
+pub use bert_score::BertScore;
+pub use encoder::Encoder;
+pub use llama::{Generated, Llama};
+pub use question_writer::LlamaWriter;
+pub use sentence_bert::SentenceBert;
+pub use t5::T5;
+pub use tokenizer::TextTokenizer;
+pub use unified_qa::UnifiedQa;
+
+/// The cosine of two vectors; 0 where one of them is zero.
+pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let lengths = (dot(a, a) * dot(b, b)).sqrt();
+    if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
+}
+
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// The number of the largest value, the first of equals.
+fn first_largest<T: PartialOrd + Copy>(values: &[T]) -> Option<usize> {
+    let mut best: Option<(usize, T)> = None;
+    for (at, value) in values.iter().enumerate() {
+        if best.is_none_or(|(_, most)| *value > most) {
+            best = Some((at, *value));
+        }
+    }
+    best.map(|(at, _)| at)
+}

@@ -1,0 +1,96 @@
+//! The question writer of TIFA (Hu et al., arXiv 2303.11897 §3.2): a LLaMA 2 that was taught to list what a caption names
+//! and to ask about it.
+//!
+//! As in TIFA's released code:
+//! 1. the prompt is a LLaMA 2 instruction that ends in `Entities:`, where the reply goes on;
+//! 2. its `<s>` is written out, and the tokenizer puts another before it (a tokenizer that adds none leaves one);
+//! 3. five beams, 512 tokens at most, prompt included;
+//! 4. the reply is what the whole text has beyond the prompt, cut at the first blank line ([`tifa::parse_reply`]).
+
+use std::path::Path;
+
+use candle_core::{DType, Device};
+
+use super::llama_files::gguf;
+use super::tokenizer::cleaned;
+use super::{Llama, TextTokenizer};
+use crate::{Question, QuestionWriter, Result, tifa};
+
+/// The most tokens of prompt and reply.
+const LONGEST: usize = 512;
+
+/// What the writer is told, as it was told in training.
+const INSTRUCTION: &str = "Given an image description, generate one or two multiple-choice questions that verifies if the \
+                           image description is correct.\nClassify each concept into a type (object, human, animal, food, \
+                           activity, attribute, counting, color, material, spatial, location, shape, other), and then \
+                           generate a question for each type.\n";
+
+/// Writes questions with a LLaMA model.
+#[derive(Debug)]
+pub struct LlamaWriter {
+    model: Llama,
+    tokenizer: TextTokenizer,
+    beams: usize,
+}
+
+impl LlamaWriter {
+    /// Loads a model folder (weights become `dtype`) or a GGUF file with its tokenizer.json beside it. On the CPU, f32
+    /// is fast and large; where it does not fit, a GGUF file is the better choice than 16 bits.
+    ///
+    /// # Errors
+    /// When a file is missing or broken, or the model does not fit into memory; the file is named.
+    pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
+        let model = Llama::load(path, dtype, device)?;
+        let file = gguf(path);
+        let folder = file.as_deref().and_then(Path::parent).unwrap_or(path);
+        let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
+        Ok(Self { model, tokenizer, beams: 5 })
+    }
+
+    /// Searches with so many beams; one is greedy.
+    pub fn with_beams(mut self, beams: usize) -> Self {
+        self.beams = beams.max(1);
+        self
+    }
+
+    /// What the model replies about a caption, from behind `Entities:`.
+    ///
+    /// # Errors
+    /// When the model fails.
+    pub fn reply(&self, caption: &str) -> Result<String> {
+        let prompt = self.model.framed(&self.tokenizer, &prompt(caption))?;
+        let most = LONGEST.saturating_sub(prompt.len());
+        let said = match self.beams {
+            1 => self.model.greedy(&prompt, most)?,
+            beams => self.model.beam(&prompt, beams, most)?.ids,
+        };
+        let before = cleaned(&self.tokenizer.text(&prompt)?);
+        let whole = cleaned(&self.tokenizer.text(&[prompt, said].concat())?);
+        Ok(whole.chars().skip(before.chars().count()).collect())
+    }
+}
+
+impl QuestionWriter for LlamaWriter {
+    fn write(&self, captions: &[&str]) -> Result<Vec<Vec<Question>>> {
+        captions.iter().map(|caption| Ok(tifa::parse_reply(&self.reply(caption)?))).collect()
+    }
+}
+
+fn prompt(caption: &str) -> String {
+    format!("<s>[INST] <<SYS>>\n{INSTRUCTION}\n<</SYS>>\n\nDescription: {caption} [/INST] Entities:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prompt_is_the_one_of_the_training() {
+        let prompt = prompt("a blue rabbit");
+        assert!(prompt.starts_with("<s>[INST] <<SYS>>\nGiven an image description, generate one or two"));
+        assert!(
+            prompt.contains("is correct.\nClassify each concept into a type (object, human, animal, food, activity,")
+        );
+        assert!(prompt.ends_with("for each type.\n\n<</SYS>>\n\nDescription: a blue rabbit [/INST] Entities:"));
+    }
+}

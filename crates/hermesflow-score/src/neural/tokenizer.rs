@@ -1,0 +1,157 @@
+//! Text to ids and back, from `tokenizer.json`, a BERT `vocab.txt` or a SentencePiece `spiece.model`.
+
+use std::path::{Path, PathBuf};
+
+use serde::Deserialize;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::BertNormalizer;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
+use tokenizers::processors::template::TemplateProcessing;
+use tokenizers::{AddedToken, Model, Tokenizer, TruncationParams};
+
+use super::folder::optional_json;
+use super::spiece;
+use crate::{Error, Result};
+
+/// A model's tokenizer, special tokens included.
+#[derive(Debug, Clone)]
+pub struct TextTokenizer {
+    inner: Tokenizer,
+    path: PathBuf,
+}
+
+impl TextTokenizer {
+    /// Reads the tokenizer in a model folder and checks it against the model's vocabulary.
+    ///
+    /// # Errors
+    /// When there is none, it is broken, or it has ids that the model does not know.
+    pub fn load(folder: &Path, vocab_size: usize) -> Result<Self> {
+        let found = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
+        let (path, inner) = if let Some(path) = found("tokenizer.json") {
+            let bytes = std::fs::read(&path).map_err(|error| Error::file(&path, error))?;
+            let broken = |error| Error::file(&path, format!("not a tokenizer ({error}); download it again"));
+            let inner = Tokenizer::from_bytes(&bytes).map_err(broken)?;
+            (path, inner)
+        } else if let Some(path) = found("spiece.model") {
+            let inner = spiece::load(&path, vocab_size)?;
+            (path, inner)
+        } else if let Some(path) = found("vocab.txt") {
+            let inner = word_pieces(folder, &path).map_err(|error| Error::file(&path, error))?;
+            (path, inner)
+        } else {
+            let message = "no tokenizer; expected tokenizer.json, or vocab.txt (BERT), or spiece.model (T5)";
+            return Err(Error::file(folder, message));
+        };
+        Self::new(inner, path, vocab_size)
+    }
+
+    fn new(mut inner: Tokenizer, path: PathBuf, vocab_size: usize) -> Result<Self> {
+        let count = inner.get_vocab_size(true);
+        let last = inner.get_vocab(true).into_values().max().unwrap_or(0) as usize;
+        if last >= vocab_size || count * 2 < vocab_size {
+            let message = format!(
+                "{count} tokens up to id {last} do not fit the model's vocab_size {vocab_size}; \
+                 use the tokenizer that belongs to this model"
+            );
+            return Err(Error::file(&path, message));
+        }
+        // A published tokenizer.json may pad or cut to some length; what the model can take decides here.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| Error::file(&path, error))?;
+        Ok(Self { inner, path })
+    }
+
+    /// Cuts texts to so many tokens, the framing ones included.
+    ///
+    /// # Errors
+    /// When not even the framing tokens fit.
+    pub fn limited(mut self, tokens: usize) -> Result<Self> {
+        let limit = TruncationParams { max_length: tokens, ..TruncationParams::default() };
+        self.inner.with_truncation(Some(limit)).map_err(|error| Error::file(&self.path, error))?;
+        Ok(self)
+    }
+
+    /// The ids of texts, with the tokens that frame them.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>> {
+        let of = |text: &str| self.inner.encode_fast(text, true).map(|encoding| encoding.get_ids().to_vec());
+        texts.into_iter().map(|text| of(text).map_err(|error| Error::file(&self.path, error))).collect()
+    }
+
+    /// The text of ids, special tokens left out.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn text(&self, ids: &[u32]) -> Result<String> {
+        self.inner.decode(ids, true).map_err(|error| Error::file(&self.path, error))
+    }
+
+    /// The id of a token, if there is such a one.
+    pub fn id(&self, token: &str) -> Option<u32> {
+        self.inner.token_to_id(token)
+    }
+}
+
+/// Spaces that a detokenizer leaves before punctuation and contractions, taken out as transformers does by default.
+pub(super) fn cleaned(text: &str) -> String {
+    const SPACED: [(&str, &str); 10] = [
+        (" .", "."),
+        (" ?", "?"),
+        (" !", "!"),
+        (" ,", ","),
+        (" ' ", "'"),
+        (" n't", "n't"),
+        (" 'm", "'m"),
+        (" 's", "'s"),
+        (" 've", "'ve"),
+        (" 're", "'re"),
+    ];
+    SPACED.iter().fold(text.to_string(), |text, (spaced, tight)| text.replace(spaced, tight))
+}
+
+#[derive(Deserialize)]
+struct WordPieceSettings {
+    #[serde(default = "yes")]
+    do_lower_case: bool,
+    #[serde(default = "yes")]
+    tokenize_chinese_chars: bool,
+    #[serde(default)]
+    strip_accents: Option<bool>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// BERT's tokenizer of words and their pieces; MPNet frames with other tokens.
+fn word_pieces(folder: &Path, path: &Path) -> tokenizers::Result<Tokenizer> {
+    let settings: Option<WordPieceSettings> = optional_json(folder, "tokenizer_config.json")?;
+    let settings = settings.unwrap_or(WordPieceSettings {
+        do_lower_case: true,
+        tokenize_chinese_chars: true,
+        strip_accents: None,
+    });
+    let model = WordPiece::from_file(&path.to_string_lossy()).unk_token("[UNK]".into()).build()?;
+    let names = if model.token_to_id("[CLS]").is_some() { ["[CLS]", "[SEP]"] } else { ["<s>", "</s>"] };
+    let mut framing = Vec::new();
+    for name in names {
+        framing.push((name.to_string(), model.token_to_id(name).ok_or_else(|| format!("has no token {name}"))?));
+    }
+    let special: Vec<AddedToken> = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "<s>", "<pad>", "</s>", "<mask>"]
+        .into_iter()
+        .filter(|name| model.token_to_id(name).is_some())
+        .map(|name| AddedToken::from(name, true))
+        .collect();
+    let template = format!("{} $A {}", names[0], names[1]);
+    let template = TemplateProcessing::builder().try_single(template)?.special_tokens(framing).build()?;
+    let mut tokenizer = Tokenizer::new(model);
+    let normalizer =
+        BertNormalizer::new(true, settings.tokenize_chinese_chars, settings.strip_accents, settings.do_lower_case);
+    tokenizer.with_normalizer(Some(normalizer))?;
+    tokenizer.with_pre_tokenizer(Some(BertPreTokenizer));
+    tokenizer.with_post_processor(Some(template));
+    tokenizer.add_special_tokens(special)?;
+    Ok(tokenizer)
+}
