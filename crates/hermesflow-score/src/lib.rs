@@ -7,6 +7,7 @@ pub mod choice;
 pub mod chrf;
 pub mod lexical;
 mod numbers;
+pub mod template;
 pub mod tifa;
 
 pub use lexical::Lexical;
