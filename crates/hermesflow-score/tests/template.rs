@@ -115,9 +115,52 @@ fn well_formed(caption: &str) {
 #[test]
 fn garbage_is_survived() {
     let pieces = [
-        "a", "the", "dog", "'", "\"", "''s", "of", "in front of", "--ar", "16:9", "é", "猫", "\u{0}", "\n", ",", ".", "two", "red",
-        "and", "riding", "is", "-", "--", "'s", "pair of", "A", "ß", "\u{1F600}", "99999999999", "no", "with", "on", "Paris",
-        "slice of", "man", "women", "without", "it", "\u{202e}", "(", "::2", "says", "'STOP'", "\u{fb01}sh", "İ", "glass of",
+        "a",
+        "the",
+        "dog",
+        "'",
+        "\"",
+        "''s",
+        "of",
+        "in front of",
+        "--ar",
+        "16:9",
+        "é",
+        "猫",
+        "\u{0}",
+        "\n",
+        ",",
+        ".",
+        "two",
+        "red",
+        "and",
+        "riding",
+        "is",
+        "-",
+        "--",
+        "'s",
+        "pair of",
+        "A",
+        "ß",
+        "\u{1F600}",
+        "99999999999",
+        "no",
+        "with",
+        "on",
+        "Paris",
+        "slice of",
+        "man",
+        "women",
+        "without",
+        "it",
+        "\u{202e}",
+        "(",
+        "::2",
+        "says",
+        "'STOP'",
+        "\u{fb01}sh",
+        "İ",
+        "glass of",
     ];
     let mut random = 1u64;
     let mut next = move || {
@@ -136,7 +179,9 @@ fn garbage_is_survived() {
 
 #[test]
 fn what_is_no_caption_gives_no_question() {
-    for text in ["", " ", "???", "Un perro grande en la calle.", "一只猫坐在椅子上", "4k, 8k, hdr, masterpiece --ar 16:9"] {
+    for text in
+        ["", " ", "???", "Un perro grande en la calle.", "一只猫坐在椅子上", "4k, 8k, hdr, masterpiece --ar 16:9"]
+    {
         assert_eq!(questions(text), [], "{text}");
     }
     let long = "a dog and ".repeat(5_000);

@@ -131,7 +131,9 @@ impl Asker<'_> {
         if thing.phrase.proper {
             return Some(thing.phrase.name.clone());
         }
-        Some(format!("the {}", self.form(index)))
+        let vast = thing.section() == "place"
+            && thing.phrase.noun.is_some_and(|noun| noun.mass && noun.lemma.ends_with("space"));
+        Some(if vast { self.form(index) } else { format!("the {}", self.form(index)) })
     }
 
     /// "the cat and the dog", and whether the verb is in the plural.

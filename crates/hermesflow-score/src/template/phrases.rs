@@ -88,6 +88,8 @@ pub(super) enum Phrase {
     Stop,
     Be,
     Says,
+    /// "that", "which", "who".
+    Relative,
     Quote(String),
     Other,
 }
@@ -377,13 +379,25 @@ impl Reader<'_> {
 
     fn is_adjective(&self, at: usize) -> bool {
         let word = self.word(at);
-        !self.lexicon.adjective(word).is_empty() || (word.contains('-') && self.noun_at(at).is_none())
+        let colored =
+            ["colored", "coloured"].contains(&self.word(at + 1)) && !CLOSED.contains(&word) && !word.is_empty();
+        colored || !self.lexicon.adjective(word).is_empty() || (word.contains('-') && self.noun_at(at).is_none())
+    }
+
+    /// A mouse beside a laptop is no animal.
+    fn unambiguous(&self, at: usize) -> &str {
+        let computer =
+            || self.tokens.iter().any(|token| ["laptop", "computer", "keyboard", "monitor"].contains(&token.word()));
+        match self.word(at) {
+            "mouse" if computer() => "computer mouse",
+            word => word,
+        }
     }
 
     /// The longest known noun at a place, and how many words it has.
     fn noun_at(&self, at: usize) -> Option<(Noun, usize)> {
         (1..=3).rev().find_map(|length| {
-            let words: Vec<&str> = (at..at + length).map(|at| self.word(at)).collect();
+            let words: Vec<&str> = (at..at + length).map(|at| self.unambiguous(at)).collect();
             let whole = words.iter().all(|word| !word.is_empty());
             whole.then(|| self.lexicon.noun(&words.join(" "))).flatten().map(|noun| (noun, length))
         })
@@ -421,6 +435,7 @@ impl Reader<'_> {
             "and" | "or" | "plus" => return (Phrase::And, at + 1),
             "but" | "while" | "where" | "when" => return (Phrase::Comma, at + 1),
             "is" | "are" | "was" | "were" => return (Phrase::Be, at + 1),
+            "that" | "which" | "who" => return (Phrase::Relative, at + 1),
             "he" | "she" | "it" | "they" | "him" | "them" => return (Phrase::Pronoun(word.into()), at + 1),
             "her" if self.noun_phrase(at).is_none() => return (Phrase::Pronoun(word.into()), at + 1),
             "says" | "saying" | "reads" | "read" | "reading" | "spelling" | "spells" | "written" | "words" | "word"
@@ -445,6 +460,25 @@ impl Reader<'_> {
         if let Some((text, place, length)) = self.preposition_at(at) {
             let artist = word == "by" && self.is_capital(at + 1);
             return (Phrase::Preposition(text, if artist { Place::Absent } else { place }), at + length);
+        }
+        let participle = self.lexicon.verb(word).is_some_and(|(_, _, finite)| !finite);
+        let begins = matches!(before.last(), None | Some(Phrase::Comma | Phrase::Stop | Phrase::And));
+        let object = ["a", "an", "the", "his", "her", "their"].contains(&self.word(at + 1));
+        if participle
+            && begins
+            && object
+            && let Some((ing, verb, _)) = self.lexicon.verb(word)
+        {
+            return (Phrase::Verb(ing, verb), at + 1); // "painting a wall"
+        }
+        let led = matches!(before.last(), Some(Phrase::Preposition(..)));
+        if participle
+            && led
+            && self.noun_at(at).is_none()
+            && self.noun_at(at + 1).is_some()
+            && let Some((phrase, next)) = self.noun_phrase(at + 1)
+        {
+            return (Phrase::Noun(phrase), next); // "in shining armor"
         }
         if after_noun && let Some(found) = self.verb(at, before) {
             return (found, at + 1);
@@ -484,6 +518,11 @@ impl Reader<'_> {
         ing.then(|| Phrase::Unknown(word.to_string()))
     }
 
+    /// Whether adjectives may be joined there.
+    fn is_joint(&self, at: usize) -> bool {
+        self.tokens.get(at) == Some(&Token::Comma) || ["and", "or"].contains(&self.word(at))
+    }
+
     /// The noun phrase that begins at a place, and where it ends.
     fn noun_phrase(&self, from: usize) -> Option<(NounPhrase, usize)> {
         let (article, mut count, mut at) = self.determiner(from);
@@ -503,7 +542,8 @@ impl Reader<'_> {
             }
             let several = self.noun_at(at).is_some_and(|(_, length)| length > 1);
             let capitals = self.is_capital(at) && self.is_capital(at + 1);
-            if self.is_adjective(at) && !several && !capitals && self.goes_on(at + 1) {
+            let joined_ahead = self.is_joint(at + 1) && self.is_adjective(at + 2) && self.goes_on(at + 3);
+            if self.is_adjective(at) && !several && !capitals && (self.goes_on(at + 1) || joined_ahead) {
                 adjectives.push(word.to_string());
                 at += 1;
                 let joined = self.tokens.get(at) == Some(&Token::Comma) || ["and", "or"].contains(&self.word(at));
@@ -539,6 +579,9 @@ impl Reader<'_> {
         let mut phrase = phrase.0;
         (phrase.article, phrase.count, phrase.doing) = (article, count.filter(|count| *count > 0), doing);
         phrase.adjectives = adjectives;
+        let unchanged = phrase.noun.is_some_and(|noun| !noun.mass) && plural(&phrase.name) == phrase.name; // sheep
+        phrase.plural |=
+            unchanged && (matches!(article, Article::Bare | Article::Some) || count.is_some_and(|count| count > 1));
         if phrase.count == Some(1) && phrase.plural || phrase.count.is_some_and(|count| count > 1) && !phrase.plural {
             phrase.count = None; // "two red" and a noun that is none
         }
@@ -568,7 +611,8 @@ impl Reader<'_> {
             ("a", "few", _) | ("a", "couple", "more") => (Article::Some, 2),
             ("a", "single", _) => (Article::Indefinite, 2),
             ("a" | "an", _, _) => (Article::Indefinite, 1),
-            ("the" | "this" | "that" | "these" | "those", _, _) => (Article::Definite, 1),
+            ("neither" | "nor", "a" | "an", _) => (Article::No, 2),
+            ("the" | "this" | "these" | "those", _, _) => (Article::Definite, 1),
             ("his" | "her" | "its" | "their" | "my" | "your" | "our", _, _) => (Article::Possessive, 1),
             ("some" | "several" | "many" | "multiple" | "numerous" | "various" | "few" | "any", _, _) => {
                 (Article::Some, 1)
@@ -624,6 +668,7 @@ impl Reader<'_> {
             let unknown = self.preposition_at(at).is_none()
                 && self.lexicon.verb(word).is_none_or(|(_, _, finite)| finite && run.is_empty() && determined)
                 && word.is_ascii()
+                && self.lexicon.adjective(word).is_empty()
                 && word.len() > 2
                 && word.bytes().all(|byte| byte.is_ascii_alphabetic() || byte == b'-')
                 && (!word.ends_with("ing") || run.is_empty())
@@ -700,7 +745,8 @@ impl Reader<'_> {
         let object = ["a", "an", "the", "his", "her", "their", "its"].contains(&next);
         let living = head.is_some_and(|(noun, _)| ["person", "animal"].contains(&noun.section));
         let goes_on = object || self.preposition_at(at + 1).is_some() || verb == Verb::Still;
-        if finite { self.word(at).ends_with('s') && (living || object) } else { object || (living && goes_on) }
+        let moves = matches!(verb, Verb::Still | Verb::Move) && self.preposition_at(at + 1).is_some();
+        if finite { self.word(at).ends_with('s') && (living || object || moves) } else { object || (living && goes_on) }
     }
 
     /// What follows a noun and belongs to it: a possessive, "of" behind a quantity or a part.
@@ -721,6 +767,7 @@ impl Reader<'_> {
             let three = word == "trio";
             let living = content.noun.is_some_and(|noun| ["person", "animal"].contains(&noun.section));
             content.article = if phrase.article == Article::No { Article::No } else { Article::Some };
+            content.plural |= content.noun.is_some_and(|noun| !noun.mass);
             if content.count.is_none() && living && phrase.article == Article::Indefinite && (two || three) {
                 content.count = Some(if two { 2 } else { 3 });
             }

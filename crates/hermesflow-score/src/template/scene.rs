@@ -171,8 +171,15 @@ impl Builder {
             }
             Phrase::Be => self.be = true,
             Phrase::Says => self.says = true,
+            Phrase::Relative => {
+                // "a child that is carrying a balloon"
+                self.subjects = self.last.into_iter().collect();
+                (self.activity, self.role, self.expected) = (None, Expected::Subject, Expected::Subject);
+            }
             Phrase::Quote(words) => {
-                if let Some(thing) = self.last.filter(|_| self.says) {
+                let with = matches!(self.expected, Expected::Place(_, Place::With));
+                self.expected = Expected::Subject;
+                if let Some(thing) = self.last.filter(|_| self.says || with) {
                     self.scene.texts.push((thing, words.clone()));
                 }
                 self.says = false;
@@ -218,8 +225,11 @@ impl Builder {
                 Activity { subjects: vec![index], ing, verb: Some(Verb::Move), object: None, more: false, tail: None };
             self.scene.activities.push(activity);
         }
-        self.last = Some(index);
-        self.role = expected;
+        let vessel = self.last.filter(|last| self.scene.things[*last].content == Some(index));
+        self.last = vessel.or(Some(index));
+        if vessel.is_none() {
+            self.role = expected;
+        }
     }
 
     /// Adds a thing, or finds the one that a definite phrase means.
@@ -242,6 +252,9 @@ impl Builder {
         let again = general && noun.article == Article::Definite && !self.scene.things.is_empty();
         let hidden = matches!(noun.noun.map_or("", |noun| noun.section), "abstract" | "medium");
         let vague = hidden || again || noun.article == Article::Another && known.is_some();
+        // "smiling at the camera": that camera is behind the picture.
+        let viewer = ["camera", "viewer"].contains(&noun.name.as_str()) && noun.article == Article::Definite;
+        let vague = vague || viewer;
         let absent = noun.article == Article::No;
         self.scene.things.push(Thing { phrase: noun.clone(), absent, vague, owner: None, content: None });
         self.scene.things.len() - 1
@@ -283,6 +296,12 @@ impl Builder {
                 self.scene.worn.extend(wearer.map(|wearer| (wearer, index)));
             }
             Place::With => {
+                if let Some(activity) = self.activity.filter(|_| !joined) {
+                    let doing = &mut self.scene.activities[activity];
+                    if doing.object.is_none() && doing.tail.is_none() {
+                        doing.tail = Some((text.to_string(), index));
+                    }
+                }
                 let body = ["body", "clothing"].contains(&section);
                 let owner = match (self.last, self.subjects.first()) {
                     (Some(last), _) if self.role == Expected::Subject || self.scene.things[last].lives() => Some(last),
@@ -326,12 +345,17 @@ impl Builder {
             }
             None => match self.last {
                 Some(_) if self.role == Expected::Subject || self.role == Expected::Told => {
-                    (self.subjects.clone(), None)
+                    let state = place == Place::State;
+                    (if state { self.last.into_iter().collect() } else { self.subjects.clone() }, None)
                 }
                 Some(last) => {
+                    let role = self.role.clone();
+                    let listed =
+                        matches!(role, Expected::Place(_, Place::With)) && self.scene.things[last].section() == "food";
+                    let state = matches!(role, Expected::Place(_, Place::State)) || listed;
                     let passing =
-                        ["clothing", "body", "place", "abstract"].contains(&self.scene.things[last].section());
-                    if passing && (self.subjects.is_empty() || !location && !beside) {
+                        state || ["clothing", "body", "place", "abstract"].contains(&self.scene.things[last].section());
+                    if passing && (self.subjects.is_empty() || !location && !beside && !state) {
                         return;
                     }
                     (if passing { self.subjects.clone() } else { vec![last] }, None)
@@ -403,7 +427,7 @@ impl Builder {
             let moves = thing.lives() || ["vehicle"].contains(&thing.section());
             let first_lives = self.subjects.first().is_some_and(|first| {
                 let first = &self.scene.things[*first];
-                first.lives() || first.section() == "vehicle"
+                first.lives() || first.section() == "vehicle" && thing.lives()
             });
             let with = matches!(self.role, Expected::Place(_, Place::With | Place::Of));
             !joined

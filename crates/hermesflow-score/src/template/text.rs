@@ -57,7 +57,8 @@ pub(super) fn tokens(caption: &str) -> Vec<Token> {
         if character.is_alphanumeric() {
             let inner = |c: char| c.is_alphanumeric() || "'-’".contains(c);
             let end = rest.find(|c| !inner(c)).unwrap_or(rest.len());
-            push_word(&mut tokens, rest[..end].trim_end_matches(['-', '\'', '’']), first || title);
+            let word = rest[..end].trim_end_matches(['-', '\'', '’']);
+            push_word(&mut tokens, word, title || first && !begins_name(word, &rest[end..]));
             (rest, first) = (&rest[end..], false);
             continue;
         }
@@ -111,12 +112,25 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     }
 }
 
+/// Whether the first word of a sentence begins a name: a capital follows at once. "New York", not "A Toyota".
+fn begins_name(word: &str, rest: &str) -> bool {
+    let next = rest.strip_prefix(' ').unwrap_or_default();
+    let mut letters = next.chars();
+    let capital = letters.next().is_some_and(char::is_uppercase) && letters.next().is_some_and(char::is_lowercase);
+    let word = word.to_lowercase();
+    let lexicon = Lexicon::get();
+    let known = lexicon.noun(&word).is_some() || lexicon.verb(&word).is_some_and(|(_, _, finite)| !finite);
+    capital && !known && !FUNCTION.contains(&word.as_str()) && number(&word).is_none()
+}
+
 fn push_word(tokens: &mut Vec<Token>, word: &str, no_name: bool) {
     let word = word.replace('’', "'");
-    let name = !no_name && word.chars().next().is_some_and(char::is_uppercase);
+    // Words in capitals throughout are abbreviations: UHD.
+    let name = !no_name && word.chars().next().is_some_and(char::is_uppercase) && word.chars().any(char::is_lowercase);
     let lower = word.to_lowercase();
     let digits = lower.chars().any(|c| c.is_ascii_digit());
-    if digits && number(&lower).is_none() && !lower.contains('-') {
+    let known = number(&lower).is_some() || lower.contains('-') || lower == "3d" || lower == "2d";
+    if digits && !known {
         tokens.push(Token::Comma); // 8k, 35mm, 2023: no English
         return;
     }

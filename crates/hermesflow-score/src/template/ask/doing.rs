@@ -104,7 +104,10 @@ impl Asker<'_> {
         let ing = &activity.ing;
         if let Some(object) = activity.object {
             let thing = self.thing(object);
-            if activity.more || thing.section() == "abstract" && thing.phrase.noun.is_some_and(|noun| noun.general) {
+            if activity.more
+                || thing.section() == "body"
+                || thing.section() == "abstract" && thing.phrase.noun.is_some_and(|noun| noun.general)
+            {
                 return None;
             }
             return Some(format!("{ing} {}", self.object_words(object)?));
@@ -164,12 +167,18 @@ impl Asker<'_> {
         let are = is_are(plural);
         let people = activity.subjects.iter().all(|subject| self.thing(*subject).section() != "animal");
         let table: &[(&str, &[&str], bool)] = if people { &INSTEAD } else { &ANIMAL_INSTEAD };
-        let still = matches!(activity.verb, Some(Verb::Still));
+        let still = matches!(activity.verb, Some(Verb::Still))
+            || ["holding", "carrying", "looking", "smiling"].contains(&activity.ing.as_str());
+        let line = |word: &str| Lexicon::get().noun(word).map(|noun| noun.line);
+        let swims = activity.subjects.iter().any(|subject| {
+            let of = self.thing(*subject).phrase.noun.map(|noun| noun.line);
+            ["fish", "shark", "seal", "turtle", "octopus", "surfer", "bird"].iter().any(|word| line(word) == of)
+        });
         let wrong: Vec<String> = table
             .iter()
             .filter(|(other, unless, while_still)| {
                 let unsure = unless.iter().any(|word| self.mentioned.word(word));
-                !(unsure || still && *while_still || self.mentioned.word(other))
+                !(unsure || swims && *other == "swimming" || still && *while_still || self.mentioned.word(other))
             })
             .map(|(other, _, _)| (*other).to_string())
             .collect();

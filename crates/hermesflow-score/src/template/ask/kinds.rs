@@ -34,7 +34,9 @@ impl Asker<'_> {
             let thing = self.thing(index);
             let section = thing.section();
             let general_place = section == "place" && thing.phrase.noun.is_some_and(|noun| noun.general);
-            if UNASKED.contains(&section) || general_place {
+            let everywhere = ["sky", "air", "ground", "night sky", "scene"].contains(&thing.phrase.name.as_str());
+            let vast = section == "place" && thing.phrase.noun.is_some_and(|noun| noun.mass);
+            if UNASKED.contains(&section) || general_place || everywhere || vast {
                 continue;
             }
             let (kind, name) = (thing.phrase.noun.map_or("object", |noun| noun.kind), thing.phrase.name.clone());
@@ -49,7 +51,8 @@ impl Asker<'_> {
                 continue;
             }
             let known = thing.phrase.noun.is_some();
-            if !known && thing.phrase.article == Article::Definite && !thing.phrase.proper {
+            let sure = thing.phrase.proper || !matches!(thing.phrase.article, Article::Definite | Article::Possessive);
+            if !known && !sure {
                 continue;
             }
             let rank = match asked {
@@ -59,7 +62,7 @@ impl Asker<'_> {
             };
             asked += 1;
             let (proper, plural) = (thing.phrase.proper, thing.phrase.plural);
-            if proper {
+            if proper && self.thing(index).phrase.article != Article::Indefinite {
                 self.yes_no(rank, "human", &name, format!("is {name} in the picture?"), true);
                 continue;
             }
@@ -228,8 +231,9 @@ impl Asker<'_> {
             media.iter().filter(|index| self.thing(**index).phrase.noun.is_some_and(|noun| !noun.general)).collect();
         if let [only] = named[..]
             && !self.unread("medium", *only)
-            && *only == media[0]
             && !self.thing(*only).phrase.plural
+            && (self.thing(*only).phrase.article == Article::Bare
+                || self.scene.things[..*only].iter().all(|thing| ["medium", "abstract"].contains(&thing.section())))
         {
             let name = self.thing(*only).phrase.name.clone();
             let wrong = self.others("medium", false);

@@ -53,7 +53,7 @@ impl Asker<'_> {
         match self.thing(index).owner {
             Some(owner) => {
                 let the = self.the(owner)?;
-                let mark = if the.ends_with('s') { "'" } else { "'s" };
+                let mark = if self.thing(owner).phrase.plural && the.ends_with('s') { "'" } else { "'s" };
                 Some(format!("{the}{mark} {}", self.form(index)))
             }
             None if self.thing(index).section() == "body" => None,
@@ -94,7 +94,7 @@ impl Asker<'_> {
                 let free = Draws::of(self.caption, the).shuffled(free);
                 let wrong = free.chunks_exact(2).map(|pair| format!("{} and {}", pair[0], pair[1])).collect();
                 let right = format!("{one} and {two}");
-                self.choose(1, "color", &right, format!("what colors {are} {the}?"), &right, wrong);
+                self.choose(1, "color", &right, question, &right, wrong);
             }
             _ => {}
         }
@@ -194,7 +194,8 @@ impl Asker<'_> {
                     {
                         continue;
                     }
-                    let opposite = words[usize::from(!side)][0];
+                    let crowd = word == "empty" && ["place", "building"].contains(&self.thing(index).section());
+                    let opposite = if crowd { "crowded" } else { words[usize::from(!side)][0] };
                     if self.mentioned.word(opposite) {
                         continue;
                     }

@@ -32,7 +32,10 @@ impl Asker<'_> {
             if self.thing(thing).absent || ["abstract", "medium", "body"].contains(&section) {
                 continue;
             }
-            if let Some(some) = self.some(thing).filter(|_| !self.thing(thing).phrase.proper) {
+            let phrase = self.thing(thing).phrase.clone();
+            if let Some(the) = self.the(thing).filter(|_| phrase.article == Article::Definite) {
+                self.yes_no(3, "spatial", &phrase.name, format!("{} {the} {depth}?", is_are(phrase.plural)), true);
+            } else if let Some(some) = self.some(thing).filter(|_| !phrase.proper) {
                 let question = format!("{} there {some} {depth}?", is_are(self.thing(thing).phrase.plural));
                 let name = self.thing(thing).phrase.name.clone();
                 self.yes_no(3, "spatial", &name, question, true);
@@ -97,7 +100,7 @@ impl Asker<'_> {
             Place::Left => Some("to the right of"),
             Place::Right => Some("to the left of"),
             Place::In if relation.text != "in" => Some("outside"),
-            Place::In | Place::Near | Place::Part => None,
+            Place::In | Place::Near | Place::Part | Place::State => None,
             _ => return,
         };
         let section = self.thing(object).section();
@@ -109,6 +112,11 @@ impl Asker<'_> {
         let ing = relation.ing.as_deref().filter(|ing| *ing != "having");
         let element = relation.text.clone();
         let doing = ing.map(|ing| format!("{ing} ")).unwrap_or_default();
+        let the = &if relation.place == Place::State {
+            self.some(object).unwrap_or_else(|| the.to_string())
+        } else {
+            the.to_string()
+        };
         let question = format!("{are} {those} {doing}{} {the}?", relation.text);
         let draws = Draws::of(self.caption, &question).below(2);
         match opposite {
