@@ -508,7 +508,12 @@ impl Reader<'_> {
             let noun = self.noun_at(at);
             // "a painting", "a light", "watches": nouns unless the place of a verb is sure.
             let sure = matches!(before.last(), Some(Phrase::Noun(_) | Phrase::Be | Phrase::Pronoun(_)))
-                && (object_follows || noun.is_none() || (finite && self.preposition_at(at + 1).is_some()));
+                && (object_follows
+                    || noun.is_none()
+                    || (finite
+                        && next.is_empty()
+                        && matches!(before.last(), Some(Phrase::Noun(phrase)) if phrase.plural))
+                    || (finite && self.preposition_at(at + 1).is_some()));
             let adjective = !self.lexicon.adjective(word).is_empty() && self.noun_at(at + 1).is_some();
             let subject = !finite
                 || matches!(before.last(), Some(Phrase::Noun(_) | Phrase::Pronoun(_) | Phrase::Other | Phrase::And));

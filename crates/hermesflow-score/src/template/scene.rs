@@ -196,7 +196,9 @@ impl Builder {
             self.unreal = true;
             return;
         }
-        if noun.proper && matches!(expected, Expected::Place(_, place) if !matches!(place, Place::With | Place::Of)) {
+        let shown = self.last.is_some_and(|last| ["medium", "abstract"].contains(&self.scene.things[last].section()));
+        let led = |place: Place| !(place == Place::With || place == Place::Of && shown);
+        if noun.proper && matches!(expected, Expected::Place(_, place) if led(place)) {
             self.last = None;
             return; // "in Paris", "at Christmas"
         }
@@ -204,6 +206,12 @@ impl Builder {
         if be && !self.subjects.is_empty() {
             self.scene.things[index].vague = true; // "the man is a doctor"
         }
+        let countable = noun.noun.is_some_and(|noun| !noun.mass) && !noun.plural && !noun.proper;
+        let bare = noun.article == Article::Bare && countable && noun.adjectives.is_empty();
+        // A tag of a prompt, "blender"; or "playing baseball".
+        self.scene.things[index].vague |= bare && comma && expected == Expected::Subject && index > 0;
+        let plays = self.activity.is_some_and(|activity| self.scene.activities[activity].ing == "playing");
+        self.scene.things[index].vague |= bare && plays && expected == Expected::Object;
         let medium = ["medium", "abstract"].contains(&self.scene.things[index].section());
         match &expected {
             Expected::Subject | Expected::Told => {
@@ -225,7 +233,8 @@ impl Builder {
                 Activity { subjects: vec![index], ing, verb: Some(Verb::Move), object: None, more: false, tail: None };
             self.scene.activities.push(activity);
         }
-        let vessel = self.last.filter(|last| self.scene.things[*last].content == Some(index));
+        let made = matches!(expected, Expected::Place(_, Place::Made));
+        let vessel = self.last.filter(|last| made || self.scene.things[*last].content == Some(index));
         self.last = vessel.or(Some(index));
         if vessel.is_none() {
             self.role = expected;
@@ -429,11 +438,13 @@ impl Builder {
                 let first = &self.scene.things[*first];
                 first.lives() || first.section() == "vehicle" && thing.lives()
             });
-            let with = matches!(self.role, Expected::Place(_, Place::With | Place::Of));
+            let with = matches!(self.role, Expected::Place(_, Place::With | Place::Of))
+                && (ing != "parked" || thing.section() == "vehicle");
             !joined
                 && !comma
                 && self.role != Expected::Subject
-                && ((moves && (!first_lives || with)) || (!first_lives && self.role != Expected::Told))
+                && ((moves && (!first_lives || with))
+                    || (!first_lives && ing != "parked" && self.role != Expected::Told))
         });
         if let Some(subject) = new_subject.filter(|_| self.activity.is_none() && !be) {
             self.subjects = vec![subject];

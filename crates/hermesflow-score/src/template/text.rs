@@ -131,7 +131,10 @@ fn push_word(tokens: &mut Vec<Token>, word: &str, no_name: bool) {
     let digits = lower.chars().any(|c| c.is_ascii_digit());
     let known = number(&lower).is_some() || lower.contains('-') || lower == "3d" || lower == "2d";
     if digits && !known {
-        tokens.push(Token::Comma); // 8k, 35mm, 2023: no English
+        // 8k, 35mm, 2023: no English. In "a 1920s car" it parts nothing.
+        if !matches!(tokens.last().map(Token::word), Some("a" | "an" | "the")) {
+            tokens.push(Token::Comma);
+        }
         return;
     }
     match lower.strip_suffix("'s") {

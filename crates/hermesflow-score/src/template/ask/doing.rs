@@ -110,6 +110,9 @@ impl Asker<'_> {
             {
                 return None;
             }
+            if ing == "playing" && thing.vague && thing.phrase.article == Article::Bare {
+                return Some(format!("{ing} {}", thing.phrase.name)); // "playing baseball"
+            }
             return Some(format!("{ing} {}", self.object_words(object)?));
         }
         match &activity.tail {

@@ -3,7 +3,7 @@
 use super::*;
 
 /// Parts of a picture that nobody asks for by themselves.
-const UNASKED: [&str; 3] = ["body", "abstract", "medium"];
+const UNASKED: [&str; 4] = ["body", "abstract", "medium", "game"];
 
 /// Sections whose kinds are asked for, and by which word.
 const ASKED: [(&str, &str, &str); 7] = [
@@ -34,7 +34,8 @@ impl Asker<'_> {
             let thing = self.thing(index);
             let section = thing.section();
             let general_place = section == "place" && thing.phrase.noun.is_some_and(|noun| noun.general);
-            let everywhere = ["sky", "air", "ground", "night sky", "scene"].contains(&thing.phrase.name.as_str());
+            let everywhere =
+                ["sky", "air", "ground", "night sky", "scene", "light", "earth"].contains(&thing.phrase.name.as_str());
             let vast = section == "place" && thing.phrase.noun.is_some_and(|noun| noun.mass);
             if UNASKED.contains(&section) || general_place || everywhere || vast {
                 continue;
@@ -188,7 +189,7 @@ impl Asker<'_> {
                     .words
                     .iter()
                     .any(|word| ["people", "crowd", "men", "women", "others", "family", "group"].contains(word));
-            let many = plural_form(&phrase.name);
+            let many = if phrase.plural { self.form(index) } else { plural_form(&phrase.name) };
             let explicit = phrase.count.filter(|count| (1..=20).contains(count));
             let single = phrase.article == Article::Indefinite && !phrase.plural && explicit.is_none();
             let count = match explicit {
