@@ -83,8 +83,8 @@ impl Thing {
 /// The scene that phrases describe.
 pub(super) fn scene(phrases: &[Phrase]) -> Scene {
     let mut builder = Builder::default();
-    for (at, phrase) in phrases.iter().enumerate() {
-        builder.take(phrase, phrases.get(at + 1));
+    for phrase in phrases {
+        builder.take(phrase);
     }
     builder.scene
 }
@@ -139,9 +139,9 @@ impl Default for Builder {
 }
 
 impl Builder {
-    fn take(&mut self, phrase: &Phrase, next: Option<&Phrase>) {
+    fn take(&mut self, phrase: &Phrase) {
         match phrase {
-            Phrase::Noun(noun) => self.noun(noun, next),
+            Phrase::Noun(noun) => self.noun(noun),
             Phrase::Verb(ing, verb) => self.verb(ing, Some(*verb)),
             Phrase::Unknown(ing) => self.verb(ing, None),
             Phrase::Preposition(text, place) => self.preposition(text, *place),
@@ -188,7 +188,7 @@ impl Builder {
         }
     }
 
-    fn noun(&mut self, noun: &NounPhrase, next: Option<&Phrase>) {
+    fn noun(&mut self, noun: &NounPhrase) {
         let expected = std::mem::replace(&mut self.expected, Expected::Subject);
         let (joined, comma) = (std::mem::take(&mut self.joined), std::mem::take(&mut self.comma));
         let be = std::mem::take(&mut self.be);
@@ -227,8 +227,8 @@ impl Builder {
             Expected::Place(text, place) => self.place(text, *place, index, joined),
             Expected::Nothing => {}
         }
-        if noun.doing.is_some() && matches!(next, None | Some(_)) {
-            let ing = noun.doing.unwrap_or_default().to_string();
+        if let Some(doing) = noun.doing {
+            let ing = doing.to_string();
             let activity =
                 Activity { subjects: vec![index], ing, verb: Some(Verb::Move), object: None, more: false, tail: None };
             self.scene.activities.push(activity);

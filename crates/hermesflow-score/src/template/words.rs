@@ -91,14 +91,12 @@ pub(super) fn singular_of_unknown(word: &str) -> Option<String> {
     if !long || !word.ends_with('s') || ["ss", "us", "is", "'s"].iter().any(|end| word.ends_with(end)) {
         return None;
     }
-    let stem = &word[..word.len() - 1];
     if let Some(stem) = word.strip_suffix("ies") {
         return Some(format!("{stem}y"));
     }
-    match word.strip_suffix("es") {
-        Some(stem) if ["s", "x", "z", "ch", "sh"].iter().any(|end| stem.ends_with(end)) => Some(stem.to_string()),
-        _ => Some(stem.to_string()),
-    }
+    let hissing = |stem: &&str| ["s", "x", "z", "ch", "sh"].iter().any(|end| stem.ends_with(end));
+    let stem = word.strip_suffix("es").filter(hissing).or_else(|| word.strip_suffix('s'));
+    stem.map(str::to_string)
 }
 
 /// A noun with "a" or "an".

@@ -160,10 +160,28 @@ impl Asker<'_> {
         self.choose(1, "shape", word, question, word, wrong);
     }
 
-    fn opposites(&mut self, index: usize, the: &str) {
-        let phrase = self.thing(index).phrase.clone();
+    /// Whether a property that has an opposite can be asked of a thing; `first` tells the pair.
+    fn fits(&self, index: usize, word: &str, first: &str) -> bool {
         let lives = self.thing(index).lives();
         let owned = self.thing(index).owner.is_some();
+        let pair = match first {
+            "young" | "fat" | "happy" => lives,
+            "new" => !lives,
+            "open" => !owned,
+            _ => true,
+        };
+        let one = match word {
+            "cooked" | "raw" | "thin" => lives,
+            "hot" => !lives,
+            "cold" => false,
+            "straight" => owned,
+            _ => true,
+        };
+        pair && one
+    }
+
+    fn opposites(&mut self, index: usize, the: &str) {
+        let phrase = self.thing(index).phrase.clone();
         let lexicon = Lexicon::get();
         let adjectives: Vec<(String, Adjective)> =
             said(&phrase.adjectives).map(|(word, says)| (word.to_string(), says)).collect();
@@ -179,19 +197,7 @@ impl Asker<'_> {
             match says {
                 Adjective::Opposite(number, side) => {
                     let words = &lexicon.opposites[number];
-                    let age = words[0].contains(&"young");
-                    let made = words[0].contains(&"new");
-                    let animate = ["fat", "happy"].iter().any(|first| words[0].contains(first));
-                    let misfit = (age && !lives)
-                        || (made && lives)
-                        || (animate && !lives)
-                        || (owned && words[0].contains(&"open"));
-                    if misfit
-                        || ["cooked", "raw", "thin"].contains(&word.as_str()) && !lives
-                        || word == "cold"
-                        || word == "hot" && lives
-                        || word == "straight" && !owned
-                    {
+                    if !self.fits(index, &word, words[0][0]) {
                         continue;
                     }
                     let crowd = word == "empty" && ["place", "building"].contains(&self.thing(index).section());
