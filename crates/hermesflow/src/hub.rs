@@ -80,7 +80,11 @@ impl Name {
                 "{text}: neither a path that exists nor a model's name such as bert-large-uncased or organisation/model@revision"
             );
         }
-        Ok(Self { model: parts.join("/"), revision: revision.to_owned(), file })
+        let given = parts.join("/");
+        // The models that this program names need no organisation.
+        let known =
+            KNOWN.iter().map(|(known, _, _)| *known).find(|known| known.rsplit('/').next() == Some(given.as_str()));
+        Ok(Self { model: known.map_or(given.clone(), str::to_owned), revision: revision.to_owned(), file })
     }
 
     /// The model's folder in a cache.
@@ -161,9 +165,7 @@ impl Hub {
 
     /// Said of a model that cannot be had.
     fn missing(&self, name: &Name, why: &str) -> String {
-        let known = KNOWN
-            .iter()
-            .find(|(known, _, _)| *known == name.model || known.rsplit('/').next() == Some(name.model.as_str()));
+        let known = KNOWN.iter().find(|(known, _, _)| *known == name.model);
         let size = known.map_or_else(String::new, |(_, size, _)| format!(" (about {size})"));
         let instead = known.map_or_else(String::new, |(_, _, instead)| format!(", or do without it by `{instead}`"));
         let files = name
@@ -245,6 +247,8 @@ mod tests {
             (folder.to_owned(), revision.to_owned(), file.map(str::to_owned))
         };
         assert_eq!(parse("bert-large-uncased").unwrap(), name("models--bert-large-uncased", "main", None));
+        let short = parse("all-MiniLM-L6-v2").unwrap();
+        assert_eq!(short, name("models--sentence-transformers--all-MiniLM-L6-v2", "main", None));
         assert_eq!(parse("a/b@refs/pr/1").unwrap(), name("models--a--b", "refs/pr/1", None));
         assert_eq!(parse("a/b/c.gguf").unwrap(), name("models--a--b", "main", Some("c.gguf")));
         for text in ["", "a/b/c", "../x", "a/..", "a b", "a@../../x", "/etc/model", "https://x/y"] {
