@@ -1,6 +1,7 @@
 //! Records, their files and the preference rules: pure data, no tensors.
 
 mod error;
+mod given;
 mod id;
 pub mod pairing;
 mod read;
@@ -9,6 +10,7 @@ mod seed;
 mod store;
 
 pub use error::{Error, Result};
+pub use given::{Given, QuestionForm, given_questions};
 pub use id::{InvalidId, RecordId};
 pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, three_decimals};
 pub use read::{parse, read, read_unique};

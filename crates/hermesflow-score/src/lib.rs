@@ -9,6 +9,7 @@ pub mod chrf;
 pub mod lexical;
 pub mod neural;
 mod numbers;
+pub mod template;
 pub mod tifa;
 
 use std::path::{Path, PathBuf};

@@ -225,7 +225,7 @@ impl From<ImagineSettings> for ImagineOptions {
 pub struct AskSettings {
     /// Who writes them.
     pub writer: Writer,
-    /// `writer: file`: questions in the form of `vqa_data.json`.
+    /// `writer: file`: questions in the form of `vqa_data.json`, of TIFA's benchmark or of JourneyDB's annotation.
     pub file: Option<PathBuf>,
 }
 
@@ -235,6 +235,8 @@ pub struct AskSettings {
 pub enum Writer {
     /// A rule-based writer that parses captions of the scenes world.
     Scenes,
+    /// A rule-based writer that reads any English caption.
+    Template,
     /// Nobody: they are given in a file.
     File,
 }

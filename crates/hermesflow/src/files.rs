@@ -5,7 +5,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use hermesflow_records::{AnswerRecord, CaptionRecord, InitialRecord, PairRecord, QuestionRecord};
+use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord};
 
 /// Images with their true captions, at least one.
 ///
@@ -30,6 +30,15 @@ pub fn captions(path: &Path) -> Result<Vec<CaptionRecord>> {
 /// As [`initial_data`].
 pub fn questions(path: &Path) -> Result<Vec<QuestionRecord>> {
     Ok(hermesflow_records::read(path, "`hermesflow ask` makes it, or give your own in that form")?)
+}
+
+/// Questions that the user already has, in one of several forms, joined to the records.
+///
+/// # Errors
+/// As [`initial_data`].
+pub fn given_questions(path: &Path, records: &[InitialRecord]) -> Result<Given> {
+    let remedy = "ask.file must be questions in the form of vqa_data.json, TIFA's benchmark or JourneyDB's annotation";
+    Ok(hermesflow_records::given_questions(path, records, remedy)?)
 }
 
 /// The accuracy of every image.

@@ -7,6 +7,7 @@ mod commands;
 mod config;
 mod evaluate;
 mod files;
+mod hub;
 mod judges;
 mod layout;
 mod models;
@@ -24,7 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, demo, eval, imagine, pair, pretrain, random_model, run, scenes, train, verify,
+    answer, ask, caption, controls, demo, eval, fetch, imagine, pair, pretrain, random_model, run, scenes, train,
+    verify,
 };
 
 /// Said where something is our fault.
@@ -62,6 +64,7 @@ enum Command {
     Eval(eval::Args),
     Controls(controls::Args),
     Pretrain(pretrain::Args),
+    Fetch(fetch::Args),
     Verify(verify::Args),
     #[command(hide = true)]
     RandomModel(random_model::Args),
@@ -109,6 +112,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Controls(args) => controls::run(args),
         Command::Pretrain(args) => pretrain::run(args),
+        Command::Fetch(args) => fetch::run(args),
         Command::Verify(args) => verify::run(args),
         Command::RandomModel(args) => random_model::run(args),
     };

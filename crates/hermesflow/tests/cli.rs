@@ -234,6 +234,73 @@ fn questions_of_ones_own_are_answered() {
     assert_eq!(answers[0]["result"].as_array().unwrap().len(), 4);
 }
 
+/// Three records with real captions: one that the template writer reads with ease, one hard, one that is no English.
+fn three_records(workshop: &Workshop) {
+    let record = |id: &str, caption: &str| serde_json::json!({"id": id, "img_path": format!("images/{id}.png"), "prompt": "p", "caption": caption});
+    let records = [
+        record("a", "A red car parked in front of a small house."),
+        record("b", "Two dogs and a cat, highly detailed, 8k --ar 16:9"),
+        record("c", "Un chat noir dort sur une chaise."),
+    ];
+    workshop.write("data/initial_data.json", &serde_json::Value::from(records.to_vec()).to_string());
+}
+
+fn asked(workshop: &Workshop) -> Vec<(String, String, String)> {
+    let questions: serde_json::Value =
+        serde_json::from_slice(&fs::read(workshop.path("data/vqa_data.json")).unwrap()).unwrap();
+    let text = |one: &serde_json::Value, key: &str| one[key].as_str().unwrap().to_owned();
+    let shown = |one: &serde_json::Value| (text(one, "id"), text(one, "question"), text(one, "answer"));
+    questions.as_array().unwrap().iter().map(shown).collect()
+}
+
+#[test]
+fn templates_ask_about_any_english_caption() {
+    let workshop = Workshop::new();
+    three_records(&workshop);
+    let ask = ["ask", "run.yaml", "data.scenes=null", "data.fresh=false"];
+    let output = workshop.hermesflow(&[&ask[..], &["ask.writer=template", "ask.file=null"]].concat());
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("1 of 3 records have no question"), "{}", text(&output.stderr));
+    let asked = asked(&workshop);
+    for (id, question, answer) in [("a", "what color is the car?", "red"), ("b", "how many dogs are there?", "2")] {
+        assert!(asked.contains(&(id.into(), question.into(), answer.into())), "{question}: {asked:?}");
+    }
+    let message = workshop.fails(&[&ask[..], &["ask.writer=scenes"]].concat());
+    assert!(message.contains("ask.writer=template"), "{message}");
+}
+
+#[test]
+fn questions_of_other_benchmarks_are_joined_to_the_records() {
+    let workshop = Workshop::new();
+    three_records(&workshop);
+    let ask = ["ask", "run.yaml", "data.scenes=null", "data.fresh=false", "ask.file=given.json"];
+    workshop.write(
+        "given.json",
+        r#"[{"id": "coco_9", "caption": "A red car parked in front of a small house.", "element": "car",
+             "question": "is there a car?", "choices": ["yes", "no"], "answer": "yes", "element_type": "object"},
+            {"id": "b", "caption": "", "element": "2", "question": "how many?", "choices": ["1", "2"], "answer": "3"},
+            {"id": "b", "caption": "", "element": "2", "question": "how many?", "choices": ["1", "2"], "answer": "2"}]"#,
+    );
+    let output = workshop.hermesflow(&ask);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(text(&output.stderr).contains("left out 1 questions whose answer is none of the choices"));
+    let triple = |id: &str, question: &str, answer: &str| (id.to_owned(), question.to_owned(), answer.to_owned());
+    assert_eq!(asked(&workshop), [triple("a", "is there a car?", "yes"), triple("b", "how many?", "2")]);
+    workshop.write(
+        "given.json",
+        r#"{"img_path": "./000/c.jpg", "Task3": {"Style Relevant Questions and Answers":
+            [{"Question": "Which style?", "Options": {"A": "oil", "B": "ink"}, "Answer": "B"}]}}"#,
+    );
+    workshop.succeeds(&ask);
+    assert_eq!(asked(&workshop), [triple("c", "Which style?", "ink")]);
+    workshop.write("given.json", r#"{"img_path": "nowhere.jpg", "Task3": {}}"#);
+    let message = workshop.fails(&ask);
+    assert!(message.contains("given.json") && message.contains("equal caption"), "{message}");
+    workshop.write("given.json", r#"{"id": "a", "text": "?"}"#);
+    let message = workshop.fails(&ask);
+    assert!(message.contains("given.json, line 1, record a") && message.contains("JourneyDB"), "{message}");
+}
+
 #[test]
 fn codes_that_do_not_fit_are_refused() {
     let workshop = Workshop::new();

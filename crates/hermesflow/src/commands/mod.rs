@@ -7,6 +7,7 @@ pub mod caption;
 pub mod controls;
 pub mod demo;
 pub mod eval;
+pub mod fetch;
 pub mod imagine;
 pub mod pair;
 pub mod pretrain;

@@ -1,0 +1,236 @@
+//! `hermesflow fetch` against a small hub on this machine: the cache, downloads that are cut off, refusals.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex};
+
+use tempfile::TempDir;
+
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+/// What a hub that serves one model does and has seen.
+#[derive(Default)]
+struct State {
+    files: Vec<(&'static str, Vec<u8>)>,
+    /// Every request with its range and its token.
+    seen: Vec<(String, Option<usize>, Option<String>)>,
+    /// How many answers of the weights still end after this many bytes.
+    cuts: Vec<usize>,
+    /// Every request is answered so.
+    refuse: Option<u16>,
+    /// Ranges are ignored, as some servers do.
+    no_ranges: bool,
+}
+
+struct Hub {
+    address: String,
+    state: Arc<Mutex<State>>,
+    cache: TempDir,
+}
+
+impl Hub {
+    fn new() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let weights: Vec<u8> = (0..300_000_u32).map(|byte| (byte % 251) as u8).collect();
+        let files = vec![
+            ("README.md", b"nothing that is read".to_vec()),
+            ("config.json", b"{}".to_vec()),
+            ("tokenizer.json", b"{\"version\": \"1.0\"}".to_vec()),
+            ("1_Pooling/config.json", b"{\"pooling\": 1}".to_vec()),
+            ("model.safetensors", weights),
+            ("pytorch_model.bin", b"the same again".to_vec()),
+        ];
+        let state = Arc::new(Mutex::new(State { files, ..State::default() }));
+        let shared = Arc::clone(&state);
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || answer(stream.unwrap(), &shared));
+            }
+        });
+        Self { address, state, cache: tempfile::tempdir().unwrap() }
+    }
+
+    fn fetch(&self, model: &str, environment: &[(&str, &str)]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hermesflow"));
+        for name in ["HF_HOME", "HF_TOKEN", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "XDG_CACHE_HOME"] {
+            command.env_remove(name);
+        }
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
+            command.env_remove(name);
+        }
+        command.env("HF_ENDPOINT", &self.address).env("HF_HUB_CACHE", self.cache.path()).env("HOME", self.cache.path());
+        command.envs(environment.iter().copied()).args(["fetch", model]).current_dir(self.cache.path());
+        command.stdin(Stdio::null()).output().unwrap()
+    }
+
+    fn fetched(&self, model: &str) -> PathBuf {
+        let output = self.fetch(model, &[]);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        PathBuf::from(String::from_utf8(output.stdout).unwrap().trim())
+    }
+
+    fn refused(&self, model: &str, environment: &[(&str, &str)]) -> String {
+        let output = self.fetch(model, environment);
+        let message = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{message}");
+        message
+    }
+
+    fn weights(&self) -> Vec<u8> {
+        self.state.lock().unwrap().files.iter().find(|(name, _)| *name == "model.safetensors").unwrap().1.clone()
+    }
+
+    /// The ranges under which the weights were asked for.
+    fn ranges(&self) -> Vec<Option<usize>> {
+        let state = self.state.lock().unwrap();
+        state
+            .seen
+            .iter()
+            .filter(|(path, _, _)| path.ends_with("model.safetensors"))
+            .map(|(_, range, _)| *range)
+            .collect()
+    }
+}
+
+/// Minimal HTTP: one request, one answer, with ranges.
+fn answer(mut stream: TcpStream, state: &Mutex<State>) {
+    let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
+    let request = lines.next().unwrap().unwrap();
+    let path = request.split(' ').nth(1).unwrap().to_owned();
+    let headers: HashMap<String, String> = lines
+        .map(Result::unwrap)
+        .take_while(|line| !line.is_empty())
+        .filter_map(|line| line.split_once(": ").map(|(name, value)| (name.to_lowercase(), value.to_owned())))
+        .collect();
+    let range =
+        headers.get("range").map(|range| range.trim_start_matches("bytes=").trim_end_matches('-').parse().unwrap());
+    let mut state = state.lock().unwrap();
+    state.seen.push((path.clone(), range, headers.get("authorization").cloned()));
+    let say = |stream: &mut TcpStream, status: &str, length: usize, body: &[u8]| {
+        let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n");
+        let _ = stream.write_all(body);
+    };
+    if let Some(refuse) = state.refuse {
+        return say(&mut stream, &format!("{refuse} No"), 0, b"");
+    }
+    if path.starts_with("/api/models/org/tiny/revision/main") {
+        let siblings: Vec<_> = state
+            .files
+            .iter()
+            .enumerate()
+            .map(|(number, (name, bytes))| {
+                let lfs = name.ends_with("safetensors").then(|| serde_json::json!({"sha256": "5a".repeat(32)}));
+                serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": format!("b{number}"), "lfs": lfs})
+            })
+            .collect();
+        let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
+        return say(&mut stream, "200 OK", body.len(), body.as_bytes());
+    }
+    let file = path.strip_prefix(&format!("/org/tiny/resolve/{COMMIT}/"));
+    let Some((name, bytes)) = file.and_then(|file| state.files.iter().find(|(name, _)| *name == file).cloned()) else {
+        return say(&mut stream, "404 Not Found", 0, b"");
+    };
+    let from = range.filter(|_| !state.no_ranges).unwrap_or(0);
+    let rest = &bytes[from..];
+    let end = if name == "model.safetensors" { state.cuts.pop().unwrap_or(rest.len()) } else { rest.len() };
+    let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+    say(&mut stream, status, rest.len(), &rest[..end.min(rest.len())]);
+}
+
+#[test]
+fn a_model_is_fetched_into_the_ordinary_cache_once() {
+    let hub = Hub::new();
+    let folder = hub.fetched("org/tiny");
+    let model = hub.cache.path().join("models--org--tiny");
+    assert_eq!(folder, model.join("snapshots").join(COMMIT));
+    assert_eq!(fs::read_to_string(model.join("refs/main")).unwrap(), COMMIT);
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), hub.weights());
+    assert_eq!(fs::read(model.join("blobs").join("5a".repeat(32))).unwrap(), hub.weights());
+    assert_eq!(fs::read(folder.join("1_Pooling/config.json")).unwrap(), b"{\"pooling\": 1}");
+    assert!(!folder.join("README.md").exists() && !folder.join("pytorch_model.bin").exists(), "only what is read");
+    #[cfg(unix)]
+    {
+        let link = fs::read_link(folder.join("1_Pooling/config.json")).unwrap();
+        assert_eq!(link, PathBuf::from("../../../blobs/b3"), "links that survive a move of the cache");
+    }
+    let asked = hub.state.lock().unwrap().seen.len();
+    assert_eq!(hub.fetched("org/tiny"), folder);
+    assert_eq!(hub.fetched(folder.to_str().unwrap()), folder, "a path is used as it is");
+    let offline = hub.fetch("org/tiny", &[("HF_HUB_OFFLINE", "1"), ("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    assert!(offline.status.success(), "{}", String::from_utf8_lossy(&offline.stderr));
+    assert_eq!(hub.state.lock().unwrap().seen.len(), asked, "no network where the cache has it");
+}
+
+#[test]
+fn a_download_goes_on_where_it_was_cut_off() {
+    let hub = Hub::new();
+    // Five cuts in a row: within one run, and over to the next one.
+    hub.state.lock().unwrap().cuts = vec![0, 0, 0, 0, 100_000];
+    let message = hub.refused("org/tiny", &[]);
+    assert!(message.contains("run again to go on"), "{message}");
+    let partial = hub.cache.path().join("models--org--tiny/blobs").join(format!("{}.incomplete", "5a".repeat(32)));
+    assert_eq!(fs::metadata(&partial).unwrap().len(), 100_000);
+    assert!(!hub.cache.path().join("models--org--tiny/refs").exists(), "no model yet");
+    let folder = hub.fetched("org/tiny");
+    assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), hub.weights());
+    assert_eq!(hub.ranges().first(), Some(&None));
+    assert!(hub.ranges()[1..].iter().all(|range| *range == Some(100_000)), "{:?}", hub.ranges());
+    assert!(!partial.exists());
+}
+
+#[test]
+fn a_server_without_ranges_begins_again() {
+    let hub = Hub::new();
+    {
+        let mut state = hub.state.lock().unwrap();
+        (state.cuts, state.no_ranges) = (vec![1_000], true);
+    }
+    assert_eq!(fs::read(hub.fetched("org/tiny").join("model.safetensors")).unwrap(), hub.weights());
+}
+
+#[test]
+fn refusals_say_what_to_do() {
+    let hub = Hub::new();
+    hub.state.lock().unwrap().refuse = Some(401);
+    let message = hub.refused("org/tiny", &[]);
+    assert!(message.contains("HF_TOKEN") && message.contains("no token was given"), "{message}");
+    let message = hub.refused("org/tiny", &[("HF_TOKEN", "hf_secret")]);
+    assert!(message.contains("the token was refused") && !message.contains("hf_secret"), "{message}");
+    let token = hub.state.lock().unwrap().seen.last().unwrap().2.clone();
+    assert_eq!(token.as_deref(), Some("Bearer hf_secret"));
+    let home = tempfile::tempdir().unwrap();
+    fs::write(home.path().join("token"), "hf_from_file\n").unwrap();
+    hub.refused("org/tiny", &[("HF_HOME", home.path().to_str().unwrap())]);
+    let token = hub.state.lock().unwrap().seen.last().unwrap().2.clone();
+    assert_eq!(token.as_deref(), Some("Bearer hf_from_file"));
+    hub.state.lock().unwrap().refuse = None;
+    let message = hub.refused("org/tiny@no-such", &[]);
+    assert!(message.contains("org/tiny at revision no-such") && message.contains("check the name"), "{message}");
+}
+
+#[test]
+fn a_model_that_cannot_be_had_names_what_does_instead() {
+    let hub = Hub::new();
+    let message = hub.refused("bert-large-uncased", &[("HF_HUB_OFFLINE", "1")]);
+    for part in
+        ["1.3 GB", "HF_HUB_OFFLINE", "models--bert-large-uncased", "model.safetensors", "pair.similarity: lexical"]
+    {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    assert!(hub.state.lock().unwrap().seen.is_empty(), "offline is offline");
+    let message =
+        hub.refused("tifa-benchmark/llama2_tifa_question_generation", &[("HF_ENDPOINT", "http://127.0.0.1:9")]);
+    for part in ["13 GB", "no answer", "HF_ENDPOINT", "ask.writer: template"] {
+        assert!(message.contains(part), "{part}: {message}");
+    }
+    let message = hub.refused("no/such/folder", &[]);
+    assert!(message.contains("no/such/folder: neither a path"), "{message}");
+}
