@@ -13,8 +13,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::overrides;
 
+mod judges;
 mod train;
 
+pub use judges::{AskSettings, Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use train::{ImageCodes, ObjectiveName, Reference, TrainSettings};
 
 /// A whole run.
@@ -37,6 +39,8 @@ pub struct RunConfig {
     pub imagine: ImagineSettings,
     /// Where the questions come from.
     pub ask: AskSettings,
+    /// The judges' models.
+    pub judges: JudgeSettings,
     /// How questions are answered.
     pub answer: AnswerSettings,
     /// How pairs are chosen.
@@ -56,6 +60,7 @@ impl Default for RunConfig {
             caption: CaptionSettings::default(),
             imagine: ImagineSettings::default(),
             ask: AskSettings::default(),
+            judges: JudgeSettings::default(),
             answer: AnswerSettings::default(),
             pair: PairSettings::default(),
             train: TrainSettings::default(),
@@ -219,40 +224,12 @@ impl From<ImagineSettings> for ImagineOptions {
     }
 }
 
-/// Where the questions come from.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AskSettings {
-    /// Who writes them.
-    pub writer: Writer,
-    /// `writer: file`: questions in the form of `vqa_data.json`, of TIFA's benchmark or of JourneyDB's annotation.
-    pub file: Option<PathBuf>,
-}
-
-/// Who writes the questions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Writer {
-    /// A rule-based writer that parses captions of the scenes world.
-    Scenes,
-    /// A rule-based writer that reads any English caption.
-    Template,
-    /// Nobody: they are given in a file.
-    File,
-}
-
-impl Default for AskSettings {
-    fn default() -> Self {
-        Self { writer: Writer::Scenes, file: None }
-    }
-}
-
 /// How questions are answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AnswerSettings {
     /// How a free reply is matched to a choice.
-    pub matcher: TextJudge,
+    pub matcher: Matcher,
     /// What a right answer counts.
     pub score: AnswerScore,
     /// A reply ends after this many tokens.
@@ -261,7 +238,7 @@ pub struct AnswerSettings {
 
 impl Default for AnswerSettings {
     fn default() -> Self {
-        Self { matcher: TextJudge::Lexical, score: AnswerScore::Accuracy, max_new_tokens: 100 }
+        Self { matcher: Matcher::Auto, score: AnswerScore::Accuracy, max_new_tokens: 100 }
     }
 }
 
@@ -275,20 +252,12 @@ pub enum AnswerScore {
     Confidence,
 }
 
-/// Who judges texts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TextJudge {
-    /// Letters and words, no model.
-    Lexical,
-}
-
 /// How pairs are chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PairSettings {
     /// How near a caption is to the true one.
-    pub similarity: TextJudge,
+    pub similarity: Similarity,
     /// The best image of a record must answer more than this share of its questions.
     pub min_accuracy: f64,
     /// Who judges the images.
@@ -308,7 +277,7 @@ pub enum ImageJudge {
 
 impl Default for PairSettings {
     fn default() -> Self {
-        Self { similarity: TextJudge::Lexical, min_accuracy: 0.6, judge: ImageJudge::Itself }
+        Self { similarity: Similarity::Auto, min_accuracy: 0.6, judge: ImageJudge::Itself }
     }
 }
 
@@ -328,7 +297,8 @@ impl RunConfig {
     /// # Errors
     /// Names the override, the key and what is expected.
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
-        let config: Self = overrides::parse(yaml, overrides)?;
+        let mut config: Self = overrides::parse(yaml, overrides)?;
+        config.resolve_judges();
         config.validate()?;
         Ok(config)
     }
@@ -362,8 +332,19 @@ impl RunConfig {
         if self.ask.writer == Writer::File {
             ensure!(self.ask.file.is_some(), "ask.file: `ask.writer: file` needs the questions' file here");
         }
+        self.judges.validate()?;
         self.train.trainer().validate().context("train")?;
         self.train.pair_dpo(self.seed).validate().context("train")
+    }
+
+    /// Names the judges that were left open: those inside this program for the embedded model, the original's for all
+    /// others.
+    fn resolve_judges(&mut self) {
+        let embedded = self.model.showo == EMBEDDED;
+        self.pair.similarity = self.pair.similarity.resolved(embedded);
+        self.answer.matcher = self.answer.matcher.resolved(embedded);
+        self.ask.writer = self.ask.writer.resolved(embedded);
+        self.ask.filter = self.ask.filter.resolved(self.ask.writer);
     }
 
     fn validate_model(&self) -> Result<()> {

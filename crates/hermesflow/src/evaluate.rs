@@ -20,11 +20,12 @@ use hermesflow_scenes::oracle::{caption_facts_score, judge};
 use hermesflow_scenes::{
     Category, QuestionKind, Scene, SceneQuestion, Split, parse_caption, picture_questions, questions,
 };
+use hermesflow_score::ChoiceMatcher;
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::judges::{self, Answered};
+use crate::judges::{self, Answered, Judges};
 use crate::progress::Progress;
 use crate::statistics::Mean;
 
@@ -192,10 +193,11 @@ pub fn evaluate(
 ) -> Result<EvalReport> {
     let mut rows = done;
     rows.truncate(rows.len() / BLOCK * BLOCK);
+    let matcher = Judges::alone(config.judges.clone(), progress).matcher(config.answer.matcher)?;
     let task = progress.task(&format!("eval {name}"), "prompts", settings.prompts, rows.len());
     while rows.len() < settings.prompts {
         let indices: Vec<usize> = (rows.len()..settings.prompts.min(rows.len() + BLOCK)).collect();
-        let block = evaluate_block(model, config, &settings, &indices)?;
+        let block = evaluate_block(model, config, &*matcher, &settings, &indices)?;
         keep(&block)?;
         task.advance(block.len());
         rows.extend(block);
@@ -206,6 +208,7 @@ pub fn evaluate(
 fn evaluate_block(
     model: &impl UnifiedModel,
     config: &RunConfig,
+    matcher: &dyn ChoiceMatcher,
     settings: &EvalSettings,
     indices: &[usize],
 ) -> Result<Vec<PromptRow>> {
@@ -253,8 +256,8 @@ fn evaluate_block(
             prompt: text.clone(),
             facts: judgement.iter().flat_map(|j| &j.facts).map(|fact| (fact.category, fact.holds)).collect(),
             all: judgement.is_some_and(|judgement| judgement.all),
-            by_itself: share(&judged(config, &about_own[at], &of_own[at])?),
-            answers: judged(config, &about_real[at], &of_real[at][1..])?,
+            by_itself: share(&judged(matcher, &about_own[at], &of_own[at])?),
+            answers: judged(matcher, &about_real[at], &of_real[at][1..])?,
             caption: caption_facts_score(scene, &caption_text),
             caption_text,
         })
@@ -263,13 +266,13 @@ fn evaluate_block(
 }
 
 /// Whether each reply is right, with the kind of its question.
-fn judged(config: &RunConfig, questions: &[SceneQuestion], replies: &[Reply]) -> Result<Vec<(QuestionKind, bool)>> {
+fn judged(matcher: &dyn ChoiceMatcher, questions: &[SceneQuestion], replies: &[Reply]) -> Result<Vec<(QuestionKind, bool)>> {
     let answered: Vec<Answered<'_>> = questions
         .iter()
         .zip(replies)
         .map(|(asked, reply)| Answered { reply: &reply.text, choices: &asked.choices, answer: &asked.answer })
         .collect();
-    let right = judges::right(config.answer.matcher, &answered)?;
+    let right = judges::right(matcher, &answered)?;
     Ok(questions.iter().map(|asked| asked.kind).zip(right).collect())
 }
 

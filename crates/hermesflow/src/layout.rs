@@ -77,6 +77,11 @@ impl RunLayout {
         self.file("generation_vqa_results.json")
     }
 
+    /// The folder of what judges with weights said.
+    pub fn scores(&self) -> PathBuf {
+        self.data.join(".scores")
+    }
+
     /// The preference pairs.
     pub fn pairs(&self) -> PathBuf {
         self.file("pair_dpo_data.json")

@@ -25,7 +25,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, demo, eval, fetch, imagine, pair, pretrain, random_model, run, scenes, train,
+    answer, ask, caption, controls, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run, scenes, train,
     verify,
 };
 
@@ -64,6 +64,7 @@ enum Command {
     Eval(eval::Args),
     Controls(controls::Args),
     Pretrain(pretrain::Args),
+    Judge(judge::Args),
     Fetch(fetch::Args),
     Verify(verify::Args),
     #[command(hide = true)]
@@ -112,6 +113,7 @@ fn main() -> ExitCode {
         Command::Eval(args) => eval::run(args),
         Command::Controls(args) => controls::run(args),
         Command::Pretrain(args) => pretrain::run(args),
+        Command::Judge(args) => judge::run(args),
         Command::Fetch(args) => fetch::run(args),
         Command::Verify(args) => verify::run(args),
         Command::RandomModel(args) => random_model::run(args),
@@ -143,5 +145,6 @@ fn is_our_fault(error: &anyhow::Error) -> bool {
     use hermesflow_models::Error as Model;
     use hermesflow_train::Error as Train;
     matches!(error.downcast_ref(), Some(Model::Tensor(_)))
+        || matches!(error.downcast_ref(), Some(hermesflow_score::Error::Tensor(_)))
         || matches!(error.downcast_ref(), Some(Train::Tensor(_) | Train::Model(Model::Tensor(_))))
 }

@@ -45,10 +45,7 @@ impl BertScore {
     /// When a file is missing or broken, or no layer is known or it does not exist.
     pub fn load(folder: &Path, layer: Option<usize>, device: &Device) -> Result<Self> {
         let encoder = Encoder::load(folder, DType::F32, device)?;
-        let customary = encoder.names().find_map(|name| {
-            let name = name.rsplit('/').next().unwrap_or(name);
-            LAYERS.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
-        });
+        let customary = encoder.names().find_map(Self::customary_layer);
         let fault = |message: String| Error::file(&folder.join("config.json"), message);
         let layer = layer.or(customary).ok_or_else(|| {
             fault("no customary BERTScore layer is known for this model; name the layer to use".to_string())
@@ -64,6 +61,12 @@ impl BertScore {
     pub fn rescaled(mut self, baseline: f64) -> Self {
         self.baseline = baseline;
         self
+    }
+
+    /// The customary layer of a model of this name, its organisation aside.
+    pub fn customary_layer(name: &str) -> Option<usize> {
+        let name = name.rsplit('/').next().unwrap_or(name);
+        LAYERS.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
     }
 
     /// The layer whose states are compared.

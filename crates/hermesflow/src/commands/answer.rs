@@ -1,16 +1,16 @@
 //! `hermesflow answer`: the model answers the questions about its own images.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use hermesflow_models::{Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId, three_decimals};
+use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
 use super::{StageArgs, scenes};
-use crate::config::{AnswerScore, RunConfig};
-use crate::judges::Answered;
+use crate::config::{AnswerScore, Matcher, RunConfig};
+use crate::judges::{Answered, Judges};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
 use crate::progress::Progress;
@@ -57,79 +57,74 @@ pub fn answer(
     }
     records.retain(|record| questions.contains_key(&record.id));
     let images = config.imagine.images;
-    stage::settled(layout, "answer", config, &json!({ "answer": config.answer, "ask": config.ask, "images": images }))?;
-    let pictures = Pictures::new(layout.data(), model.resolution());
+    let mut settings = json!({ "answer": config.answer, "ask": config.ask, "images": images });
+    if config.answer.matcher == Matcher::Sbert {
+        settings["judges"] = json!({ "sbert": config.judges.sbert });
+    }
+    stage::settled(layout, "answer", config, &settings)?;
+    let examiner = Examiner {
+        model,
+        config,
+        layout,
+        pictures: Pictures::new(layout.data(), model.resolution()),
+        matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
+    };
     let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
     stage.run(&records, progress, |chunk| {
-        chunk
-            .iter()
-            .map(|record| answer_record(model, config, layout, &pictures, record, &questions[&record.id]))
-            .collect()
+        chunk.iter().map(|record| examiner.answer(record, &questions[&record.id])).collect()
     })
 }
 
-/// All questions about all images of one record: one batch, whatever the chunk.
-fn answer_record(
-    model: &impl UnifiedModel,
-    config: &RunConfig,
-    layout: &RunLayout,
-    pictures: &Pictures,
-    record: &InitialRecord,
-    questions: &[QuestionRecord],
-) -> Result<AnswerRecord> {
-    let named = || format!("record {}", record.id);
-    let paths: Vec<PathBuf> =
-        (0..config.imagine.images).map(|number| layout.image(record.id.as_str(), number)).collect();
-    let result = scores(model, config, pictures, &paths, questions).with_context(named)?;
-    Ok(AnswerRecord {
-        id: record.id.clone(),
-        caption: record.caption.clone(),
-        question_number: questions.len(),
-        result,
-    })
+/// Asks a model about its own images.
+struct Examiner<'a, M> {
+    model: &'a M,
+    config: &'a RunConfig,
+    layout: &'a RunLayout,
+    pictures: Pictures,
+    matcher: Box<dyn ChoiceMatcher>,
 }
 
-/// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
-/// weighted by its confidence in them if `answer.score` says so.
-///
-/// # Errors
-/// Names the image that is missing or broken.
-pub fn scores(
-    model: &impl UnifiedModel,
-    config: &RunConfig,
-    pictures: &Pictures,
-    paths: &[PathBuf],
-    questions: &[QuestionRecord],
-) -> Result<Vec<f64>> {
-    let images = paths.iter().map(|path| pictures.load(path)).collect::<Result<Vec<_>>>()?;
-    let codes = model.encode_images(&images)?;
-    let requests: Vec<ReplyRequest> = questions
-        .iter()
-        .map(|question| ReplyRequest {
+impl<M: UnifiedModel> Examiner<'_, M> {
+    /// All questions about all images of one record: one batch, whatever the chunk.
+    fn answer(&self, record: &InitialRecord, questions: &[QuestionRecord]) -> Result<AnswerRecord> {
+        let result = self.scores(record, questions).with_context(|| format!("record {}", record.id))?;
+        Ok(AnswerRecord {
+            id: record.id.clone(),
+            caption: record.caption.clone(),
+            question_number: questions.len(),
+            result,
+        })
+    }
+
+    /// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
+    /// weighted by its confidence in them if `answer.score` says so.
+    fn scores(&self, record: &InitialRecord, questions: &[QuestionRecord]) -> Result<Vec<f64>> {
+        let image = |number| self.pictures.load(&self.layout.image(record.id.as_str(), number));
+        let images = (0..self.config.imagine.images).map(image).collect::<Result<Vec<_>>>()?;
+        let codes = self.model.encode_images(&images)?;
+        let request = |question: &QuestionRecord| ReplyRequest {
             question: judges::prompt(&question.question, &question.choices),
             sampling: Sampling::GREEDY,
             seed: 0,
-            max_new_tokens: config.answer.max_new_tokens,
-        })
-        .collect();
-    let asked: Vec<(&[u32], &[ReplyRequest])> =
-        codes.iter().map(|codes| (codes.as_slice(), requests.as_slice())).collect();
-    let replies = model.reply_many(&asked)?;
-    replies.iter().map(|replies| score(config, questions, replies)).collect()
-}
-
-/// One image's score, rounded to three decimals.
-fn score(config: &RunConfig, questions: &[QuestionRecord], replies: &[Reply]) -> Result<f64> {
-    let answered: Vec<Answered<'_>> = questions
-        .iter()
-        .zip(replies)
-        .map(|(asked, reply)| Answered { reply: &reply.text, choices: &asked.choices, answer: &asked.answer })
-        .collect();
-    let counts = |reply: &Reply| match config.answer.score {
-        AnswerScore::Accuracy => 1.0,
-        AnswerScore::Confidence => reply.log_prob.exp(),
-    };
-    let right = judges::right(config.answer.matcher, &answered)?;
-    let sum: f64 = right.iter().zip(replies).filter(|(right, _)| **right).map(|(_, reply)| counts(reply)).sum();
-    Ok(three_decimals(sum / questions.len().max(1) as f64))
+            max_new_tokens: self.config.answer.max_new_tokens,
+        };
+        let requests: Vec<ReplyRequest> = questions.iter().map(request).collect();
+        let asked: Vec<(&[u32], &[ReplyRequest])> =
+            codes.iter().map(|codes| (codes.as_slice(), requests.as_slice())).collect();
+        let replies = self.model.reply_many(&asked)?.concat();
+        let answered: Vec<Answered<'_>> = replies
+            .iter()
+            .zip(questions.iter().cycle())
+            .map(|(reply, asked)| Answered { reply: &reply.text, choices: &asked.choices, answer: &asked.answer })
+            .collect();
+        let right = judges::right(&*self.matcher, &answered)?;
+        let counts = |(reply, right): (&Reply, &bool)| match (right, self.config.answer.score) {
+            (false, _) => 0.0,
+            (true, AnswerScore::Accuracy) => 1.0,
+            (true, AnswerScore::Confidence) => reply.log_prob.exp(),
+        };
+        let counts: Vec<f64> = replies.iter().zip(&right).map(counts).collect();
+        let of_image = |counts: &[f64]| three_decimals(counts.iter().sum::<f64>() / questions.len() as f64);
+        Ok(counts.chunks(questions.len().max(1)).map(of_image).collect())
+    }
 }

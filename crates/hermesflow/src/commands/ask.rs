@@ -5,13 +5,12 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hermesflow_records::{InitialRecord, QuestionRecord, RecordId};
-use hermesflow_score::template::TemplateWriter;
-use hermesflow_score::{Question, QuestionWriter};
+use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
 use super::{StageArgs, scenes};
 use crate::config::{RunConfig, Writer};
 use crate::files;
-use crate::judges::SceneWriter;
+use crate::judges::Judges;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
 
@@ -19,7 +18,7 @@ use crate::progress::Progress;
 ///
 /// With `ask.writer: scenes` a rule-based writer reads what each caption of the scenes world claims (things, colours,
 /// counts, places, sizes, background) and asks about it; with `ask.writer: template` one that reads any English caption
-/// does; with `ask.writer: file` the questions of `ask.file` are taken, in the form of vqa_data.json, of TIFA's
+/// does; with `ask.writer: llama` TIFA's fine-tuned Llama 2, whose questions UnifiedQA filters (`ask.filter`); with `ask.writer: file` the questions of `ask.file` are taken, in the form of vqa_data.json, of TIFA's
 /// benchmark (tifa_v1.0_question_answers.json) or of JourneyDB's annotation (JSON Lines with Task3). Writes
 /// vqa_data.json, one entry per question.
 ///
@@ -44,10 +43,11 @@ pub fn run(args: Args) -> Result<()> {
 /// When there is no question at all, or the questions' file is missing or broken.
 pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<QuestionRecord>> {
     let records = scenes::initial_data(config, layout, progress)?;
-    let questions = match config.ask.writer {
-        Writer::Scenes => written(&SceneWriter { seed: config.seed }, &records)?,
-        Writer::Template => written(&TemplateWriter, &records)?,
-        Writer::File => given(config, &records, progress)?,
+    let judges = Judges::of_run(config, layout, progress)?;
+    let filter = judges.filter(config.ask.filter)?;
+    let questions = match judges.writer(config.ask.writer)? {
+        Some(writer) => written(&*writer, filter.as_deref(), &records, config.data.chunk, progress)?,
+        None => kept(given(config, &records, progress)?, filter.as_deref(), progress)?,
     };
     let asked: HashSet<&RecordId> = questions.iter().map(|question: &QuestionRecord| &question.id).collect();
     let silent = records.iter().filter(|record| !asked.contains(&record.id)).count();
@@ -66,11 +66,40 @@ fn same_file(given: Option<&Path>, own: &Path) -> bool {
     given.is_some_and(|given| matches!((given.canonicalize(), own.canonicalize()), (Ok(a), Ok(b)) if a == b))
 }
 
-/// What a writer asks about the records' captions.
-fn written(writer: &dyn QuestionWriter, records: &[InitialRecord]) -> Result<Vec<QuestionRecord>> {
-    let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
-    let asked = writer.write(&captions)?;
-    let named = |(record, question): (&InitialRecord, Question)| QuestionRecord {
+/// What a writer asks about the records' captions, and a filter keeps of it.
+fn written(
+    writer: &dyn QuestionWriter,
+    filter: Option<&dyn QuestionFilter>,
+    records: &[InitialRecord],
+    chunk: usize,
+    progress: &Progress,
+) -> Result<Vec<QuestionRecord>> {
+    let task = progress.task("ask", "captions", records.len(), 0);
+    let (mut questions, mut unanswerable) = (Vec::new(), 0);
+    for records in records.chunks(chunk) {
+        let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
+        let asked = writer.write(&captions).with_context(|| format!("records from {} on", records[0].id))?;
+        for (record, mut asked) in records.iter().zip(asked) {
+            // A question whose answer cannot be chosen is always answered wrongly.
+            let before = asked.len();
+            asked.retain(|question| question.choices.contains(&question.answer));
+            unanswerable += before - asked.len();
+            if let Some(filter) = filter {
+                asked = filter.keep(&record.caption, asked).with_context(|| format!("record {}", record.id))?;
+            }
+            questions.extend(asked.into_iter().map(|question| about(record, question)));
+            task.advance(1);
+        }
+    }
+    drop(task);
+    if unanswerable > 0 {
+        progress.log(format!("ask: left out {unanswerable} questions whose answer is none of the choices"));
+    }
+    Ok(questions)
+}
+
+fn about(record: &InitialRecord, question: Question) -> QuestionRecord {
+    QuestionRecord {
         id: record.id.clone(),
         img_path: record.img_path.clone(),
         prompt: record.prompt.clone(),
@@ -79,17 +108,40 @@ fn written(writer: &dyn QuestionWriter, records: &[InitialRecord]) -> Result<Vec
         question: question.question,
         choices: question.choices,
         answer: question.answer,
-    };
-    let of_records = records.iter().zip(asked);
-    Ok(of_records
-        .flat_map(|(record, questions)| questions.into_iter().map(move |one| (record, one)))
-        .map(named)
-        .collect())
+    }
+}
+
+/// What a filter keeps of questions that were given, in their order.
+fn kept(
+    questions: Vec<QuestionRecord>,
+    filter: Option<&dyn QuestionFilter>,
+    progress: &Progress,
+) -> Result<Vec<QuestionRecord>> {
+    let Some(filter) = filter else { return Ok(questions) };
+    let task = progress.task("ask", "questions", questions.len(), 0);
+    let mut kept = Vec::new();
+    for asked in questions.chunk_by(|a, b| a.id == b.id) {
+        let plain = |one: &QuestionRecord| Question {
+            element: one.element.clone(),
+            question: one.question.clone(),
+            choices: one.choices.clone(),
+            answer: one.answer.clone(),
+        };
+        let good = filter
+            .keep(&asked[0].caption, asked.iter().map(plain).collect())
+            .with_context(|| format!("record {}", asked[0].id))?;
+        kept.extend(asked.iter().filter(|one| good.contains(&plain(one))).cloned());
+        task.advance(asked.len());
+    }
+    Ok(kept)
 }
 
 /// Why no record has a question, and what to do.
 fn without_questions(config: &RunConfig) -> String {
     match config.ask.writer {
+        Writer::Auto | Writer::Llama => "no caption gave a question that was kept; `hermesflow judge questions` shows what \
+                                         the writer says about one"
+            .into(),
         Writer::Scenes => "no caption gave a question; the scenes writer reads captions of the scenes world only: use \
                            ask.writer=template for other English captions, or give your questions with ask.writer=file \
                            ask.file=PATH"

@@ -108,10 +108,13 @@ fn candidates(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Re
         };
         scores.into_iter().enumerate().map(named).collect()
     };
-    let judge = judges::caption_similarity(config.pair.similarity);
+    let judge = judges::Judges::of_run(config, layout, progress)?.similarity(config.pair.similarity)?;
+    let task = progress.task("similarity", "records", records.len(), 0);
     let candidates = |record: InitialRecord| {
         let own = captions.remove(&record.id).unwrap_or_default();
-        let similarities = judge.similarities(&record.caption, &own)?;
+        let similarities =
+            judge.similarities(&record.caption, &own).with_context(|| format!("record {}", record.id))?;
+        task.advance(1);
         let images = images(&record, scores.remove(&record.id).unwrap_or_default());
         Ok(Candidates { captions: own.into_iter().zip(similarities).collect(), images, record })
     };

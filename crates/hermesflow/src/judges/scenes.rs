@@ -1,50 +1,11 @@
-//! The judges of texts and images that a configuration names.
+//! The judges that know the scenes world: the writer of its questions, and the oracle.
 
-use anyhow::Result;
 use hermesflow_records::{derive_seed, three_decimals};
 use hermesflow_scenes::parse_caption;
-use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Choosing, Lexical, Question, QuestionWriter};
+use hermesflow_score::{Question, QuestionWriter};
 use image::RgbImage;
 
-pub use hermesflow_score::choice::prompt;
-
-use crate::config::TextJudge;
 use crate::stage::text_number;
-
-/// The judge of captions.
-pub fn caption_similarity(judge: TextJudge) -> Box<dyn CaptionSimilarity> {
-    match judge {
-        TextJudge::Lexical => Box::new(Lexical),
-    }
-}
-
-fn choice_matcher(judge: TextJudge) -> Box<dyn ChoiceMatcher> {
-    match judge {
-        TextJudge::Lexical => Box::new(Lexical),
-    }
-}
-
-/// A reply to a question with choices, and what would be right.
-#[derive(Debug, Clone, Copy)]
-pub struct Answered<'a> {
-    /// What was replied.
-    pub reply: &'a str,
-    /// The choices.
-    pub choices: &'a [String],
-    /// The right one.
-    pub answer: &'a str,
-}
-
-/// Whether each reply means the right choice.
-///
-/// # Errors
-/// When the judge fails.
-pub fn right(judge: TextJudge, answered: &[Answered<'_>]) -> Result<Vec<bool>> {
-    let replies: Vec<_> = answered.iter().map(|Answered { reply, choices, .. }| Choosing { reply, choices }).collect();
-    let meant = choice_matcher(judge).choose(&replies)?;
-    let is_right = |(one, meant): (&Answered<'_>, Option<usize>)| meant.is_some_and(|at| one.choices[at] == one.answer);
-    Ok(answered.iter().zip(meant).map(is_right).collect())
-}
 
 /// Reads captions of the scenes world and asks about all that they say; nothing about other captions.
 ///

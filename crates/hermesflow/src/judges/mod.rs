@@ -1,0 +1,178 @@
+//! The judges of texts and images that a configuration names.
+//!
+//! A judge with weights is fetched and loaded when it is asked something that it has not been asked before; what it
+//! said is remembered on disk ([`cache`]), so a stage that runs again loads nothing.
+
+mod cache;
+mod remembered;
+mod scenes;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use hermesflow_models::{DType, Device};
+use hermesflow_score::neural::{Bert, BertScore, LlamaWriter, SentenceBert, UnifiedQa};
+use hermesflow_score::template::TemplateWriter;
+use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Choosing, Lexical, QuestionFilter, QuestionWriter};
+
+pub use hermesflow_score::choice::prompt;
+pub use scenes::oracle;
+
+use crate::config::{Filter, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
+use crate::hub::Hub;
+use crate::layout::RunLayout;
+use crate::progress::Progress;
+use cache::{ScoreCache, digest, identity};
+use remembered::Remembered;
+use scenes::SceneWriter;
+
+/// Where judges come from.
+#[derive(Debug, Clone)]
+pub struct Judges {
+    settings: JudgeSettings,
+    device: Device,
+    seed: u64,
+    /// The folder of what they said; none remembers nothing.
+    scores: Option<PathBuf>,
+    progress: Progress,
+}
+
+impl Judges {
+    /// The judges of a run; what they say is kept in its data root.
+    ///
+    /// # Errors
+    /// When the device is not in this build.
+    pub fn of_run(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Self> {
+        let (settings, device) = (config.judges.clone(), config.model.device()?);
+        let scores = Some(layout.scores());
+        Ok(Self { settings, device, seed: config.seed, scores, progress: progress.clone() })
+    }
+
+    /// Judges on the CPU that remember nothing.
+    pub fn alone(settings: JudgeSettings, progress: &Progress) -> Self {
+        Self { settings, device: Device::Cpu, seed: 0, scores: None, progress: progress.clone() }
+    }
+
+    /// The judge of captions.
+    ///
+    /// # Errors
+    /// What to fetch, if its model is missing.
+    pub fn similarity(&self, judge: Similarity) -> Result<Box<dyn CaptionSimilarity>> {
+        let JudgeSettings { bert, sbert, bertscore, bertscore_layer, bertscore_baseline, .. } = &self.settings;
+        let device = self.device.clone();
+        Ok(match judge {
+            Similarity::Auto | Similarity::Lexical => Box::new(Lexical),
+            Similarity::Bert => {
+                self.remembered("bert", bert, "", move |path| Ok(Bert::load(path, &device)?)).map(Box::new)?
+            }
+            Similarity::Sbert => {
+                self.remembered("sbert", sbert, "", move |path| Ok(SentenceBert::load(path, &device)?)).map(Box::new)?
+            }
+            Similarity::Bertscore => {
+                let named = bertscore.split('@').next().unwrap_or(bertscore);
+                let layer = bertscore_layer.or_else(|| BertScore::customary_layer(named));
+                let baseline = *bertscore_baseline;
+                let load = move |path: &Path| {
+                    let judge = BertScore::load(path, layer, &device)
+                        .context("judges.bertscore_layer names the layer where none is customary")?;
+                    Ok(judge.rescaled(baseline.unwrap_or(0.0)))
+                };
+                Box::new(self.remembered("bertscore", bertscore, &format!("{layer:?} {baseline:?}"), load)?)
+            }
+        })
+    }
+
+    /// The judge of replies.
+    ///
+    /// # Errors
+    /// As [`Judges::similarity`].
+    pub fn matcher(&self, judge: Matcher) -> Result<Box<dyn ChoiceMatcher>> {
+        let device = self.device.clone();
+        Ok(match judge {
+            Matcher::Auto | Matcher::Lexical => Box::new(Lexical),
+            Matcher::Sbert => {
+                let load = move |path: &Path| Ok(SentenceBert::load(path, &device)?);
+                Box::new(self.remembered("sbert-choice", &self.settings.sbert, "", load)?)
+            }
+        })
+    }
+
+    /// Who writes questions; nobody, where they are given in a file.
+    ///
+    /// # Errors
+    /// As [`Judges::similarity`].
+    pub fn writer(&self, writer: Writer) -> Result<Option<Box<dyn QuestionWriter>>> {
+        let (device, beams) = (self.device.clone(), self.settings.beams);
+        Ok(match writer {
+            Writer::Auto | Writer::File => None,
+            Writer::Scenes => Some(Box::new(SceneWriter { seed: self.seed })),
+            Writer::Template => Some(Box::new(TemplateWriter)),
+            Writer::Llama => {
+                let load =
+                    move |path: &Path| Ok(LlamaWriter::load(path, DType::F32, &device)?.with_beams(beams));
+                Some(Box::new(self.remembered("llama", &self.settings.llama, &beams.to_string(), load)?))
+            }
+        })
+    }
+
+    /// Who keeps questions; nobody, where all are kept.
+    ///
+    /// # Errors
+    /// As [`Judges::similarity`].
+    pub fn filter(&self, filter: Filter) -> Result<Option<Box<dyn QuestionFilter>>> {
+        let device = self.device.clone();
+        Ok(match filter {
+            Filter::Auto | Filter::None => None,
+            Filter::Unifiedqa => {
+                let load = move |path: &Path| Ok(UnifiedQa::load(path, &device)?);
+                Some(Box::new(self.remembered("unifiedqa", &self.settings.unifiedqa, "", load)?))
+            }
+        })
+    }
+
+    /// A judge over the model of this name, with what it said before; `settings` decide what it says, too.
+    fn remembered<J>(
+        &self,
+        judge: &'static str,
+        model: &str,
+        settings: &str,
+        load: impl Fn(&Path) -> Result<J> + 'static,
+    ) -> Result<Remembered<J>> {
+        let found = Hub::from_environment()?.model(model, &self.progress)?;
+        let cache = match &self.scores {
+            None => None,
+            Some(folder) => {
+                let identity = digest([identity(&found)?.as_str(), settings]);
+                Some(ScoreCache::open(folder.join(format!("{judge}-{}.jsonl", &identity[..12])))?)
+            }
+        };
+        let (progress, model) = (self.progress.clone(), model.to_owned());
+        let load = move || {
+            progress.log(format!("{judge}: loading {model}"));
+            load(&found).with_context(|| format!("the judge {judge}"))
+        };
+        Ok(Remembered::new(judge, cache, load))
+    }
+}
+
+/// A reply to a question with choices, and what would be right.
+#[derive(Debug, Clone, Copy)]
+pub struct Answered<'a> {
+    /// What was replied.
+    pub reply: &'a str,
+    /// The choices.
+    pub choices: &'a [String],
+    /// The right one.
+    pub answer: &'a str,
+}
+
+/// Whether each reply means the right choice.
+///
+/// # Errors
+/// When the judge fails.
+pub fn right(matcher: &dyn ChoiceMatcher, answered: &[Answered<'_>]) -> Result<Vec<bool>> {
+    let replies: Vec<_> = answered.iter().map(|Answered { reply, choices, .. }| Choosing { reply, choices }).collect();
+    let meant = matcher.choose(&replies)?;
+    let is_right = |(one, meant): (&Answered<'_>, Option<usize>)| meant.is_some_and(|at| one.choices[at] == one.answer);
+    Ok(answered.iter().zip(meant).map(is_right).collect())
+}
