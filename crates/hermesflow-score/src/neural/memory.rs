@@ -18,8 +18,8 @@ fn check(path: &Path, needed: u64, available: Option<u64>) -> Result<()> {
     match available {
         Some(available) if needed.saturating_add(RESERVE) > available => {
             let message = format!(
-                "needs {:.1} GiB of memory, {:.1} GiB are available; use a quantised GGUF file of this model (4 bits: an \
-                 eighth of f32), or the question writer `template`, which needs no weights",
+                "needs {:.1} GiB of memory, {:.1} GiB are available; use a quantised GGUF file of this model (4 bits: \
+                 an eighth of f32), or the question writer `template`, which needs no weights",
                 gib(needed),
                 gib(available)
             );

@@ -1,12 +1,12 @@
 //! Judges with weights, in the file layouts of their published checkpoints. Nothing is downloaded: a judge is a folder.
 //!
-//! | judge | trait | published as |
+//! | judge | of | published as |
 //! |---|---|---|
-//! | [`Bert`] | [`CaptionSimilarity`](crate::CaptionSimilarity) | `bert-large-uncased` |
-//! | [`SentenceBert`] | [`CaptionSimilarity`](crate::CaptionSimilarity), [`ChoiceMatcher`](crate::ChoiceMatcher) | `sentence-transformers/all-mpnet-base-v2` |
-//! | [`BertScore`] | [`CaptionSimilarity`](crate::CaptionSimilarity) | any BERT or MPNet folder |
-//! | [`UnifiedQa`] | [`QuestionFilter`](crate::QuestionFilter) | `allenai/unifiedqa-v2-t5-large-1363200` |
-//! | [`LlamaWriter`] | [`QuestionWriter`](crate::QuestionWriter) | `tifa-benchmark/llama2_tifa_question_generation` |
+//! | [`Bert`] | captions | `bert-large-uncased` |
+//! | [`SentenceBert`] | captions, choices | `sentence-transformers/all-mpnet-base-v2` |
+//! | [`BertScore`] | captions | any BERT or MPNet folder |
+//! | [`UnifiedQa`] | keeps questions | `allenai/unifiedqa-v2-t5-large-1363200` |
+//! | [`LlamaWriter`] | writes questions | `tifa-benchmark/llama2_tifa_question_generation` |
 //!
 //! The models below them are [`Encoder`] (BERT, MPNet), [`T5`] and [`Llama`]. No text is ever padded: sentences are
 //! packed one behind the other and stay apart by the key ranges that they see, so a batch gives what its sentences

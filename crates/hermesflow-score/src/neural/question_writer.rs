@@ -1,5 +1,5 @@
-//! The question writer of TIFA (Hu et al., arXiv 2303.11897 §3.2): a LLaMA 2 that was taught to list what a caption names
-//! and to ask about it.
+//! The question writer of TIFA (Hu et al., arXiv 2303.11897 §3.2): a LLaMA 2 that was taught to list what a caption
+//! names and to ask about it.
 //!
 //! As in TIFA's released code:
 //! 1. the prompt is a LLaMA 2 instruction that ends in `Entities:`, where the reply goes on;
@@ -20,10 +20,10 @@ use crate::{Question, QuestionWriter, Result, tifa};
 const LONGEST: usize = 512;
 
 /// What the writer is told, as it was told in training.
-const INSTRUCTION: &str = "Given an image description, generate one or two multiple-choice questions that verifies if the \
-                           image description is correct.\nClassify each concept into a type (object, human, animal, food, \
-                           activity, attribute, counting, color, material, spatial, location, shape, other), and then \
-                           generate a question for each type.\n";
+const INSTRUCTION: &str = "Given an image description, generate one or two multiple-choice questions that verifies if \
+                           the image description is correct.\nClassify each concept into a type (object, human, \
+                           animal, food, activity, attribute, counting, color, material, spatial, location, shape, \
+                           other), and then generate a question for each type.\n";
 
 /// Writes questions with a LLaMA model.
 #[derive(Debug)]

@@ -1,10 +1,11 @@
 //! SentencePiece unigram models, as T5 has them (`spiece.model`): the few fields of their protobuf that are needed.
 //!
 //! As SentencePiece does it: characters by the model's own table, spaces at both ends off and several in a row made
-//! one, `▁` for a space and before the text, then the likeliest pieces. Behind them come `<extra_id_99>` … `<extra_id_0>`.
+//! one, `▁` for a space and before the text, then the likeliest pieces. Behind them come `<extra_id_99>` …
+//! `<extra_id_0>`.
 //!
-//! One deviation: where two orders of the same pieces are equally likely (`!!` `!` and `!` `!!`), SentencePiece's sums in
-//! f32 and ours in f64 may prefer different ones.
+//! One deviation: where two orders of the same pieces are equally likely (`!!` `!` and `!` `!!`), SentencePiece's sums
+//! in f32 and ours in f64 may prefer different ones.
 
 use std::path::Path;
 

@@ -2,9 +2,9 @@
 //!
 //! Prompts as TIFA's released code writes them, greedy replies of at most 30 tokens:
 //! - free form: `{question} ⏎ {caption}`; of the reply letters, digits and spaces count, in lower case;
-//! - choices: `{question} ⏎ {caption} ⏎ (A) {choice} (B) {choice} `, the first four choices only; the reply counts as it
-//!   is. TIFA compares it with the right choice letter by letter; [`UnifiedQa::with_matcher`] maps a reply that is none
-//!   of the choices to one of them first.
+//! - choices: `{question} ⏎ {caption} ⏎ (A) {choice} (B) {choice} `, the first four choices only; the reply counts as
+//!   it is. TIFA compares it with the right choice letter by letter; [`UnifiedQa::with_matcher`] maps a reply that is
+//!   none of the choices to one of them first.
 
 use std::path::Path;
 
