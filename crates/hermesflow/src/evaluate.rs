@@ -266,7 +266,11 @@ fn evaluate_block(
 }
 
 /// Whether each reply is right, with the kind of its question.
-fn judged(matcher: &dyn ChoiceMatcher, questions: &[SceneQuestion], replies: &[Reply]) -> Result<Vec<(QuestionKind, bool)>> {
+fn judged(
+    matcher: &dyn ChoiceMatcher,
+    questions: &[SceneQuestion],
+    replies: &[Reply],
+) -> Result<Vec<(QuestionKind, bool)>> {
     let answered: Vec<Answered<'_>> = questions
         .iter()
         .zip(replies)

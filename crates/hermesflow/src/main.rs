@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run, scenes, train,
-    verify,
+    answer, ask, caption, controls, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run, scenes,
+    train, verify,
 };
 
 /// Said where something is our fault.

@@ -139,9 +139,11 @@ fn kept(
 /// Why no record has a question, and what to do.
 fn without_questions(config: &RunConfig) -> String {
     match config.ask.writer {
-        Writer::Auto | Writer::Llama => "no caption gave a question that was kept; `hermesflow judge questions` shows what \
+        Writer::Auto | Writer::Llama => {
+            "no caption gave a question that was kept; `hermesflow judge questions` shows what \
                                          the writer says about one"
-            .into(),
+                .into()
+        }
         Writer::Scenes => "no caption gave a question; the scenes writer reads captions of the scenes world only: use \
                            ask.writer=template for other English captions, or give your questions with ask.writer=file \
                            ask.file=PATH"

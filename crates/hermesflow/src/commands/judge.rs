@@ -139,7 +139,7 @@ fn similarity(args: SimilarityArgs) -> Result<()> {
             scored.map(|(caption, score)| json!({ "caption": caption, "similarity": score })).collect();
         println!("{}", serde_json::to_string_pretty(&json!({ "reference": args.reference, "candidates": scored }))?);
     } else {
-        let mut table = report::table(&["similarity", "caption"]);
+        let mut table = report::text_table(&["similarity", "caption"]);
         for (caption, score) in args.candidates.iter().zip(&scores) {
             table.add_row([format!("{score:.4}"), caption.clone()]);
         }
@@ -173,7 +173,7 @@ fn questions(args: QuestionsArgs) -> Result<()> {
     ensure!(writer.is_some(), "--writer: name one that writes: scenes, template or llama");
     let captions: Vec<&str> = args.captions.iter().map(String::as_str).collect();
     let written = writer.map(|writer| writer.write(&captions)).transpose()?.unwrap_or_default();
-    let (mut listed, mut table) = (Vec::new(), report::table(&["", "question", "choices", "answer"]));
+    let (mut listed, mut table) = (Vec::new(), report::text_table(&["", "question", "choices", "answer"]));
     for (caption, asked) in captions.iter().zip(written) {
         let asked = tifa::deduplicated(asked);
         let kept = match &filter {
@@ -188,6 +188,10 @@ fn questions(args: QuestionsArgs) -> Result<()> {
         let of = |question| json!({ "question": question, "kept": kept.contains(question) });
         listed.push(json!({ "caption": caption, "questions": asked.iter().map(of).collect::<Vec<_>>() }));
     }
-    if args.json { println!("{}", serde_json::to_string_pretty(&listed)?) } else { println!("{table}") }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&listed)?)
+    } else {
+        println!("{table}")
+    }
     Ok(())
 }

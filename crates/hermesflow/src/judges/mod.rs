@@ -108,8 +108,7 @@ impl Judges {
             Writer::Scenes => Some(Box::new(SceneWriter { seed: self.seed })),
             Writer::Template => Some(Box::new(TemplateWriter)),
             Writer::Llama => {
-                let load =
-                    move |path: &Path| Ok(LlamaWriter::load(path, DType::F32, &device)?.with_beams(beams));
+                let load = move |path: &Path| Ok(LlamaWriter::load(path, DType::F32, &device)?.with_beams(beams));
                 Some(Box::new(self.remembered("llama", &self.settings.llama, &beams.to_string(), load)?))
             }
         })

@@ -102,7 +102,8 @@ impl<J: QuestionFilter> QuestionFilter for Remembered<J> {
     }
 
     fn keep(&self, caption: &str, questions: Vec<Question>) -> hermesflow_score::Result<Vec<Question>> {
-        let kept = self.values(&[key(caption, &questions)], |judge, _| Ok(vec![judge.keep(caption, questions.clone())?]))?;
+        let kept =
+            self.values(&[key(caption, &questions)], |judge, _| Ok(vec![judge.keep(caption, questions.clone())?]))?;
         Ok(kept.into_iter().flatten().collect())
     }
 }

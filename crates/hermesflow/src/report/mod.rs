@@ -10,11 +10,17 @@ use crate::statistics::Mean;
 
 /// A table with a header; all columns but the first are aligned to the right.
 pub fn table(header: &[&str]) -> Table {
-    let mut table = Table::new();
-    table.load_preset(presets::ASCII_MARKDOWN).set_header(header);
+    let mut table = text_table(header);
     for column in table.column_iter_mut().skip(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
+    table
+}
+
+/// A table with a header and texts in all columns.
+pub fn text_table(header: &[&str]) -> Table {
+    let mut table = Table::new();
+    table.load_preset(presets::ASCII_MARKDOWN).set_header(header);
     table
 }
 
