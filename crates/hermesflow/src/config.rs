@@ -396,6 +396,29 @@ mod tests {
     }
 
     #[test]
+    fn the_judges_are_the_models_own_or_the_originals() {
+        let judges = |config: &RunConfig| {
+            (config.pair.similarity, config.answer.matcher, config.ask.writer, config.ask.filter)
+        };
+        let embedded = (Similarity::Lexical, Matcher::Lexical, Writer::Scenes, Filter::None);
+        let original = (Similarity::Bert, Matcher::Sbert, Writer::Llama, Filter::Unifiedqa);
+        assert_eq!(judges(&parse("", &[]).unwrap()), embedded);
+        let model = ["model.showo=m", "model.vq=v", "model.tokenizer=t"];
+        assert_eq!(judges(&parse("", &model).unwrap()), original);
+        let template = parse("", &[&model[..], &["ask.writer=template", "pair.similarity=sbert"]].concat()).unwrap();
+        assert_eq!(judges(&template), (Similarity::Sbert, Matcher::Sbert, Writer::Template, Filter::None));
+        assert!(problem("", &["judges.beams=0"]).contains("judges.beams"));
+        assert!(problem("", &["pair.similarity=bart"]).contains("bart"));
+        for (preset, expected) in [
+            (include_str!("../../../configs/scenes.yaml"), embedded),
+            (include_str!("../../../configs/released.yaml"), original),
+            (include_str!("../../../configs/paper.yaml"), original),
+        ] {
+            assert_eq!(judges(&parse(preset, &[]).unwrap()), expected);
+        }
+    }
+
+    #[test]
     fn overrides_win_and_reach_new_sections() {
         let yaml = "seed: 1\ntrain: {steps: 10, warmup_steps: 2}\n";
         let overrides = ["seed=7", "train.steps=20", "data.scenes.records=5", "train.watch.stop=true"];
