@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer, images::Image};
+use fast_image_resize::images::{TypedImage, TypedImageRef};
+use fast_image_resize::pixels::U8x3;
+use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::{DynamicImage, RgbImage};
 
 use crate::{Error, Result};
@@ -56,11 +58,11 @@ fn convolve(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     }
     let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize a picture: {e}"));
     let (old_width, old_height) = picture.dimensions();
-    let source =
-        Image::from_vec_u8(old_width, old_height, picture.into_raw(), PixelType::U8x3).map_err(|e| failed(&e))?;
-    let mut target = Image::new(width, height, PixelType::U8x3);
+    let mut resized = RgbImage::new(width, height);
+    // One type of pixel, named: the untyped form compiles all of them into this crate, which takes a minute.
+    let source = TypedImageRef::<U8x3>::from_buffer(old_width, old_height, &picture).map_err(|e| failed(&e))?;
+    let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut resized).map_err(|e| failed(&e))?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    Resizer::new().resize(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    RgbImage::from_raw(width, height, target.into_vec())
-        .ok_or_else(|| Error::Invalid("a resized picture has the wrong size".into()))
+    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| failed(&e))?;
+    Ok(resized)
 }

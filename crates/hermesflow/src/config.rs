@@ -397,9 +397,8 @@ mod tests {
 
     #[test]
     fn the_judges_are_the_models_own_or_the_originals() {
-        let judges = |config: &RunConfig| {
-            (config.pair.similarity, config.answer.matcher, config.ask.writer, config.ask.filter)
-        };
+        let judges =
+            |config: &RunConfig| (config.pair.similarity, config.answer.matcher, config.ask.writer, config.ask.filter);
         let embedded = (Similarity::Lexical, Matcher::Lexical, Writer::Scenes, Filter::None);
         let original = (Similarity::Bert, Matcher::Sbert, Writer::Llama, Filter::Unifiedqa);
         assert_eq!(judges(&parse("", &[]).unwrap()), embedded);

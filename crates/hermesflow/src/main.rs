@@ -79,7 +79,7 @@ fn main() -> ExitCode {
         // A training step asks for the same memory as the one before it: with the 10 ms that are usual, a fifth of
         // its time goes into pages that are given back and cleared again.
         // SAFETY: sets one number of the allocator that this program uses.
-        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 500) };
+        unsafe { libmimalloc_sys::mi_option_set(PURGE_DELAY, 5000) };
     }
     // candle's own threads spin between two products and take the cores from our operators, which bring their own.
     if std::env::var_os("CANDLE_NUM_THREADS").is_none() {

@@ -70,8 +70,8 @@ model: { showo: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }
 caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
 imagine: { images: 4, steps: 3, guidance: 1.0 }
 ask: { writer: file, file: questions.json }
-answer: { max_new_tokens: 8 }
-pair: { min_accuracy: 0.0 }
+answer: { matcher: lexical, max_new_tokens: 8 }
+pair: { similarity: lexical, min_accuracy: 0.0 }
 train: { codes: drawn, steps: 12, warmup_steps: 2, batch_size: 2, checkpoint_every: 3, learning_rate: 1.0e-5 }
 ";
 

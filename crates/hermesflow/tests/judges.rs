@@ -106,6 +106,9 @@ fn what_judges_said_is_kept_and_a_second_pair_loads_nothing() {
 fn a_missing_or_broken_judge_is_named_with_a_way_out() {
     let run = Run::new();
     run.succeeds(&["answer", "run.yaml"]);
+    let message = run.fails(&["run", "run.yaml", "pair.similarity=bert", "output=whole", "data.root=whole/data"]);
+    assert!(message.contains("bert-large-uncased"), "{message}");
+    assert!(!run.path("whole/data").exists(), "a run asks for its judges before it makes anything");
     let message = run.fails(&["pair", "run.yaml", "pair.similarity=bert"]);
     for part in ["bert-large-uncased", "1.3 GB", "HF_HUB_OFFLINE", "pair.similarity: lexical"] {
         assert!(message.contains(part), "{part}: {message}");

@@ -47,7 +47,7 @@ pub struct Args {
     iterations: Option<usize>,
 
     /// Prompts of the evaluation before and after
-    #[arg(long, value_name = "N", default_value_t = 256)]
+    #[arg(long, value_name = "N", default_value_t = 192)]
     prompts: usize,
 
     /// A small run that shows every step in about a minute; its figures mean little

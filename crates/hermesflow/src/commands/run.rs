@@ -5,6 +5,7 @@ use hermesflow_models::showo::Showo;
 
 use super::{ConfigArgs, answer, ask, caption, imagine, pair, train};
 use crate::config::{ImageJudge, ObjectiveName, Reference, RunConfig};
+use crate::judges::Judges;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
 use crate::{files, models};
@@ -41,6 +42,9 @@ pub fn run_loop(
     mut after: impl FnMut(usize, &Showo) -> Result<()>,
 ) -> Result<Showo> {
     save_config(config)?;
+    if config.train.objective != ObjectiveName::ContinuePretraining {
+        Judges::of_run(config, &RunLayout::new(config, 1), progress)?.fetch(config)?;
+    }
     let base = models::open(&config.model)?;
     after(0, &base)?;
     let mut player = base.clone();

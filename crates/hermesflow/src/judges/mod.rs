@@ -18,7 +18,7 @@ use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Choosing, Lexical, Ques
 pub use hermesflow_score::choice::prompt;
 pub use scenes::oracle;
 
-use crate::config::{Filter, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
+use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
 use crate::hub::Hub;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
@@ -51,6 +51,20 @@ impl Judges {
     /// Judges on the CPU that remember nothing.
     pub fn alone(settings: JudgeSettings, progress: &Progress) -> Self {
         Self { settings, device: Device::Cpu, seed: 0, scores: None, progress: progress.clone() }
+    }
+
+    /// Fetches the models of all judges that a run asks, so that none is missed hours later.
+    ///
+    /// # Errors
+    /// What to fetch, if a model is missing.
+    pub fn fetch(&self, config: &RunConfig) -> Result<()> {
+        self.similarity(config.pair.similarity)?;
+        if config.pair.judge == ImageJudge::Itself {
+            self.writer(config.ask.writer)?;
+            self.filter(config.ask.filter)?;
+            self.matcher(config.answer.matcher)?;
+        }
+        Ok(())
     }
 
     /// The judge of captions.
