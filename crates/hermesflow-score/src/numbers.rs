@@ -1,6 +1,7 @@
 //! English numbers in words, as digits.
 
-const SMALL: [&str; 20] = [
+/// Zero to nineteen.
+pub(crate) const SMALL: [&str; 20] = [
     "zero",
     "one",
     "two",
@@ -22,7 +23,8 @@ const SMALL: [&str; 20] = [
     "eighteen",
     "nineteen",
 ];
-const TENS: [&str; 8] = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
+/// Twenty to ninety.
+pub(crate) const TENS: [&str; 8] = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 const SCALES: [(&str, u64); 2] = [("thousand", 1_000), ("million", 1_000_000)];
 
 /// Lower-case words in which every number in words is one word of digits: "twenty", "one", "dogs" → "21", "dogs".

@@ -3,25 +3,15 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_score::neural::{Bert, BertScore, Encoder, SentenceBert, TextTokenizer};
 use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Choosing};
 
-fn golden(judge: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hermesflow-verify/tests/golden/scorers").join(judge)
-}
+mod recorded;
 
-/// A copy of a recorded model that a test may change.
-fn copied(judge: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(golden(judge)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
-    folder
-}
+use recorded::{copied, golden};
 
 fn values(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()

@@ -3,7 +3,7 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
@@ -11,19 +11,9 @@ use candle_core::{DType, Device, Tensor};
 use hermesflow_score::neural::{Llama, LlamaWriter, T5, TextTokenizer, UnifiedQa};
 use hermesflow_score::{CaptionAnswer, Lexical, Question, QuestionFilter, QuestionWriter};
 
-fn golden(judge: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../hermesflow-verify/tests/golden/scorers").join(judge)
-}
+mod recorded;
 
-/// A copy of a recorded model that a test may change.
-fn copied(judge: &str) -> tempfile::TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    for entry in fs::read_dir(golden(judge)).unwrap() {
-        let entry = entry.unwrap();
-        fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
-    }
-    folder
-}
+use recorded::{copied, golden};
 
 fn first_largest(row: &[f32]) -> u32 {
     (0..row.len()).reduce(|best, at| if row[at] > row[best] { at } else { best }).unwrap() as u32

@@ -229,7 +229,10 @@ fn wanted(name: &Name, files: &[&str]) -> Result<Vec<String>> {
     wanted.push((*weights).to_string());
     if let Some(stem) = weights.strip_suffix(".index.json") {
         let (stem, extension) = stem.split_once('.').unwrap_or((stem, "safetensors"));
-        let shard = |file: &&&str| file.starts_with(&format!("{stem}-")) && file.ends_with(&format!(".{extension}"));
+        // Names become paths of the cache.
+        let shard = |file: &&&str| {
+            !file.contains('/') && file.starts_with(&format!("{stem}-")) && file.ends_with(&format!(".{extension}"))
+        };
         wanted.extend(files.iter().filter(shard).map(|file| (*file).to_string()));
     }
     Ok(wanted)

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
 
+use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -24,6 +25,8 @@ struct State {
     cuts: Vec<usize>,
     /// Every request is answered so.
     refuse: Option<u16>,
+    /// The digest that is promised is another file's.
+    damaged: bool,
     /// Ranges are ignored, as some servers do.
     no_ranges: bool,
 }
@@ -100,6 +103,10 @@ impl Hub {
     }
 }
 
+fn digest(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// Minimal HTTP: one request, one answer, with ranges.
 fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
@@ -127,7 +134,8 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
             .iter()
             .enumerate()
             .map(|(number, (name, bytes))| {
-                let lfs = name.ends_with("safetensors").then(|| serde_json::json!({"sha256": "5a".repeat(32)}));
+                let sha256 = if state.damaged { "5a".repeat(32) } else { digest(bytes) };
+                let lfs = name.ends_with("safetensors").then(|| serde_json::json!({"sha256": sha256}));
                 serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": format!("b{number}"), "lfs": lfs})
             })
             .collect();
@@ -153,7 +161,7 @@ fn a_model_is_fetched_into_the_ordinary_cache_once() {
     assert_eq!(folder, model.join("snapshots").join(COMMIT));
     assert_eq!(fs::read_to_string(model.join("refs/main")).unwrap(), COMMIT);
     assert_eq!(fs::read(folder.join("model.safetensors")).unwrap(), hub.weights());
-    assert_eq!(fs::read(model.join("blobs").join("5a".repeat(32))).unwrap(), hub.weights());
+    assert_eq!(fs::read(model.join("blobs").join(digest(&hub.weights()))).unwrap(), hub.weights());
     assert_eq!(fs::read(folder.join("1_Pooling/config.json")).unwrap(), b"{\"pooling\": 1}");
     assert!(!folder.join("README.md").exists() && !folder.join("pytorch_model.bin").exists(), "only what is read");
     #[cfg(unix)]
@@ -176,7 +184,8 @@ fn a_download_goes_on_where_it_was_cut_off() {
     hub.state.lock().unwrap().cuts = vec![0, 0, 0, 0, 100_000];
     let message = hub.refused("org/tiny", &[]);
     assert!(message.contains("run again to go on"), "{message}");
-    let partial = hub.cache.path().join("models--org--tiny/blobs").join(format!("{}.incomplete", "5a".repeat(32)));
+    let partial =
+        hub.cache.path().join("models--org--tiny/blobs").join(format!("{}.incomplete", digest(&hub.weights())));
     assert_eq!(fs::metadata(&partial).unwrap().len(), 100_000);
     assert!(!hub.cache.path().join("models--org--tiny/refs").exists(), "no model yet");
     let folder = hub.fetched("org/tiny");
@@ -193,6 +202,18 @@ fn a_server_without_ranges_begins_again() {
         let mut state = hub.state.lock().unwrap();
         (state.cuts, state.no_ranges) = (vec![1_000], true);
     }
+    assert_eq!(fs::read(hub.fetched("org/tiny").join("model.safetensors")).unwrap(), hub.weights());
+}
+
+#[test]
+fn a_damaged_download_is_removed() {
+    let hub = Hub::new();
+    hub.state.lock().unwrap().damaged = true;
+    let message = hub.refused("org/tiny", &[]);
+    assert!(message.contains("model.safetensors") && message.contains("not what the hub has"), "{message}");
+    let blobs = hub.cache.path().join("models--org--tiny/blobs");
+    assert!(!blobs.join("5a".repeat(32)).exists() && !blobs.join(format!("{}.incomplete", "5a".repeat(32))).exists());
+    hub.state.lock().unwrap().damaged = false;
     assert_eq!(fs::read(hub.fetched("org/tiny").join("model.safetensors")).unwrap(), hub.weights());
 }
 

@@ -1,5 +1,7 @@
 //! Forms of English words: plurals, articles, numbers.
 
+use crate::numbers::{SMALL, TENS};
+
 /// Plurals that follow no rule.
 const IRREGULAR: [(&str, &str); 25] = [
     ("man", "men"),
@@ -32,29 +34,10 @@ const IRREGULAR: [(&str, &str); 25] = [
 /// Words that end in -o and take -es.
 const O_ES: [&str; 8] = ["tomato", "potato", "hero", "echo", "buffalo", "mango", "mosquito", "volcano"];
 
-const NUMBERS: [&str; 21] = [
-    "zero",
-    "one",
-    "two",
-    "three",
-    "four",
-    "five",
-    "six",
-    "seven",
-    "eight",
-    "nine",
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-    "twenty",
-];
+/// The numbers that have one word, up to twenty.
+fn numbers() -> impl Iterator<Item = &'static str> {
+    SMALL.into_iter().chain([TENS[0]])
+}
 
 /// The plural of a noun; only the last of several words changes.
 pub(super) fn plural(noun: &str) -> String {
@@ -113,7 +96,7 @@ pub(super) fn with_article(noun: &str) -> String {
 /// A number up to twenty in words, or up to 999 in digits.
 pub(super) fn number(word: &str) -> Option<u32> {
     let in_digits = word.len() <= 3 && word.bytes().all(|byte| byte.is_ascii_digit());
-    match NUMBERS.iter().position(|name| *name == word) {
+    match numbers().position(|name| name == word) {
         Some(number) => u32::try_from(number).ok(),
         None if in_digits => word.parse().ok(),
         None => None,
@@ -122,7 +105,7 @@ pub(super) fn number(word: &str) -> Option<u32> {
 
 /// A small number in words.
 pub(super) fn in_words(number: u32) -> String {
-    NUMBERS.get(number as usize).map_or_else(|| number.to_string(), |name| (*name).to_string())
+    numbers().nth(number as usize).map_or_else(|| number.to_string(), str::to_string)
 }
 
 #[cfg(test)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
@@ -53,6 +54,24 @@ impl Sibling {
     }
 }
 
+impl Sibling {
+    /// Compares a whole download with the digest that the hub gives; what differs is removed.
+    fn check(&self, downloaded: &Path) -> Result<()> {
+        let Some(expected) = self.lfs.as_ref().and_then(|lfs| lfs.sha256.as_ref()) else { return Ok(()) };
+        let named = || downloaded.display().to_string();
+        let mut hash = Sha256::new();
+        std::io::copy(&mut File::open(downloaded).with_context(named)?, &mut hash).with_context(named)?;
+        let found: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+        if !found.eq_ignore_ascii_case(expected) {
+            fs::remove_file(downloaded).with_context(named)?;
+            bail!(
+                "what came is not what the hub has (sha256 {found}, expected {expected}); it is removed: fetch it again"
+            );
+        }
+        Ok(())
+    }
+}
+
 impl Hub {
     /// Fetches what is missing of a model.
     pub(super) fn download(&self, name: &Name, progress: &Progress) -> Result<()> {
@@ -87,7 +106,7 @@ impl Hub {
             if !blob.is_file() {
                 let label = format!("{} ({} of {})", file.rfilename, number + 1, of.len());
                 let url = format!("{}/{}/resolve/{commit}/{}", self.endpoint, name.model, file.rfilename);
-                self.fetch(&agent, &url, name, file.size, &blob, &label, progress)?;
+                self.fetch(&agent, &url, name, file, &blob, &label, progress)?;
             }
             link(&blob, &target)?;
         }
@@ -101,12 +120,12 @@ impl Hub {
         agent: &Agent,
         url: &str,
         name: &Name,
-        size: Option<u64>,
+        file: &Sibling,
         blob: &Path,
         label: &str,
         progress: &Progress,
     ) -> Result<()> {
-        let partial = blob.with_extension("incomplete");
+        let (partial, size) = (blob.with_extension("incomplete"), file.size);
         if let Some(folder) = blob.parent() {
             fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         }
@@ -140,6 +159,8 @@ impl Hub {
                 }
                 tried?;
             }
+            drop(task);
+            file.check(&partial).with_context(|| url.to_owned())?;
             return fs::rename(&partial, blob).with_context(|| blob.display().to_string());
         }
     }
