@@ -135,7 +135,7 @@ def main() -> None:
             env={
                 "RAYON_NUM_THREADS": str(arguments.threads),
                 "CANDLE_NUM_THREADS": "1",
-                "MIMALLOC_PURGE_DELAY": "500",
+                "MIMALLOC_PURGE_DELAY": "5000",
             },
         )
         assert ours.stdout.readline().strip() == "ready"

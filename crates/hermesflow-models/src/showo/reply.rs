@@ -20,7 +20,7 @@ use super::sequence::{Packed, question_text};
 use crate::Result;
 use crate::model::{Reply, ReplyRequest, Sampling};
 
-/// Replies that advance as one batch, at most (the replies about one image are never parted).
+/// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 64;
 
 /// Replies to all requests, in order.

@@ -17,12 +17,12 @@ use crate::progress::Progress;
 /// Write questions with choices about every caption
 ///
 /// With `ask.writer: scenes` a rule-based writer reads what each caption of the scenes world claims (things, colours,
-/// counts, places, sizes, background) and asks about it; with `ask.writer: template` one that reads any English caption
-/// does; with `ask.writer: llama` TIFA's fine-tuned Llama 2, whose questions UnifiedQA filters (`ask.filter`); with `ask.writer: file` the questions of `ask.file` are taken, in the form of vqa_data.json, of TIFA's
-/// benchmark (tifa_v1.0_question_answers.json) or of JourneyDB's annotation (JSON Lines with Task3). Writes
-/// vqa_data.json, one entry per question.
+/// counts, places, sizes, background) and asks about it; with `template` one that reads any English caption does; with
+/// `llama` TIFA's fine-tuned Llama 2, whose questions UnifiedQA filters (`ask.filter`); with `file` the questions of
+/// `ask.file` are taken, in the form of vqa_data.json, of TIFA's benchmark (tifa_v1.0_question_answers.json) or of
+/// JourneyDB's annotation (JSON Lines with Task3). Writes vqa_data.json, one entry per question.
 ///
-/// Example: hermesflow ask configs/paper.yaml ask.file=my_questions.json
+/// Example: hermesflow ask configs/paper.yaml ask.writer=file ask.filter=none ask.file=my_questions.json
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -52,9 +52,7 @@ impl Sibling {
         let safe = etag.filter(|etag| !etag.is_empty() && etag.bytes().all(|byte| byte.is_ascii_alphanumeric()));
         safe.unwrap_or_else(|| format!("{commit}-{}", self.rfilename.replace('/', "-")))
     }
-}
 
-impl Sibling {
     /// Compares a whole download with the digest that the hub gives; what differs is removed.
     fn check(&self, downloaded: &Path) -> Result<()> {
         let Some(expected) = self.lfs.as_ref().and_then(|lfs| lfs.sha256.as_ref()) else { return Ok(()) };
