@@ -10,7 +10,7 @@ pub mod showo;
 
 pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
-pub use hermesflow_nn::weights::Weights;
+pub use hermesflow_nn::weights::{FileFormat, Weights};
 pub use model::{
     CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, Sampling, UnifiedModel,
 };

@@ -1,5 +1,7 @@
 //! The two traits between the method and a backbone.
 
+use std::path::Path;
+
 use candle_core::{Tensor, Var};
 use image::RgbImage;
 
@@ -133,4 +135,7 @@ pub trait PairModel: Sync {
     /// # Shapes
     /// `[examples]`, f32.
     fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor>;
+
+    /// Writes the configuration files of its published layout, which stand beside the weights.
+    fn describe(&self, folder: &Path) -> Result<()>;
 }

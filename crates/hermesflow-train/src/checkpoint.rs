@@ -2,7 +2,7 @@
 //!
 //! | file | what |
 //! |---|---|
-//! | `model.safetensors` | the trainable parameters under the model's own names |
+//! | `config.json`, `pytorch_model.safetensors` | the model in its published layout: the folder can be opened as one |
 //! | `optimizer.safetensors` | both moments of every parameter |
 //! | `state.json` | the step, which is also the position in the data and the state of the random numbers (see [`crate::draws`]), and the settings of the run with their hash |
 //!
@@ -13,14 +13,14 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Tensor, Var};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::optimizer::{AdamW, set_all};
 use crate::{Error, Result};
 
-const MODEL: &str = "model.safetensors";
+const MODEL: &str = "pytorch_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
@@ -82,8 +82,13 @@ fn compare(key: &str, there: &Value, here: &Value, differences: &mut Vec<String>
     }
 }
 
-/// Writes `checkpoint-{step}` into `folder` and returns its path.
-pub fn save(folder: &Path, optimizer: &AdamW, state: &State) -> Result<PathBuf> {
+/// Writes `checkpoint-{step}` into `folder` and returns its path; `describe` adds the model's configuration.
+pub fn save(
+    folder: &Path,
+    optimizer: &AdamW,
+    state: &State,
+    describe: impl FnOnce(&Path) -> Result<()>,
+) -> Result<PathBuf> {
     let name = format!("checkpoint-{}", state.step);
     let (temporary, done) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
     remove(&temporary)?;
@@ -100,6 +105,7 @@ pub fn save(folder: &Path, optimizer: &AdamW, state: &State) -> Result<PathBuf> 
     })?;
     json.push('\n');
     fs::write(&path, json).map_err(Error::file(&path))?;
+    describe(&temporary)?;
     for file in [MODEL, OPTIMIZER, STATE] {
         sync(&temporary.join(file))?;
     }
@@ -120,13 +126,9 @@ pub fn load(checkpoint: &Path, optimizer: &mut AdamW, settings: &Value) -> Resul
         source,
     })?;
     state.check(settings, checkpoint)?;
-    let read = |file: &str| -> Result<HashMap<String, Tensor>> {
-        Ok(candle_core::safetensors::load(checkpoint.join(file), &Device::Cpu)?)
-    };
     let targets: Vec<(String, &Var)> = optimizer.parameters().iter().map(|(name, var)| (name.clone(), var)).collect();
-    let (model, moments) = (read(MODEL)?, read(OPTIMIZER)?);
-    set_all(&targets, &model, &checkpoint.join(MODEL))?;
-    optimizer.restore(&moments, state.step, &checkpoint.join(OPTIMIZER))?;
+    set_all(&targets, &checkpoint.join(MODEL))?;
+    optimizer.restore(&checkpoint.join(OPTIMIZER), state.step)?;
     Ok(state)
 }
 

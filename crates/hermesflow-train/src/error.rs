@@ -16,6 +16,10 @@ pub enum Error {
     #[error(transparent)]
     Model(#[from] hermesflow_models::Error),
 
+    /// A checkpoint's weights cannot be read.
+    #[error(transparent)]
+    Weights(#[from] hermesflow_nn::weights::Error),
+
     /// An objective from another crate failed.
     #[error("the objective failed at step {step}, micro batch {micro}: {source}")]
     Objective {

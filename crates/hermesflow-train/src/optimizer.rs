@@ -5,12 +5,13 @@
 //! follows from its name and rank (see [`decays`]); the released code's list of exceptions matched no
 //! layer, so everything decayed.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor, Var};
 use hermesflow_nn::optim::{AdamWConfig, adamw_step, global_norm};
+use hermesflow_nn::weights::{self, Entry};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -169,8 +170,8 @@ impl AdamW {
             .collect()
     }
 
-    /// Takes over moments that [`Self::state`] gave after `step` steps. `path` is for the message.
-    pub fn restore(&mut self, state: &HashMap<String, Tensor>, step: usize, path: &Path) -> Result<()> {
+    /// Takes over the moments of a file that holds what [`Self::state`] gave after `step` steps.
+    pub fn restore(&mut self, path: &Path, step: usize) -> Result<()> {
         let targets: Vec<(String, &Var)> = self
             .parameters
             .iter()
@@ -179,33 +180,34 @@ impl AdamW {
                 [(format!("first.{name}"), &moments.first), (format!("second.{name}"), &moments.second)]
             })
             .collect();
-        set_all(&targets, state, path)?;
+        set_all(&targets, path)?;
         self.step = step;
         Ok(())
     }
 }
 
-/// Sets every variable from the tensor of its name: all fit, or nothing is changed.
-pub(crate) fn set_all(targets: &[(String, &Var)], from: &HashMap<String, Tensor>, path: &Path) -> Result<()> {
+/// Sets every variable from the tensor of its name in a file, one after the other: all fit, or nothing is changed.
+pub(crate) fn set_all(targets: &[(String, &Var)], path: &Path) -> Result<()> {
     let problem =
         |name: &str, problem: String| Error::CheckpointTensor { path: path.into(), name: name.into(), problem };
-    let known: BTreeSet<&str> = targets.iter().map(|(name, _)| name.as_str()).collect();
-    let mut names: Vec<&String> = from.keys().collect();
-    names.sort();
-    if let Some(stranger) = names.iter().find(|name| !known.contains(name.as_str())) {
-        return Err(problem(stranger, "the model has no such parameter".into()));
+    let entries = weights::entries(path)?;
+    let known: BTreeMap<&str, &Var> = targets.iter().map(|(name, var)| (name.as_str(), *var)).collect();
+    if let Some(stranger) = entries.iter().find(|entry| !known.contains_key(entry.name.as_str())) {
+        return Err(problem(&stranger.name, "the model has no such parameter".into()));
     }
+    let entries: BTreeMap<&str, &Entry> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     for (name, var) in targets {
-        let tensor = from.get(name).ok_or_else(|| problem(name, "is missing".into()))?;
-        if tensor.dims() != var.dims() || tensor.dtype() != var.dtype() {
-            let found = format!("{:?} {:?}", tensor.dtype(), tensor.dims());
+        let entry = entries.get(name.as_str()).ok_or_else(|| problem(name, "is missing".into()))?;
+        if entry.shape != var.dims() || entry.dtype != var.dtype() {
+            let found = format!("{:?} {:?}", entry.dtype, entry.shape);
             return Err(problem(name, format!("is {found}, the model has {:?} {:?}", var.dtype(), var.dims())));
         }
     }
-    for (name, var) in targets {
-        var.set(&from[name].to_device(var.device())?)?;
-    }
-    Ok(())
+    let Some((_, first)) = targets.first() else { return Ok(()) };
+    Ok(weights::each_tensor(path, None, first.device(), |name, tensor| match known.get(name.as_str()) {
+        Some(var) => Ok(var.set(&tensor)?),
+        None => Ok(()),
+    })?)
 }
 
 #[cfg(test)]
@@ -277,14 +279,17 @@ mod tests {
 
     #[test]
     fn a_state_that_does_not_fit_is_refused_by_name() {
-        let path = Path::new("checkpoint-3/optimizer.safetensors");
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("optimizer.safetensors");
         let mut optimizer = AdamW::new(vec![parameter("a.weight", 1.0, 2)], AdamWSettings::default()).unwrap();
         let mut wrong = AdamW::new(vec![parameter("a.weight", 1.0, 3)], AdamWSettings::default()).unwrap().state();
-        let error = optimizer.restore(&wrong, 3, path).unwrap_err().to_string();
-        assert!(error.contains("checkpoint-3") && error.contains("first.a.weight"), "{error}");
+        weights::save_tensors(&path, &wrong).unwrap();
+        let error = optimizer.restore(&path, 3).unwrap_err().to_string();
+        assert!(error.contains("optimizer.safetensors") && error.contains("first.a.weight"), "{error}");
         assert!(error.contains("[3, 2]") && error.contains("[2, 2]"), "{error}");
         wrong.clear();
-        let error = optimizer.restore(&wrong, 3, path).unwrap_err().to_string();
+        weights::save_tensors(&path, &wrong).unwrap();
+        let error = optimizer.restore(&path, 3).unwrap_err().to_string();
         assert!(error.contains("first.a.weight: is missing"), "{error}");
     }
 

@@ -11,6 +11,8 @@
 //! 5. `masks_per_pair` > 1 (a departure; 1 is the paper) averages log π(image) over several masks before
 //!    the σ, which lowers the variance of a step and costs as many passes.
 
+use std::path::Path;
+
 use candle_core::Tensor;
 use hermesflow_models::{CaptionExample, ImageExample, PairModel};
 use hermesflow_nn::parallel;
@@ -291,6 +293,10 @@ impl<M: PairModel> Objective for PairDpo<M> {
             "pairs": self.pairs.len(),
             "pairs_hash": checkpoint::hash(&json!(self.pairs)),
         })
+    }
+
+    fn describe(&self, folder: &Path) -> std::result::Result<(), ObjectiveError> {
+        Ok(self.policy.describe(folder)?)
     }
 }
 

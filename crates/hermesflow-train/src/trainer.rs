@@ -82,6 +82,12 @@ pub trait Objective {
     /// Everything that decides this objective's numbers (settings, seed, a digest of its data): a run
     /// continues only under the same.
     fn settings(&self) -> Value;
+
+    /// Writes the model's configuration into a checkpoint, so that the folder can be opened as a model.
+    fn describe(&self, folder: &Path) -> std::result::Result<(), ObjectiveError> {
+        let _ = folder;
+        Ok(())
+    }
 }
 
 /// The settings of the loop.
@@ -296,7 +302,11 @@ impl<O: Objective> Trainer<O> {
         self.metrics.sync()?;
         let step = self.steps();
         let next = Position { step, micro: 0, micros: self.settings.accumulation }.number();
-        let path = checkpoint::save(&self.folder, &self.optimizer, &State::new(step, next, self.decisive.clone()))?;
+        let state = State::new(step, next, self.decisive.clone());
+        let path = checkpoint::save(&self.folder, &self.optimizer, &state, |folder| {
+            let at = Position { step: step.saturating_sub(1), micro: 0, micros: self.settings.accumulation };
+            self.objective.describe(folder).map_err(|source| objective_error(at, source))
+        })?;
         checkpoint::keep_last(&self.folder, self.settings.keep_checkpoints)?;
         Ok(path)
     }

@@ -80,6 +80,10 @@ impl PairModel for Unigram {
             Tensor::from_vec(prompted, (examples.len(), 1), &Device::Cpu)?.matmul(&self.prompted.unsqueeze(0)?)?;
         Self::sum(examples.iter().map(masked).collect(), &prompted.broadcast_add(&self.codes)?)
     }
+
+    fn describe(&self, _folder: &std::path::Path) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// Winning captions and images are made of other letters and codes than losing ones.

@@ -131,7 +131,7 @@ fn a_killed_and_resumed_run_is_the_uninterrupted_run_byte_for_byte() {
         std::io::Write::write_all(&mut metrics, b"{\"step\":99,\"epo").unwrap();
         for half in [".checkpoint-25.tmp", ".checkpoint-1.old"] {
             std::fs::create_dir_all(killed.path().join(half)).unwrap();
-            std::fs::write(killed.path().join(half).join("model.safetensors"), b"half").unwrap();
+            std::fs::write(killed.path().join(half).join("pytorch_model.safetensors"), b"half").unwrap();
         }
     }
     let mut trainer = Trainer::new(Toy::new(1, 4), settings(23), killed.path()).unwrap();

@@ -143,7 +143,7 @@ pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn image_tokenizer(loaded: &Loaded, report: &mut Report) -> Result<()> {
-    let vq = load_magvit(&loaded.folder.join("vq"), DType::F32, &Device::Cpu)?;
+    let vq = load_magvit(&loaded.folder.join("vq"), &Device::Cpu)?;
     let encoded = vq.encode(loaded.get("vq.image")?)?;
     let recorded = loaded.get("vq.encoder_out")?;
     report.close("vq encoder", &encoded, recorded, 1e-4)?;

@@ -108,13 +108,14 @@ fn train_split() -> Split {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// `embedded` (the small model inside this program), or a Show-o checkpoint folder.
+    /// `embedded` (the small model inside this program), a Show-o checkpoint's folder, or its name on the hub.
     pub showo: String,
-    /// The image tokenizer's folder.
-    pub vq: Option<PathBuf>,
-    /// The text tokenizer's `tokenizer.json`.
-    pub tokenizer: Option<PathBuf>,
-    /// The type of weights and activations.
+    /// The image tokenizer's folder or name; none is the published one.
+    pub vq: Option<String>,
+    /// The text tokenizer's `tokenizer.json`, the folder that holds one, or a name; none is Phi-1.5's.
+    pub tokenizer: Option<String>,
+    /// The type in which the decoder's matrices are held while it captions, imagines and answers, and those of the
+    /// reference while it trains. Training itself is in f32.
     pub dtype: DTypeName,
     /// `cpu`, or `cuda:N` where this build has it.
     pub device: String,
@@ -122,6 +123,10 @@ pub struct ModelSettings {
 
 /// `model.showo` of the model inside this program.
 pub const EMBEDDED: &str = "embedded";
+/// `model.vq` where it is not given: Show-o's image tokenizer.
+pub const MAGVIT: &str = "showlab/magvitv2";
+/// `model.tokenizer` where it is not given: Show-o's text tokenizer.
+pub const PHI: &str = "microsoft/phi-1_5";
 
 impl Default for ModelSettings {
     fn default() -> Self {
@@ -143,10 +148,12 @@ impl ModelSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeName {
-    /// 32 bits; training needs it.
+    /// 32 bits.
     F32,
     /// 16 bits with the exponent of f32.
     BF16,
+    /// 16 bits with more digits and less range.
+    F16,
 }
 
 impl From<DTypeName> for DType {
@@ -154,6 +161,7 @@ impl From<DTypeName> for DType {
         match name {
             DTypeName::F32 => Self::F32,
             DTypeName::BF16 => Self::BF16,
+            DTypeName::F16 => Self::F16,
         }
     }
 }
@@ -299,6 +307,7 @@ impl RunConfig {
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
         let mut config: Self = overrides::parse(yaml, overrides)?;
         config.resolve_judges();
+        config.resolve_model();
         config.validate()?;
         Ok(config)
     }
@@ -347,17 +356,22 @@ impl RunConfig {
         self.ask.filter = self.ask.filter.resolved(self.ask.writer);
     }
 
+    /// Names the tokenizers that were left open: the published ones, for any model but the embedded one.
+    fn resolve_model(&mut self) {
+        if self.model.showo != EMBEDDED {
+            self.model.vq.get_or_insert_with(|| MAGVIT.into());
+            self.model.tokenizer.get_or_insert_with(|| PHI.into());
+        }
+    }
+
     fn validate_model(&self) -> Result<()> {
-        let ModelSettings { showo, vq, tokenizer, dtype, .. } = &self.model;
+        let ModelSettings { showo, vq, tokenizer, .. } = &self.model;
         self.model.device()?;
-        ensure!(*dtype == DTypeName::F32, "model.dtype: training needs f32");
-        let parts = [("vq", vq), ("tokenizer", tokenizer)];
-        for (key, value) in parts {
-            match (showo.as_str(), value) {
-                (EMBEDDED, Some(_)) => bail!("model.{key}: the embedded model brings its own; remove the key"),
-                (EMBEDDED, None) | (_, Some(_)) => {}
-                (_, None) => bail!("model.{key}: the checkpoint {showo} needs one beside it; give its path"),
-            }
+        for (key, value) in [("vq", vq), ("tokenizer", tokenizer)] {
+            ensure!(
+                showo != EMBEDDED || value.is_none(),
+                "model.{key}: the embedded model brings its own; remove the key"
+            );
         }
         Ok(())
     }
@@ -418,6 +432,14 @@ mod tests {
     }
 
     #[test]
+    fn a_checkpoint_has_the_published_tokenizers() {
+        let model = parse("model: {showo: showlab/show-o, dtype: bf16}", &[]).unwrap().model;
+        assert_eq!((model.vq.as_deref(), model.tokenizer.as_deref()), (Some(MAGVIT), Some(PHI)));
+        assert_eq!(parse("", &["model.showo=m", "model.vq=v"]).unwrap().model.vq.as_deref(), Some("v"));
+        assert_eq!(parse("", &[]).unwrap().model.vq, None);
+    }
+
+    #[test]
     fn overrides_win_and_reach_new_sections() {
         let yaml = "seed: 1\ntrain: {steps: 10, warmup_steps: 2}\n";
         let overrides = ["seed=7", "train.steps=20", "data.scenes.records=5", "train.watch.stop=true"];
@@ -446,7 +468,6 @@ mod tests {
         assert!(problem("", &["train.warmup_steps=5000"]).contains("5000"), "the released 512 configuration");
         assert!(problem("", &["imagine.images=1"]).contains("imagine.images"));
         assert!(problem("", &["caption.candidates=[]"]).contains("caption.candidates"));
-        assert!(problem("", &["model.showo=models/show-o"]).contains("model.vq"));
         assert!(problem("", &["model.vq=models/magvit"]).contains("embedded"));
         assert!(problem("", &["ask.writer=file"]).contains("ask.file"));
         assert!(problem("", &["pair.min_accuracy=60"]).contains("pair.min_accuracy"));

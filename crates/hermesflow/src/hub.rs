@@ -9,19 +9,56 @@
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::progress::Progress;
 
 mod download;
 
-/// Models that the program names, about how large what is fetched of them is, and what does without.
-const KNOWN: [(&str, &str, &str); 5] = [
-    ("bert-large-uncased", "1.3 GB", "pair.similarity: lexical"),
-    ("sentence-transformers/all-mpnet-base-v2", "0.4 GB", "answer.matcher: lexical"),
-    ("sentence-transformers/all-MiniLM-L6-v2", "0.09 GB", "answer.matcher: lexical"),
-    ("allenai/unifiedqa-v2-t5-large-1363200", "3.0 GB", "ask.writer: template, which needs no filter"),
-    ("tifa-benchmark/llama2_tifa_question_generation", "13 GB", "ask.writer: template"),
+/// What is read of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Parts {
+    /// Configuration, tokenizer and weights: a model of text.
+    Text,
+    /// Configuration and weights: Show-o, an image tokenizer, a vision tower.
+    Checkpoint,
+    /// `tokenizer.json` alone.
+    Tokenizer,
+}
+
+/// A model that the program names.
+struct Known {
+    name: &'static str,
+    parts: Parts,
+    /// About how large what is fetched of it is.
+    size: &'static str,
+    /// What does without it.
+    instead: Option<&'static str>,
+}
+
+const fn known(name: &'static str, parts: Parts, size: &'static str, instead: Option<&'static str>) -> Known {
+    Known { name, parts, size, instead }
+}
+
+const KNOWN: [Known; 13] = [
+    known("showlab/show-o", Parts::Checkpoint, "5.8 GB", None),
+    known("showlab/show-o-512x512", Parts::Checkpoint, "5.8 GB", None),
+    known("showlab/show-o-w-clip-vit", Parts::Checkpoint, "5.8 GB", None),
+    known("showlab/show-o-w-clip-vit-512x512", Parts::Checkpoint, "5.8 GB", None),
+    known("Gen-Verse/HermesFlow", Parts::Checkpoint, "5.8 GB", None),
+    known("showlab/magvitv2", Parts::Checkpoint, "0.5 GB", None),
+    known("microsoft/phi-1_5", Parts::Tokenizer, "2 MB", None),
+    known("openai/clip-vit-large-patch14-336", Parts::Checkpoint, "1.7 GB", None),
+    known("bert-large-uncased", Parts::Text, "1.3 GB", Some("pair.similarity: lexical")),
+    known("sentence-transformers/all-mpnet-base-v2", Parts::Text, "0.4 GB", Some("answer.matcher: lexical")),
+    known("sentence-transformers/all-MiniLM-L6-v2", Parts::Text, "0.09 GB", Some("answer.matcher: lexical")),
+    known(
+        "allenai/unifiedqa-v2-t5-large-1363200",
+        Parts::Text,
+        "3.0 GB",
+        Some("ask.writer: template, which needs no filter"),
+    ),
+    known("tifa-benchmark/llama2_tifa_question_generation", Parts::Text, "13 GB", Some("ask.writer: template")),
 ];
 
 /// Files beside the weights that are fetched where a model has them.
@@ -48,8 +85,16 @@ const PARTS: [&str; 16] = [
 const TOKENIZERS: [&str; 5] = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model"];
 
 /// Weights in the order of preference: an index beside shards, or one file.
-const WEIGHTS: [&str; 4] =
-    ["model.safetensors.index.json", "model.safetensors", "pytorch_model.bin.index.json", "pytorch_model.bin"];
+const WEIGHTS: [&str; 8] = [
+    "pytorch_model.safetensors.index.json",
+    "pytorch_model.safetensors",
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "diffusion_pytorch_model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+];
 
 /// A model's name on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,9 +127,13 @@ impl Name {
         }
         let given = parts.join("/");
         // The models that this program names need no organisation.
-        let known =
-            KNOWN.iter().map(|(known, _, _)| *known).find(|known| known.rsplit('/').next() == Some(given.as_str()));
+        let known = KNOWN.iter().map(|known| known.name).find(|name| name.rsplit('/').next() == Some(given.as_str()));
         Ok(Self { model: known.map_or(given.clone(), str::to_owned), revision: revision.to_owned(), file })
+    }
+
+    /// What the program knows of it.
+    fn known(&self) -> Option<&'static Known> {
+        KNOWN.iter().find(|known| known.name == self.model)
     }
 
     /// The model's folder in a cache.
@@ -131,47 +180,61 @@ impl Hub {
     }
 
     /// The folder (or `.gguf` file) of a model: a path that exists, a model of the cache, or what is downloaded now.
+    /// Without `parts`, all that the program could read of it is wanted.
     ///
     /// # Errors
     /// What to fetch, where it was looked for, and what would do instead.
-    pub fn model(&self, model: &str, progress: &Progress) -> Result<PathBuf> {
-        let path = Path::new(model);
-        if path.exists() {
-            return Ok(path.to_owned());
-        }
-        let name = Name::parse(model)?;
-        if let Some(found) = self.cached(&name) {
+    pub fn model(&self, model: &str, parts: Option<Parts>, progress: &Progress) -> Result<PathBuf> {
+        if let Some(found) = self.present(model, parts)? {
             return Ok(found);
         }
+        let name = Name::parse(model)?;
+        let parts = parts.or(name.known().map(|known| known.parts));
         if self.offline {
-            bail!("{}", self.missing(&name, "it is not in the cache, and HF_HUB_OFFLINE forbids to download it"));
+            let why = "it is not in the cache, and HF_HUB_OFFLINE forbids to download it";
+            bail!("{}", self.missing(&name, parts, why));
         }
-        self.download(&name, progress)
-            .with_context(|| self.missing(&name, "it is not in the cache and could not be downloaded"))?;
-        self.cached(&name).with_context(|| self.missing(&name, "what was downloaded is no whole model"))
+        self.download(&name, parts, progress)
+            .with_context(|| self.missing(&name, parts, "it is not in the cache and could not be downloaded"))?;
+        self.cached(&name, parts).with_context(|| self.missing(&name, parts, "what was downloaded is no whole model"))
+    }
+
+    /// As [`Hub::model`], without a download.
+    ///
+    /// # Errors
+    /// When it is neither a path nor a model's name.
+    pub fn present(&self, model: &str, parts: Option<Parts>) -> Result<Option<PathBuf>> {
+        let path = Path::new(model);
+        if path.exists() {
+            return Ok(Some(path.to_owned()));
+        }
+        let name = Name::parse(model)?;
+        Ok(self.cached(&name, parts.or(name.known().map(|known| known.parts))))
     }
 
     /// The snapshot of a model that has all it needs.
-    fn cached(&self, name: &Name) -> Option<PathBuf> {
+    fn cached(&self, name: &Name, parts: Option<Parts>) -> Option<PathBuf> {
         let folder = self.cache.join(name.folder());
         let reference = std::fs::read_to_string(folder.join("refs").join(&name.revision)).ok();
         let commit = reference.as_deref().map_or(name.revision.as_str(), str::trim);
         let snapshot = folder.join("snapshots").join(commit);
         match &name.file {
             Some(file) => Some(snapshot.join(file)).filter(|file| file.is_file()),
-            None => whole(&snapshot).then_some(snapshot),
+            None => whole(&snapshot, parts).then_some(snapshot),
         }
     }
 
     /// Said of a model that cannot be had.
-    fn missing(&self, name: &Name, why: &str) -> String {
-        let known = KNOWN.iter().find(|(known, _, _)| *known == name.model);
-        let size = known.map_or_else(String::new, |(_, size, _)| format!(" (about {size})"));
-        let instead = known.map_or_else(String::new, |(_, _, instead)| format!(", or do without it by `{instead}`"));
-        let files = name
-            .file
-            .as_deref()
-            .unwrap_or("config.json, the tokenizer's files, model.safetensors or pytorch_model.bin");
+    fn missing(&self, name: &Name, parts: Option<Parts>, why: &str) -> String {
+        let known = name.known();
+        let size = known.map_or_else(String::new, |known| format!(" (about {})", known.size));
+        let instead = known.and_then(|known| known.instead);
+        let instead = instead.map_or_else(String::new, |instead| format!(", or do without it by `{instead}`"));
+        let files = name.file.as_deref().unwrap_or(match parts {
+            Some(Parts::Tokenizer) => "tokenizer.json",
+            Some(Parts::Checkpoint) => "config.json and the weights (*.safetensors or pytorch_model.bin)",
+            Some(Parts::Text) | None => "config.json, the tokenizer's files, model.safetensors or pytorch_model.bin",
+        });
         let model = &name.model;
         format!(
             "{model}{size}: {why}; looked in {}; fetch {files} of {}/{model} into a folder and give its path{instead}",
@@ -182,10 +245,16 @@ impl Hub {
 }
 
 /// Whether a folder holds a model that can be loaded: configuration, tokenizer, weights with all shards.
-fn whole(folder: &Path) -> bool {
+fn whole(folder: &Path, parts: Option<Parts>) -> bool {
     let has = |name: &str| folder.join(name).is_file();
-    if TOKENIZERS.iter().any(|name| has(name)) && has("config.json") && WEIGHTS.iter().any(|weights| has(weights)) {
-        let Some(weights) = WEIGHTS.iter().find(|weights| has(weights)) else { return false };
+    if parts == Some(Parts::Tokenizer) {
+        return has("tokenizer.json");
+    }
+    let text = parts != Some(Parts::Text) || TOKENIZERS.iter().any(|name| has(name));
+    if let Some(weights) = WEIGHTS.iter().find(|weights| has(weights))
+        && text
+        && has("config.json")
+    {
         let shards = std::fs::read_to_string(folder.join(weights)).ok().filter(|_| weights.ends_with(".json"));
         return shards
             .is_none_or(|index| shards_of(&index).is_some_and(|shards| shards.iter().all(|shard| has(shard))));
@@ -203,13 +272,17 @@ fn shards_of(index: &str) -> Option<HashSet<String>> {
 }
 
 /// Which of a model's files are fetched.
-fn wanted(name: &Name, files: &[&str]) -> Result<Vec<String>> {
+fn wanted(name: &Name, parts: Option<Parts>, files: &[&str]) -> Result<Vec<String>> {
     if let Some(file) = &name.file {
         return if files.contains(&file.as_str()) {
             Ok(vec![file.clone()])
         } else {
             bail!("{} has no file {file}", name.model)
         };
+    }
+    if parts == Some(Parts::Tokenizer) {
+        ensure!(files.contains(&"tokenizer.json"), "{} has no file tokenizer.json", name.model);
+        return Ok(vec!["tokenizer.json".into()]);
     }
     let mut wanted: Vec<String> =
         PARTS.iter().filter(|part| files.contains(part)).map(|part| (*part).to_owned()).collect();
@@ -262,7 +335,7 @@ mod tests {
     #[test]
     fn only_what_is_read_is_fetched() {
         let plain = Name::parse("a/b").unwrap();
-        let of = |files: &[&str]| wanted(&plain, files).unwrap();
+        let of = |files: &[&str]| wanted(&plain, None, files).unwrap();
         let both = ["README.md", "config.json", "model.safetensors", "pytorch_model.bin", "tf_model.h5", "vocab.txt"];
         assert_eq!(of(&both), ["config.json", "vocab.txt", "model.safetensors"]);
         let sharded = [
@@ -273,8 +346,12 @@ mod tests {
         ];
         assert_eq!(of(&sharded).len(), 4);
         assert_eq!(of(&["x.gguf", "README.md"]), ["x.gguf"]);
-        let said = wanted(&plain, &["x.gguf", "y.gguf"]).unwrap_err().to_string();
+        let phi = ["config.json", "tokenizer.json", "vocab.json", "model.safetensors"];
+        assert_eq!(wanted(&plain, Some(Parts::Tokenizer), &phi).unwrap(), ["tokenizer.json"]);
+        let showo = ["README.md", "config.json", "pytorch_model.bin", "pytorch_model.safetensors"];
+        assert_eq!(of(&showo), ["config.json", "pytorch_model.safetensors"]);
+        let said = wanted(&plain, None, &["x.gguf", "y.gguf"]).unwrap_err().to_string();
         assert!(said.contains("2 .gguf files") && said.contains("a/b/x.gguf"), "{said}");
-        assert!(wanted(&plain, &["README.md"]).unwrap_err().to_string().contains("a/b has neither"));
+        assert!(wanted(&plain, None, &["README.md"]).unwrap_err().to_string().contains("a/b has neither"));
     }
 }

@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run, scenes,
-    train, verify,
+    answer, ask, caption, controls, convert, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run,
+    scenes, train, verify,
 };
 
 /// Said where something is our fault.
@@ -66,8 +66,8 @@ enum Command {
     Pretrain(pretrain::Args),
     Judge(judge::Args),
     Fetch(fetch::Args),
+    Convert(convert::Args),
     Verify(verify::Args),
-    #[command(hide = true)]
     RandomModel(random_model::Args),
 }
 
@@ -115,6 +115,7 @@ fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Fetch(args) => fetch::run(args),
+        Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),
         Command::RandomModel(args) => random_model::run(args),
     };

@@ -1,32 +1,66 @@
-//! Opening models: the embedded one, a checkpoint folder, and what earlier iterations trained.
+//! Opening models: the embedded one, a checkpoint by its folder or its name, and what earlier iterations trained.
 
-use std::path::Path;
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use hermesflow_models::Weights;
 use hermesflow_models::showo::Showo;
 
-use crate::config::{EMBEDDED, ModelSettings, Reference, RunConfig};
+use crate::config::{EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
+use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
+use crate::progress::Progress;
+
+/// The files of a checkpoint that is not embedded.
+#[derive(Debug, Clone)]
+pub struct Files {
+    /// The folder of the decoder.
+    pub showo: PathBuf,
+    /// The folder of the image tokenizer.
+    pub vq: PathBuf,
+    /// The `tokenizer.json`.
+    pub tokenizer: PathBuf,
+}
+
+impl Files {
+    /// Where the files are: paths, the hub's cache, or what is downloaded now.
+    ///
+    /// # Errors
+    /// Names the key, and what is missing where.
+    pub fn find(settings: &ModelSettings, progress: &Progress) -> Result<Self> {
+        let hub = Hub::from_environment()?;
+        let find = |key: &str, name: &str, parts: Parts| {
+            hub.model(name, Some(parts), progress).with_context(|| format!("model.{key}"))
+        };
+        let folder = |key: &str, name: &str| -> Result<PathBuf> {
+            let folder = find(key, name, Parts::Checkpoint)?;
+            ensure!(folder.is_dir(), "model.{key}: {} is not a checkpoint's folder", folder.display());
+            Ok(folder)
+        };
+        let tokenizer = find("tokenizer", settings.tokenizer.as_deref().unwrap_or(PHI), Parts::Tokenizer)?;
+        let tokenizer = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer };
+        ensure!(tokenizer.is_file(), "model.tokenizer: {} does not exist", tokenizer.display());
+        Ok(Self {
+            showo: folder("showo", &settings.showo)?,
+            vq: folder("vq", settings.vq.as_deref().unwrap_or(MAGVIT))?,
+            tokenizer,
+        })
+    }
+}
 
 /// The model that a run begins with.
 ///
 /// # Errors
 /// Names the file that is missing, broken or does not fit.
-pub fn open(settings: &ModelSettings) -> Result<Showo> {
-    let device = settings.device()?;
-    let dtype = settings.dtype.into();
+pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
     if settings.showo == EMBEDDED {
         return embedded(settings);
     }
-    let (Some(vq), Some(tokenizer)) = (&settings.vq, &settings.tokenizer) else {
-        bail!("model: {} needs model.vq and model.tokenizer beside it", settings.showo);
-    };
-    let folder = Path::new(&settings.showo);
-    ensure!(folder.is_dir(), "model.showo: {} is not a folder; download the checkpoint there", folder.display());
-    ensure!(vq.is_dir(), "model.vq: {} is not a folder; download the image tokenizer there", vq.display());
-    ensure!(tokenizer.is_file(), "model.tokenizer: {} is not a file", tokenizer.display());
-    Ok(Showo::load(folder, vq, tokenizer, dtype, &device)?)
+    load(&Files::find(settings, progress)?, settings)
+}
+
+fn load(files: &Files, settings: &ModelSettings) -> Result<Showo> {
+    Ok(Showo::load(&files.showo, &files.vq, &files.tokenizer, settings.dtype.into(), &settings.device()?)?)
 }
 
 /// The model inside this program.
@@ -46,19 +80,21 @@ fn embedded(settings: &ModelSettings) -> Result<Showo> {
 
 #[cfg(not(embedded_model))]
 fn embedded(_settings: &ModelSettings) -> Result<Showo> {
-    bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
+    anyhow::bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
 }
 
 /// The model that plays an iteration: the run's first one, or what the iteration before trained.
 ///
 /// # Errors
 /// When the iteration before has not been trained.
-pub fn player(config: &RunConfig, layout: &RunLayout) -> Result<Showo> {
-    let base = open(&config.model)?;
-    match layout.previous() {
-        None => Ok(base),
-        Some(previous) => trained(&base, &previous),
+pub fn player(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Showo> {
+    let Some(previous) = layout.previous() else { return open(&config.model, progress) };
+    if config.model.showo == EMBEDDED {
+        return trained(&embedded(&config.model)?, &previous);
     }
+    check_trained(&previous)?;
+    // The base model's weights need not be read.
+    load(&Files { showo: previous.model(), ..Files::find(&config.model, progress)? }, &config.model)
 }
 
 /// What an iteration trained, over the base model's tokenizers.
@@ -66,8 +102,15 @@ pub fn player(config: &RunConfig, layout: &RunLayout) -> Result<Showo> {
 /// # Errors
 /// When it has not been trained, or its weights do not fit the base model.
 pub fn trained(base: &Showo, layout: &RunLayout) -> Result<Showo> {
-    let folder = layout.model();
-    let file = folder.join("pytorch_model.safetensors");
+    let file = check_trained(layout)?;
+    let weights = Weights::load(&file, base.dtype(), base.vq().device())?;
+    base.with_weights(weights)
+        .context("trained from another model than this run's: restore model.showo, or train again in another folder")
+}
+
+/// The weights that an iteration trained.
+fn check_trained(layout: &RunLayout) -> Result<PathBuf> {
+    let file = layout.model().join("pytorch_model.safetensors");
     ensure!(
         file.is_file(),
         "{} does not exist: iteration {} is not trained; run `hermesflow train --iteration {}` first",
@@ -75,24 +118,16 @@ pub fn trained(base: &Showo, layout: &RunLayout) -> Result<Showo> {
         layout.iteration(),
         layout.iteration()
     );
-    with_weights_of(base, &file)
+    Ok(file)
 }
 
-/// The model against which an iteration trains.
+/// The model against which an iteration trains, given who plays it.
 ///
 /// # Errors
-/// As [`player`].
-pub fn reference(config: &RunConfig, layout: &RunLayout) -> Result<Showo> {
+/// As [`open`].
+pub fn reference(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Showo> {
     match config.train.reference {
-        Reference::Iteration => player(config, layout),
-        Reference::Run => open(&config.model),
+        Reference::Run if layout.iteration() > 1 => open(&config.model, progress),
+        Reference::Iteration | Reference::Run => Ok(player.clone()),
     }
-}
-
-/// `base` with the weights of a file that [`Showo::save`] wrote.
-fn with_weights_of(base: &Showo, file: &Path) -> Result<Showo> {
-    let like = base.weights().tensors().values().next().context("a model without weights")?;
-    let weights = Weights::load(file, like.dtype(), like.device())?;
-    base.with_weights(weights)
-        .context("trained from another model than this run's: restore model.showo, or train again in another folder")
 }

@@ -5,8 +5,10 @@
 //!   One caption and several questions stand behind one image as mutually invisible runs, which gives
 //!   several times the supervision per image.
 
+use std::path::Path;
+
 use hermesflow_models::showo::pretrain::{VqLossWeights, vq_loss};
-use hermesflow_models::showo::{Magvit, Showo};
+use hermesflow_models::showo::{Magvit, Showo, write_json};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Tensor, UnifiedModel, Var};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::Split;
@@ -64,6 +66,10 @@ impl Objective for VqPretraining {
 
     fn epoch(&self, _at: Position) -> f64 {
         0.0 // the stream has no end
+    }
+
+    fn describe(&self, folder: &Path) -> Result<(), ObjectiveError> {
+        Ok(write_json(&folder.join("config.json"), self.vq.config())?)
     }
 
     fn settings(&self) -> Value {
@@ -197,6 +203,10 @@ impl Objective for BasePretraining {
 
     fn epoch(&self, _at: Position) -> f64 {
         0.0 // the stream has no end
+    }
+
+    fn describe(&self, folder: &Path) -> Result<(), ObjectiveError> {
+        Ok(self.model.describe(folder)?)
     }
 
     fn settings(&self) -> Value {

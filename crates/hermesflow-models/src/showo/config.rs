@@ -42,7 +42,7 @@ fn showo_class() -> String {
     "Showo".into()
 }
 
-fn phi_name() -> String {
+pub(super) fn phi_name() -> String {
     "microsoft/phi-1_5".into()
 }
 

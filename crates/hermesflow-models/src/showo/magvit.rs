@@ -339,6 +339,11 @@ impl Magvit {
         })
     }
 
+    /// Where the weights live.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
     /// The configuration.
     pub fn config(&self) -> &MagvitConfig {
         &self.config

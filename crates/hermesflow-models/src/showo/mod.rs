@@ -88,7 +88,8 @@ impl Showo {
         Ok(Self { config, phi_config, weights, phi, tokenizer, vq, frames })
     }
 
-    /// Loads a Show-o folder, an image tokenizer folder and a `tokenizer.json`.
+    /// Loads a Show-o folder, an image tokenizer folder and a `tokenizer.json`; the decoder's matrices are held as
+    /// `dtype`, the image tokenizer in f32.
     ///
     /// # Errors
     /// Names the file that is missing, broken or does not fit.
@@ -96,7 +97,7 @@ impl Showo {
         let (config, phi_config) = read_configs(showo)?;
         let weights = Weights::load(showo, dtype, device)?;
         let tokenizer = ShowoTokenizer::load(tokenizer, &config)?;
-        let vq = load_magvit(vq, dtype, device)?;
+        let vq = load_magvit(vq, device)?;
         Self::new(config, phi_config, weights, tokenizer, vq)
     }
 
@@ -111,7 +112,7 @@ impl Showo {
         let phi_config: PhiConfig = serde_json::from_str(files.phi_config).map_err(parse)?;
         let vq_config: MagvitConfig = serde_json::from_str(files.vq_config).map_err(parse)?;
         let weights = Weights::from_bytes(files.showo_weights, dtype, device, "embedded model")?;
-        let vq_weights = Weights::from_bytes(files.vq_weights, dtype, device, "embedded image tokenizer")?;
+        let vq_weights = Weights::from_bytes(files.vq_weights, DType::F32, device, "embedded image tokenizer")?;
         let tokenizer = ShowoTokenizer::from_bytes(files.tokenizer, &config, origin)?;
         Self::new(config, phi_config, weights, tokenizer, Magvit::new(&vq_weights, &vq_config)?)
     }
@@ -164,6 +165,11 @@ impl Showo {
         &self.weights
     }
 
+    /// The type in which the weights' matrices are held.
+    pub fn dtype(&self) -> DType {
+        self.phi.dtype()
+    }
+
     /// Whether its operators are too small to be shared between threads.
     pub(crate) fn is_small(&self) -> bool {
         self.weights.parameter_count() < parallel::SMALL
@@ -179,15 +185,12 @@ impl Showo {
         &self.vq
     }
 
-    /// Writes `config.json`, the Phi configuration beside it (`phi/config.json`) and
-    /// `pytorch_model.safetensors` in the published layout.
+    /// Writes the configurations and `pytorch_model.safetensors` in the published layout.
     ///
     /// # Errors
     /// Names the file that cannot be written.
     pub fn save(&self, folder: &Path, dtype: DType) -> Result<()> {
-        let config = ShowoConfig { llm_model_path: "phi".into(), ..self.config.clone() };
-        write_json(&folder.join("config.json"), &config)?;
-        write_json(&folder.join("phi/config.json"), &self.phi_config)?;
+        write_configs(folder, &self.config, &self.phi_config)?;
         Ok(self.weights.save(&folder.join("pytorch_model.safetensors"), dtype)?)
     }
 
@@ -216,15 +219,38 @@ pub fn read_configs(showo: &Path) -> Result<(ShowoConfig, PhiConfig)> {
     Ok((config, phi))
 }
 
+/// Checks the weights of a checkpoint folder against its configurations.
+///
+/// # Errors
+/// Lists what is missing, unexpected or mis-shaped.
+pub fn check_showo(folder: &Path, config: &ShowoConfig, weights: &Weights) -> Result<()> {
+    Phi::new(weights, config, &config::read_phi_config(folder, config)?)?;
+    Ok(())
+}
+
+/// Writes the configurations of a checkpoint folder: `config.json`, and `phi/config.json` where the decoder is not the
+/// published Phi-1.5, which the original's Python knows by its name.
+///
+/// # Errors
+/// Names the file that cannot be written.
+pub fn write_configs(folder: &Path, config: &ShowoConfig, phi: &PhiConfig) -> Result<()> {
+    let published = *phi == PhiConfig::default();
+    let llm_model_path = if published { config::phi_name() } else { "phi".into() };
+    if !published {
+        write_json(&folder.join("phi/config.json"), phi)?;
+    }
+    write_json(&folder.join("config.json"), &ShowoConfig { llm_model_path, ..config.clone() })
+}
+
 /// Loads an image tokenizer folder.
 ///
 /// # Errors
 /// Names the file that is missing or does not fit.
-pub fn load_magvit(folder: &Path, dtype: DType, device: &Device) -> Result<Magvit> {
+pub fn load_magvit(folder: &Path, device: &Device) -> Result<Magvit> {
     let file = folder.join("config.json");
     let config: MagvitConfig = config::read_json(&file)?;
     config.validate(&file)?;
-    Magvit::new(&Weights::load(folder, dtype, device)?, &config)
+    Magvit::new(&Weights::load(folder, DType::F32, device)?, &config)
 }
 
 /// Writes a configuration, making its folder.
@@ -287,5 +313,9 @@ impl PairModel for Showo {
 
     fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {
         log_probs::images(self, examples)
+    }
+
+    fn describe(&self, folder: &Path) -> Result<()> {
+        write_configs(folder, &self.config, &self.phi_config)
     }
 }

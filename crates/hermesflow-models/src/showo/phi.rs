@@ -179,6 +179,16 @@ impl Phi {
         self.embed_tokens.device()
     }
 
+    /// The type of the weights' matrices.
+    pub fn dtype(&self) -> DType {
+        self.embed_tokens.dtype()
+    }
+
+    /// The type of activations: on the CPU f32, whatever the weights are held in.
+    fn activations(&self) -> DType {
+        if self.device().is_cpu() { DType::F32 } else { self.dtype() }
+    }
+
     /// Embeddings of tokens.
     ///
     /// # Shapes
@@ -196,7 +206,7 @@ impl Phi {
     /// When memory runs out.
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
         let shape = (rows, self.config.num_attention_heads, self.config.head_dim());
-        let empty = || Tensor::zeros(shape, self.embed_tokens.dtype(), self.device());
+        let empty = || Tensor::zeros(shape, self.activations(), self.device());
         let layers = (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
         Ok(KvCache { layers })
     }

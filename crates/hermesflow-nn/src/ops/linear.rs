@@ -5,10 +5,11 @@
 //! (3 to 10 times, for 20 rows), so `yᵀ = W xᵀ`, which leaves the weight as it
 //! lies, and a transposition.
 
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
 use rayon::prelude::*;
 
+use super::half_weight;
 use super::raw::{Operand, column_sums, elements, fused, host, product};
 use super::simd::{LANES, vectorised};
 
@@ -22,7 +23,7 @@ const LARGE: usize = 1 << 20;
 const FEW_STRIPS: usize = 640;
 const STRIP: usize = 128;
 
-/// `x Wᵀ + b`.
+/// `x Wᵀ + b`; a frozen weight may be in 16 bits under an `x` in f32.
 ///
 /// # Shapes
 /// `x [.., in]`, `weight [out, in]`, `bias [out]` -> `[.., out]`
@@ -39,6 +40,10 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
     }
     let flat = x.reshape(((), input))?;
+    if half_weight::is_half(weight) && x.dtype() == DType::F32 {
+        let bias = bias.map(Tensor::contiguous).transpose()?;
+        return half_weight::linear(&flat.contiguous()?, &weight.contiguous()?, bias.as_ref())?.reshape(dims);
+    }
     let y = match bias {
         Some(bias) if fused(&[x, weight, bias]) => {
             flat.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)?

@@ -8,6 +8,7 @@ pub mod attention;
 pub mod conv;
 pub mod gelu;
 pub mod group_norm;
+mod half_weight;
 pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;

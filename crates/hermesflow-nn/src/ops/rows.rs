@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::half_weight;
 use super::raw::{elements, fused, host};
 use super::simd::add_to;
 
@@ -14,7 +15,7 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     gather_rows(table, ids)
 }
 
-/// The numbered rows, in the order asked; a row may be asked for often.
+/// The numbered rows, in the order asked; a row may be asked for often. Those of a 16-bit matrix come in f32 on the CPU.
 ///
 /// # Shapes
 /// `x [n, h]`, `rows` m of them -> `[m, h]`
@@ -23,7 +24,9 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     if let Some(row) = rows.iter().find(|&&row| row as usize >= n) {
         bail!("row {row} of a matrix {:?}", x.dims());
     }
-    if fused(&[x]) {
+    if half_weight::is_half(x) {
+        half_weight::gather_rows(&x.contiguous()?, rows)
+    } else if fused(&[x]) {
         x.contiguous()?.apply_op1(GatherRows { rows: rows.into() })
     } else {
         x.index_select(&Tensor::new(rows, x.device())?, 0)

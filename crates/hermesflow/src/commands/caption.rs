@@ -30,7 +30,7 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
-    let model = models::player(&config, &layout)?;
+    let model = models::player(&config, &layout, &progress)?;
     caption(&model, &config, &layout, &progress)?;
     println!("{}", layout.captions().display());
     Ok(())

@@ -167,7 +167,7 @@ fn share_curation(args: &Args, seed: u64, home: &Path, config: &RunConfig, progr
     let shared = configured(args, seed, &home.join("shared"), &[])?;
     let layout = RunLayout::new(&shared, 1);
     if !layout.pairs().is_file() {
-        run::curate(&models::open(&shared.model)?, &shared, &layout, progress)?;
+        run::curate(&models::open(&shared.model, progress)?, &shared, &layout, progress)?;
     }
     let temporary = target.with_extension("tmp");
     if temporary.exists() {

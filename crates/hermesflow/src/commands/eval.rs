@@ -57,13 +57,13 @@ pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
     let before = args.compare.as_deref().map(read).transpose()?;
-    let base = models::open(&config.model)?;
+    let progress = Progress::stderr();
+    let base = models::open(&config.model, &progress)?;
     let model = match args.iteration {
         0 => base,
         iteration => models::trained(&base, &RunLayout::new(&config, iteration))?,
     };
     let name = format!("iteration {}", args.iteration);
-    let progress = Progress::stderr();
     let report = match &args.out {
         Some(out) => evaluate_into(&model, &name, &config, settings, out, &progress)?,
         None => evaluate(&model, &name, &config, settings, vec![], &progress, |_| Ok(()))?,

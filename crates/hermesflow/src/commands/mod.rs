@@ -5,6 +5,7 @@ pub mod answer;
 pub mod ask;
 pub mod caption;
 pub mod controls;
+pub mod convert;
 pub mod demo;
 pub mod eval;
 pub mod fetch;

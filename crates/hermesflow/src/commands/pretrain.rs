@@ -147,7 +147,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
 fn vq_stage(config: &PretrainConfig, folder: &Path, stop_after: Option<usize>) -> anyhow::Result<Option<Magvit>> {
     let device = Device::Cpu;
     if folder.join("pytorch_model.safetensors").is_file() {
-        return Ok(Some(load_magvit(folder, DType::F32, &device)?));
+        return Ok(Some(load_magvit(folder, &device)?));
     }
     let settings = &config.vq;
     settings.model.validate(folder)?;
@@ -171,7 +171,7 @@ fn vq_stage(config: &PretrainConfig, folder: &Path, stop_after: Option<usize>) -
     }
     write_json(&folder.join("config.json"), &settings.model)?;
     weights.save(&folder.join("pytorch_model.safetensors"), DType::F32)?;
-    Ok(Some(load_magvit(folder, DType::F32, &device)?))
+    Ok(Some(load_magvit(folder, &device)?))
 }
 
 fn base_stage(

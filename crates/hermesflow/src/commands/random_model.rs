@@ -1,67 +1,151 @@
-//! `hermesflow random-model` (hidden): a tiny checkpoint with random weights, for tests and first steps.
+//! `hermesflow random-model`: checkpoints with random weights, for tests, benchmarks and first steps.
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use hermesflow_models::showo::config::ADDED_TOKENS;
 use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
-use hermesflow_models::showo::{MagvitConfig, PhiConfig, ShowoConfig, write_json};
-use hermesflow_models::{DType, Device, Weights};
-use serde_json::json;
+use hermesflow_models::showo::{MagvitConfig, PhiConfig, ShowoConfig, write_configs, write_json};
+use hermesflow_models::{Device, Weights};
+use serde_json::{Map, Value, json};
 
+use super::convert::Format;
 use crate::files;
 
-/// Make a tiny Show-o checkpoint with random weights
+/// Make a Show-o checkpoint with random weights, of any size up to the published one
 ///
-/// Writes showo/, vq/ and tokenizer.json into FOLDER, in the published layout.
+/// Writes showo/, vq/ and tokenizer.json into FOLDER, in the published layout. Nothing sensible comes out of it, but
+/// everything runs: `tiny` in seconds, `full` with the memory and the speed of the published model (6 GB on disk).
+/// Use it as model.showo=FOLDER/showo model.vq=FOLDER/vq model.tokenizer=FOLDER/tokenizer.json.
+///
+/// Example: hermesflow random-model models/random --size full --resolution 512 --format sharded
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Where to write it
     folder: PathBuf,
+
+    /// How large it is
+    #[arg(long, value_enum, default_value_t = Size::Tiny)]
+    size: Size,
+
+    /// The side of its pictures in pixels, 256 or 512; tiny ones have 64
+    #[arg(long, value_name = "PIXELS")]
+    resolution: Option<usize>,
+
+    /// Blocks of the decoder, where they shall be fewer or more
+    #[arg(long, value_name = "N")]
+    layers: Option<usize>,
+
+    /// How its weights are laid out
+    #[arg(long, value_enum, default_value_t = Format::Safetensors)]
+    format: Format,
 
     /// The seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
 }
 
+/// How large a random model is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Size {
+    /// Two blocks of width 32, 64×64 pictures of 4×4 tokens
+    Tiny,
+    /// Eight blocks of width 512 with the published vocabulary and image tokenizer
+    Medium,
+    /// The published model: 24 blocks of width 2048
+    Full,
+}
+
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    random_model(&args.folder, args.seed)?;
+    random_model(&args)?;
     println!("{}", args.folder.display());
     Ok(())
 }
 
-/// Writes the checkpoint: 64×64 pictures as 4×4 tokens of 64 codes, two blocks of width 32.
-fn random_model(folder: &Path, seed: u64) -> Result<()> {
-    let (codes_bits, side) = (6, 4);
-    let (tokenizer, words) = train_tokenizer(&hermesflow_scenes::corpus(200, seed), 300)?;
-    files::write_atomically(&folder.join("tokenizer.json"), tokenizer.as_bytes())?;
+/// The configurations of a model, and its text tokenizer.
+struct Parts {
+    showo: ShowoConfig,
+    phi: PhiConfig,
+    vq: MagvitConfig,
+    tokenizer: String,
+}
 
-    let vq: MagvitConfig = serde_json::from_value(json!({
-        "ch": 8, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": [1, 1, 1, 1, 1], "z_channels": codes_bits,
-        "resolution": side * 16, "norm_groups": 4,
-    }))?;
-    write_json(&folder.join("vq/config.json"), &vq)?;
-    random_magvit(&vq, seed, &Device::Cpu)?
-        .save(&folder.join("vq/pytorch_model.safetensors"), DType::F32)
-        .context("vq")?;
+impl Parts {
+    fn new(args: &Args) -> Result<Self> {
+        let (tokenizer, words) = train_tokenizer(&hermesflow_scenes::corpus(200, args.seed), 300)?;
+        let (tokenizer, words, bits, side, text, decoder, vq) = match args.size {
+            Size::Tiny => {
+                ensure!(args.resolution.is_none_or(|side| side == 64), "--resolution: a tiny model has 64");
+                let decoder = json!({ "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                                      "num_attention_heads": 2 });
+                let vq = json!({ "ch": 8, "ch_mult": [1, 1, 1, 1, 1], "num_res_blocks": [1, 1, 1, 1, 1],
+                                 "z_channels": 6, "resolution": 64, "norm_groups": 4 });
+                (tokenizer, words, 6, 4, 64, decoder, vq)
+            }
+            Size::Medium | Size::Full => {
+                let pixels = args.resolution.unwrap_or(256);
+                ensure!(pixels == 256 || pixels == 512, "--resolution: {pixels} is neither 256 nor 512");
+                let decoder = match args.size {
+                    Size::Full => json!({}),
+                    _ => json!({ "hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 8,
+                                 "num_attention_heads": 8 }),
+                };
+                (widened(&tokenizer, PHI_WORDS)?, PHI_WORDS, 13, pixels / 16, 129, decoder, json!({}))
+            }
+        };
+        let mut decoder: Map<String, Value> = serde_json::from_value(decoder)?;
+        if let Some(layers) = args.layers {
+            ensure!(layers > 0, "--layers: must be at least 1");
+            decoder.insert("num_hidden_layers".into(), json!(layers));
+        }
+        let codebook = 1usize << bits;
+        let showo = serde_json::from_value(json!({
+            "vocab_size": words + ADDED_TOKENS.len() + codebook + 1, "llm_vocab_size": words,
+            "codebook_size": codebook, "num_vq_tokens": side * side, "max_text_len": text,
+        }))?;
+        Ok(Self { showo, phi: serde_json::from_value(decoder.into())?, vq: serde_json::from_value(vq)?, tokenizer })
+    }
+}
 
-    let codebook = 1 << codes_bits;
-    let showo: ShowoConfig = serde_json::from_value(json!({
-        "vocab_size": words + ADDED_TOKENS.len() + codebook + 1, "llm_vocab_size": words, "codebook_size": codebook,
-        "num_vq_tokens": side * side, "llm_model_path": "phi", "max_text_len": 64,
-    }))?;
-    let phi: PhiConfig = serde_json::from_value(json!({
-        "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    }))?;
-    write_json(&folder.join("showo/config.json"), &showo)?;
-    write_json(&folder.join("showo/phi/config.json"), &phi)?;
-    let weights = random_showo(&showo, &phi, seed, &Device::Cpu)?;
-    // Larger than where training would begin, so that replies depend on the picture.
-    let larger = weights.tensors().iter().map(|(name, tensor)| {
-        let scale = if tensor.rank() == 2 { 12.0 } else { 1.0 };
-        Ok((name.clone(), tensor.affine(scale, 0.0)?))
-    });
-    let larger = Weights::from_tensors(larger.collect::<Result<Vec<_>>>()?, "random Show-o");
-    larger.save(&folder.join("showo/pytorch_model.safetensors"), DType::F32).context("showo")
+/// Words of Phi-1.5's tokenizer.
+const PHI_WORDS: usize = 50_295;
+
+/// A tokenizer with words that no text has, up to `words` of them.
+fn widened(tokenizer: &str, words: usize) -> Result<String> {
+    let mut json: Value = serde_json::from_str(tokenizer)?;
+    let end = json["added_tokens"][0]["content"].as_str().map(str::to_owned).context("no end of text")?;
+    let vocabulary = json["model"]["vocab"].as_object_mut().context("no vocabulary")?;
+    if !vocabulary.contains_key(&end) {
+        vocabulary.insert(end, json!(vocabulary.len()));
+    }
+    for number in vocabulary.len()..words {
+        vocabulary.insert(format!("Ġw{number}"), json!(number));
+    }
+    Ok(json.to_string())
+}
+
+fn random_model(args: &Args) -> Result<()> {
+    let (folder, seed) = (&args.folder, args.seed);
+    let parts = Parts::new(args)?;
+    files::write_atomically(&folder.join("tokenizer.json"), parts.tokenizer.as_bytes())?;
+    write_json(&folder.join("vq/config.json"), &parts.vq)?;
+    save(&random_magvit(&parts.vq, seed, &Device::Cpu)?, &folder.join("vq"), args.format)?;
+    write_configs(&folder.join("showo"), &parts.showo, &parts.phi)?;
+    let mut weights = random_showo(&parts.showo, &parts.phi, seed, &Device::Cpu)?;
+    if args.size == Size::Tiny {
+        // Larger than where training would begin, so that replies depend on the picture.
+        let larger = weights.tensors().iter().map(|(name, tensor)| {
+            let scale = if tensor.rank() == 2 { 12.0 } else { 1.0 };
+            Ok((name.clone(), tensor.affine(scale, 0.0)?))
+        });
+        weights = Weights::from_tensors(larger.collect::<Result<Vec<_>>>()?, "random Show-o");
+    }
+    save(&weights, &folder.join("showo"), args.format)
+}
+
+fn save(weights: &Weights, folder: &Path, format: Format) -> Result<()> {
+    weights.save_as(folder, format.into(), None).with_context(|| folder.display().to_string())?;
+    Ok(())
 }

@@ -45,16 +45,12 @@ pub fn run_loop(
     if config.train.objective != ObjectiveName::ContinuePretraining {
         Judges::of_run(config, &RunLayout::new(config, 1), progress)?.fetch(config)?;
     }
-    let base = models::open(&config.model)?;
-    after(0, &base)?;
-    let mut player = base.clone();
+    let mut player = models::open(&config.model, progress)?;
+    after(0, &player)?;
+    let base = (config.train.reference == Reference::Run).then(|| player.clone());
     for iteration in 1..=config.iterations {
         progress.log(format!("iteration {iteration} of {}", config.iterations));
-        let reference = match config.train.reference {
-            Reference::Iteration => &player,
-            Reference::Run => &base,
-        };
-        player = iterate(&player, reference, config, iteration, progress)
+        player = iterate(&player, base.as_ref().unwrap_or(&player), config, iteration, progress)
             .with_context(|| format!("iteration {iteration}"))?;
         after(iteration, &player)?;
     }

@@ -36,8 +36,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
-    let player = models::player(&config, &layout)?;
-    let reference = models::reference(&config, &layout)?;
+    let player = models::player(&config, &layout, &progress)?;
+    let reference = models::reference(&player, &config, &layout, &progress)?;
     train(&player, &reference, &config, &layout, &progress)?;
     println!("{}", layout.model().display());
     Ok(())

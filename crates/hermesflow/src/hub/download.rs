@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use ureq::http::Response;
 use ureq::{Agent, Body};
 
-use super::{Hub, Name, wanted};
+use super::{Hub, Name, Parts, wanted};
 use crate::files;
 use crate::progress::{Progress, Task};
 
@@ -72,7 +72,7 @@ impl Sibling {
 
 impl Hub {
     /// Fetches what is missing of a model.
-    pub(super) fn download(&self, name: &Name, progress: &Progress) -> Result<()> {
+    pub(super) fn download(&self, name: &Name, parts: Option<Parts>, progress: &Progress) -> Result<()> {
         let agent = agent();
         let url = format!(
             "{}/api/models/{}/revision/{}?blobs=true",
@@ -90,7 +90,7 @@ impl Hub {
             "{url}: {commit:?} is no commit"
         );
         let names: Vec<&str> = revision.siblings.iter().map(|file| file.rfilename.as_str()).collect();
-        let wanted = wanted(name, &names)?;
+        let wanted = wanted(name, parts, &names)?;
         let of: Vec<&Sibling> = revision.siblings.iter().filter(|file| wanted.contains(&file.rfilename)).collect();
         let folder = self.cache.join(name.folder());
         for (number, file) in of.iter().enumerate() {

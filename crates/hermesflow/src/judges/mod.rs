@@ -19,7 +19,7 @@ pub use hermesflow_score::choice::prompt;
 pub use scenes::oracle;
 
 use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
-use crate::hub::Hub;
+use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
 use cache::{ScoreCache, digest, identity};
@@ -151,7 +151,7 @@ impl Judges {
         settings: &str,
         load: impl Fn(&Path) -> Result<J> + 'static,
     ) -> Result<Remembered<J>> {
-        let found = Hub::from_environment()?.model(model, &self.progress)?;
+        let found = Hub::from_environment()?.model(model, Some(Parts::Text), &self.progress)?;
         let cache = match &self.scores {
             None => None,
             Some(folder) => {

@@ -2,15 +2,19 @@
 //!
 //! Layouts: `*.safetensors` or PyTorch `*.bin`, whole or sharded with an `*.index.json`. A `.bin` is a
 //! pickle; it is parsed, never executed.
+//!
+//! With a 16-bit type only matrices are held in it: vectors (biases, norms) stay f32, as do activations on the CPU.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 
-/// The names under which a checkpoint folder may keep its weights, in order of preference.
-const FILE_NAMES: [&str; 4] =
-    ["pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
+mod read;
+mod write;
+
+pub use read::{Entry, each_tensor, entries, files};
+pub use write::{FileFormat, save_tensors};
 
 /// Weights could not be loaded, matched or saved.
 #[derive(Debug, thiserror::Error)]
@@ -67,19 +71,29 @@ impl Weights {
         Self { tensors: tensors.into_iter().collect(), variables: BTreeMap::new(), origin: origin.into() }
     }
 
-    /// Loads a weight file, or the weights of a checkpoint folder; floats become `dtype`.
+    /// Loads a weight file, or the weights of a checkpoint folder; matrices become `dtype`, a tensor at a time.
     ///
     /// # Errors
     /// When nothing is found or a file is broken; the file is named.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self, Error> {
-        let files = if path.is_dir() { files(path)? } else { vec![path.to_path_buf()] };
         let mut tensors = BTreeMap::new();
-        for file in files {
-            for (name, tensor) in read_file(&file, device)? {
-                let tensor = if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor };
-                tensors.insert(name, tensor);
-            }
-        }
+        each_tensor(path, Some(dtype), device, |name, tensor| {
+            tensors.insert(name, tensor);
+            Ok(())
+        })?;
+        Ok(Self { tensors, variables: BTreeMap::new(), origin: path.to_path_buf() })
+    }
+
+    /// As [`Weights::load`], with every tensor in the type that the file has.
+    ///
+    /// # Errors
+    /// As [`Weights::load`].
+    pub fn load_unchanged(path: &Path, device: &Device) -> Result<Self, Error> {
+        let mut tensors = BTreeMap::new();
+        each_tensor(path, None, device, |name, tensor| {
+            tensors.insert(name, tensor);
+            Ok(())
+        })?;
         Ok(Self { tensors, variables: BTreeMap::new(), origin: path.to_path_buf() })
     }
 
@@ -92,12 +106,15 @@ impl Weights {
             .map_err(|e| Error::Broken { path: origin.into(), message: e.to_string() })?;
         let tensors = tensors
             .into_iter()
-            .map(|(name, tensor)| Ok((name, if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor })))
+            .map(|(name, tensor)| {
+                let dtype = read::held(tensor.dtype(), dtype, tensor.rank());
+                Ok((name, tensor.to_dtype(dtype)?))
+            })
             .collect::<Result<BTreeMap<_, _>, Error>>()?;
         Ok(Self { tensors, variables: BTreeMap::new(), origin: origin.into() })
     }
 
-    /// Makes every float tensor a trainable variable.
+    /// Makes every float tensor a trainable variable, in f32.
     ///
     /// # Errors
     /// When a tensor cannot be copied.
@@ -106,7 +123,7 @@ impl Weights {
         let mut tensors = BTreeMap::new();
         for (name, tensor) in &self.tensors {
             if tensor.dtype().is_float() {
-                let variable = Var::from_tensor(&tensor.detach().contiguous()?)?;
+                let variable = Var::from_tensor(&tensor.detach().to_dtype(DType::F32)?.contiguous()?)?;
                 tensors.insert(name.clone(), variable.as_tensor().clone());
                 variables.insert(name.clone(), variable);
             } else {
@@ -213,31 +230,18 @@ impl Weights {
     /// # Errors
     /// When the file cannot be written; the file is named.
     pub fn save(&self, path: &Path, dtype: DType) -> Result<(), Error> {
-        let mut tensors = HashMap::new();
-        for (name, tensor) in &self.tensors {
-            let tensor = tensor.detach();
-            let tensor = if tensor.dtype().is_float() { tensor.to_dtype(dtype)? } else { tensor };
-            tensors.insert(name.clone(), tensor.contiguous()?);
-        }
-        save_tensors(path, &tensors)
+        write::save_safetensors(path, self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), Some(dtype))
     }
-}
 
-/// Writes tensors as safetensors, sorted by name, through a temporary name.
-///
-/// # Errors
-/// When the file cannot be written; the file is named.
-pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<(), Error> {
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    let broken = |e: safetensors::SafeTensorError| Error::Broken { path: path.to_path_buf(), message: e.to_string() };
-    let sorted: BTreeMap<&String, &Tensor> = tensors.iter().collect();
-    let metadata = Some(HashMap::from([("format".to_string(), "pt".to_string())]));
-    let bytes = safetensors::serialize(sorted, metadata).map_err(broken)?;
-    let temporary = path.with_extension("safetensors.tmp");
-    let mut file = std::fs::File::create(&temporary).map_err(io)?;
-    std::io::Write::write_all(&mut file, &bytes).map_err(io)?;
-    file.sync_all().map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)
+    /// Writes all tensors into a folder in one of the published formats, replacing the weights that are there; floats
+    /// as `dtype` or else as they are. Returns the files.
+    ///
+    /// # Errors
+    /// When a file cannot be written; the file is named.
+    pub fn save_as(&self, folder: &Path, format: FileFormat, dtype: Option<DType>) -> Result<Vec<PathBuf>, Error> {
+        let tensors: Vec<(&str, &Tensor)> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
+        write::save_as(folder, &tensors, format, dtype)
+    }
 }
 
 /// [`Weights`] below a prefix.
@@ -262,47 +266,107 @@ impl Scope<'_> {
     }
 }
 
-/// The weight files of a checkpoint folder: one, or the shards that an index names.
-///
-/// # Errors
-/// When there are none, or an index is broken.
-pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
-    for name in FILE_NAMES {
-        let whole = folder.join(name);
-        if whole.is_file() {
-            return Ok(vec![whole]);
-        }
-        let index = folder.join(format!("{name}.index.json"));
-        if index.is_file() {
-            return shards(&index);
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn weights() -> Weights {
+        let tensor = |seed: u32, shape: &[usize]| {
+            let count: usize = shape.iter().product();
+            let values = (0..count as u32).map(|i| (i * 7919 + seed) as f32 / 977.0 - 3.0).collect::<Vec<_>>();
+            Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+        };
+        let named =
+            [("a.weight", tensor(1, &[5, 3])), ("a.bias", tensor(2, &[5])), ("b.weight", tensor(3, &[4, 2, 3, 3]))];
+        let counts = Tensor::new(&[1i64, -2, 3], &Device::Cpu).unwrap();
+        let named = named.into_iter().chain([("counts", counts)]);
+        Weights::from_tensors(named.map(|(name, tensor)| (name.to_string(), tensor)), "test")
+    }
+
+    fn bits(weights: &Weights) -> Vec<(String, Vec<usize>, Vec<u32>)> {
+        let bits = |tensor: &Tensor| {
+            let values = tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            values.into_iter().map(f32::to_bits).collect()
+        };
+        weights.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec(), bits(tensor))).collect()
+    }
+
+    #[test]
+    fn every_format_gives_back_the_same_bits() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = weights();
+        for format in [
+            FileFormat::Bin,
+            FileFormat::ShardedSafetensors(100),
+            FileFormat::ShardedBin(100),
+            FileFormat::Safetensors, // last: what the others left must not be there any more
+        ] {
+            let files = weights.save_as(folder.path(), format, None).unwrap();
+            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), files.len(), "{format:?}");
+            let there = Weights::load(folder.path(), DType::F32, &Device::Cpu).unwrap();
+            assert_eq!(bits(&there), bits(&weights), "{format:?}");
+            let listed: Vec<_> = entries(folder.path()).unwrap().into_iter().map(|e| (e.name, e.shape)).collect();
+            let wanted: Vec<_> = weights.tensors().iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
+            assert_eq!(listed, wanted, "{format:?}");
         }
     }
-    Err(Error::NotFound(folder.to_path_buf()))
-}
 
-fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
-    let io = |source| Error::Io { path: index.to_path_buf(), source };
-    let broken = |message: &str| Error::Broken { path: index.to_path_buf(), message: message.to_string() };
-    let text = std::fs::read_to_string(index).map_err(io)?;
-    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
-    let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| broken("no weight_map"))?;
-    let names: BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
-    let folder = index.parent().unwrap_or_else(|| Path::new("."));
-    Ok(names.into_iter().map(|name| folder.join(name)).collect())
-}
-
-fn read_file(path: &Path, device: &Device) -> Result<Vec<(String, Tensor)>, Error> {
-    if !path.is_file() {
-        return Err(Error::NotFound(path.to_path_buf()));
+    #[test]
+    fn sixteen_bits_are_for_matrices() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = weights();
+        for dtype in [DType::BF16, DType::F16] {
+            for format in [FileFormat::Safetensors, FileFormat::Bin] {
+                weights.save_as(folder.path(), format, None).unwrap();
+                let there = Weights::load(folder.path(), dtype, &Device::Cpu).unwrap();
+                for (name, tensor) in there.tensors() {
+                    let plain = weights.tensors()[name].to_dtype(tensor.dtype()).unwrap();
+                    let wanted = if name == "counts" {
+                        DType::I64
+                    } else if tensor.rank() > 1 {
+                        dtype
+                    } else {
+                        DType::F32
+                    };
+                    assert_eq!(tensor.dtype(), wanted, "{name}");
+                    let distance =
+                        (tensor.to_dtype(DType::F32).unwrap() - plain.to_dtype(DType::F32).unwrap()).unwrap();
+                    assert_eq!(distance.abs().unwrap().max_all().unwrap().to_scalar::<f32>().unwrap(), 0.0, "{name}");
+                }
+                // Widened to train, and written in 16 bits for good.
+                assert!(there.trainable().unwrap().variables().iter().all(|(_, var)| var.dtype() == DType::F32));
+                weights.save_as(folder.path(), format, Some(dtype)).unwrap();
+                let again = Weights::load(folder.path(), dtype, &Device::Cpu).unwrap();
+                let matrices =
+                    |all: &Weights| bits(all).into_iter().filter(|(_, shape, _)| shape.len() > 1).collect::<Vec<_>>();
+                assert_eq!(matrices(&again), matrices(&there));
+            }
+        }
     }
-    let broken = |e: candle_core::Error| Error::Broken { path: path.to_path_buf(), message: e.to_string() };
-    if path.extension().is_some_and(|ending| ending == "safetensors") {
-        Ok(candle_core::safetensors::load(path, device).map_err(broken)?.into_iter().collect())
-    } else {
-        candle_core::pickle::read_all(path)
-            .map_err(broken)?
-            .into_iter()
-            .map(|(name, tensor)| Ok((name, tensor.to_device(device)?)))
-            .collect()
+
+    #[test]
+    fn what_does_not_fit_is_listed() {
+        let expected = [("a.weight".to_string(), vec![5, 4]), ("c.bias".to_string(), vec![2])];
+        let message = weights().check(&expected, &["counts"]).unwrap_err().to_string();
+        for part in ["a.weight has shape [5, 3]", "missing c.bias [2]", "unexpected a.bias", "unexpected b.weight"] {
+            assert!(message.contains(part), "{message}");
+        }
+        assert!(!message.contains("counts"), "{message}");
+    }
+
+    #[test]
+    fn a_file_that_is_cut_off_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        for (format, name) in
+            [(FileFormat::Safetensors, "pytorch_model.safetensors"), (FileFormat::Bin, "pytorch_model.bin")]
+        {
+            weights().save_as(folder.path(), format, None).unwrap();
+            let path = folder.path().join(name);
+            let bytes = std::fs::read(&path).unwrap();
+            std::fs::write(&path, &bytes[..bytes.len() - 60]).unwrap();
+            let message = Weights::load(folder.path(), DType::F32, &Device::Cpu).unwrap_err().to_string();
+            assert!(message.contains(name) && message.contains("download or export it again"), "{message}");
+        }
     }
 }

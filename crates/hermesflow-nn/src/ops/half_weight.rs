@@ -1,0 +1,198 @@
+//! Matrices held in 16 bits (bf16 or f16) under activations in f32, on the CPU: the memory of a model halves, and
+//! with it the traffic that bounds decoding. Every block of a weight is widened once per product, into the cache.
+//!
+//! For frozen weights only: there is no backward pass, and asking for one is an error, not a cut.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::raw::{Operand, Shared, elements, product};
+
+/// Weight elements that are widened at a time, about what a core's cache holds.
+const BLOCK: usize = 1 << 17;
+/// Up to so many rows go through the transposed product, as in [`super::linear`].
+const FEW: usize = 192;
+
+/// Whether a tensor is a matrix in 16 bits on the CPU.
+pub(super) fn is_half(weight: &Tensor) -> bool {
+    weight.device().is_cpu() && matches!(weight.dtype(), DType::BF16 | DType::F16)
+}
+
+/// `x Wᵀ + b` of contiguous `x [n, in]` in f32 and `weight [out, in]` in 16 bits -> `[n, out]` in f32.
+pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => x.apply_op3(weight, bias, HalfLinear),
+        None => x.apply_op2(weight, HalfLinear),
+    }
+}
+
+/// Rows of a 16-bit matrix, in f32.
+pub(super) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    x.apply_op1(HalfRows { rows: rows.into() })
+}
+
+/// The elements of a contiguous 16-bit tensor.
+#[derive(Clone, Copy)]
+enum Half<'a> {
+    Brain(&'a [bf16]),
+    Ieee(&'a [f16]),
+}
+
+impl<'a> Half<'a> {
+    fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor, not strides {:?}", layout.stride());
+        };
+        Ok(match storage {
+            CpuStorage::BF16(values) => Self::Brain(&values[start..end]),
+            CpuStorage::F16(values) => Self::Ieee(&values[start..end]),
+            _ => bail!("expected a tensor in 16 bits"),
+        })
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::Brain(values) => values.len(),
+            Self::Ieee(values) => values.len(),
+        }
+    }
+
+    fn widen(self, from: usize, to: &mut [f32]) {
+        match self {
+            Self::Brain(values) => values[from..from + to.len()].convert_to_f32_slice(to),
+            Self::Ieee(values) => values[from..from + to.len()].convert_to_f32_slice(to),
+        }
+    }
+}
+
+struct HalfLinear;
+
+impl HalfLinear {
+    fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+        let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
+        let mut y = vec![0f32; n * out];
+        let target = Shared(y.as_mut_ptr());
+        let lines = (BLOCK / input.max(1)).clamp(1, out.max(1));
+        (0..out.div_ceil(lines)).into_par_iter().for_each_init(Vec::new, |scratch, block| {
+            let (first, lines) = (block * lines, lines.min(out - block * lines));
+            let few = n <= FEW;
+            scratch.resize(lines * input + if few { lines * n } else { 0 }, 0f32);
+            let (wide, turned) = scratch.split_at_mut(lines * input);
+            weight.widen(first * input, wide);
+            let (w, x) = (Operand::rows(wide.as_ptr(), input), Operand::rows(x.as_ptr(), input));
+            if few {
+                // SAFETY: w is [lines, input], x [n, input], turned [lines, n], all contiguous.
+                unsafe { product((lines, n, input), turned.as_mut_ptr(), n, false, w, x.t(), 1.0, false) };
+            }
+            for row in 0..n {
+                // SAFETY: the columns first .. first + lines of y [n, out] are this task's alone.
+                let y = unsafe { std::slice::from_raw_parts_mut(target.at(row * out + first), lines) };
+                match bias {
+                    Some(bias) => y.copy_from_slice(&bias[first..first + lines]),
+                    None => y.fill(0.0),
+                }
+                if few {
+                    y.iter_mut().enumerate().for_each(|(line, y)| *y += turned[line * n + row]);
+                }
+            }
+            if !few {
+                // SAFETY: x is [n, input], w [lines, input]; the columns of y are this task's alone.
+                unsafe { product((n, lines, input), target.at(first), out, true, x, w.t(), 1.0, false) };
+            }
+        });
+        y
+    }
+}
+
+impl CustomOp2 for HalfLinear {
+    fn name(&self) -> &'static str {
+        "linear with a 16-bit weight"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, None, input);
+        Ok((CpuStorage::F32(y), (n, out).into()))
+    }
+}
+
+impl CustomOp3 for HalfLinear {
+    fn name(&self) -> &'static str {
+        "linear with a 16-bit weight"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, Some(elements(b, bl)?), input);
+        Ok((CpuStorage::F32(y), (n, out).into()))
+    }
+}
+
+struct HalfRows {
+    rows: Box<[u32]>,
+}
+
+impl CustomOp1 for HalfRows {
+    fn name(&self) -> &'static str {
+        "rows of a 16-bit matrix"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, h) = layout.shape().dims2()?;
+        let x = Half::new(x, layout)?;
+        let mut out = vec![0f32; self.rows.len() * h];
+        for (&row, out) in self.rows.iter().zip(out.chunks_exact_mut(h.max(1))) {
+            x.widen(row as usize * h, out);
+        }
+        Ok((CpuStorage::F32(out), (self.rows.len(), h).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::testing::normal;
+    use crate::ops;
+    use candle_core::{DType, Tensor, Var};
+
+    fn distance(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn agrees_with_the_widened_weight() {
+        for dtype in [DType::BF16, DType::F16] {
+            for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 640, 700), (210, 7, 33), (300, 512, 1030)] {
+                let (x, w, b) = (normal(&[n, input]), normal(&[out, input]).to_dtype(dtype).unwrap(), normal(&[out]));
+                let wide = w.to_dtype(DType::F32).unwrap();
+                let near = |bias: Option<&Tensor>| {
+                    let (y, plain) = (ops::linear(&x, &w, bias).unwrap(), ops::linear(&x, &wide, bias).unwrap());
+                    assert_eq!(y.dtype(), DType::F32);
+                    assert!(distance(&y, &plain) < 1e-4, "{dtype:?} {n} {input} {out}");
+                };
+                near(Some(&b));
+                near(None);
+                let rows: Vec<u32> = (0..n as u32).map(|i| i * 7 % out as u32).collect();
+                let picked = ops::embedding(&w, &rows).unwrap();
+                assert_eq!(distance(&picked, &ops::embedding(&wide, &rows).unwrap()), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_through_it_is_an_error() {
+        let x = Var::from_tensor(&normal(&[4, 6])).unwrap();
+        let w = normal(&[3, 6]).to_dtype(DType::BF16).unwrap();
+        assert!(ops::linear(&x, &w, None).unwrap().sum_all().unwrap().backward().is_err());
+    }
+}

@@ -1,0 +1,203 @@
+//! Reading weight files a tensor at a time: what a model needs in memory is its weights and one tensor more.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+
+use candle_core::pickle::PthTensors;
+use candle_core::{DType, Device, Tensor};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::SafeTensors;
+
+use super::Error;
+
+/// The names under which a checkpoint folder may keep its weights, in order of preference.
+const FILE_NAMES: [&str; 4] =
+    ["pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
+
+/// The weight files of a checkpoint folder: one, or the shards that an index names.
+///
+/// # Errors
+/// When there are none, or an index is broken.
+pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
+    for name in FILE_NAMES {
+        let whole = folder.join(name);
+        if whole.is_file() {
+            return Ok(vec![whole]);
+        }
+        let index = folder.join(format!("{name}.index.json"));
+        if index.is_file() {
+            return shards(&index);
+        }
+    }
+    Err(Error::NotFound(folder.to_path_buf()))
+}
+
+fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
+    let io = |source| Error::Io { path: index.to_path_buf(), source };
+    let broken = |message: &str| Error::Broken { path: index.to_path_buf(), message: message.to_string() };
+    let text = std::fs::read_to_string(index).map_err(io)?;
+    let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
+    let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| broken("no weight_map"))?;
+    let names: BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
+    let folder = index.parent().unwrap_or_else(|| Path::new("."));
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Removes the weights of a folder, in all formats: two of them in one folder would leave open which ones count.
+pub(super) fn remove_weights(folder: &Path) -> Result<(), Error> {
+    while let Ok(found) = files(folder) {
+        let indexes = FILE_NAMES.iter().map(|name| folder.join(format!("{name}.index.json")));
+        for path in found.into_iter().chain(indexes).filter(|path| path.is_file()) {
+            std::fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
+        }
+    }
+    Ok(())
+}
+
+/// One tensor of a weight file, without its values.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: String,
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its type in the file.
+    pub dtype: DType,
+}
+
+/// What a weight file or checkpoint folder holds, by its headers alone, sorted by name.
+///
+/// # Errors
+/// When nothing is found or a file is broken; the file is named.
+pub fn entries(path: &Path) -> Result<Vec<Entry>, Error> {
+    let mut entries = Vec::new();
+    for file in weight_files(path)? {
+        match Source::open(&file)? {
+            Source::Safetensors { map, .. } => {
+                let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
+                for (name, view) in tensors.iter() {
+                    let dtype = DType::try_from(view.dtype()).map_err(broken(&file))?;
+                    entries.push(Entry { name: name.to_string(), shape: view.shape().to_vec(), dtype });
+                }
+            }
+            Source::Pickle(tensors) => entries.extend(tensors.tensor_infos().iter().map(|(name, info)| Entry {
+                name: name.clone(),
+                shape: info.layout.dims().to_vec(),
+                dtype: info.dtype,
+            })),
+        }
+    }
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(entries)
+}
+
+fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
+    if path.is_dir() { files(path) } else { Ok(vec![path.to_path_buf()]) }
+}
+
+/// The type in which a tensor is held when matrices are asked for as `wanted`.
+pub(super) fn held(found: DType, wanted: DType, rank: usize) -> DType {
+    match wanted {
+        _ if !found.is_float() => found,
+        DType::F16 | DType::BF16 if rank < 2 => DType::F32,
+        wanted => wanted,
+    }
+}
+
+/// Hands over all tensors of a weight file or checkpoint folder, one after the other; matrices as `dtype` if one is
+/// given, else everything as the file has it.
+///
+/// # Errors
+/// When nothing is found or a file is broken; the file is named.
+pub fn each_tensor(
+    path: &Path,
+    dtype: Option<DType>,
+    device: &Device,
+    mut take: impl FnMut(String, Tensor) -> Result<(), Error>,
+) -> Result<(), Error> {
+    for file in weight_files(path)? {
+        match Source::open(&file)? {
+            Source::Safetensors { map, .. } => {
+                let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
+                for (name, view) in tensors.iter() {
+                    let found = DType::try_from(view.dtype()).map_err(broken(&file))?;
+                    let dtype = dtype.map_or(found, |dtype| held(found, dtype, view.shape().len()));
+                    let tensor = from_bytes(view.data(), found, dtype, view.shape(), device).map_err(broken(&file))?;
+                    release(&map, view.data());
+                    take(name.to_string(), tensor)?;
+                }
+            }
+            Source::Pickle(tensors) => {
+                let mut names: Vec<&String> = tensors.tensor_infos().keys().collect();
+                names.sort();
+                for name in names {
+                    let Some(tensor) = tensors.get(name).map_err(broken(&file))? else { continue };
+                    let dtype = dtype.map_or(tensor.dtype(), |dtype| held(tensor.dtype(), dtype, tensor.rank()));
+                    take(name.clone(), tensor.to_dtype(dtype)?.to_device(device)?)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+enum Source {
+    Safetensors { map: Mmap },
+    Pickle(PthTensors),
+}
+
+impl Source {
+    fn open(path: &Path) -> Result<Self, Error> {
+        if !path.is_file() {
+            return Err(Error::NotFound(path.to_path_buf()));
+        }
+        if path.extension().is_some_and(|ending| ending == "safetensors") {
+            let io = |source| Error::Io { path: path.to_path_buf(), source };
+            let file = std::fs::File::open(path).map_err(io)?;
+            // SAFETY: the file is only read; a checkpoint that another program changes meanwhile is broken anyway.
+            return Ok(Self::Safetensors { map: unsafe { Mmap::map(&file) }.map_err(io)? });
+        }
+        Ok(Self::Pickle(PthTensors::new(path, None).map_err(broken(path))?))
+    }
+}
+
+fn broken<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {
+    let path = path.to_path_buf();
+    move |error| Error::Broken { path: path.clone(), message: error.to_string() }
+}
+
+/// Gives the pages behind values that have been copied back, so that a file does not stay in memory beside its model.
+#[cfg(unix)]
+fn release(map: &Mmap, data: &[u8]) {
+    let from = data.as_ptr() as usize - map.as_ptr() as usize;
+    // SAFETY: the mapping is of a file and read-only: pages that are read again come from the file.
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, data.len()) };
+}
+
+#[cfg(not(unix))]
+fn release(_map: &Mmap, _data: &[u8]) {}
+
+/// A tensor from little-endian bytes; floats change their type on the way.
+fn from_bytes(
+    bytes: &[u8],
+    found: DType,
+    wanted: DType,
+    shape: &[usize],
+    device: &Device,
+) -> candle_core::Result<Tensor> {
+    use half::{bf16, f16};
+    let f32s = |at: &[u8]| f32::from_le_bytes([at[0], at[1], at[2], at[3]]);
+    let f16s = |at: &[u8]| f16::from_le_bytes([at[0], at[1]]).to_f32();
+    let bf16s = |at: &[u8]| bf16::from_le_bytes([at[0], at[1]]).to_f32();
+    fn values<T: Send>(bytes: &[u8], size: usize, value: impl Fn(&[u8]) -> T + Send + Sync) -> Vec<T> {
+        bytes.par_chunks_exact(size).with_min_len(1 << 16).map(value).collect()
+    }
+    match (found, wanted) {
+        (DType::F32, DType::BF16) => Tensor::from_vec(values(bytes, 4, |at| bf16::from_f32(f32s(at))), shape, device),
+        (DType::F32, DType::F16) => Tensor::from_vec(values(bytes, 4, |at| f16::from_f32(f32s(at))), shape, device),
+        (DType::F16, DType::F32) => Tensor::from_vec(values(bytes, 2, f16s), shape, device),
+        (DType::BF16, DType::F32) => Tensor::from_vec(values(bytes, 2, bf16s), shape, device),
+        _ => Tensor::from_raw_buffer(bytes, found, shape, device)?.to_dtype(wanted),
+    }
+}

@@ -1,0 +1,137 @@
+//! `hermesflow convert`: a checkpoint's weights in another of the published layouts.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use hermesflow_models::showo::config::{self, MagvitConfig, ShowoConfig};
+use hermesflow_models::showo::{Magvit, check_showo};
+use hermesflow_models::{DType, Device, FileFormat, Weights};
+use serde_json::Value;
+
+use crate::config::DTypeName;
+use crate::hub::{Hub, Parts};
+use crate::progress::Progress;
+
+/// Write a checkpoint in another layout: safetensors or .bin, whole or sharded
+///
+/// Takes any checkpoint that the other commands take (a folder, a name on the hub, a checkpoint-{step} of a training
+/// run, the final model/): Show-o or its image tokenizer, pytorch_model.safetensors, model.safetensors,
+/// diffusion_pytorch_model.safetensors or pytorch_model.bin, whole or sharded. What is written has the original's names
+/// and configuration, so the original's Python code loads it with from_pretrained. Values stay as they are, bit for
+/// bit, unless --dtype says otherwise.
+///
+/// Examples:
+///   hermesflow convert models/show-o models/show-o-safetensors
+///   hermesflow convert runs/mine/train/model exported --format bin
+#[derive(Debug, clap::Args)]
+#[command(verbatim_doc_comment)]
+pub struct Args {
+    /// The checkpoint: a folder or a name such as showlab/show-o
+    source: String,
+
+    /// Where to write; a new or empty folder
+    target: PathBuf,
+
+    /// The layout
+    #[arg(long, value_enum, default_value_t = Format::Safetensors)]
+    format: Format,
+
+    /// The type of all floats; left out, they stay as they are
+    #[arg(long, value_parser = dtype, value_name = "f32|bf16|f16")]
+    dtype: Option<DTypeName>,
+}
+
+/// A published layout of weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Format {
+    /// One pytorch_model.safetensors
+    Safetensors,
+    /// Several of at most 2 GB with an index
+    Sharded,
+    /// One pytorch_model.bin
+    Bin,
+    /// Several .bin of at most 2 GB with an index
+    BinSharded,
+}
+
+/// The largest shard.
+const SHARD: u64 = 2_000_000_000;
+
+impl From<Format> for FileFormat {
+    fn from(format: Format) -> Self {
+        match format {
+            Format::Safetensors => Self::Safetensors,
+            Format::Sharded => Self::ShardedSafetensors(SHARD),
+            Format::Bin => Self::Bin,
+            Format::BinSharded => Self::ShardedBin(SHARD),
+        }
+    }
+}
+
+fn dtype(text: &str) -> Result<DTypeName> {
+    serde_yaml_ng::from_str(text).with_context(|| format!("{text:?} is none of f32, bf16, f16"))
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let progress = Progress::stderr();
+    let source = Hub::from_environment()?.model(&args.source, Some(Parts::Checkpoint), &progress)?;
+    ensure!(source.is_dir(), "{}: not a checkpoint's folder; give the folder with its config.json", source.display());
+    let occupied = args.target.exists() && std::fs::read_dir(&args.target)?.next().is_some();
+    ensure!(!occupied, "{}: is not empty; choose a new folder", args.target.display());
+    let weights = Weights::load_unchanged(&source, &Device::Cpu)?;
+    let configs = check(&source, &weights)?;
+    let mut temporary = args.target.clone().into_os_string();
+    temporary.push(".tmp");
+    let temporary = PathBuf::from(temporary);
+    if temporary.exists() {
+        std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
+    }
+    for file in configs {
+        let to = temporary.join(&file);
+        to.parent().map(std::fs::create_dir_all).transpose().with_context(|| to.display().to_string())?;
+        std::fs::copy(source.join(&file), &to).with_context(|| to.display().to_string())?;
+    }
+    progress.log(format!(
+        "convert: {} tensors, {:.2} GB",
+        weights.tensors().len(),
+        bytes(&weights, args.dtype.map(DType::from)) as f64 / 1e9
+    ));
+    weights.save_as(&temporary, args.format.into(), args.dtype.map(DType::from))?;
+    let _ = std::fs::remove_dir(&args.target); // an empty one
+    std::fs::rename(&temporary, &args.target).with_context(|| args.target.display().to_string())?;
+    println!("{}", args.target.display());
+    Ok(())
+}
+
+fn bytes(weights: &Weights, dtype: Option<DType>) -> usize {
+    let size = |tensor: &hermesflow_models::Tensor| {
+        let stored = dtype.filter(|_| tensor.dtype().is_float()).unwrap_or(tensor.dtype());
+        tensor.elem_count() * stored.size_in_bytes()
+    };
+    weights.tensors().values().map(size).sum()
+}
+
+/// Checks weights against the configuration beside them; the configuration files.
+fn check(folder: &Path, weights: &Weights) -> Result<Vec<PathBuf>> {
+    let path = folder.join("config.json");
+    let json: Value = config::read_json(&path)?;
+    match json.get("_class_name").and_then(Value::as_str) {
+        Some("MAGVITv2") => {
+            let config: MagvitConfig = config::read_json(&path)?;
+            config.validate(&path)?;
+            Magvit::new(weights, &config)?;
+            Ok(vec!["config.json".into()])
+        }
+        Some("Showo") | None => {
+            let config: ShowoConfig = config::read_json(&path)?;
+            config.validate(&path)?;
+            check_showo(folder, &config, weights)?;
+            let phi = Path::new(&config.llm_model_path).join("config.json");
+            let inside = phi.is_relative() && folder.join(&phi).is_file();
+            Ok([Some("config.json".into()), inside.then_some(phi)].into_iter().flatten().collect())
+        }
+        Some(class) => bail!("{}: class {class:?} is neither Showo nor MAGVITv2", path.display()),
+    }
+}
