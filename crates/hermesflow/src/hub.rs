@@ -212,6 +212,19 @@ impl Hub {
         Ok(self.cached(&name, parts.or(name.known().map(|known| known.parts))))
     }
 
+    /// Said of a model that is not there, and whether it can be fetched when it is needed.
+    pub fn absent(&self, model: &str) -> (bool, String) {
+        let known = KNOWN.iter().find(|known| known.name == model.split('@').next().unwrap_or(model));
+        let size = known.map_or_else(String::new, |known| format!(" (about {})", known.size));
+        if self.offline {
+            return (false, format!("{model}{size} is not in the cache, and HF_HUB_OFFLINE forbids to download it"));
+        }
+        (
+            true,
+            format!("{model}{size} is not in the cache and will be downloaded; `hermesflow fetch {model}` does it now"),
+        )
+    }
+
     /// The snapshot of a model that has all it needs.
     fn cached(&self, name: &Name, parts: Option<Parts>) -> Option<PathBuf> {
         let folder = self.cache.join(name.folder());

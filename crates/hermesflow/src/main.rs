@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, convert, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run,
-    scenes, train, verify,
+    answer, ask, caption, controls, convert, demo, doctor, eval, fetch, imagine, judge, pair, pretrain, random_model,
+    run, scenes, train, verify,
 };
 
 /// Said where something is our fault.
@@ -54,6 +54,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Run(run::Args),
+    Doctor(doctor::Args),
     Scenes(scenes::Args),
     Caption(caption::Args),
     Imagine(imagine::Args),
@@ -103,6 +104,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
+        Command::Doctor(args) => doctor::run(args),
         Command::Scenes(args) => scenes::run(args),
         Command::Caption(args) => caption::run(args),
         Command::Imagine(args) => imagine::run(args),

@@ -18,10 +18,18 @@ use crate::model::{ImagineJob, ImagineOptions};
 
 /// Images that are denoised as one batch.
 const BATCH: usize = 32;
+/// Tokens that go through the decoder at once, at most, unless one image has more.
+const BATCH_TOKENS: usize = 8192;
+
+/// Images that are denoised as one batch: what the memory of a pass allows.
+pub fn batch(config: &ShowoConfig, options: &ImagineOptions) -> usize {
+    let passes = if options.guidance == 0.0 { 1 } else { 2 };
+    (BATCH_TOKENS / (passes * (config.num_vq_tokens + 2))).clamp(1, BATCH)
+}
 
 /// Codes of one image per job.
 pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
-    let batches: Vec<&[ImagineJob]> = jobs.chunks(BATCH).collect();
+    let batches: Vec<&[ImagineJob]> = jobs.chunks(batch(&model.config, options)).collect();
     let images = parallel::map(model.is_small(), &batches, |jobs| imagine_batch(model, jobs, options));
     Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
@@ -78,8 +86,7 @@ impl<'a> Denoiser<'a> {
             None => packed.push(text, 0, vec![], true),
         });
         let prefix_rows = packed.ids.len();
-        let passes = if uncond.is_some() { 2 } else { 1 };
-        let cache = phi.cache(prefix_rows + passes * texts.len() * (config.num_vq_tokens + 2))?;
+        let cache = phi.cache(prefix_rows)?;
         let placement = Placement::Rows(0);
         phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), Some((&cache, &placement)))?;
         Ok(Self { phi, config, frames, cache, prefixes, uncond, prefix_rows })
@@ -123,7 +130,7 @@ impl<'a> Denoiser<'a> {
         if let Some(prefix) = &self.uncond {
             images.iter().for_each(|image| add(image, prefix));
         }
-        // Keys of this step follow the prefixes in the cache.
+        // Keys of this step stand behind the prefixes.
         let segments: Arc<[Segment]> = packed
             .segments
             .iter()
@@ -132,13 +139,9 @@ impl<'a> Denoiser<'a> {
                 Segment { own, ..segment.clone() }
             })
             .collect();
-        let placement = Placement::Rows(self.prefix_rows);
-        let hidden = self.phi.forward(
-            self.phi.embed(&packed.ids)?,
-            &packed.positions,
-            &segments,
-            Some((&self.cache, &placement)),
-        )?;
+        let embedded = self.phi.embed(&packed.ids)?;
+        let hidden =
+            self.phi.forward(embedded, &packed.positions, &segments, Some((&self.cache, &Placement::Behind)))?;
         let offset = self.config.image_offset() as usize;
         let logits = self.phi.logits(&ops::gather_rows(&hidden, &rows)?, Some(offset..offset + codebook))?;
         let mut logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;

@@ -12,9 +12,17 @@ use image::RgbImage;
 use super::config::{Levels, MagvitConfig};
 use crate::{Error, Result};
 
-/// Pictures that go through the convolutions as one batch.
+/// Pictures that go through the convolutions as one batch, if they have no more than 256² pixels.
 const BATCH: usize = 4;
+const BATCH_PIXELS: usize = BATCH * 256 * 256;
+
+/// Pictures of `pixels` pixels each that go through the convolutions as one batch.
+pub fn batch(pixels: usize) -> usize {
+    (BATCH_PIXELS / pixels.max(1)).clamp(1, BATCH)
+}
 const NORM_EPS: f64 = 1e-6;
+/// Endings of names that a checkpoint may have beside the parameters.
+pub(super) const IGNORED: &[&str] = &["quantize.embedding", "quantize.power_vals"];
 const SAME: Padding = Padding { top: 1, bottom: 1, left: 1, right: 1 };
 const NONE: Padding = Padding { top: 0, bottom: 0, left: 0, right: 0 };
 const DOWN: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
@@ -326,7 +334,7 @@ impl Magvit {
     /// # Errors
     /// Lists what is missing, unexpected or mis-shaped.
     pub fn new(weights: &Weights, config: &MagvitConfig) -> Result<Self> {
-        weights.check(&Self::parameter_shapes(config)?, &["quantize.embedding", "quantize.power_vals"])?;
+        weights.check(&Self::parameter_shapes(config)?, IGNORED)?;
         let source = Source::Load(weights);
         let probe = weights.get("encoder.conv_in.bias", &[config.encoder().channels[0]])?;
         Ok(Self {
@@ -439,7 +447,8 @@ impl Magvit {
     /// # Errors
     /// When the pictures differ in size.
     pub fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
-        let chunks: Vec<&[RgbImage]> = images.chunks(BATCH).collect();
+        let pixels = images.first().map_or(0, |image| (image.width() * image.height()) as usize);
+        let chunks: Vec<&[RgbImage]> = images.chunks(batch(pixels)).collect();
         let codes = parallel::map(self.small, &chunks, |chunk| self.quantize(&self.encode(&self.pixels(chunk)?)?));
         Ok(codes.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
@@ -449,7 +458,8 @@ impl Magvit {
     /// # Errors
     /// When the codes are not square or outside the codebook.
     pub fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
-        let chunks: Vec<&[Vec<u32>]> = codes.chunks(BATCH).collect();
+        let pixels = codes.first().map_or(0, Vec::len) * self.config.downsampling().pow(2);
+        let chunks: Vec<&[Vec<u32>]> = codes.chunks(batch(pixels)).collect();
         let images = parallel::map(self.small, &chunks, |chunk| self.decode_chunk(chunk));
         Ok(images.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }

@@ -2,6 +2,7 @@
 //! tokenizer.
 
 pub mod config;
+pub mod cost;
 pub mod imagine;
 pub mod log_probs;
 pub mod magvit;
@@ -16,7 +17,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use hermesflow_nn::parallel;
-use hermesflow_nn::weights::Weights;
+use hermesflow_nn::weights::{self, Weights};
 use image::RgbImage;
 
 pub use config::{MagvitConfig, PhiConfig, ShowoConfig};
@@ -73,16 +74,7 @@ impl Showo {
     ) -> Result<Self> {
         config.validate(weights.origin())?;
         phi_config.validate(weights.origin())?;
-        let bits = vq.config().z_channels;
-        if 1usize << bits != config.codebook_size {
-            let message = format!(
-                "the image tokenizer has {bits} bits ({} codes), the model codebook_size {}; use the pair that \
-                 was trained together",
-                1usize << bits,
-                config.codebook_size
-            );
-            return Err(Error::config(weights.origin(), message));
-        }
+        check_bits(&config, vq.config(), weights.origin())?;
         let phi = Phi::new(&weights, &config, &phi_config)?;
         let frames = Frames::new(&config, tokenizer.special);
         Ok(Self { config, phi_config, weights, phi, tokenizer, vq, frames })
@@ -217,6 +209,60 @@ pub fn read_configs(showo: &Path) -> Result<(ShowoConfig, PhiConfig)> {
     config.validate(&file)?;
     let phi = config::read_phi_config(showo, &config)?;
     Ok((config, phi))
+}
+
+/// The configurations of a checkpoint whose files fit each other.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// Of the model.
+    pub showo: ShowoConfig,
+    /// Of its decoder.
+    pub phi: PhiConfig,
+    /// Of its image tokenizer.
+    pub vq: MagvitConfig,
+}
+
+impl Facts {
+    /// The side of its pictures in pixels.
+    pub fn resolution(&self) -> usize {
+        self.showo.grid_side() * self.vq.downsampling()
+    }
+}
+
+/// Checks the files of a checkpoint against each other by their headers; no weights are read.
+///
+/// # Errors
+/// Names the file that is missing, broken or does not fit.
+pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
+    let (config, phi) = read_configs(showo)?;
+    let file = vq.join("config.json");
+    let magvit: MagvitConfig = config::read_json(&file)?;
+    magvit.validate(&file)?;
+    check_bits(&config, &magvit, showo)?;
+    ShowoTokenizer::load(tokenizer, &config)?;
+    for (folder, expected, ignored) in [
+        (showo, phi::parameter_shapes(&config, &phi), phi::IGNORED),
+        (vq, Magvit::parameter_shapes(&magvit)?, magvit::IGNORED),
+    ] {
+        let found: Vec<_> = weights::entries(folder)?.into_iter().map(|entry| (entry.name, entry.shape)).collect();
+        weights::check(folder, &found, &expected, ignored)?;
+    }
+    Ok(Facts { showo: config, phi, vq: magvit })
+}
+
+/// Checks that an image tokenizer's codes are those of a model.
+fn check_bits(config: &ShowoConfig, vq: &MagvitConfig, origin: &Path) -> Result<()> {
+    let bits = vq.z_channels;
+    if 1usize << bits != config.codebook_size {
+        let message = format!(
+            "the image tokenizer has {bits} bits ({} codes), the model codebook_size {}; use the pair that was trained \
+             together",
+            1usize << bits,
+            config.codebook_size
+        );
+        return Err(Error::config(origin, message));
+    }
+    Ok(())
 }
 
 /// Checks the weights of a checkpoint folder against its configurations.

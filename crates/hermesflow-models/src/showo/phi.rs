@@ -13,6 +13,9 @@ use hermesflow_nn::weights::{Scope, Weights};
 use super::config::{PhiConfig, ShowoConfig};
 use crate::Result;
 
+/// Endings of names that a checkpoint may have beside the parameters.
+pub(super) const IGNORED: &[&str] = &["rotary_emb.inv_freq"];
+
 /// Names and shapes of all parameters.
 pub fn parameter_shapes(showo: &ShowoConfig, phi: &PhiConfig) -> Vec<(String, Vec<usize>)> {
     let (vocab, hidden, mlp, head) = (showo.vocab_size, phi.hidden_size, phi.intermediate_size, phi.head_dim());
@@ -106,6 +109,8 @@ pub enum Placement {
         /// The row within each region.
         column: usize,
     },
+    /// Behind the cache's rows, for this pass only: nothing is kept.
+    Behind,
 }
 
 /// Keys and values of earlier tokens, per layer `[rows, heads, head_dim]`.
@@ -117,6 +122,9 @@ pub struct KvCache {
 impl KvCache {
     fn store(&self, layer: usize, keys: &Tensor, values: &Tensor, placement: &Placement) -> Result<(Tensor, Tensor)> {
         let (k, v) = &self.layers[layer];
+        if matches!(placement, Placement::Behind) {
+            return Ok((Tensor::cat(&[k, keys], 0)?, Tensor::cat(&[v, values], 0)?));
+        }
         for (cache, new) in [(k, keys), (v, values)] {
             let (_, heads, head_dim) = new.dims3()?;
             match placement {
@@ -126,6 +134,7 @@ impl KvCache {
                         cache.slice_set(&new.narrow(0, first, count)?, 0, row)?;
                     }
                 }
+                Placement::Behind => {}
                 Placement::Column { start, samples, size, column } => {
                     let regions =
                         cache.narrow(0, *start, samples * size)?.reshape((*samples, *size, heads * head_dim))?;
@@ -154,7 +163,7 @@ impl Phi {
     /// # Errors
     /// Lists what is missing, unexpected or mis-shaped.
     pub fn new(weights: &Weights, showo: &ShowoConfig, config: &PhiConfig) -> Result<Self> {
-        weights.check(&parameter_shapes(showo, config), &["rotary_emb.inv_freq"])?;
+        weights.check(&parameter_shapes(showo, config), IGNORED)?;
         let root = weights.scope("showo");
         let model = root.pp("model");
         let (vocab, hidden) = (showo.vocab_size, config.hidden_size);
@@ -198,6 +207,11 @@ impl Phi {
     /// When an id is outside the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         Ok(ops::embedding(&self.embed_tokens, ids)?)
+    }
+
+    /// Bytes of a cache per row.
+    pub fn cache_bytes_per_row(&self) -> usize {
+        2 * self.blocks.len() * self.config.hidden_size * self.activations().size_in_bytes()
     }
 
     /// An empty cache of `rows` rows.

@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::weights::Weights;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
@@ -34,7 +35,7 @@ pub fn random_showo(showo: &ShowoConfig, phi: &PhiConfig, seed: u64, device: &De
             } else {
                 let scaled = name.ends_with("dense.weight") || name.ends_with("fc2.weight");
                 let deviation = if scaled { residual } else { 0.02 };
-                (0..count).map(|_| (normal(&mut random) * deviation) as f32).collect()
+                normals(&mut random, count, deviation)
             };
             Ok((name, Tensor::from_vec(values, shape, device)?))
         })
@@ -67,6 +68,22 @@ pub fn random_magvit(config: &MagvitConfig, seed: u64, device: &Device) -> Resul
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Weights::from_tensors(tensors, "random image tokenizer"))
+}
+
+/// Normal numbers, the same however many threads draw them: each begins where its share of the stream does.
+fn normals(random: &mut ChaCha8Rng, count: usize, deviation: f64) -> Vec<f32> {
+    const SHARE: usize = 1 << 16;
+    /// Words of the stream behind one number: two of 64 bits.
+    const WORDS: u128 = 4;
+    let start = random.get_word_pos();
+    let mut values = vec![0f32; count];
+    values.par_chunks_mut(SHARE).enumerate().for_each(|(share, values)| {
+        let mut random = random.clone();
+        random.set_word_pos(start + WORDS * (share * SHARE) as u128);
+        values.iter_mut().for_each(|value| *value = (normal(&mut random) * deviation) as f32);
+    });
+    random.set_word_pos(start + WORDS * count as u128);
+    values
 }
 
 fn normal(random: &mut ChaCha8Rng) -> f64 {
@@ -156,4 +173,17 @@ pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights, hardness: f
         + (commitment.affine(weights.commitment, 0.0)? - bit_entropy.affine(weights.entropy, 0.0)?)?)?;
     debug_assert_eq!(total.dtype(), DType::F32);
     Ok(VqLoss { total, reconstruction, commitment, bit_entropy })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn normals_are_one_stream() {
+        let (mut together, mut apart) = (ChaCha8Rng::seed_from_u64(3), ChaCha8Rng::seed_from_u64(3));
+        let all = [normals(&mut together, 70_001, 0.5), normals(&mut together, 5, 0.5)].concat();
+        let one_by_one: Vec<f32> = (0..all.len()).map(|_| (normal(&mut apart) * 0.5) as f32).collect();
+        assert_eq!(all, one_by_one);
+    }
 }

@@ -22,15 +22,31 @@ use crate::model::{Reply, ReplyRequest, Sampling};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 64;
+/// Bytes of a batch's cache, at most, unless one image needs more.
+const CACHE: usize = 2 << 30;
 
 /// Replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
-    let replies: usize = images.iter().map(|(_, requests)| requests.len()).sum();
-    // Batches of nearly the same number of images.
-    let batches = replies.div_ceil(BATCH).max(1);
-    let batches: Vec<_> = images.chunks(images.len().div_ceil(batches).max(1)).collect();
+    let most = |of: fn(&(&[u32], &[ReplyRequest])) -> usize| images.iter().map(of).max().unwrap_or(0);
+    let (replies, rows) =
+        (most(|(_, requests)| requests.len()), most(|(image, requests)| cached_rows(image, requests)));
+    let together = images_together(images.len(), replies, rows, model.phi.cache_bytes_per_row());
+    let batches: Vec<_> = images.chunks(together).collect();
     let replies = parallel::map(model.is_small(), &batches, |images| reply_batch(model, images));
     Ok(replies.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// Images whose replies advance as one batch, of `images` with `replies` replies and `rows` rows of the cache each:
+/// batches of nearly the same number.
+pub(super) fn images_together(images: usize, replies: usize, rows: usize, bytes_per_row: usize) -> usize {
+    let batches = (images * replies).div_ceil(BATCH).max((images * rows * bytes_per_row).div_ceil(CACHE)).max(1);
+    images.div_ceil(batches).max(1)
+}
+
+/// About how many rows the replies about an image take in a cache.
+fn cached_rows(image: &[u32], requests: &[ReplyRequest]) -> usize {
+    let longest = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
+    image.len() + requests.len() * longest
 }
 
 fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {

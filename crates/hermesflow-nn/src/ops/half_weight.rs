@@ -10,8 +10,10 @@ use rayon::prelude::*;
 
 use super::raw::{Operand, Shared, elements, product};
 
-/// Weight elements that are widened at a time, about what a core's cache holds.
+/// Weight elements that are widened at a time for few rows, about what a core's cache holds.
 const BLOCK: usize = 1 << 17;
+/// And for many, whose packing must not be repeated often.
+const LARGE_BLOCK: usize = 1 << 20;
 /// Up to so many rows go through the transposed product, as in [`super::linear`].
 const FEW: usize = 192;
 
@@ -74,7 +76,8 @@ impl HalfLinear {
         let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
         let mut y = vec![0f32; n * out];
         let target = Shared(y.as_mut_ptr());
-        let lines = (BLOCK / input.max(1)).clamp(1, out.max(1));
+        let block = if n <= FEW { BLOCK } else { LARGE_BLOCK };
+        let lines = (block / input.max(1)).clamp(1, out.max(1));
         (0..out.div_ceil(lines)).into_par_iter().for_each_init(Vec::new, |scratch, block| {
             let (first, lines) = (block * lines, lines.min(out - block * lines));
             let few = n <= FEW;

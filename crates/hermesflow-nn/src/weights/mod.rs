@@ -175,34 +175,10 @@ impl Weights {
     /// Checks names and shapes against what a configuration asks for.
     ///
     /// # Errors
-    /// Lists everything missing, unexpected and mis-shaped (names in `ignored` may be present).
+    /// Lists everything missing, unexpected and mis-shaped (names that end in one of `ignored` may be present).
     pub fn check(&self, expected: &[(String, Vec<usize>)], ignored: &[&str]) -> Result<(), Error> {
-        let mut faults = Vec::new();
-        let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
-        for (name, shape) in expected {
-            match self.tensors.get(name) {
-                None => faults.push(format!("missing {name} {shape:?}")),
-                Some(tensor) if tensor.dims() != shape.as_slice() => {
-                    faults.push(format!("{name} has shape {:?}, the configuration asks for {shape:?}", tensor.dims()));
-                }
-                Some(_) => {}
-            }
-        }
-        for name in self.tensors.keys() {
-            if !known.contains(name.as_str()) && !ignored.iter().any(|end| name.ends_with(end)) {
-                faults.push(format!("unexpected {name}"));
-            }
-        }
-        if faults.is_empty() {
-            return Ok(());
-        }
-        let more = faults.len().saturating_sub(8);
-        faults.truncate(8);
-        let mut message = faults.join("; ");
-        if more > 0 {
-            message.push_str(&format!("; and {more} more"));
-        }
-        Err(Error::Mismatch { path: self.origin.clone(), message })
+        let found: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
+        check(&self.origin, &found, expected, ignored)
     }
 
     /// The tensor `name`, which must have this shape.
@@ -242,6 +218,45 @@ impl Weights {
         let tensors: Vec<(&str, &Tensor)> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         write::save_as(folder, &tensors, format, dtype)
     }
+}
+
+/// Checks the names and shapes that were found against those that a configuration asks for; `path` is named.
+///
+/// # Errors
+/// Lists everything missing, unexpected and mis-shaped (names that end in one of `ignored` may be present).
+pub fn check(
+    path: &Path,
+    found: &[(String, Vec<usize>)],
+    expected: &[(String, Vec<usize>)],
+    ignored: &[&str],
+) -> Result<(), Error> {
+    let mut faults = Vec::new();
+    let there: BTreeMap<&str, &Vec<usize>> = found.iter().map(|(name, shape)| (name.as_str(), shape)).collect();
+    let known: BTreeSet<&str> = expected.iter().map(|(name, _)| name.as_str()).collect();
+    for (name, shape) in expected {
+        match there.get(name.as_str()) {
+            None => faults.push(format!("missing {name} {shape:?}")),
+            Some(found) if *found != shape => {
+                faults.push(format!("{name} has shape {found:?}, the configuration asks for {shape:?}"));
+            }
+            Some(_) => {}
+        }
+    }
+    for name in there.keys() {
+        if !known.contains(name) && !ignored.iter().any(|end| name.ends_with(end)) {
+            faults.push(format!("unexpected {name}"));
+        }
+    }
+    if faults.is_empty() {
+        return Ok(());
+    }
+    let more = faults.len().saturating_sub(8);
+    faults.truncate(8);
+    let mut message = faults.join("; ");
+    if more > 0 {
+        message.push_str(&format!("; and {more} more"));
+    }
+    Err(Error::Mismatch { path: path.to_path_buf(), message })
 }
 
 /// [`Weights`] below a prefix.

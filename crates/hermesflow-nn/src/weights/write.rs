@@ -114,8 +114,11 @@ pub(super) fn save_safetensors<'a>(
     let metadata = Some(HashMap::from([("format".to_string(), "pt".to_string())]));
     let views: BTreeMap<&str, Stored> = tensors.map(|(name, tensor)| (name, Stored { tensor, dtype })).collect();
     let temporary = temporary(path);
-    safetensors::serialize_to_file(views, metadata, &temporary).map_err(broken)?;
     let io = |source| Error::Io { path: path.to_path_buf(), source };
+    // The library makes files that nobody else may read; a model gets the permissions of any other file.
+    let permissions = File::create(&temporary).and_then(|file| file.metadata()).map_err(io)?.permissions();
+    safetensors::serialize_to_file(views, metadata, &temporary).map_err(broken)?;
+    std::fs::set_permissions(&temporary, permissions).map_err(io)?;
     File::open(&temporary).and_then(|file| file.sync_all()).map_err(io)?;
     std::fs::rename(&temporary, path).map_err(io)
 }

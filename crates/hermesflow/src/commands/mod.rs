@@ -7,6 +7,7 @@ pub mod caption;
 pub mod controls;
 pub mod convert;
 pub mod demo;
+pub mod doctor;
 pub mod eval;
 pub mod fetch;
 pub mod imagine;

@@ -1,0 +1,379 @@
+//! `hermesflow doctor`: everything that a run will need, checked in seconds; what it will cost.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
+use hermesflow_models::DType;
+use hermesflow_models::showo::check_files;
+use hermesflow_models::showo::cost::{self, Cost, Sizes};
+use hermesflow_records::InitialRecord;
+use rayon::prelude::*;
+use sysinfo::{Disks, System};
+
+use super::ConfigArgs;
+use crate::config::{EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ObjectiveName, PHI, RunConfig, Similarity, Writer};
+use crate::hub::{Hub, Parts};
+use crate::layout::RunLayout;
+use crate::pictures::Pictures;
+use crate::progress::{Progress, brief};
+use crate::{files, models};
+
+/// Check everything that a run will need, and say what it will cost
+///
+/// Looks at the records and the header of every picture, the checkpoint's files and whether they fit each other and the
+/// configuration, the judges' models, the free disk and the memory; loads no weights and downloads nothing. Then it
+/// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
+/// about how long. Exits with 1 if something stands in the way.
+///
+/// Example: hermesflow doctor configs/paper.yaml data.root=datasets/mine model.dtype=bf16
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let config = args.config.load()?;
+    let layout = RunLayout::new(&config, 1);
+    let mut findings = Findings::default();
+    let records = findings.records(&config, &layout);
+    findings.judges(&config)?;
+    let sizes = findings.model(&config)?;
+    if let Some(sizes) = &sizes {
+        let stages = stages(&config, sizes, records);
+        findings.memory(&stages);
+        findings.disk(&config, &layout, sizes, records);
+        findings.print();
+        println!("{}", costs(&config, sizes, &stages, records)?);
+    } else {
+        findings.print();
+    }
+    anyhow::ensure!(!findings.blocked(), "this run cannot go through as it is; see the lines marked ✗ above");
+    Ok(())
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Note,
+    Blocks,
+}
+
+/// What was found, in order.
+#[derive(Debug, Default)]
+struct Findings(Vec<(Verdict, &'static str, String)>);
+
+impl Findings {
+    fn add(&mut self, verdict: Verdict, what: &'static str, text: impl Into<String>) {
+        self.0.push((verdict, what, text.into()));
+    }
+
+    fn blocked(&self) -> bool {
+        self.0.iter().any(|(verdict, _, _)| *verdict == Verdict::Blocks)
+    }
+
+    fn print(&self) {
+        for (verdict, what, text) in &self.0 {
+            let mark = match verdict {
+                Verdict::Good => "✓",
+                Verdict::Note => "!",
+                Verdict::Blocks => "✗",
+            };
+            println!("{mark} {what:<9} {text}");
+        }
+    }
+
+    /// The records and the headers of their pictures; how many records there will be.
+    fn records(&mut self, config: &RunConfig, layout: &RunLayout) -> usize {
+        let path = layout.initial_data();
+        if let (false, Some(scenes)) = (path.is_file(), config.data.scenes) {
+            self.add(Verdict::Good, "records", format!("{} scenes will be drawn", scenes.records));
+            return scenes.records;
+        }
+        let records = match files::initial_data(&path) {
+            Ok(records) => records,
+            Err(error) => {
+                self.add(Verdict::Blocks, "records", format!("{error:#}"));
+                return 0;
+            }
+        };
+        self.add(Verdict::Good, "records", format!("{} in {}", records.len(), path.display()));
+        let pictures = Pictures::new(layout.data(), 1);
+        let broken = |record: &InitialRecord| {
+            let fault = pictures.find(record.img_path.as_ref()).and_then(|path| header(&path)).err()?;
+            Some(format!("record {}: {fault:#}", record.id))
+        };
+        let broken: Vec<String> = records.par_iter().filter_map(broken).collect();
+        match broken.first() {
+            None => self.add(Verdict::Good, "pictures", format!("{} can be read by their headers", records.len())),
+            Some(first) if broken.len() == records.len() => {
+                let text = format!("none of {} can be read; is data.root right? The first: {first}", records.len());
+                self.add(Verdict::Blocks, "pictures", text);
+            }
+            Some(first) => {
+                let text = format!(
+                    "{} of {} cannot be read and will be skipped; the first: {first}",
+                    broken.len(),
+                    records.len()
+                );
+                self.add(Verdict::Note, "pictures", text);
+            }
+        }
+        records.len()
+    }
+
+    /// Whether a model is a path, in the cache, or to be fetched.
+    fn present(&mut self, what: &'static str, key: &str, name: &str, parts: Parts) -> Result<Option<PathBuf>> {
+        let hub = Hub::from_environment()?;
+        match hub.present(name, Some(parts)) {
+            Ok(Some(path)) => Ok(Some(path)),
+            Ok(None) => {
+                let (verdict, text) = hub.absent(name);
+                let verdict = if verdict { Verdict::Note } else { Verdict::Blocks };
+                self.add(verdict, what, format!("{key}: {text}"));
+                Ok(None)
+            }
+            Err(error) => {
+                self.add(Verdict::Blocks, what, format!("{key}: {error:#}"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn judges(&mut self, config: &RunConfig) -> Result<()> {
+        if config.train.objective == ObjectiveName::ContinuePretraining {
+            return Ok(());
+        }
+        let names = &config.judges;
+        let mut judges = Vec::new();
+        match config.pair.similarity {
+            Similarity::Bert => judges.push(("judges.bert", &names.bert)),
+            Similarity::Sbert => judges.push(("judges.sbert", &names.sbert)),
+            Similarity::Bertscore => judges.push(("judges.bertscore", &names.bertscore)),
+            Similarity::Auto | Similarity::Lexical => {}
+        }
+        if config.pair.judge == ImageJudge::Itself {
+            if config.answer.matcher == Matcher::Sbert {
+                judges.push(("judges.sbert", &names.sbert));
+            }
+            if config.ask.writer == Writer::Llama {
+                judges.push(("judges.llama", &names.llama));
+            }
+            if config.ask.filter == Filter::Unifiedqa {
+                judges.push(("judges.unifiedqa", &names.unifiedqa));
+            }
+        }
+        judges.dedup();
+        let mut there = Vec::new();
+        for (key, name) in &judges {
+            if self.present("judges", key, name, Parts::Text)?.is_some() {
+                there.push(name.as_str());
+            }
+        }
+        if judges.is_empty() {
+            self.add(Verdict::Good, "judges", "all inside this program");
+        } else if !there.is_empty() {
+            self.add(Verdict::Good, "judges", format!("{} there", there.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// The checkpoint's files by their headers, and its sizes.
+    fn model(&mut self, config: &RunConfig) -> Result<Option<Sizes>> {
+        let settings = &config.model;
+        if settings.showo == EMBEDDED {
+            let model = models::open(settings, &Progress::stderr())?;
+            self.add(Verdict::Good, "model", "the embedded one");
+            return Ok(Some(Sizes::new(model.config(), model.phi_config(), model.vq().config())?));
+        }
+        let (vq, tokenizer) = (settings.vq.as_deref().unwrap_or(MAGVIT), settings.tokenizer.as_deref().unwrap_or(PHI));
+        let showo = self.present("model", "model.showo", &settings.showo, Parts::Checkpoint)?;
+        let vq = self.present("model", "model.vq", vq, Parts::Checkpoint)?;
+        let tokenizer = self.present("model", "model.tokenizer", tokenizer, Parts::Tokenizer)?;
+        let (Some(showo), Some(vq), Some(tokenizer)) = (showo, vq, tokenizer) else { return Ok(None) };
+        let tokenizer = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer };
+        match check_files(&showo, &vq, &tokenizer) {
+            Ok(facts) => {
+                let sizes = Sizes::new(&facts.showo, &facts.phi, &facts.vq)?;
+                let text = format!(
+                    "{}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",
+                    showo.display(),
+                    sizes.parameters() as f64 / 1e9,
+                    facts.resolution(),
+                    facts.resolution(),
+                    facts.showo.num_vq_tokens,
+                    DType::from(settings.dtype),
+                );
+                self.add(Verdict::Good, "model", text);
+                Ok(Some(sizes))
+            }
+            Err(error) => {
+                self.add(Verdict::Blocks, "model", format!("{:#}", anyhow::Error::from(error)));
+                Ok(None)
+            }
+        }
+    }
+
+    /// Whether each stage fits the machine.
+    fn memory(&mut self, stages: &[Stage]) {
+        let system = System::new_with_specifics(
+            sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::everything()),
+        );
+        let (all, free) = (system.total_memory(), system.available_memory());
+        let least = stages.iter().map(|stage| stage.bytes).max().unwrap_or(0);
+        let over = |limit: u64| {
+            let names: Vec<String> = stages
+                .iter()
+                .filter(|stage| stage.bytes > limit)
+                .map(|stage| format!("{} ({})", stage.name, gigabytes(stage.bytes)))
+                .collect();
+            names.join(", ")
+        };
+        if least > all {
+            let text = format!(
+                "{} of memory are too little for {}; a smaller data.chunk, train.batch_size or imagine.images, or \
+                 model.dtype=bf16 needs less; the other stages run on this machine",
+                gigabytes(all),
+                over(all)
+            );
+            self.add(Verdict::Blocks, "memory", text);
+        } else if least > free {
+            let text = format!("{} of {} are free, {} needs more", gigabytes(free), gigabytes(all), over(free));
+            self.add(Verdict::Note, "memory", text);
+        } else {
+            let text = format!("{} at most, of {} that are free", gigabytes(least), gigabytes(free));
+            self.add(Verdict::Good, "memory", text);
+        }
+    }
+
+    /// Whether what a run writes fits the disks.
+    fn disk(&mut self, config: &RunConfig, layout: &RunLayout, sizes: &Sizes, records: usize) {
+        let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
+        let model = sizes.decoder_bytes(DType::F32);
+        // A checkpoint holds the model and both moments; one more stands there while the oldest goes.
+        let training = config.iterations as u64 * model * (1 + 3 * (config.train.keep as u64 + 1));
+        let disks = Disks::new_with_refreshed_list();
+        let mut needs: Vec<(PathBuf, u64, u64)> = Vec::new();
+        for (folder, bytes) in [(layout.data(), images), (config.output.as_path(), training)] {
+            let Some((mount, free)) = disk_of(&disks, folder) else { continue };
+            match needs.iter_mut().find(|(known, _, _)| *known == mount) {
+                Some((_, needed, _)) => *needed += bytes,
+                None => needs.push((mount, bytes, free)),
+            }
+        }
+        for (mount, needed, free) in needs {
+            let verdict = if needed > free { Verdict::Blocks } else { Verdict::Good };
+            let text = format!("{} of {} free on {}", gigabytes(needed), gigabytes(free), mount.display());
+            let remedy = if needed > free { "; train.keep=1 or another `output` needs less there" } else { "" };
+            self.add(verdict, "disk", format!("{text}{remedy}"));
+        }
+    }
+}
+
+/// Reads a picture's header.
+fn header(path: &Path) -> Result<()> {
+    let reader = image::ImageReader::open(path).and_then(image::ImageReader::with_guessed_format);
+    reader
+        .with_context(|| path.display().to_string())?
+        .into_dimensions()
+        .with_context(|| path.display().to_string())?;
+    Ok(())
+}
+
+/// About what a picture and its codes take: PNG makes a photograph half as large as it is.
+fn picture_bytes(sizes: &Sizes) -> u64 {
+    let side = sizes.resolution() as u64;
+    side * side * 3 / 2
+}
+
+/// The disk that holds a folder, or will: its mount point and what is free.
+fn disk_of(disks: &Disks, folder: &Path) -> Option<(PathBuf, u64)> {
+    let folder = std::path::absolute(folder).ok()?;
+    let holding = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
+    let disk = holding.max_by_key(|disk| disk.mount_point().components().count())?;
+    Some((disk.mount_point().to_owned(), disk.available_space()))
+}
+
+/// One stage of an iteration.
+#[derive(Debug)]
+struct Stage {
+    name: &'static str,
+    work: String,
+    bytes: u64,
+    operations: f64,
+}
+
+/// What the program needs besides weights and activations: itself, text tokenizer, allocator.
+const PROGRAM: u64 = 150_000_000;
+/// Tokens of a caption or a question, typically.
+const WORDS: usize = 30;
+/// Questions about a caption, typically.
+const QUESTIONS: usize = 8;
+
+/// The stages of one iteration with their peaks.
+fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
+    let weights = sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes() + PROGRAM;
+    let stage = |name: &'static str, work: String, cost: Cost| Stage {
+        name,
+        work,
+        bytes: weights + cost.bytes,
+        operations: cost.operations,
+    };
+    let chunk = config.data.chunk.min(records.max(1));
+    let chunks = records as f64 / chunk as f64;
+    let of_chunks = |cost: Cost| Cost { operations: cost.operations * chunks, ..cost };
+    let (candidates, images) = (config.caption.candidates.len(), config.imagine.images);
+    let caption = sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens);
+    let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.into());
+    let mut stages = vec![
+        stage("caption", format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
+        stage("imagine", format!("{records} captions × {images} images"), of_chunks(imagine)),
+    ];
+    if config.pair.judge == ImageJudge::Itself {
+        let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, config.answer.max_new_tokens.min(20)).times(records);
+        stages.push(stage("answer", format!("{records} × {images} images × about {QUESTIONS} questions"), answer));
+    }
+    let train = &config.train;
+    let step = sizes.train(train.batch_size, WORDS, train.masks_per_pair).times(train.steps * train.accumulation);
+    let mut trained = stage("train", format!("{} steps of {} pairs", train.steps, train.batch_size), step);
+    // The policy in f32 beside the model that plays, which is the reference.
+    trained.bytes += sizes.decoder_bytes(DType::F32);
+    stages.push(trained);
+    stages
+}
+
+/// The table of what the stages cost.
+fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) -> Result<String> {
+    let speed = cost::speed(&config.model.device()?)?;
+    let mut table = Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["stage", "work", "memory", "operations", "about"]);
+    for stage in stages {
+        let time = Duration::from_secs_f64((stage.operations / speed).min(1e15));
+        table.add_row([
+            stage.name.to_string(),
+            stage.work.clone(),
+            gigabytes(stage.bytes),
+            format!("{:.3} PFLOP", stage.operations / 1e15),
+            brief(time),
+        ]);
+    }
+    for column in 2..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let weights = gigabytes(sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes());
+    Ok(format!(
+        "\nOne iteration with {records} records at the {:.0} GFLOP/s that this machine reaches now; {weights} of each \
+         figure are weights. Replies that end early cost less; judges come on top.\n{table}",
+        speed / 1e9
+    ))
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
