@@ -1,10 +1,11 @@
 //! Replays recorded numbers against this build.
 //!
 //! A case is a folder: a model case (`case.json`, `trace.safetensors` and checkpoints in the published
-//! layout), `rules/`, `image/`, `tokenizer/`, or a scorer. Everything is read from the folder; nothing
+//! layout), a checkpoint with `logits.safetensors`, `rules/`, `image/`, `tokenizer/`, or a scorer. Everything is read from the folder; nothing
 //! here knows the numbers of a particular case.
 
 pub mod check;
+pub mod logits;
 pub mod model;
 pub mod others;
 mod pair_dpo;
@@ -60,6 +61,7 @@ impl Error {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Model,
+    Logits,
     Pairs,
     Questions,
     Image,
@@ -72,6 +74,9 @@ fn kinds(folder: &Path) -> Vec<Kind> {
     let mut kinds = Vec::new();
     if has("case.json") && has("trace.safetensors") {
         kinds.push(Kind::Model);
+    }
+    if has(logits::FILE) {
+        kinds.push(Kind::Logits);
     }
     if has("pairs.json") {
         kinds.push(Kind::Pairs);
@@ -103,6 +108,7 @@ pub fn verify(path: &Path, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>>
         let mut report = Report::new(name);
         let outcome = match kind {
             Kind::Model => model::replay(folder, &mut report),
+            Kind::Logits => logits::replay(folder, &mut report),
             Kind::Pairs => rules::replay(folder, &mut report),
             Kind::Questions => questions::replay(folder, &mut report),
             Kind::Image => others::images(folder, &mut report),

@@ -8,6 +8,17 @@
 /// Partial results of a reduction.
 pub(crate) const LANES: usize = 16;
 
+/// Whether the environment leaves an instruction set to us: `HERMESFLOW_CPU` names those to do without, such as
+/// `no-avx512,no-bf16`, so that the code for other machines can be tried on this one.
+pub(crate) fn allowed(set: &str) -> bool {
+    static FORBIDDEN: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
+    let forbidden = FORBIDDEN.get_or_init(|| {
+        let named = std::env::var("HERMESFLOW_CPU").unwrap_or_default();
+        named.split(',').filter_map(|name| name.trim().strip_prefix("no-").map(str::to_owned)).collect()
+    });
+    !forbidden.iter().any(|name| name == set)
+}
+
 /// Declares functions whose body is compiled once per instruction set.
 macro_rules! vectorised {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
@@ -30,7 +41,8 @@ macro_rules! vectorised {
                 fn avx2($($arg: $type),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                if std::arch::is_x86_feature_detected!("avx512f")
+                if $crate::ops::simd::allowed("avx512")
+                    && std::arch::is_x86_feature_detected!("avx512f")
                     && std::arch::is_x86_feature_detected!("avx512bw")
                     && std::arch::is_x86_feature_detected!("avx512vl")
                     && std::arch::is_x86_feature_detected!("avx512dq")
@@ -40,7 +52,8 @@ macro_rules! vectorised {
                     // SAFETY: the instruction sets were just detected.
                     return unsafe { avx512($($arg),*) };
                 }
-                if std::arch::is_x86_feature_detected!("avx2")
+                if $crate::ops::simd::allowed("avx2")
+                    && std::arch::is_x86_feature_detected!("avx2")
                     && std::arch::is_x86_feature_detected!("fma")
                 {
                     // SAFETY: the instruction sets were just detected.

@@ -1,5 +1,6 @@
 //! Matrices held in 16 bits (bf16 or f16) under activations in f32, on the CPU: the memory of a model halves, and
-//! with it the traffic that bounds decoding. Every block of a weight is widened once per product, into the cache.
+//! with it the traffic that bounds decoding. Where the CPU multiplies bf16 (AVX512-BF16), activations are rounded to it
+//! and it does; elsewhere every block of a weight is widened once per product, into the cache.
 //!
 //! For frozen weights only: there is no backward pass, and asking for one is an error, not a cut.
 
@@ -9,6 +10,8 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::raw::{Operand, Shared, elements, product};
+
+mod brain;
 
 /// Weight elements that are widened at a time for few rows, about what a core's cache holds.
 const BLOCK: usize = 1 << 17;
@@ -73,6 +76,9 @@ struct HalfLinear;
 
 impl HalfLinear {
     fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+        if let (Half::Brain(weight), true) = (weight, brain::available()) {
+            return brain::linear(x, weight, bias, input);
+        }
         let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
         let mut y = vec![0f32; n * out];
         let target = Shared(y.as_mut_ptr());
@@ -168,6 +174,23 @@ mod tests {
     use crate::ops;
     use candle_core::{DType, Tensor, Var};
 
+    fn rounded(x: &Tensor) -> Tensor {
+        x.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap()
+    }
+
+    #[test]
+    fn a_row_is_the_same_in_any_batch() {
+        let (x, w) = (normal(&[17, 300]), normal(&[45, 300]).to_dtype(DType::BF16).unwrap());
+        let together = ops::linear(&x, &w, None).unwrap();
+        for row in 0..17 {
+            let alone = ops::linear(&x.narrow(0, row, 1).unwrap(), &w, None).unwrap();
+            assert!(
+                distance(&together.narrow(0, row, 1).unwrap(), &alone)
+                    <= if super::brain::available() { 0.0 } else { 1e-5 }
+            );
+        }
+    }
+
     fn distance(a: &Tensor, b: &Tensor) -> f32 {
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
@@ -175,8 +198,10 @@ mod tests {
     #[test]
     fn agrees_with_the_widened_weight() {
         for dtype in [DType::BF16, DType::F16] {
-            for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 640, 700), (210, 7, 33), (300, 512, 1030)] {
+            for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 640, 700), (210, 7, 33), (300, 2112, 70)] {
                 let (x, w, b) = (normal(&[n, input]), normal(&[out, input]).to_dtype(dtype).unwrap(), normal(&[out]));
+                // What a bf16 product sees, where the CPU has one.
+                let x = if dtype == DType::BF16 { rounded(&x) } else { x };
                 let wide = w.to_dtype(DType::F32).unwrap();
                 let near = |bias: Option<&Tensor>| {
                     let (y, plain) = (ops::linear(&x, &w, bias).unwrap(), ops::linear(&x, &wide, bias).unwrap());
