@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::Weights;
 use hermesflow_models::showo::Showo;
+use hermesflow_models::{UnifiedModel, Weights};
 
 use crate::config::{EMBEDDED, ModelSettings, Reference, RunConfig};
 use crate::layout::RunLayout;
@@ -12,8 +12,14 @@ use crate::layout::RunLayout;
 /// The model that a run begins with.
 ///
 /// # Errors
-/// Names the file that is missing, broken or does not fit.
+/// Names the file that is missing, broken or does not fit, or the number of `model.expect` that it does not have.
 pub fn open(settings: &ModelSettings) -> Result<Showo> {
+    let model = load(settings)?;
+    settings.expect.check(&settings.showo, model.config(), model.resolution())?;
+    Ok(model)
+}
+
+fn load(settings: &ModelSettings) -> Result<Showo> {
     let device = settings.device()?;
     let dtype = settings.dtype.into();
     if settings.showo == EMBEDDED {
