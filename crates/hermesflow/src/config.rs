@@ -312,7 +312,7 @@ impl RunConfig {
             .with_context(|| format!("{}: cannot read the configuration", path.display()))?;
         let (config, warnings) = Self::read(&text, overrides).with_context(|| path.display().to_string())?;
         for warning in warnings {
-            eprintln!("WARNING: {}: {warning}", path.display());
+            eprintln!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));
         }
         Ok(config)
     }

@@ -41,12 +41,12 @@ impl Workshop {
         command.output().unwrap()
     }
 
-    /// What a command that succeeds says on stderr.
+    /// What a command that succeeds says on stderr, as one line.
     fn succeeds(&self, arguments: &[&str], more: &[String]) -> String {
         let output = self.hermesflow(arguments, more);
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success(), "{arguments:?}: {said}");
-        said
+        said.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 
     /// The overrides that put the checkpoint of this folder in the place of the published one.

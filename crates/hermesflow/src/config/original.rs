@@ -20,7 +20,11 @@ mod reader;
 mod references;
 #[cfg(test)]
 mod tests;
+mod training;
 mod translation;
+
+/// Columns of a warning.
+const COLUMNS: usize = 100;
 
 /// Sections that the original's files have and ours have not.
 const SECTIONS: [&str; 6] = ["wandb", "experiment", "dataset", "optimizer", "lr_scheduler", "training"];
@@ -198,4 +202,18 @@ fn fit_spelling(out: &mut Value) -> Option<String> {
     }
     overrides::set(out, "data.root", other.to_str()?.into()).ok()?;
     Some(format!("{} does not exist; the data root is {}", written.display(), other.display()))
+}
+
+/// A paragraph in lines of [`COLUMNS`], all but the first indented.
+pub fn wrapped(text: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in text.split_whitespace() {
+        let line = lines.last_mut().filter(|line| line.is_empty() || line.chars().count() + word.len() < COLUMNS);
+        match line {
+            Some(line) if line.is_empty() => line.push_str(word),
+            Some(line) => *line += &format!(" {word}"),
+            None => lines.push(format!("  {word}")),
+        }
+    }
+    lines.join("\n")
 }

@@ -164,12 +164,13 @@ mod tests {
     #[test]
     fn wrong_types_name_the_key_and_what_is_there() {
         let mut reader = reader("{a: {n: many, t: [1], f: 2, x: 1.5, m: '???'}, s: 3}");
-        let mut said = Vec::new();
-        said.push(reader.number("a.n").unwrap_err().to_string());
-        said.push(reader.text("a.t").unwrap_err().to_string());
-        said.push(reader.flag("a.f").unwrap_err().to_string());
-        said.push(reader.count("a.x").unwrap_err().to_string());
-        said.push(reader.count("s.inner").unwrap_err().to_string());
+        let said = [
+            reader.number("a.n").unwrap_err().to_string(),
+            reader.text("a.t").unwrap_err().to_string(),
+            reader.flag("a.f").unwrap_err().to_string(),
+            reader.count("a.x").unwrap_err().to_string(),
+            reader.count("s.inner").unwrap_err().to_string(),
+        ];
         assert_eq!(
             said,
             [

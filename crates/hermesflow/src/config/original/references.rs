@@ -91,7 +91,7 @@ impl Resolver<'_> {
             });
         }
         let target = absolute(key, inside).with_context(|| format!("{key}: ${{{inside}}} leads out of the file"))?;
-        self.at(&target)?.with_context(|| format!("{key}: ${{{inside}}} refers to {target}, which the file has not"))
+        self.at(&target)?.with_context(|| format!("{key}: ${{{inside}}} refers to {target}, which is not in the file"))
     }
 
     /// The resolved value at a key, if there is one.
@@ -100,20 +100,19 @@ impl Resolver<'_> {
             bail!("{target}: refers to itself: {} → {target}", self.open.join(" → "));
         }
         self.open.push(target.to_owned());
-        let tree = self.tree;
-        let mut place = std::borrow::Cow::Borrowed(tree);
+        let mut place = self.tree.clone();
         let mut path = String::new();
         for part in target.split('.') {
-            if let Value::String(text) = place.as_ref() {
-                if text.contains("${") {
-                    place = std::borrow::Cow::Owned(self.text(&path, &text.clone())?);
-                }
+            if let Value::String(text) = &place
+                && text.contains("${")
+            {
+                place = self.text(&path, text)?;
             }
-            let Some(next) = child(place.as_ref(), part) else {
+            let Some(next) = child(&place, part) else {
                 self.open.pop();
                 return Ok(None);
             };
-            place = std::borrow::Cow::Owned(next.clone());
+            place = next.clone();
             path = join(&path, part);
         }
         let value = self.value(target, &place)?;

@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 
 use super::super::{RunConfig, TrainSettings};
-use super::translate;
+use super::{translate, wrapped};
 use crate::overrides;
 
 const DEMO: &str = include_str!("../../../tests/original/hermesflow_demo_512x512.yaml");
@@ -18,9 +18,9 @@ fn config(yaml: &str, arguments: &[&str]) -> RunConfig {
     read(yaml, arguments).unwrap().0
 }
 
-/// All warnings as one line.
+/// All warnings.
 fn said(yaml: &str, arguments: &[&str]) -> String {
-    read(yaml, arguments).unwrap().1.join("\n").split_whitespace().collect::<Vec<_>>().join(" ")
+    read(yaml, arguments).unwrap().1.join(" ")
 }
 
 fn problem(yaml: &str, arguments: &[&str]) -> String {
@@ -92,7 +92,8 @@ fn the_released_preset_is_the_published_file_for_3000_steps() {
 fn one_warning_names_what_is_not_translated() {
     let (_, warnings) = read(PAIR_DPO, &["training.colour=blue", "lr_scheduler.params.min_lr=0"]).unwrap();
     assert_eq!(warnings.len(), 2, "and the fault of the released file");
-    assert!(warnings[0].lines().all(|line| line.chars().count() <= 102), "{}", warnings[0]);
+    let lines = wrapped(&warnings[0]);
+    assert!(lines.lines().count() > 5 && lines.lines().all(|line| line.chars().count() <= 100), "{lines}");
     let text = said(PAIR_DPO, &["training.colour=blue", "lr_scheduler.params.min_lr=0"]);
     contains(
         &text,
@@ -201,6 +202,19 @@ fn a_512_checkpoint_at_256_tokens_works_at_its_own_resolution() {
     assert!(!said(DEMO, &[]).contains("fault"));
     let folder = ["model.showo=models/show-o-512/"];
     assert_eq!(config(PAIR_DPO, &folder).model.expect.image_tokens, None, "by its folder's name");
+}
+
+#[test]
+fn of_the_two_spellings_of_the_data_root_the_one_that_exists_is_taken() {
+    let folder = tempfile::tempdir().unwrap();
+    let root = |name: &str| folder.path().join(name);
+    let written = format!("dataset.params.dpo_data_path={}", root("journydb").join("pair_dpo_data.json").display());
+    assert_eq!(config(PAIR_DPO, &[&written]).data.root, root("journydb"), "neither exists");
+    std::fs::create_dir(root("journeydb")).unwrap();
+    assert_eq!(config(PAIR_DPO, &[&written]).data.root, root("journeydb"));
+    contains(&said(PAIR_DPO, &[&written]), &["journydb does not exist; the data root is"]);
+    std::fs::create_dir(root("journydb")).unwrap();
+    assert_eq!(config(PAIR_DPO, &[&written]).data.root, root("journydb"));
 }
 
 #[test]
