@@ -2,7 +2,8 @@
 //!
 //! Keys that a file leaves out have the defaults below, which are those of the paper and its released
 //! code; `key=value` arguments override single keys. The resolved configuration is saved as
-//! `config.yaml` beside the outputs, and that file is a complete run in itself.
+//! `config.yaml` beside the outputs, and that file is a complete run in itself. Files of the original
+//! are read too (`original`).
 
 use std::path::{Path, PathBuf};
 
@@ -13,9 +14,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::overrides;
 
+mod expect;
 mod judges;
+mod original;
 mod train;
 
+pub use expect::Expect;
 pub use judges::{AskSettings, Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use train::{ImageCodes, ObjectiveName, Reference, TrainSettings};
 
@@ -119,6 +123,9 @@ pub struct ModelSettings {
     pub dtype: DTypeName,
     /// `cpu`, or `cuda:N` where this build has it.
     pub device: String,
+    /// What the checkpoint must be.
+    #[serde(skip_serializing_if = "Expect::is_empty")]
+    pub expect: Expect,
 }
 
 /// `model.showo` of the model inside this program.
@@ -130,7 +137,14 @@ pub const PHI: &str = "microsoft/phi-1_5";
 
 impl Default for ModelSettings {
     fn default() -> Self {
-        Self { showo: EMBEDDED.into(), vq: None, tokenizer: None, dtype: DTypeName::F32, device: "cpu".into() }
+        Self {
+            showo: EMBEDDED.into(),
+            vq: None,
+            tokenizer: None,
+            dtype: DTypeName::F32,
+            device: "cpu".into(),
+            expect: Expect::default(),
+        }
     }
 }
 
@@ -290,14 +304,25 @@ impl Default for PairSettings {
 }
 
 impl RunConfig {
-    /// Reads a YAML file, applies `key=value` overrides and validates the result.
+    /// Reads a YAML file, ours or the original's, applies `key=value` overrides and validates the result.
+    ///
+    /// What of an original's file is not followed is said on stderr. The file may be given as the original's scripts
+    /// take it, `config=FILE`.
     ///
     /// # Errors
     /// Names the file or the override, the key and what is expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let path = match path.to_str().and_then(|argument| argument.strip_prefix("config=")) {
+            Some(named) if !path.exists() => Path::new(named),
+            _ => path,
+        };
         let text = std::fs::read_to_string(path)
             .with_context(|| format!("{}: cannot read the configuration", path.display()))?;
-        Self::parse(&text, overrides).with_context(|| path.display().to_string())
+        let (config, warnings) = Self::read(&text, overrides).with_context(|| path.display().to_string())?;
+        for warning in warnings {
+            eprintln!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));
+        }
+        Ok(config)
     }
 
     /// As [`RunConfig::load`], from text.
@@ -305,11 +330,25 @@ impl RunConfig {
     /// # Errors
     /// Names the override, the key and what is expected.
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
-        let mut config: Self = overrides::parse(yaml, overrides)?;
+        Ok(Self::read(yaml, overrides)?.0)
+    }
+
+    /// The configuration, and what its user must be told.
+    fn read(yaml: &str, overrides: &[String]) -> Result<(Self, Vec<String>)> {
+        let mut tree = overrides::tree(yaml)?;
+        let mut warnings = Vec::new();
+        if original::is_original(&tree) {
+            (tree, warnings) = original::translate(tree, overrides)?;
+        } else {
+            for argument in overrides {
+                overrides::apply(&mut tree, argument)?;
+            }
+        }
+        let mut config: Self = overrides::read(&tree)?;
         config.resolve_judges();
         config.resolve_model();
         config.validate()?;
-        Ok(config)
+        Ok((config, warnings))
     }
 
     /// Checks the numbers against each other.
@@ -367,6 +406,7 @@ impl RunConfig {
     fn validate_model(&self) -> Result<()> {
         let ModelSettings { showo, vq, tokenizer, .. } = &self.model;
         self.model.device()?;
+        self.model.expect.validate()?;
         for (key, value) in [("vq", vq), ("tokenizer", tokenizer)] {
             ensure!(
                 showo != EMBEDDED || value.is_none(),

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::Weights;
-use hermesflow_models::showo::Showo;
+use hermesflow_models::showo::{Showo, read_configs, read_magvit_config};
+use hermesflow_models::{UnifiedModel, Weights};
 
 use crate::config::{EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
 use crate::hub::{Hub, Parts};
@@ -51,15 +51,21 @@ impl Files {
 /// The model that a run begins with.
 ///
 /// # Errors
-/// Names the file that is missing, broken or does not fit.
+/// Names the file that is missing, broken or does not fit, or the number of `model.expect` that it does not have.
 pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
     if settings.showo == EMBEDDED {
-        return embedded(settings);
+        let model = embedded(settings)?;
+        settings.expect.check(EMBEDDED, model.config(), model.resolution())?;
+        return Ok(model);
     }
     load(&Files::find(settings, progress)?, settings)
 }
 
 fn load(files: &Files, settings: &ModelSettings) -> Result<Showo> {
+    // Before the weights are read, which takes its time.
+    let (config, _) = read_configs(&files.showo)?;
+    let vq = read_magvit_config(&files.vq)?;
+    settings.expect.check(&settings.showo, &config, config.grid_side() * vq.downsampling())?;
     Ok(Showo::load(&files.showo, &files.vq, &files.tokenizer, settings.dtype.into(), &settings.device()?)?)
 }
 

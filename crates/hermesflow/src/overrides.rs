@@ -9,34 +9,61 @@ use serde_yaml_ng::{Mapping, Value};
 /// # Errors
 /// When the text is not YAML, an override is not `key=value`, or a key or value is not one of `T`'s.
 pub fn parse<T: DeserializeOwned>(yaml: &str, overrides: &[String]) -> Result<T> {
+    let mut tree = tree(yaml)?;
+    for argument in overrides {
+        apply(&mut tree, argument)?;
+    }
+    read(&tree)
+}
+
+/// The tree of a YAML text; an empty one has no keys.
+///
+/// # Errors
+/// When the text is not a mapping in YAML.
+pub fn tree(yaml: &str) -> Result<Value> {
     let mut tree: Value = serde_yaml_ng::from_str(yaml).context("not YAML")?;
     if tree.is_null() {
         tree = Value::Mapping(Mapping::new()); // an empty file: all defaults
     }
     ensure!(tree.is_mapping(), "a configuration is a set of `key: value` lines");
-    for argument in overrides {
-        apply(&mut tree, argument)?;
-    }
+    Ok(tree)
+}
+
+/// The settings that a tree holds.
+///
+/// # Errors
+/// Names the key whose value is not one of `T`'s.
+pub fn read<T: DeserializeOwned>(tree: &Value) -> Result<T> {
     // Through text again: errors then carry the key's path.
-    let text = serde_yaml_ng::to_string(&tree)?;
+    let text = serde_yaml_ng::to_string(tree)?;
     serde_yaml_ng::from_str(&text).map_err(|error| anyhow::anyhow!("{}", without_location(&error.to_string())))
 }
 
 /// Sets one dotted key, e.g. `train.steps=100` or `caption.candidates=[{top_k: 1, temperature: 1.0}]`.
-fn apply(tree: &mut Value, argument: &str) -> Result<()> {
+///
+/// # Errors
+/// When the argument is not `key=value`, or a part of the key before the last has a single value.
+pub fn apply(tree: &mut Value, argument: &str) -> Result<()> {
     let (key, value) = argument
         .split_once('=')
         .with_context(|| format!("override {argument:?} is not key=value, such as train.steps=100"))?;
     let value: Value = serde_yaml_ng::from_str(value).with_context(|| format!("override {argument:?}: not a value"))?;
+    set(tree, key, value).with_context(|| format!("override {argument:?}"))
+}
+
+/// Puts a value at a dotted key, making the sections on the way.
+///
+/// # Errors
+/// When a part of the key is empty or, before the last, has a single value.
+pub fn set(tree: &mut Value, key: &str, value: Value) -> Result<()> {
     let mut place = tree;
     for part in key.split('.') {
-        ensure!(!part.is_empty(), "override {argument:?}: the key has an empty part");
+        ensure!(!part.is_empty(), "the key {key:?} has an empty part");
         if place.is_null() {
             *place = Value::Mapping(Mapping::new());
         }
-        let map = place
-            .as_mapping_mut()
-            .with_context(|| format!("override {argument:?}: {part:?} is inside a single value, not a section"))?;
+        let map =
+            place.as_mapping_mut().with_context(|| format!("{part:?} is inside a single value, not a section"))?;
         place = map.entry(Value::String(part.into())).or_insert(Value::Null);
     }
     *place = value;

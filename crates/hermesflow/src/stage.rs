@@ -87,6 +87,7 @@ pub fn text_number(text: &str) -> u64 {
 pub fn settled(layout: &RunLayout, stage: &str, config: &RunConfig, settings: &Value) -> Result<()> {
     let data = json!({ "scenes": config.data.scenes, "chunk": config.data.chunk });
     let mut wanted = json!({ "seed": config.seed, "model": config.model, "data": data });
+    wanted["model"].as_object_mut().and_then(|model| model.remove("expect")); // it decides no number
     for (key, value) in settings.as_object().into_iter().flatten() {
         wanted[key] = value.clone();
     }

@@ -235,9 +235,7 @@ impl Facts {
 /// Names the file that is missing, broken or does not fit.
 pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
     let (config, phi) = read_configs(showo)?;
-    let file = vq.join("config.json");
-    let magvit: MagvitConfig = config::read_json(&file)?;
-    magvit.validate(&file)?;
+    let magvit = read_magvit_config(vq)?;
     check_bits(&config, &magvit, showo)?;
     ShowoTokenizer::load(tokenizer, &config)?;
     for (folder, expected, ignored) in [
@@ -293,10 +291,19 @@ pub fn write_configs(folder: &Path, config: &ShowoConfig, phi: &PhiConfig) -> Re
 /// # Errors
 /// Names the file that is missing or does not fit.
 pub fn load_magvit(folder: &Path, device: &Device) -> Result<Magvit> {
+    let config = read_magvit_config(folder)?;
+    Magvit::new(&Weights::load(folder, DType::F32, device)?, &config)
+}
+
+/// The configuration of an image tokenizer folder.
+///
+/// # Errors
+/// Names the file that is missing or inconsistent.
+pub fn read_magvit_config(folder: &Path) -> Result<MagvitConfig> {
     let file = folder.join("config.json");
     let config: MagvitConfig = config::read_json(&file)?;
     config.validate(&file)?;
-    Magvit::new(&Weights::load(folder, DType::F32, device)?, &config)
+    Ok(config)
 }
 
 /// Writes a configuration, making its folder.

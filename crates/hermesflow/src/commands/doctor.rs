@@ -208,7 +208,10 @@ impl Findings {
                     facts.showo.num_vq_tokens,
                     DType::from(settings.dtype),
                 );
-                self.add(Verdict::Good, "model", text);
+                match settings.expect.check(&settings.showo, &facts.showo, facts.resolution()) {
+                    Ok(()) => self.add(Verdict::Good, "model", text),
+                    Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
+                }
                 Ok(Some(sizes))
             }
             Err(error) => {

@@ -31,10 +31,13 @@ use crate::progress::Progress;
 /// What every command that reads a run's configuration takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigArgs {
-    /// The run's YAML file, such as configs/scenes.yaml
+    /// The run's YAML file, such as configs/scenes.yaml; the original's own, such as hermesflow_pairdpo.yaml, will do
     pub config: PathBuf,
 
     /// Single keys to change, such as train.steps=100 imagine.images=4
+    ///
+    /// Over a file of the original its own keys may be given too, as to its Python scripts: training.batch_size=4
+    /// optimizer.params.learning_rate=1e-5 guidance_scale=5 generation_timesteps=50.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 
