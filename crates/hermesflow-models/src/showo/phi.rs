@@ -10,6 +10,7 @@ use candle_core::{D, DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
+use super::clip::PROJECTOR_PARAMETERS;
 use super::config::{PhiConfig, ShowoConfig};
 use crate::Result;
 
@@ -37,22 +38,23 @@ pub fn parameter_shapes(showo: &ShowoConfig, phi: &PhiConfig) -> Vec<(String, Ve
     shapes
 }
 
+/// A weight and a bias: an affine map or the parameters of a LayerNorm.
 #[derive(Debug, Clone)]
-struct Affine {
+pub(super) struct Affine {
     weight: Tensor,
     bias: Tensor,
 }
 
 impl Affine {
-    fn load(scope: &Scope, shape: &[usize]) -> Result<Self> {
+    pub(super) fn load(scope: &Scope, shape: &[usize]) -> Result<Self> {
         Ok(Self { weight: scope.get("weight", shape)?, bias: scope.get("bias", &shape[..1])? })
     }
 
-    fn linear(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(super) fn linear(&self, xs: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(xs, &self.weight, Some(&self.bias))?)
     }
 
-    fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
+    pub(super) fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
         Ok(ops::layer_norm(xs, &self.weight, &self.bias, eps)?)
     }
 }
@@ -154,7 +156,8 @@ impl Phi {
     /// # Errors
     /// Lists what is missing, unexpected or mis-shaped.
     pub fn new(weights: &Weights, showo: &ShowoConfig, config: &PhiConfig) -> Result<Self> {
-        weights.check(&parameter_shapes(showo, config), &["rotary_emb.inv_freq"])?;
+        let projector = if showo.w_clip_vit { &PROJECTOR_PARAMETERS[..] } else { &[] };
+        weights.check(&parameter_shapes(showo, config), &[&["rotary_emb.inv_freq"], projector].concat())?;
         let root = weights.scope("showo");
         let model = root.pp("model");
         let (vocab, hidden) = (showo.vocab_size, config.hidden_size);
