@@ -114,6 +114,8 @@ pub struct ModelSettings {
     pub vq: Option<PathBuf>,
     /// The text tokenizer's `tokenizer.json`.
     pub tokenizer: Option<PathBuf>,
+    /// The folder of the CLIP vision tower, for a checkpoint that understands by its features (`w_clip_vit`).
+    pub clip: Option<String>,
     /// The type of weights and activations.
     pub dtype: DTypeName,
     /// `cpu`, or `cuda:N` where this build has it.
@@ -125,7 +127,14 @@ pub const EMBEDDED: &str = "embedded";
 
 impl Default for ModelSettings {
     fn default() -> Self {
-        Self { showo: EMBEDDED.into(), vq: None, tokenizer: None, dtype: DTypeName::F32, device: "cpu".into() }
+        Self {
+            showo: EMBEDDED.into(),
+            vq: None,
+            tokenizer: None,
+            clip: None,
+            dtype: DTypeName::F32,
+            device: "cpu".into(),
+        }
     }
 }
 
@@ -359,6 +368,8 @@ impl RunConfig {
                 (_, None) => bail!("model.{key}: the checkpoint {showo} needs one beside it; give its path"),
             }
         }
+        let unwanted = showo == EMBEDDED && self.model.clip.is_some();
+        ensure!(!unwanted, "model.clip: the embedded model understands image tokens; remove the key");
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::Weights;
-use hermesflow_models::showo::Showo;
+use hermesflow_models::showo::{ClipVision, Showo};
 
 use crate::config::{EMBEDDED, ModelSettings, Reference, RunConfig};
 use crate::layout::RunLayout;
@@ -26,7 +26,20 @@ pub fn open(settings: &ModelSettings) -> Result<Showo> {
     ensure!(folder.is_dir(), "model.showo: {} is not a folder; download the checkpoint there", folder.display());
     ensure!(vq.is_dir(), "model.vq: {} is not a folder; download the image tokenizer there", vq.display());
     ensure!(tokenizer.is_file(), "model.tokenizer: {} is not a file", tokenizer.display());
-    Ok(Showo::load(folder, vq, tokenizer, dtype, &device)?)
+    let model = Showo::load(folder, vq, tokenizer, dtype, &device)?;
+    match (&settings.clip, model.config().w_clip_vit) {
+        (None, false) => Ok(model),
+        (None, true) => bail!(
+            "model.clip: {} understands CLIP features (w_clip_vit); give the folder of openai/clip-vit-large-patch14-336",
+            settings.showo
+        ),
+        (Some(_), false) => bail!("model.clip: {} understands image tokens; remove the key", settings.showo),
+        (Some(clip), true) => {
+            let folder = Path::new(clip);
+            ensure!(folder.is_dir(), "model.clip: {clip} is not a folder; download the vision tower there");
+            Ok(model.with_clip(ClipVision::load(folder, dtype, &device)?)?)
+        }
+    }
 }
 
 /// The model inside this program.

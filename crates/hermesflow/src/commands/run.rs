@@ -46,6 +46,7 @@ pub fn run_loop(
         Judges::of_run(config, &RunLayout::new(config, 1), progress)?.fetch(config)?;
     }
     let base = models::open(&config.model)?;
+    train::can_train(&base, config)?;
     after(0, &base)?;
     let mut player = base.clone();
     for iteration in 1..=config.iterations {
