@@ -28,7 +28,7 @@ pub const PROJECTOR_PARAMETERS: [&str; 4] =
 const BATCH: usize = 8;
 /// Mean and deviation of each channel, as CLIP was trained.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 /// `config.json` of a `CLIPVisionModel`, or the `vision_config` in that of a `CLIPModel`.
 ///
