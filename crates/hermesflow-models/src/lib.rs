@@ -12,5 +12,6 @@ pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
 pub use hermesflow_nn::weights::{FileFormat, Weights};
 pub use model::{
-    CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, Sampling, UnifiedModel,
+    CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, Sampling,
+    UnifiedModel,
 };

@@ -34,6 +34,15 @@ pub struct ReplyRequest {
     pub max_new_tokens: usize,
 }
 
+/// An image as a model reads it to understand it.
+#[derive(Debug, Clone)]
+pub enum ImageView {
+    /// The codes of its image tokenizer.
+    Codes(Vec<u32>),
+    /// Features of a vision encoder, `[patches, width]`.
+    Features(Tensor),
+}
+
 /// What was written.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
@@ -72,7 +81,7 @@ impl Default for ImagineOptions {
 
 /// A model that understands and makes images.
 pub trait UnifiedModel {
-    /// The side of the square images that the model reads and makes, in pixels.
+    /// The side of the square images that the model encodes and makes, in pixels.
     fn resolution(&self) -> usize;
 
     /// Tokens per image (N).
@@ -84,11 +93,14 @@ pub trait UnifiedModel {
     /// The pictures that codes stand for.
     fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>>;
 
+    /// Pictures of any size as replies read them.
+    fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
+
     /// Replies to several requests about one image, whose prefix is computed once.
-    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<Reply>>;
+    fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>>;
 
     /// Replies to requests about several images, each image's prefix computed once.
-    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
+    fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
     }
 

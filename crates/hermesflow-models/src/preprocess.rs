@@ -5,20 +5,37 @@ use std::path::Path;
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::{DynamicImage, RgbImage};
+use image::RgbImage;
 
 use crate::{Error, Result};
 
-/// Reads a picture, converts it to RGB (alpha is dropped, not blended) and fits it to `side`².
+/// Where the centre begins of a margin that cannot be halved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Centre {
+    /// Half to even, as torchvision crops.
+    HalfToEven,
+    /// Rounded down, as transformers crops.
+    Down,
+}
+
+/// Reads a picture and converts it to RGB (alpha is dropped, not blended).
 ///
 /// # Errors
 /// Names the file when it is missing or not a picture.
-pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
+pub fn load(path: &Path) -> Result<RgbImage> {
     let reader = image::ImageReader::open(path)
         .and_then(|reader| reader.with_guessed_format())
         .map_err(|source| Error::io(path, source))?;
     let picture = reader.decode().map_err(|e| Error::Image { path: path.to_path_buf(), message: e.to_string() })?;
-    fit_square(&picture, side)
+    Ok(picture.into_rgb8())
+}
+
+/// Reads a picture and fits it to `side`² as torchvision does.
+///
+/// # Errors
+/// Names the file when it is missing or not a picture.
+pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
+    fit_square(load(path)?, side, Centre::HalfToEven)
 }
 
 /// Resizes the short side to `side` (bicubic, a = −0.5, with antialiasing, as Pillow does) and cuts
@@ -26,28 +43,26 @@ pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
 ///
 /// # Errors
 /// When the picture has no pixels.
-pub fn fit_square(picture: &DynamicImage, side: usize) -> Result<RgbImage> {
-    let rgb = picture.to_rgb8();
-    let (width, height) = rgb.dimensions();
+pub fn fit_square(picture: RgbImage, side: usize, centre: Centre) -> Result<RgbImage> {
+    let (width, height) = picture.dimensions();
     if width == 0 || height == 0 {
         return Err(Error::Invalid("the picture has no pixels".into()));
     }
     let side = side as u32;
     if (width, height) == (side, side) {
-        return Ok(rgb);
+        return Ok(picture);
     }
-    // torchvision: the short side is `side`, the long side is truncated.
+    // torchvision and transformers: the short side is `side`, the long side is truncated.
     let scale = |long: u32, short: u32| ((u64::from(side) * u64::from(long)) / u64::from(short)) as u32;
     let (new_width, new_height) =
         if width <= height { (side, scale(height, width)) } else { (scale(width, height), side) };
     // Across first, then down, with whole levels between, as Pillow does: overshoot is cut in between.
-    let across = convolve(rgb, new_width, height)?;
+    let across = convolve(picture, new_width, height)?;
     let resized = convolve(across, new_width, new_height)?;
-    // torchvision's centre crop rounds half to even.
     let offset = |long: u32| {
         let double = long - side;
         let half = double / 2;
-        if double % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
+        if centre == Centre::HalfToEven && double % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
     };
     Ok(image::imageops::crop_imm(&resized, offset(new_width), offset(new_height), side, side).to_image())
 }

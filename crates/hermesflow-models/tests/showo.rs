@@ -5,7 +5,8 @@
 use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
 use hermesflow_models::showo::{Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
 use hermesflow_models::{
-    CaptionExample, Device, ImageExample, ImagineJob, ImagineOptions, PairModel, ReplyRequest, Sampling, UnifiedModel,
+    CaptionExample, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, ReplyRequest, Sampling,
+    UnifiedModel,
 };
 
 fn model() -> Showo {
@@ -146,7 +147,7 @@ fn replies_of_a_batch_are_those_of_one_by_one() {
         request("how many?", 0, 2),
         request("how many?", 1, 3),
     ];
-    let (first, second) = (image(0), image(3));
+    let (first, second) = (ImageView::Codes(image(0)), ImageView::Codes(image(3)));
     let together = model.reply_many(&[(&first, &requests), (&second, &requests[..2])]).unwrap();
     for (image, replies) in [(&first, &together[0]), (&second, &together[1])] {
         for (request, reply) in requests.iter().zip(replies) {
@@ -171,7 +172,7 @@ fn a_reply_s_probability_is_the_caption_s() {
     let requests: Vec<_> = (0..4000).map(request).collect();
     let example = CaptionExample { image: image(0), question: "what is this?".into(), caption: String::new() };
     let expected = f64::from(model.caption_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0]);
-    let replies = model.reply(&image(0), &requests).unwrap();
+    let replies = model.reply(&ImageView::Codes(image(0)), &requests).unwrap();
     assert!(replies.iter().any(|reply| reply.text.is_empty() && (reply.log_prob - expected).abs() < 1e-4));
     let sum: f64 = replies.iter().map(|reply| (-reply.log_prob).exp()).sum();
     assert!(replies.iter().all(|reply| reply.log_prob < 0.0) && sum > 4000.0);

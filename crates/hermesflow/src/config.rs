@@ -118,6 +118,9 @@ pub struct ModelSettings {
     pub vq: Option<String>,
     /// The text tokenizer's `tokenizer.json`, the folder that holds one, or a name; none is Phi-1.5's.
     pub tokenizer: Option<String>,
+    /// The folder or name of the CLIP vision tower, for a checkpoint that understands by its features (`w_clip_vit`);
+    /// none is the published one.
+    pub clip: Option<String>,
     /// The type in which the decoder's matrices are held while it captions, imagines and answers, and those of the
     /// reference while it trains. Training itself is in f32.
     pub dtype: DTypeName,
@@ -134,6 +137,8 @@ pub const EMBEDDED: &str = "embedded";
 pub const MAGVIT: &str = "showlab/magvitv2";
 /// `model.tokenizer` where it is not given: Show-o's text tokenizer.
 pub const PHI: &str = "microsoft/phi-1_5";
+/// `model.clip` where it is not given: the vision tower of Show-o's CLIP variants.
+pub const CLIP: &str = "openai/clip-vit-large-patch14-336";
 
 impl Default for ModelSettings {
     fn default() -> Self {
@@ -141,6 +146,7 @@ impl Default for ModelSettings {
             showo: EMBEDDED.into(),
             vq: None,
             tokenizer: None,
+            clip: None,
             dtype: DTypeName::F32,
             device: "cpu".into(),
             expect: Expect::default(),
@@ -413,6 +419,8 @@ impl RunConfig {
                 "model.{key}: the embedded model brings its own; remove the key"
             );
         }
+        let unwanted = showo == EMBEDDED && self.model.clip.is_some();
+        ensure!(!unwanted, "model.clip: the embedded model understands image tokens; remove the key");
         Ok(())
     }
 

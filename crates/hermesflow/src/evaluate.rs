@@ -241,8 +241,8 @@ fn evaluate_block(
         all.iter().map(|list| captions.then(caption).into_iter().chain(list.iter().map(one)).collect()).collect()
     };
     let replies = |images: &[RgbImage], requests: &[Vec<ReplyRequest>]| -> Result<Vec<Vec<Reply>>> {
-        let codes = model.encode_images(images)?;
-        let all: Vec<_> = codes.iter().zip(requests).map(|(c, r)| (c.as_slice(), r.as_slice())).collect();
+        let views = model.read_images(images)?;
+        let all: Vec<_> = views.iter().zip(requests.iter().map(Vec::as_slice)).collect();
         Ok(model.reply_many(&all)?)
     };
     let of_real = replies(&real, &asked(&about_real, true))?;

@@ -3,10 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::{Showo, read_configs, read_magvit_config};
-use hermesflow_models::{UnifiedModel, Weights};
+use hermesflow_models::showo::{ClipVision, Showo, read_configs, read_magvit_config};
+use hermesflow_models::{DType, UnifiedModel, Weights};
 
-use crate::config::{EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
+use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
@@ -58,15 +58,36 @@ pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
         settings.expect.check(EMBEDDED, model.config(), model.resolution())?;
         return Ok(model);
     }
-    load(&Files::find(settings, progress)?, settings)
+    load(&Files::find(settings, progress)?, settings, progress)
 }
 
-fn load(files: &Files, settings: &ModelSettings) -> Result<Showo> {
+fn load(files: &Files, settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
     // Before the weights are read, which takes its time.
     let (config, _) = read_configs(&files.showo)?;
     let vq = read_magvit_config(&files.vq)?;
     settings.expect.check(&settings.showo, &config, config.grid_side() * vq.downsampling())?;
-    Ok(Showo::load(&files.showo, &files.vq, &files.tokenizer, settings.dtype.into(), &settings.device()?)?)
+    ensure!(
+        config.w_clip_vit || settings.clip.is_none(),
+        "model.clip: {} understands image tokens; remove the key",
+        settings.showo
+    );
+    let device = settings.device()?;
+    let tower = if config.w_clip_vit { Some(clip(settings, progress)?) } else { None };
+    let model = Showo::load(&files.showo, &files.vq, &files.tokenizer, settings.dtype.into(), &device)?;
+    match tower {
+        None => Ok(model),
+        Some(tower) => Ok(model.with_clip(ClipVision::load(&tower, DType::F32, &device)?)?),
+    }
+}
+
+/// The folder of the vision tower.
+fn clip(settings: &ModelSettings, progress: &Progress) -> Result<PathBuf> {
+    let name = settings.clip.as_deref().unwrap_or(CLIP);
+    let folder = Hub::from_environment()?.model(name, Some(Parts::Checkpoint), progress).with_context(|| {
+        format!("model.clip: {} understands pictures by CLIP features (w_clip_vit)", settings.showo)
+    })?;
+    ensure!(folder.is_dir(), "model.clip: {} is not a checkpoint's folder", folder.display());
+    Ok(folder)
 }
 
 /// The model inside this program.
@@ -100,7 +121,7 @@ pub fn player(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Re
     }
     check_trained(&previous)?;
     // The base model's weights need not be read.
-    load(&Files { showo: previous.model(), ..Files::find(&config.model, progress)? }, &config.model)
+    load(&Files { showo: previous.model(), ..Files::find(&config.model, progress)? }, &config.model, progress)
 }
 
 /// What an iteration trained, over the base model's tokenizers.

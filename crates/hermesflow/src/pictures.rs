@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use hermesflow_models::preprocess::load_square;
+use hermesflow_models::preprocess::{self, load_square};
 use image::RgbImage;
 
 use crate::files;
 
-/// Reads pictures at a model's resolution.
+/// Reads pictures, whole or at a model's resolution.
 #[derive(Debug, Clone)]
 pub struct Pictures {
     root: PathBuf,
@@ -33,12 +33,20 @@ impl Pictures {
         bail!("image {} does not exist; put it there or remove the record", inside.display())
     }
 
-    /// Reads one.
+    /// Reads one as a square.
     ///
     /// # Errors
     /// Names the file when it is missing or broken, and what to do.
     pub fn load(&self, path: &Path) -> Result<RgbImage> {
         Ok(load_square(&self.find(path)?, self.side)?)
+    }
+
+    /// Reads one whole, whatever its size.
+    ///
+    /// # Errors
+    /// Names the file when it is missing or broken, and what to do.
+    pub fn load_whole(&self, path: &Path) -> Result<RgbImage> {
+        Ok(preprocess::load(&self.find(path)?)?)
     }
 
     /// The codes that a model drew for one of its pictures, if they lie beside it.

@@ -181,6 +181,40 @@ fn a_checkpoint_that_is_not_its_configuration_is_refused() {
 }
 
 #[test]
+fn the_clip_variant_captions_answers_and_trains_its_images() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["random-model", "model", "--clip"]);
+    let message = workshop.fails(&["caption", "run.yaml"]);
+    assert!(message.contains("model.clip") && message.contains("clip-vit-large-patch14-336"), "{message}");
+    let message = workshop.fails(&["caption", "run.yaml", "model.clip=nowhere"]);
+    assert!(message.contains("model.clip") && message.contains("nowhere"), "{message}");
+    workshop.write("run.yaml", &RUN.replace("model/tokenizer.json", "model/tokenizer.json, clip: model/clip"));
+    let message = workshop.fails(&["run", "run.yaml", "output=refused"]);
+    assert!(message.contains("train.sides=gen"), "{message}");
+    assert!(!workshop.path("data/understanding_caption_results.jsonl").exists(), "refused before any work");
+
+    workshop.succeeds(&["caption", "run.yaml"]);
+    let captions: serde_json::Value =
+        serde_json::from_slice(&fs::read(workshop.path("data/understanding_caption_results.json")).unwrap()).unwrap();
+    let greedy: std::collections::BTreeSet<&str> =
+        captions.as_array().unwrap().iter().map(|record| record["caption_mmu"][0].as_str().unwrap()).collect();
+    assert!(greedy.len() > 1, "all pictures are captioned alike: {greedy:?}");
+
+    workshop.succeeds(&["run", "run.yaml", "train.sides=gen"]);
+    let answers: serde_json::Value =
+        serde_json::from_slice(&fs::read(workshop.path("data/generation_vqa_results.json")).unwrap()).unwrap();
+    assert_eq!(answers.as_array().unwrap().len(), 12);
+    let config = fs::read_to_string(workshop.path("out/train_iter2/model/config.json")).unwrap();
+    assert!(config.contains("\"w_clip_vit\": true"), "{config}");
+    let weights = fs::read(workshop.path("out/train_iter2/model/pytorch_model.safetensors")).unwrap();
+    assert!(text(&weights).contains("mm_projector.2.weight"));
+
+    workshop.succeeds(&["random-model", "model"]);
+    let message = workshop.fails(&["caption", "run.yaml"]);
+    assert!(message.contains("model.clip") && message.contains("remove the key"), "{message}");
+}
+
+#[test]
 fn results_of_other_settings_are_not_mixed() {
     let workshop = Workshop::new();
     workshop.succeeds(&["caption", "run.yaml"]);

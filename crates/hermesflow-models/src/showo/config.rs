@@ -94,11 +94,6 @@ impl ShowoConfig {
         if self.mask_token() as usize >= self.vocab_size {
             return Err(Error::config(path, format!("mask_token_id {} is outside the vocabulary", self.mask_token())));
         }
-        if self.w_clip_vit {
-            let message = "w_clip_vit is true: the CLIP variant cannot be loaded by this build; \
-                           use the checkpoint that was trained without it";
-            return Err(Error::config(path, message));
-        }
         Ok(())
     }
 }

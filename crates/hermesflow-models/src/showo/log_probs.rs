@@ -11,7 +11,7 @@ use hermesflow_nn::ops;
 
 use super::Showo;
 use super::phi::{Phi, widen};
-use super::sequence::{Packed, question_text};
+use super::sequence::Packed;
 use crate::model::{CaptionExample, ImageExample};
 use crate::{Error, Result};
 
@@ -60,6 +60,11 @@ impl Labelled {
 
 /// Sums over each caption's tokens and its closing `<|eot|>`, and how many those are.
 pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Tensor, Vec<usize>)> {
+    if model.config.w_clip_vit {
+        let message = "the likelihood of captions is not computed for the CLIP variant of Show-o (w_clip_vit): it reads \
+                       features, not image codes; train its images only";
+        return Err(Error::Invalid(message.into()));
+    }
     let (mut packed, mut labels) = (Packed::default(), Labelled::default());
     let mut blocks: HashMap<&[u32], Range<usize>> = HashMap::new();
     let mut questions: HashMap<(&[u32], &str), Range<usize>> = HashMap::new();
@@ -73,7 +78,7 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
         let question = match questions.get(&(example.image.as_slice(), example.question.as_str())) {
             Some(rows) => rows.clone(),
             None => {
-                let ids = model.frames.question(&model.tokenizer.encode(&question_text(&example.question))?);
+                let ids = model.question_ids(&example.question)?;
                 let rows = packed.push(&ids, block.len(), vec![block.clone()], true);
                 questions.insert((&example.image, &example.question), rows.clone());
                 rows

@@ -1,6 +1,7 @@
 //! Show-o (arXiv 2408.12528): a Phi decoder over text, image and mask tokens, and a MAGVIT-v2 image
-//! tokenizer.
+//! tokenizer; its CLIP variant understands the features of a CLIP vision tower instead of image tokens.
 
+pub mod clip;
 pub mod config;
 pub mod cost;
 pub mod imagine;
@@ -9,6 +10,7 @@ pub mod magvit;
 pub mod maskgit;
 pub mod phi;
 pub mod pretrain;
+mod reading;
 pub mod reply;
 pub mod sequence;
 pub mod tokenizer;
@@ -20,6 +22,7 @@ use hermesflow_nn::parallel;
 use hermesflow_nn::weights::{self, Weights};
 use image::RgbImage;
 
+pub use clip::{ClipConfig, ClipVision};
 pub use config::{MagvitConfig, PhiConfig, ShowoConfig};
 pub use magvit::Magvit;
 pub use phi::Phi;
@@ -27,7 +30,7 @@ pub use sequence::Frames;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
 use crate::model::{
-    CaptionExample, ImageExample, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, UnifiedModel,
+    CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, UnifiedModel,
 };
 use crate::{Error, Result};
 
@@ -58,6 +61,7 @@ pub struct Showo {
     tokenizer: ShowoTokenizer,
     vq: Magvit,
     frames: Frames,
+    clip: Option<reading::Clip>,
 }
 
 impl Showo {
@@ -77,7 +81,7 @@ impl Showo {
         check_bits(&config, vq.config(), weights.origin())?;
         let phi = Phi::new(&weights, &config, &phi_config)?;
         let frames = Frames::new(&config, tokenizer.special);
-        Ok(Self { config, phi_config, weights, phi, tokenizer, vq, frames })
+        Ok(Self { config, phi_config, weights, phi, tokenizer, vq, frames, clip: None })
     }
 
     /// Loads a Show-o folder, an image tokenizer folder and a `tokenizer.json`; the decoder's matrices are held as
@@ -115,7 +119,9 @@ impl Showo {
     /// When they do not fit the configuration.
     pub fn with_weights(&self, weights: Weights) -> Result<Self> {
         let phi = Phi::new(&weights, &self.config, &self.phi_config)?;
-        Ok(Self { phi, weights, ..self.clone() })
+        let hidden = self.phi_config.hidden_size;
+        let clip = self.clip.as_ref().map(|clip| clip.with_weights(&weights, hidden)).transpose()?;
+        Ok(Self { phi, weights, clip, ..self.clone() })
     }
 
     /// The model over trainable copies of its weights.
@@ -239,11 +245,11 @@ pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
     check_bits(&config, &magvit, showo)?;
     ShowoTokenizer::load(tokenizer, &config)?;
     for (folder, expected, ignored) in [
-        (showo, phi::parameter_shapes(&config, &phi), phi::IGNORED),
-        (vq, Magvit::parameter_shapes(&magvit)?, magvit::IGNORED),
+        (showo, phi::parameter_shapes(&config, &phi), phi::ignored(&config)),
+        (vq, Magvit::parameter_shapes(&magvit)?, magvit::IGNORED.to_vec()),
     ] {
         let found: Vec<_> = weights::entries(folder)?.into_iter().map(|entry| (entry.name, entry.shape)).collect();
-        weights::check(folder, &found, &expected, ignored)?;
+        weights::check(folder, &found, &expected, &ignored)?;
     }
     Ok(Facts { showo: config, phi, vq: magvit })
 }
@@ -342,11 +348,15 @@ impl UnifiedModel for Showo {
         self.vq.decode_images(codes)
     }
 
-    fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
+    fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
+        self.read(pictures)
+    }
+
+    fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
         Ok(self.reply_many(&[(image, requests)])?.pop().unwrap_or_default())
     }
 
-    fn reply_many(&self, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
+    fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         reply::reply_many(self, images)
     }
 
@@ -357,7 +367,10 @@ impl UnifiedModel for Showo {
 
 impl PairModel for Showo {
     fn parameters(&self) -> Vec<(String, Var)> {
-        self.weights.variables()
+        // The projector takes part in understanding only, which is not trained where there is one.
+        let mut all = self.weights.variables();
+        all.retain(|(name, _)| !clip::PROJECTOR_PARAMETERS.contains(&name.as_str()));
+        all
     }
 
     fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {

@@ -10,11 +10,15 @@ use candle_core::{D, DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
+use super::clip::PROJECTOR_PARAMETERS;
 use super::config::{PhiConfig, ShowoConfig};
 use crate::Result;
 
-/// Endings of names that a checkpoint may have beside the parameters.
-pub(super) const IGNORED: &[&str] = &["rotary_emb.inv_freq"];
+/// Endings of names that a checkpoint may have beside the decoder's parameters.
+pub(super) fn ignored(showo: &ShowoConfig) -> Vec<&'static str> {
+    let projector = if showo.w_clip_vit { &PROJECTOR_PARAMETERS[..] } else { &[] };
+    [&["rotary_emb.inv_freq"], projector].concat()
+}
 
 /// Names and shapes of all parameters.
 pub fn parameter_shapes(showo: &ShowoConfig, phi: &PhiConfig) -> Vec<(String, Vec<usize>)> {
@@ -40,22 +44,23 @@ pub fn parameter_shapes(showo: &ShowoConfig, phi: &PhiConfig) -> Vec<(String, Ve
     shapes
 }
 
+/// A weight and a bias: an affine map or the parameters of a LayerNorm.
 #[derive(Debug, Clone)]
-struct Affine {
+pub(super) struct Affine {
     weight: Tensor,
     bias: Tensor,
 }
 
 impl Affine {
-    fn load(scope: &Scope, shape: &[usize]) -> Result<Self> {
+    pub(super) fn load(scope: &Scope, shape: &[usize]) -> Result<Self> {
         Ok(Self { weight: scope.get("weight", shape)?, bias: scope.get("bias", &shape[..1])? })
     }
 
-    fn linear(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(super) fn linear(&self, xs: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(xs, &self.weight, Some(&self.bias))?)
     }
 
-    fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
+    pub(super) fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
         Ok(ops::layer_norm(xs, &self.weight, &self.bias, eps)?)
     }
 }
@@ -163,7 +168,7 @@ impl Phi {
     /// # Errors
     /// Lists what is missing, unexpected or mis-shaped.
     pub fn new(weights: &Weights, showo: &ShowoConfig, config: &PhiConfig) -> Result<Self> {
-        weights.check(&parameter_shapes(showo, config), IGNORED)?;
+        weights.check(&parameter_shapes(showo, config), &ignored(showo))?;
         let root = weights.scope("showo");
         let model = root.pp("model");
         let (vocab, hidden) = (showo.vocab_size, config.hidden_size);

@@ -11,6 +11,7 @@ use tokenizers::models::bpe::{BPE, BpeTrainerBuilder};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
+use super::clip::{ClipConfig, ClipVision};
 use super::config::{MagvitConfig, PhiConfig, ShowoConfig};
 use super::magvit::Magvit;
 use super::phi;
@@ -41,6 +42,44 @@ pub fn random_showo(showo: &ShowoConfig, phi: &PhiConfig, seed: u64, device: &De
         })
         .collect::<Result<Vec<_>>>()?;
     Ok(Weights::from_tensors(tensors, "random Show-o"))
+}
+
+/// Random weights of a CLIP vision tower: N(0, 1/width), biases zero, norms one.
+///
+/// # Errors
+/// When a tensor cannot be made.
+pub fn random_clip(config: &ClipConfig, seed: u64, device: &Device) -> Result<Weights> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let deviation = 1.0 / (config.hidden_size as f64).sqrt();
+    let tensors = ClipVision::parameter_shapes(config)
+        .into_iter()
+        .map(|(name, shape)| {
+            let count = shape.iter().product();
+            let values = match (name.ends_with(".bias"), name.contains("norm")) {
+                (true, _) => vec![0.0; count],
+                (false, true) => vec![1.0; count],
+                (false, false) => (0..count).map(|_| (normal(&mut random) * deviation) as f32).collect(),
+            };
+            Ok((name, Tensor::from_vec(values, shape, device)?))
+        })
+        .collect::<Result<Vec<_>>>()?;
+    Ok(Weights::from_tensors(tensors, "random CLIP"))
+}
+
+/// Random weights of the projector from a tower of `width` into a decoder of `hidden`: N(0, 1/fan in), biases zero.
+///
+/// # Errors
+/// When a tensor cannot be made.
+pub fn random_projector(width: usize, hidden: usize, seed: u64, device: &Device) -> Result<Vec<(String, Tensor)>> {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let mut tensors = Vec::new();
+    for (layer, input) in [(0, width), (2, hidden)] {
+        let deviation = 1.0 / (input as f64).sqrt();
+        let weight = (0..hidden * input).map(|_| (normal(&mut random) * deviation) as f32).collect();
+        tensors.push((format!("mm_projector.{layer}.weight"), Tensor::from_vec(weight, (hidden, input), device)?));
+        tensors.push((format!("mm_projector.{layer}.bias"), Tensor::zeros(hidden, DType::F32, device)?));
+    }
+    Ok(tensors)
 }
 
 /// Random weights of an image tokenizer: U(±1/√fan_in) for convolutions and their biases, norms one and zero.

@@ -16,9 +16,9 @@ use rand_chacha::ChaCha8Rng;
 use super::Showo;
 use super::maskgit::draw_index;
 use super::phi::{Phi, Placement};
-use super::sequence::{Packed, question_text};
+use super::sequence::Packed;
 use crate::Result;
-use crate::model::{Reply, ReplyRequest, Sampling};
+use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 64;
@@ -26,8 +26,8 @@ const BATCH: usize = 64;
 const CACHE: usize = 2 << 30;
 
 /// Replies to all requests, in order.
-pub(super) fn reply_many(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
-    let most = |of: fn(&(&[u32], &[ReplyRequest])) -> usize| images.iter().map(of).max().unwrap_or(0);
+pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
+    let most = |of: fn(&(&ImageView, &[ReplyRequest])) -> usize| images.iter().map(of).max().unwrap_or(0);
     let (replies, rows) =
         (most(|(_, requests)| requests.len()), most(|(image, requests)| cached_rows(image, requests)));
     let together = images_together(images.len(), replies, rows, model.phi.cache_bytes_per_row());
@@ -44,25 +44,28 @@ pub(super) fn images_together(images: usize, replies: usize, rows: usize, bytes_
 }
 
 /// About how many rows the replies about an image take in a cache.
-fn cached_rows(image: &[u32], requests: &[ReplyRequest]) -> usize {
+fn cached_rows(image: &ImageView, requests: &[ReplyRequest]) -> usize {
     let longest = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
-    image.len() + requests.len() * longest
+    let block = match image {
+        ImageView::Codes(codes) => codes.len(),
+        ImageView::Features(features) => features.dims().first().copied().unwrap_or(0),
+    };
+    block + requests.len() * longest
 }
 
-fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
+fn reply_batch(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
     let mut packed = Packed::default();
     let mut samples = Vec::new();
     let mut questions: Vec<(usize, Vec<u32>)> = Vec::new();
     let mut known: HashMap<(usize, &str), usize> = HashMap::new();
     let mut blocks = Vec::new();
     for (at, (image, requests)) in images.iter().enumerate() {
-        blocks.push(packed.push(&model.frames.understanding_image(image), 0, vec![], false));
+        blocks.push(model.pack_image(&mut packed, image)?);
         for request in *requests {
             let question = match known.get(&(at, request.question.as_str())) {
                 Some(&question) => question,
                 None => {
-                    let ids = model.tokenizer.encode(&question_text(&request.question))?;
-                    questions.push((at, model.frames.question(&ids)));
+                    questions.push((at, model.question_ids(&request.question)?));
                     known.insert((at, &request.question), questions.len() - 1);
                     questions.len() - 1
                 }
@@ -90,7 +93,7 @@ fn reply_batch(model: &Showo, images: &[(&[u32], &[ReplyRequest])]) -> Result<Ve
 pub struct Question {
     /// The image's block.
     pub block: Range<usize>,
-    /// `<|sot|> question`.
+    /// The question behind it.
     pub rows: Range<usize>,
 }
 
@@ -167,8 +170,7 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
     let cache = phi.cache(start + samples.len() * size)?;
     let placement = Placement::Rows(0);
-    let hidden =
-        phi.forward(phi.embed(&prefix.ids)?, &prefix.positions, &prefix.segments(), Some((&cache, &placement)))?;
+    let hidden = phi.forward(prefix.embed(phi)?, &prefix.positions, &prefix.segments(), Some((&cache, &placement)))?;
     let last: Vec<u32> = questions.iter().map(|question| question.rows.end as u32 - 1).collect();
     let first = phi.logits(&ops::gather_rows(&hidden, &last)?, None)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
     for sample in samples.iter_mut().filter(|sample| !sample.ended) {

@@ -1,9 +1,11 @@
-//! The two sequence forms of Show-o, packed without padding (SPEC: "who sees whom").
+//! The sequence forms of Show-o, packed without padding (SPEC: "who sees whom").
 //!
 //! - imagine: `<|t2i|> <|sot|> text <|eot|>` (causal, sees no image), then `<|soi|> image×N <|eoi|>`
 //!   (a block that sees all of the text and itself);
 //! - caption/answer: `<|mmu|> <|soi|> image×N <|eoi|>` (a block that everything after it sees), then
-//!   `<|sot|> question reply` (causal).
+//!   `<|sot|> question reply` (causal);
+//! - caption/answer of the CLIP variant: `<|mmu|> system prompt <|soi|> features` (a block that everything after it
+//!   sees), then `<|eoi|> question reply` (causal).
 //!
 //! The original left-pads texts and masks the padding. Rotary positions are relative, so dropping the
 //! padding gives the same logits.
@@ -11,10 +13,13 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::Tensor;
 use hermesflow_nn::ops::Segment;
 
 use super::config::ShowoConfig;
+use super::phi::Phi;
 use super::tokenizer::SpecialIds;
+use crate::Result;
 
 /// Packed tokens with their positions and what each run of them sees.
 #[derive(Debug, Clone, Default)]
@@ -25,6 +30,8 @@ pub struct Packed {
     pub positions: Vec<u32>,
     /// Runs of tokens, in order.
     pub segments: Vec<Segment>,
+    /// Embeddings of rows that are no tokens, with their first row, in order. Such a row's id says nothing.
+    given: Vec<(usize, Tensor)>,
 }
 
 impl Packed {
@@ -35,6 +42,41 @@ impl Packed {
         self.positions.extend((position..position + ids.len()).map(|p| p as u32));
         self.segments.push(Segment { queries: rows.clone(), sees, own: rows.clone(), causal });
         rows
+    }
+
+    /// Appends a block of tokens and, behind them, embeddings; returns its rows. Its first position is 0.
+    ///
+    /// # Shapes
+    /// `embeddings` `[rows, hidden]`
+    ///
+    /// # Errors
+    /// When the embeddings are no matrix.
+    pub fn push_block(&mut self, ids: &[u32], embeddings: Tensor) -> Result<Range<usize>> {
+        let all = [ids, &vec![0; embeddings.dims2()?.0]].concat();
+        let rows = self.push(&all, 0, vec![], false);
+        self.given.push((rows.start + ids.len(), embeddings));
+        Ok(rows)
+    }
+
+    /// The embeddings of all rows.
+    ///
+    /// # Shapes
+    /// `[rows, hidden]`
+    ///
+    /// # Errors
+    /// When an id is outside the vocabulary, or given embeddings have another width.
+    pub fn embed(&self, phi: &Phi) -> Result<Tensor> {
+        if self.given.is_empty() {
+            return phi.embed(&self.ids);
+        }
+        let (mut parts, mut next) = (Vec::new(), 0);
+        for (first, embeddings) in &self.given {
+            parts.push(phi.embed(&self.ids[next..*first])?);
+            parts.push(embeddings.clone());
+            next = first + embeddings.dim(0)?;
+        }
+        parts.push(phi.embed(&self.ids[next..])?);
+        Ok(Tensor::cat(&parts, 0)?)
     }
 
     /// The segments as the operators take them.
@@ -91,6 +133,16 @@ impl Frames {
         ids
     }
 
+    /// `<|mmu|> system prompt <|soi|>`, behind which an image's features stand.
+    pub fn understanding_features(&self, system: &[u32]) -> Vec<u32> {
+        [&[self.special.mmu], system, &[self.special.soi]].concat()
+    }
+
+    /// `<|eoi|> question`: without the closing token in the block, and without `<|sot|>`, as the original has it.
+    pub fn question_behind_features(&self, question: &[u32]) -> Vec<u32> {
+        [&[self.special.eoi], question].concat()
+    }
+
     /// `<|sot|> question`.
     pub fn question(&self, question: &[u32]) -> Vec<u32> {
         let mut ids = vec![self.special.sot];
@@ -102,4 +154,13 @@ impl Frames {
 /// The frame around a question, as Show-o was tuned with it.
 pub fn question_text(question: &str) -> String {
     format!("USER: \n{question} ASSISTANT:")
+}
+
+/// What stands before a picture's features in the CLIP variant: LLaVA's system prompt, 28 tokens of Phi-1.5.
+pub const SYSTEM_PROMPT: &str = "A chat between a curious user and an artificial intelligence assistant. \
+     The assistant gives helpful, detailed, and polite answers to the user's questions.";
+
+/// The frame around a question to the CLIP variant: LLaVA's conversation.
+pub fn conversation_text(question: &str) -> String {
+    format!("USER: {question} ASSISTANT:")
 }

@@ -1,9 +1,11 @@
 //! GELU: Hendrycks & Gimpel, "Gaussian Error Linear Units" (arXiv:1606.08415),
-//! in its tanh form (`gelu_new`) and in its exact form (`gelu`).
+//! in its tanh form (`gelu_new`), in its exact form (`gelu`) and in its sigmoid
+//! form (`quick_gelu`).
 //!
 //! * tanh: with `u = sqrt(2/pi) (x + 0.044715 x³)`, `x (1 + tanh u) / 2` is
 //!   written as `x / (1 + e^(-2u))`;
-//! * exact: `x (1 + erf(x / sqrt 2)) / 2`.
+//! * exact: `x (1 + erf(x / sqrt 2)) / 2`;
+//! * sigmoid: `x / (1 + e^(-1.702 x))`.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
@@ -16,6 +18,8 @@ const RUN: usize = 16 * 1024;
 /// `2 sqrt(2/pi)` and that times 0.044715.
 const SLOPE: f32 = 1.595_769_2;
 const CUBIC: f32 = 0.071_354_814;
+/// The slope inside the sigmoid.
+const QUICK: f32 = 1.702;
 
 /// GELU in its tanh form, element by element.
 ///
@@ -31,6 +35,19 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// `x [..]` -> `[..]`
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
     if fused(&[x]) { x.contiguous()?.apply_op1(GeluErf) } else { x.gelu_erf() }
+}
+
+/// GELU in its sigmoid form, element by element.
+///
+/// # Shapes
+/// `x [..]` -> `[..]`
+pub fn gelu_quick(x: &Tensor) -> Result<Tensor> {
+    if fused(&[x]) { x.contiguous()?.apply_op1(GeluQuick) } else { quick_plain(x) }
+}
+
+/// The same by candle's operators.
+fn quick_plain(x: &Tensor) -> Result<Tensor> {
+    x / (x.affine(-f64::from(QUICK), 0.0)?.exp()? + 1.0)?
 }
 
 /// The error function to about two units in the last place, without branches.
@@ -64,6 +81,7 @@ const DENSITY: f32 = 0.398_942_3;
 
 struct Gelu;
 struct GeluErf;
+struct GeluQuick;
 
 vectorised! {
     fn exact_values(y: &mut [f32], x: &[f32]) {
@@ -75,6 +93,19 @@ vectorised! {
     fn exact_gradients(dx: &mut [f32], x: &[f32], grad: &[f32]) {
         for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
             *dx = grad * (0.5 * (1.0 + erf(x * HALF_ROOT)) + x * DENSITY * exp(-0.5 * x * x));
+        }
+    }
+
+    fn quick_values(y: &mut [f32], x: &[f32]) {
+        for (y, &x) in y.iter_mut().zip(x) {
+            *y = x / (1.0 + exp(-QUICK * x));
+        }
+    }
+
+    fn quick_gradients(dx: &mut [f32], x: &[f32], grad: &[f32]) {
+        for ((dx, &x), &grad) in dx.iter_mut().zip(x).zip(grad) {
+            let gate = 1.0 / (1.0 + exp(-QUICK * x));
+            *dx = grad * gate * (1.0 + QUICK * x * (1.0 - gate));
         }
     }
 
@@ -145,6 +176,20 @@ impl CustomOp1 for GeluErf {
     }
 }
 
+impl CustomOp1 for GeluQuick {
+    fn name(&self) -> &'static str {
+        "gelu-quick"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        forward(x, layout, quick_values)
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        backward(x, grad, quick_gradients)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -170,6 +215,19 @@ mod tests {
         let x = Tensor::new(x, &candle_core::Device::Cpu).unwrap();
         let difference = (gelu_erf(&x).unwrap() - x.gelu_erf().unwrap()).unwrap().abs().unwrap().max_all().unwrap();
         assert!(difference.to_scalar::<f32>().unwrap() < 5e-7);
+    }
+
+    #[test]
+    fn the_sigmoid_form_agrees_with_plain_candle() {
+        for shape in [&[3usize, 7, 5][..], &[40_001]] {
+            let x = (normal(shape) * 3.0).unwrap();
+            agree(&[x], |v| gelu_quick(&v[0]), |v| quick_plain(&v[0]));
+        }
+        // PyTorch: x * torch.sigmoid(1.702 * x).
+        let x = Tensor::new(&[-1e4f32, -2.0, -0.5, 0.0, 1.0, 1e4], &candle_core::Device::Cpu).unwrap();
+        let expected = [0.0, -0.064_341_38, -0.149_611_56, 0.0, 0.845_795_75, 1e4];
+        let ours = gelu_quick(&x).unwrap().to_vec1::<f32>().unwrap();
+        assert!(ours.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-6), "{ours:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 
 use anyhow::{Context, Result};
-use hermesflow_models::{Reply, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{ImageView, Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId, three_decimals};
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
@@ -99,9 +99,9 @@ impl<M: UnifiedModel> Examiner<'_, M> {
     /// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
     /// weighted by its confidence in them if `answer.score` says so.
     fn scores(&self, record: &InitialRecord, questions: &[QuestionRecord]) -> Result<Vec<f64>> {
-        let image = |number| self.pictures.load(&self.layout.image(record.id.as_str(), number));
+        let image = |number| self.pictures.load_whole(&self.layout.image(record.id.as_str(), number));
         let images = (0..self.config.imagine.images).map(image).collect::<Result<Vec<_>>>()?;
-        let codes = self.model.encode_images(&images)?;
+        let views = self.model.read_images(&images)?;
         let request = |question: &QuestionRecord| ReplyRequest {
             question: judges::prompt(&question.question, &question.choices),
             sampling: Sampling::GREEDY,
@@ -109,8 +109,7 @@ impl<M: UnifiedModel> Examiner<'_, M> {
             max_new_tokens: self.config.answer.max_new_tokens,
         };
         let requests: Vec<ReplyRequest> = questions.iter().map(request).collect();
-        let asked: Vec<(&[u32], &[ReplyRequest])> =
-            codes.iter().map(|codes| (codes.as_slice(), requests.as_slice())).collect();
+        let asked: Vec<(&ImageView, &[ReplyRequest])> = views.iter().map(|view| (view, requests.as_slice())).collect();
         let replies = self.model.reply_many(&asked)?.concat();
         let answered: Vec<Answered<'_>> = replies
             .iter()

@@ -1,7 +1,7 @@
 //! `hermesflow caption`: the model captions every image of the data root.
 
 use anyhow::{Context, Result};
-use hermesflow_models::{ReplyRequest, UnifiedModel};
+use hermesflow_models::{ImageView, ReplyRequest, UnifiedModel};
 use hermesflow_records::{CaptionRecord, InitialRecord};
 use serde_json::json;
 
@@ -62,9 +62,9 @@ fn caption_chunk(
 ) -> Result<Vec<CaptionRecord>> {
     let images = chunk
         .iter()
-        .map(|record| pictures.load(record.img_path.as_ref()).with_context(|| format!("record {}", record.id)))
+        .map(|record| pictures.load_whole(record.img_path.as_ref()).with_context(|| format!("record {}", record.id)))
         .collect::<Result<Vec<_>>>()?;
-    let codes = model.encode_images(&images)?;
+    let views = model.read_images(&images)?;
     let requests: Vec<Vec<ReplyRequest>> = chunk
         .iter()
         .map(|record| {
@@ -77,8 +77,7 @@ fn caption_chunk(
             config.caption.candidates.iter().enumerate().map(request).collect()
         })
         .collect();
-    let asked: Vec<(&[u32], &[ReplyRequest])> =
-        codes.iter().zip(&requests).map(|(codes, requests)| (codes.as_slice(), requests.as_slice())).collect();
+    let asked: Vec<(&ImageView, &[ReplyRequest])> = views.iter().zip(requests.iter().map(Vec::as_slice)).collect();
     let replies = model.reply_many(&asked)?;
     let results = chunk.iter().zip(replies).map(|(record, replies)| CaptionRecord {
         id: record.id.clone(),

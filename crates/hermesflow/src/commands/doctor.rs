@@ -13,7 +13,9 @@ use rayon::prelude::*;
 use sysinfo::{Disks, System};
 
 use super::ConfigArgs;
-use crate::config::{EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ObjectiveName, PHI, RunConfig, Similarity, Writer};
+use crate::config::{
+    CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ObjectiveName, PHI, RunConfig, Similarity, Writer,
+};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
@@ -198,6 +200,10 @@ impl Findings {
         let tokenizer = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer };
         match check_files(&showo, &vq, &tokenizer) {
             Ok(facts) => {
+                if facts.showo.w_clip_vit {
+                    let tower = settings.clip.as_deref().unwrap_or(CLIP);
+                    self.present("model", "model.clip", tower, Parts::Checkpoint)?;
+                }
                 let sizes = Sizes::new(&facts.showo, &facts.phi, &facts.vq)?;
                 let text = format!(
                     "{}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",

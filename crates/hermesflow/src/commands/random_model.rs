@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hermesflow_models::showo::config::ADDED_TOKENS;
-use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
-use hermesflow_models::showo::{MagvitConfig, PhiConfig, ShowoConfig, write_configs, write_json};
-use hermesflow_models::{Device, Weights};
+use hermesflow_models::showo::pretrain::{random_clip, random_magvit, random_projector, random_showo, train_tokenizer};
+use hermesflow_models::showo::{ClipConfig, MagvitConfig, PhiConfig, ShowoConfig, write_configs, write_json};
+use hermesflow_models::{DType, Device, Weights};
 use serde_json::{Map, Value, json};
 
 use super::convert::Format;
@@ -15,7 +15,7 @@ use crate::files;
 
 /// Make a Show-o checkpoint with random weights, of any size up to the published one
 ///
-/// Writes showo/, vq/ and tokenizer.json into FOLDER, in the published layout. Nothing sensible comes out of it, but
+/// Writes showo/, vq/ and tokenizer.json (and clip/) into FOLDER, in the published layout. Nothing sensible comes out of it, but
 /// everything runs: `tiny` in seconds, `full` with the memory and the speed of the published model (6 GB on disk).
 /// Use it as model.showo=FOLDER/showo model.vq=FOLDER/vq model.tokenizer=FOLDER/tokenizer.json.
 ///
@@ -44,6 +44,10 @@ pub struct Args {
     /// The seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
+
+    /// Make the variant that understands CLIP features, with its vision tower in clip/
+    #[arg(long)]
+    clip: bool,
 }
 
 /// How large a random model is.
@@ -103,7 +107,7 @@ impl Parts {
         let codebook = 1usize << bits;
         let showo = serde_json::from_value(json!({
             "vocab_size": words + ADDED_TOKENS.len() + codebook + 1, "llm_vocab_size": words,
-            "codebook_size": codebook, "num_vq_tokens": side * side, "max_text_len": text,
+            "codebook_size": codebook, "num_vq_tokens": side * side, "max_text_len": text, "w_clip_vit": args.clip,
         }))?;
         Ok(Self { showo, phi: serde_json::from_value(decoder.into())?, vq: serde_json::from_value(vq)?, tokenizer })
     }
@@ -142,10 +146,30 @@ fn random_model(args: &Args) -> Result<()> {
         });
         weights = Weights::from_tensors(larger.collect::<Result<Vec<_>>>()?, "random Show-o");
     }
+    if args.clip {
+        let tower = random_tower(&folder.join("clip"), args.size, seed)?;
+        let projector = random_projector(tower.hidden_size, parts.phi.hidden_size, seed, &Device::Cpu)?;
+        let tensors = weights.tensors().iter().map(|(name, tensor)| (name.clone(), tensor.clone()));
+        weights = Weights::from_tensors(tensors.chain(projector), "random Show-o");
+    }
     save(&weights, &folder.join("showo"), args.format)
 }
 
 fn save(weights: &Weights, folder: &Path, format: Format) -> Result<()> {
     weights.save_as(folder, format.into(), None).with_context(|| folder.display().to_string())?;
     Ok(())
+}
+
+/// Writes a vision tower: the published ViT-L/14-336, or 56×56 pictures as 4×4 patches and three blocks of width 24.
+fn random_tower(folder: &Path, size: Size, seed: u64) -> Result<ClipConfig> {
+    let config: ClipConfig = serde_json::from_value(match size {
+        Size::Tiny => json!({ "hidden_size": 24, "intermediate_size": 48, "num_hidden_layers": 3,
+                              "num_attention_heads": 3, "image_size": 56, "patch_size": 14 }),
+        Size::Medium | Size::Full => json!({ "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 24,
+                                             "num_attention_heads": 16, "image_size": 336, "patch_size": 14 }),
+    })?;
+    write_json(&folder.join("config.json"), &config)?;
+    let weights = random_clip(&config, seed, &Device::Cpu)?;
+    weights.save(&folder.join("model.safetensors"), DType::F32).context("clip")?;
+    Ok(config)
 }

@@ -46,6 +46,7 @@ pub fn run_loop(
         Judges::of_run(config, &RunLayout::new(config, 1), progress)?.fetch(config)?;
     }
     let mut player = models::open(&config.model, progress)?;
+    train::can_train(&player, config)?;
     after(0, &player)?;
     let base = (config.train.reference == Reference::Run).then(|| player.clone());
     for iteration in 1..=config.iterations {

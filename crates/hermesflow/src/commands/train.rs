@@ -37,9 +37,25 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     let player = models::player(&config, &layout, &progress)?;
+    can_train(&player, &config)?;
     let reference = models::reference(&player, &config, &layout, &progress)?;
     train(&player, &reference, &config, &layout, &progress)?;
     println!("{}", layout.model().display());
+    Ok(())
+}
+
+/// Whether the configuration's training can be done on this model.
+///
+/// # Errors
+/// Names the key to change.
+pub fn can_train(model: &Showo, config: &RunConfig) -> Result<()> {
+    let images_only = config.train.objective != ObjectiveName::ContinuePretraining && config.train.sides == Sides::Gen;
+    ensure!(
+        images_only || !model.config().w_clip_vit,
+        "train.sides: the captions of {} are about CLIP features (w_clip_vit), and only its images can be trained; \
+         set train.sides=gen (with train.objective=pair_dpo or sft_wins)",
+        config.model.showo
+    );
     Ok(())
 }
 

@@ -1,0 +1,92 @@
+//! Pictures as understanding reads them, and the part of a sequence before a reply: image codes, or in the CLIP
+//! variant the features of a vision tower (`sequence.rs` has both forms).
+
+use std::ops::Range;
+
+use image::RgbImage;
+
+use super::Showo;
+use super::clip::{ClipVision, Projector};
+use super::sequence::{Packed, SYSTEM_PROMPT, conversation_text, question_text};
+use crate::model::{ImageView, UnifiedModel};
+use crate::preprocess::{Centre, fit_square};
+use crate::{Error, Result, Weights};
+
+/// What the CLIP variant understands by.
+#[derive(Debug, Clone)]
+pub(super) struct Clip {
+    tower: ClipVision,
+    projector: Projector,
+    system: Vec<u32>,
+}
+
+impl Clip {
+    /// The same tower behind the projector of other weights.
+    pub(super) fn with_weights(&self, weights: &Weights, hidden: usize) -> Result<Self> {
+        let projector = Projector::new(weights, self.tower.config().hidden_size, hidden)?;
+        Ok(Self { projector, ..self.clone() })
+    }
+}
+
+impl Showo {
+    /// The CLIP variant with the tower that its projector was trained on.
+    ///
+    /// # Errors
+    /// When the model is not the CLIP variant, or the tower has another width than its projector.
+    pub fn with_clip(self, tower: ClipVision) -> Result<Self> {
+        if !self.config.w_clip_vit {
+            let message = "w_clip_vit is not true: this checkpoint understands image tokens, not CLIP features";
+            return Err(Error::config(self.weights.origin(), message));
+        }
+        let projector = Projector::new(&self.weights, tower.config().hidden_size, self.phi_config.hidden_size)?;
+        let system = self.tokenizer.encode(SYSTEM_PROMPT)?;
+        Ok(Self { clip: Some(Clip { tower, projector, system }), ..self })
+    }
+
+    fn clip(&self) -> Result<&Clip> {
+        self.clip.as_ref().ok_or_else(|| {
+            let message = "w_clip_vit is true: this checkpoint understands CLIP features, and no CLIP vision tower \
+                           was loaded; load openai/clip-vit-large-patch14-336 beside it";
+            Error::config(self.weights.origin(), message)
+        })
+    }
+
+    pub(super) fn read(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
+        if self.config.w_clip_vit {
+            return Ok(self.clip()?.tower.features(pictures)?.into_iter().map(ImageView::Features).collect());
+        }
+        let fit = |picture: &RgbImage| fit_square(picture.clone(), self.resolution(), Centre::HalfToEven);
+        let squares = pictures.iter().map(fit).collect::<Result<Vec<_>>>()?;
+        Ok(self.encode_images(&squares)?.into_iter().map(ImageView::Codes).collect())
+    }
+
+    /// Packs an image's block, which all behind it see; returns its rows.
+    ///
+    /// # Errors
+    /// When the image was not read by this model.
+    pub fn pack_image(&self, packed: &mut Packed, image: &ImageView) -> Result<Range<usize>> {
+        match image {
+            ImageView::Codes(codes) if !self.config.w_clip_vit => {
+                Ok(packed.push(&self.frames.understanding_image(codes), 0, vec![], false))
+            }
+            ImageView::Features(features) if self.config.w_clip_vit => {
+                let clip = self.clip()?;
+                let before = self.frames.understanding_features(&clip.system);
+                Ok(packed.push_block(&before, clip.projector.forward(features)?)?)
+            }
+            _ => Err(Error::Invalid("the image was read by another kind of model than this".into())),
+        }
+    }
+
+    /// The tokens between an image's block and the reply.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn question_ids(&self, question: &str) -> Result<Vec<u32>> {
+        if self.config.w_clip_vit {
+            let text = self.tokenizer.encode(&conversation_text(question))?;
+            return Ok(self.frames.question_behind_features(&text));
+        }
+        Ok(self.frames.question(&self.tokenizer.encode(&question_text(question))?))
+    }
+}
