@@ -263,6 +263,10 @@ impl UnifiedModel for Showo {
         self.vq.decode_images(codes)
     }
 
+    fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>> {
+        self.vq.decode_grids(codes, height, width)
+    }
+
     fn reply(&self, image: &[u32], requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
         Ok(self.reply_many(&[(image, requests)])?.pop().unwrap_or_default())
     }
