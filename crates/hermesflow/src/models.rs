@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::Weights;
-use hermesflow_models::showo::Showo;
+use hermesflow_models::showo::{Magvit, Showo, load_magvit, read_configs};
+use hermesflow_models::{UnifiedModel, Weights};
 
 use crate::config::{EMBEDDED, ModelSettings, Reference, RunConfig};
 use crate::layout::RunLayout;
@@ -47,6 +47,34 @@ fn embedded(settings: &ModelSettings) -> Result<Showo> {
 #[cfg(not(embedded_model))]
 fn embedded(_settings: &ModelSettings) -> Result<Showo> {
     bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
+}
+
+/// The model that a run begins with (0), or what one of its iterations trained.
+///
+/// # Errors
+/// As [`open`] and [`trained`].
+pub fn after(config: &RunConfig, iteration: usize) -> Result<Showo> {
+    let base = open(&config.model)?;
+    match iteration {
+        0 => Ok(base),
+        iteration => trained(&base, &RunLayout::new(config, iteration)),
+    }
+}
+
+/// The image tokenizer alone, and the side of the pictures that the model reads: nothing else is loaded.
+///
+/// # Errors
+/// As [`open`].
+pub fn image_tokenizer(settings: &ModelSettings) -> Result<(Magvit, usize)> {
+    if settings.showo == EMBEDDED {
+        let model = embedded(settings)?;
+        return Ok((model.vq().clone(), model.resolution()));
+    }
+    let vq = settings.vq.as_deref().context("model.vq: missing; give the image tokenizer's folder")?;
+    let (config, _) = read_configs(Path::new(&settings.showo))?;
+    let vq = load_magvit(vq, settings.dtype.into(), &settings.device()?)?;
+    let side = config.grid_side() * vq.config().downsampling();
+    Ok((vq, side))
 }
 
 /// The model that plays an iteration: the run's first one, or what the iteration before trained.

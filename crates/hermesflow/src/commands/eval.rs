@@ -7,7 +7,6 @@ use hermesflow_scenes::Split;
 
 use super::ConfigArgs;
 use crate::evaluate::{EvalReport, EvalSettings, PromptRow, evaluate};
-use crate::layout::RunLayout;
 use crate::progress::Progress;
 use crate::{files, models, report};
 
@@ -57,11 +56,7 @@ pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
     let before = args.compare.as_deref().map(read).transpose()?;
-    let base = models::open(&config.model)?;
-    let model = match args.iteration {
-        0 => base,
-        iteration => models::trained(&base, &RunLayout::new(&config, iteration))?,
-    };
+    let model = models::after(&config, args.iteration)?;
     let name = format!("iteration {}", args.iteration);
     let progress = Progress::stderr();
     let report = match &args.out {
