@@ -163,7 +163,9 @@ mod tests {
         let mut draws = SeededDraws::new(3);
         let counts = (0..8).map(|_| {
             let rows = image.masked().count();
-            image.advance(&vec![0.25; rows * 4], 4, &mut draws);
+            // No two alike: of equal confidences, none is below the other.
+            let probabilities: Vec<f32> = (0..rows * 4).map(|at| 0.2 + at as f32 / 1000.0).collect();
+            image.advance(&probabilities, 4, &mut draws);
             image.masked().count()
         });
         (counts.collect(), image)
