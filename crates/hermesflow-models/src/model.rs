@@ -5,7 +5,7 @@ use std::path::Path;
 use candle_core::{Tensor, Var};
 use image::RgbImage;
 
-use crate::Result;
+use crate::{MaskSchedule, Result};
 
 /// How one token is drawn from the logits: temperature, then top-k, then softmax, then one draw.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -53,12 +53,14 @@ pub struct Reply {
 }
 
 /// One image to make.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImagineJob {
     /// The text to imagine.
     pub prompt: String,
     /// The seed of this image's draws.
     pub seed: u64,
+    /// The codes that stay as they are, position by position; `None` is to be made. Empty: all N are.
+    pub known: Vec<Option<u32>>,
 }
 
 /// The settings of MaskGIT parallel decoding.
@@ -70,12 +72,14 @@ pub struct ImagineOptions {
     pub guidance: f64,
     /// The scale of the Gumbel noise on the confidence, before it decays.
     pub temperature: f64,
+    /// How many tokens stay masked after each step.
+    pub schedule: MaskSchedule,
 }
 
 impl Default for ImagineOptions {
-    /// The released curation settings: 50 steps, guidance 5, temperature 1.
+    /// The released curation settings: 50 steps, guidance 5, temperature 1, cosine.
     fn default() -> Self {
-        Self { steps: 50, guidance: 5.0, temperature: 1.0 }
+        Self { steps: 50, guidance: 5.0, temperature: 1.0, schedule: MaskSchedule::Cosine }
     }
 }
 
@@ -93,6 +97,9 @@ pub trait UnifiedModel {
     /// The pictures that codes stand for.
     fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>>;
 
+    /// The pictures of `height`×`width` codes each, row by row: larger than the model itself makes them.
+    fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>>;
+
     /// Pictures of any size as replies read them.
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
 
@@ -104,7 +111,7 @@ pub trait UnifiedModel {
         images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
     }
 
-    /// The codes of one image per job; jobs with the same prompt share its text prefix.
+    /// The codes of one image per job, its known ones kept; jobs with the same prompt share its text prefix.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;
 }
 

@@ -181,8 +181,8 @@ fn a_reply_s_probability_is_the_caption_s() {
 #[test]
 fn images_of_a_batch_are_those_of_one_by_one() {
     let model = model();
-    let options = ImagineOptions { steps: 5, guidance: 2.0, temperature: 1.0 };
-    let job = |prompt: &str, seed| ImagineJob { prompt: prompt.into(), seed };
+    let options = ImagineOptions { steps: 5, guidance: 2.0, ..ImagineOptions::default() };
+    let job = |prompt: &str, seed| ImagineJob { prompt: prompt.into(), seed, known: vec![] };
     let jobs = vec![job("a large red circle", 1), job("a large red circle", 2), job("small blue squares", 3)];
     let together = model.imagine(&jobs, &options).unwrap();
     for (job, codes) in jobs.iter().zip(&together) {
@@ -214,4 +214,53 @@ fn a_saved_model_loads_again_bit_for_bit() {
     assert_eq!(read(&again), read(&model));
     let (config, phi) = hermesflow_models::showo::read_configs(folder.path()).unwrap();
     assert_eq!((&config.vocab_size, &phi), (&model.config().vocab_size, model.phi_config()));
+}
+
+#[test]
+fn known_codes_stay_and_the_others_are_made() {
+    let model = model();
+    let before = image(3);
+    let known = |keep: fn(usize) -> bool| -> Vec<Option<u32>> {
+        before.iter().enumerate().map(|(at, code)| keep(at).then_some(*code)).collect()
+    };
+    let job = |seed, known: Vec<Option<u32>>| ImagineJob { prompt: "a large red circle".into(), seed, known };
+    let schedules = ["cosine", "linear", "pow2", "sigmoid"].map(|name| name.parse().unwrap());
+    for schedule in schedules {
+        let options = ImagineOptions { steps: 6, guidance: 2.0, temperature: 1.0, schedule };
+        // The right half, all but one, one, none; one that is wholly unknown beside them.
+        let keeps: [fn(usize) -> bool; 4] = [|at| at % 4 < 2, |at| at == 5, |at| at != 5, |_| true];
+        let mut jobs: Vec<ImagineJob> = (0..).zip(keeps).map(|(seed, keep)| job(seed, known(keep))).collect();
+        jobs.push(job(9, vec![]));
+        let images = model.imagine(&jobs, &options).unwrap();
+        for (image, keep) in images.iter().zip(keeps) {
+            for at in (0..16).filter(|&at| keep(at)) {
+                assert_eq!(image[at], before[at], "{schedule}, position {at}");
+            }
+        }
+        assert_eq!(images[3], before, "nothing to make");
+        assert_eq!(model.imagine(&jobs[3..4], &options).unwrap()[0], before, "nor when it is alone");
+        let changed = |image: &[u32]| image.iter().zip(&before).filter(|(a, b)| a != b).count();
+        assert!(changed(&images[0]) >= 4, "{schedule}: {images:?}");
+        let alone = ImagineJob { known: vec![None; 16], ..jobs[4].clone() };
+        assert_eq!(model.imagine(&[alone], &options).unwrap()[0], images[4], "all unknown is none given");
+    }
+    let cosine = ImagineOptions { steps: 6, guidance: 2.0, ..ImagineOptions::default() };
+    let linear = ImagineOptions { schedule: schedules[1], ..cosine };
+    let draw = |options| model.imagine(&[job(9, vec![])], options).unwrap();
+    assert_ne!(draw(&cosine), draw(&linear), "the schedule matters");
+    let refused = |known| model.imagine(&[job(0, known)], &cosine).unwrap_err().to_string();
+    assert!(refused(vec![None; 15]).contains("16"));
+    assert!(refused(vec![Some(32); 16]).contains("32"));
+}
+
+#[test]
+fn pictures_need_not_be_square() {
+    let model = model();
+    let codes = [image(0), image(1)].concat();
+    let wide = model.decode_grids(std::slice::from_ref(&codes), 4, 8).unwrap().remove(0);
+    assert_eq!(wide.dimensions(), (32, 16));
+    assert_eq!(model.decode_grids(std::slice::from_ref(&codes), 8, 4).unwrap()[0].dimensions(), (16, 32));
+    let square = model.decode_images(&[image(0)]).unwrap().remove(0);
+    assert_eq!(model.decode_grids(&[image(0)], 4, 4).unwrap()[0], square);
+    assert!(model.decode_grids(&[codes], 4, 7).unwrap_err().to_string().contains("4×7"));
 }

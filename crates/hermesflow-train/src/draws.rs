@@ -3,8 +3,12 @@
 //! Nothing is carried from step to step, so the step number *is* the position in the data and the
 //! state of the random numbers: a run that continues from step s draws what it would have drawn.
 
+use hermesflow_models::MaskSchedule;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::{Error, Result};
 
 /// What a stream of random numbers is for; streams of different purposes never meet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,10 +67,62 @@ fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
     order
 }
 
-/// How many of `tokens` are masked at time `t` in [0, 1]: `max(1, round(N·cos(πt/2)))`.
-pub fn mask_count(t: f64, tokens: usize) -> usize {
-    let count = (tokens as f64 * (std::f64::consts::FRAC_PI_2 * t).cos()).round_ties_even() as usize;
-    count.clamp(1, tokens.max(1))
+/// How an image is masked in training, under the original's names.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Masking {
+    /// The share of masked tokens at a time; cosine is the paper.
+    pub mask_schedule: MaskSchedule,
+    /// The least share; 0 is the paper.
+    pub min_masking_rate: f64,
+    /// How often one rectangle is masked instead of scattered positions; 0 is the paper. Drawn per mask here, per
+    /// batch in the original.
+    pub mask_contiguous_region_prob: f64,
+}
+
+impl Masking {
+    /// Checks the ranges.
+    pub fn validate(&self) -> Result<()> {
+        let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
+        self.mask_schedule.validate().map_err(|problem| Error::Setting { key: "mask_schedule", problem })?;
+        let share = |value: f64| (0.0..=1.0).contains(&value);
+        let (least, region) = (self.min_masking_rate, self.mask_contiguous_region_prob);
+        check(share(least), "min_masking_rate", format!("{least} is not between 0 and 1"))?;
+        check(share(region), "mask_contiguous_region_prob", format!("{region} is not a probability"))
+    }
+
+    /// How many of `tokens` are masked at time `t` in [0, 1]: `max(1, round(N·share(t)))`, with the cosine
+    /// `max(1, round(N·cos(πt/2)))`.
+    pub fn count(&self, t: f64, tokens: usize) -> usize {
+        let share = self.mask_schedule.ratio(t).max(self.min_masking_rate);
+        let count = (tokens as f64 * share).round_ties_even() as usize;
+        count.clamp(1, tokens.max(1))
+    }
+
+    /// The masked positions of an image at time `t`, in rising order.
+    pub fn draw(&self, rng: &mut impl Rng, t: f64, tokens: usize) -> Vec<u32> {
+        let count = self.count(t, tokens);
+        // No number is drawn for a choice that is not there: the draws of the default stay what they were.
+        let region = self.mask_contiguous_region_prob;
+        if region > 0.0 && rng.random::<f64>() < region {
+            rectangle(rng, tokens.isqrt(), count)
+        } else {
+            positions(rng, tokens, count)
+        }
+    }
+}
+
+/// The positions of a random rectangle of about `count` codes in an image of `side`² codes, in rising order.
+///
+/// As the original: its height is uniform in `⌈count/side⌉ ..= min(side, count)`, its width `⌈count/height⌉`, its
+/// place uniform. Never fewer than `count`, up to `height − 1` more.
+pub fn rectangle(rng: &mut impl Rng, side: usize, count: usize) -> Vec<u32> {
+    let height = rng.random_range(count.div_ceil(side)..=side.min(count));
+    let width = count.div_ceil(height).min(side);
+    let top = rng.random_range(0..=side - height);
+    let left = rng.random_range(0..=side - width);
+    let rows = top..top + height;
+    rows.flat_map(|row| (left..left + width).map(move |column| (row * side + column) as u32)).collect()
 }
 
 /// `count` different positions below `tokens`, in rising order, every set equally likely.
@@ -78,12 +134,12 @@ pub fn positions(rng: &mut impl Rng, tokens: usize, count: usize) -> Vec<u32> {
     chosen
 }
 
-/// The mask of one image of `tokens` tokens under a seed of its own: t ~ U(0, 1), then
-/// [`mask_count`] random [`positions`]. For objectives that keep their own seeds (pretraining).
-pub fn mask_positions(tokens: usize, seed: u64) -> Vec<u32> {
+/// The mask of one image of `tokens` tokens under a seed of its own: t ~ U(0, 1), then [`Masking::draw`]. For
+/// objectives that keep their own seeds (pretraining).
+pub fn mask_positions(tokens: usize, seed: u64, masking: &Masking) -> Vec<u32> {
     let mut rng = stream(seed, Purpose::Objective, 0, 0);
     let t = rng.random::<f64>();
-    positions(&mut rng, tokens, mask_count(t, tokens))
+    masking.draw(&mut rng, t, tokens)
 }
 
 /// What is drawn for one image comparison; win and lose share all of it.
@@ -99,13 +155,20 @@ pub struct ImageDraw {
 ///
 /// Of `masks` > 1 draws, the j-th takes its time from the j-th of `masks` equal parts of [0, 1): each
 /// time is still uniform when averaged over them, and their mean varies less. One mask is t ~ U(0, 1).
-pub fn image_draw(seed: u64, example: u64, tokens: usize, masks: usize, prompt_dropout: f64) -> ImageDraw {
+pub fn image_draw(
+    seed: u64,
+    example: u64,
+    tokens: usize,
+    masks: usize,
+    masking: &Masking,
+    prompt_dropout: f64,
+) -> ImageDraw {
     let mut rng = stream(seed, Purpose::Image, example, 0);
     let drop_prompt = rng.random::<f64>() < prompt_dropout;
     let masks = (0..masks)
         .map(|part| {
             let t = (part as f64 + rng.random::<f64>()) / masks as f64;
-            positions(&mut rng, tokens, mask_count(t, tokens))
+            masking.draw(&mut rng, t, tokens)
         })
         .collect();
     ImageDraw { drop_prompt, masks }
@@ -113,10 +176,90 @@ pub fn image_draw(seed: u64, example: u64, tokens: usize, masks: usize, prompt_d
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+
+    /// The draw under the paper's masking.
+    fn image_draw(seed: u64, example: u64, tokens: usize, masks: usize, prompt_dropout: f64) -> ImageDraw {
+        super::image_draw(seed, example, tokens, masks, &Masking::default(), prompt_dropout)
+    }
+
+    fn mask_positions(tokens: usize, seed: u64) -> Vec<u32> {
+        super::mask_positions(tokens, seed, &Masking::default())
+    }
+
+    #[test]
+    fn the_papers_draws_are_what_they_were_before_there_was_a_choice() {
+        for example in 0..300 {
+            let mut rng = stream(7, Purpose::Image, example, 0);
+            let drop_prompt = rng.random::<f64>() < 0.1;
+            let t = rng.random::<f64>();
+            let count = (64.0 * (std::f64::consts::FRAC_PI_2 * t).cos()).round_ties_even() as usize;
+            let masks = vec![positions(&mut rng, 64, count.clamp(1, 64))];
+            assert_eq!(image_draw(7, example, 64, 1, 0.1), ImageDraw { drop_prompt, masks });
+        }
+    }
+
+    #[test]
+    fn counts_follow_schedule_and_least_rate() {
+        let masking = |schedule: &str, least| Masking {
+            mask_schedule: schedule.parse().unwrap(),
+            min_masking_rate: least,
+            ..Masking::default()
+        };
+        // torch: (16 * schedule(t).clip(least)).round().clamp(min=1) at t = 0.25, 0.5, 0.75, 1.
+        for (schedule, least, expected) in [
+            ("cosine", 0.0, [15, 11, 6, 1]),
+            ("linear", 0.0, [12, 8, 4, 1]),
+            ("pow2", 0.0, [15, 12, 7, 1]),
+            ("sigmoid", 0.0, [14, 8, 2, 1]),
+            ("sigmoid", 0.4, [14, 8, 6, 6]),
+        ] {
+            let masking = masking(schedule, least);
+            assert_eq!([0.25, 0.5, 0.75, 1.0].map(|t| masking.count(t, 16)), expected, "{schedule}, {least}");
+        }
+        assert!(masking("linear", 1.5).validate().is_err());
+        assert!(Masking { mask_contiguous_region_prob: -0.1, ..Masking::default() }.validate().is_err());
+    }
+
+    #[test]
+    fn a_contiguous_mask_is_a_rectangle_of_about_the_count_anywhere() {
+        let masking = Masking { mask_contiguous_region_prob: 1.0, ..Masking::default() };
+        let (mut seen, mut shapes) = ([0usize; 64], std::collections::BTreeSet::new());
+        for example in 0..400 {
+            let draw = super::image_draw(7, example, 64, 1, &masking, 0.0);
+            let mask = &draw.masks[0];
+            // The time of the example, from the same stream.
+            let mut rng = stream(7, Purpose::Image, example, 0);
+            let _dropout = rng.random::<f64>();
+            let count = masking.count(rng.random::<f64>(), 64);
+            let rows: std::collections::BTreeSet<u32> = mask.iter().map(|at| at / 8).collect();
+            let columns: std::collections::BTreeSet<u32> = mask.iter().map(|at| at % 8).collect();
+            let gapless = |set: &std::collections::BTreeSet<u32>| {
+                set.last().unwrap() - set.first().unwrap() + 1 == set.len() as u32
+            };
+            assert!(gapless(&rows) && gapless(&columns), "{mask:?}");
+            assert_eq!(mask.len(), rows.len() * columns.len(), "{mask:?}");
+            assert!(mask.windows(2).all(|pair| pair[0] < pair[1]), "{mask:?}");
+            assert!((count..count + rows.len()).contains(&mask.len()), "{} of {count}", mask.len());
+            mask.iter().for_each(|&at| seen[at as usize] += 1);
+            shapes.insert((rows.len(), columns.len()));
+        }
+        assert!(seen.iter().all(|&count| count > 120), "every place: {seen:?}");
+        assert!(shapes.len() > 30, "{shapes:?}");
+        let half = Masking { mask_contiguous_region_prob: 0.5, ..Masking::default() };
+        let same = (0..400).filter(|&example| {
+            let mut rng = stream(7, Purpose::Image, example, 0);
+            let (_dropout, t, choice): (f64, f64, f64) = (rng.random(), rng.random(), rng.random());
+            let mask = &super::image_draw(7, example, 64, 1, &half, 0.0).masks[0];
+            (choice < 0.5) == (*mask == rectangle(&mut rng.clone(), 8, half.count(t, 64)))
+        });
+        assert!(same.count() > 380, "half of the masks are rectangles (one code is always one)");
+    }
 
     #[test]
     fn mask_counts_by_hand() {
+        let mask_count = |t, tokens| Masking::default().count(t, tokens);
         assert_eq!(mask_count(0.0, 16), 16);
         assert_eq!(mask_count(1.0, 16), 1, "never none");
         assert_eq!(mask_count(0.5, 16), 11, "16 * 0.7071 = 11.3");

@@ -25,7 +25,7 @@ pub mod schedule;
 pub mod trainer;
 pub mod watch;
 
-pub use draws::mask_positions;
+pub use draws::{Masking, mask_positions};
 pub use error::{Error, Result};
 pub use loss::{LossKind, Pair, PairLogProbs, SideLoss};
 pub use metrics::{Metrics, StepRecord};

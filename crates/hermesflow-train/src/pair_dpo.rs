@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint;
-use crate::draws::{ImageDraw, Order, image_draw};
+use crate::draws::{ImageDraw, Masking, Order, image_draw};
 use crate::loss::{LossKind, Pair, PairLogProbs, total};
 use crate::metrics::Metrics;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
@@ -99,6 +99,8 @@ pub struct PairDpoSettings {
     pub weight_gen: f64,
     /// Mask draws per pair and step; 1 is the paper.
     pub masks_per_pair: usize,
+    /// How the images of a pair are masked.
+    pub masking: Masking,
     /// The probability that a pair's prompt is replaced by the empty text.
     pub prompt_dropout: f64,
 }
@@ -117,6 +119,7 @@ impl Default for PairDpoSettings {
             weight_und: 1.0,
             weight_gen: 1.0,
             masks_per_pair: 1,
+            masking: Masking::default(),
             prompt_dropout: 0.1,
         }
     }
@@ -136,6 +139,7 @@ impl PairDpoSettings {
         not_negative("lambda_gen", self.lambda_gen)?;
         not_negative("weight_und", self.weight_und)?;
         not_negative("weight_gen", self.weight_gen)?;
+        self.masking.validate()?;
         let dropout = self.prompt_dropout;
         check((0.0..=1.0).contains(&dropout), "prompt_dropout", format!("{dropout} is not a probability"))
     }
@@ -231,7 +235,8 @@ impl<M: PairModel> PairDpo<M> {
             .zip(&indices)
             .map(|(&number, &index)| {
                 let tokens = self.pairs[index].image_win.len();
-                image_draw(settings.seed, number, tokens, settings.masks_per_pair, settings.prompt_dropout)
+                let PairDpoSettings { seed, masks_per_pair, masking, prompt_dropout, .. } = settings;
+                image_draw(seed, number, tokens, masks_per_pair, &masking, prompt_dropout)
             })
             .collect();
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Tensor, Var};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
 use hermesflow_train::{
-    LossKind, Objective, PairDpo, PairDpoSettings, Position, Schedule, ScheduleKind, Sides, Trainer, TrainerSettings,
-    TrainingPair,
+    LossKind, Masking, Objective, PairDpo, PairDpoSettings, Position, Schedule, ScheduleKind, Sides, Trainer,
+    TrainerSettings, TrainingPair,
 };
 
 const CODES: usize = 8;
@@ -151,7 +151,17 @@ fn in_order<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 
 #[test]
 fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
-    let settings = PairDpoSettings { prompt_dropout: 0.5, ..PairDpoSettings::default() };
+    share_everything(Masking::default());
+}
+
+#[test]
+fn so_they_do_under_other_masks() {
+    let mask_schedule = "linear".parse().unwrap();
+    share_everything(Masking { mask_schedule, min_masking_rate: 0.2, mask_contiguous_region_prob: 0.5 });
+}
+
+fn share_everything(masking: Masking) {
+    let settings = PairDpoSettings { prompt_dropout: 0.5, masking, ..PairDpoSettings::default() };
     let (mut pair_dpo, policy, reference) = objective(settings, 10);
     in_order(|| (0..5).for_each(|step| drop(pair_dpo.micro_batch(at(step)).unwrap())));
     let asked = policy.asked.lock().unwrap();
@@ -161,6 +171,7 @@ fn win_and_lose_share_one_call_one_mask_and_one_prompt() {
         let (wins, loses) = examples.split_at(2);
         for (win, lose) in wins.iter().zip(loses) {
             assert_eq!((&win.masked, &win.prompt), (&lose.masked, &lose.prompt));
+            assert!(win.masked.len() as f64 >= (masking.min_masking_rate * TOKENS as f64).round());
             assert!(win.image.iter().all(|code| *code < 4) && lose.image.iter().all(|code| *code >= 4));
             dropped += usize::from(win.prompt.is_empty());
         }
@@ -328,4 +339,7 @@ fn unusable_pairs_and_settings_are_named() {
     assert!(error.to_string().contains("`beta`"), "{error}");
     let settings = PairDpoSettings { prompt_dropout: 1.5, ..PairDpoSettings::default() };
     assert!(build(pairs(3), settings).is_err());
+    let masking = Masking { min_masking_rate: 1.5, ..Masking::default() };
+    let error = build(pairs(3), PairDpoSettings { masking, ..PairDpoSettings::default() }).err().unwrap();
+    assert!(error.to_string().contains("`min_masking_rate`"), "{error}");
 }

@@ -8,7 +8,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::{DType, Device, ImagineOptions, Sampling};
+use hermesflow_models::{DType, Device, ImagineOptions, MaskSchedule, Sampling};
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
@@ -237,18 +237,21 @@ pub struct ImagineSettings {
     pub guidance: f64,
     /// The noise on the confidence, before it decays.
     pub temperature: f64,
+    /// How many tokens stay masked after each step: cosine, linear, pow2 (any exponent) or sigmoid.
+    pub schedule: MaskSchedule,
 }
 
 impl Default for ImagineSettings {
     fn default() -> Self {
-        let ImagineOptions { steps, guidance, temperature } = ImagineOptions::default();
-        Self { images: 16, steps, guidance, temperature }
+        let ImagineOptions { steps, guidance, temperature, schedule } = ImagineOptions::default();
+        Self { images: 16, steps, guidance, temperature, schedule }
     }
 }
 
 impl From<ImagineSettings> for ImagineOptions {
     fn from(settings: ImagineSettings) -> Self {
-        Self { steps: settings.steps, guidance: settings.guidance, temperature: settings.temperature }
+        let ImagineSettings { steps, guidance, temperature, schedule, images: _ } = settings;
+        Self { steps, guidance, temperature, schedule }
     }
 }
 
@@ -501,6 +504,17 @@ mod tests {
     }
 
     #[test]
+    fn mask_schedules_are_named_as_in_the_original() {
+        let config = parse("", &[]).unwrap();
+        assert_eq!((config.imagine.schedule, config.train.mask_schedule), Default::default());
+        let sigmoid = "imagine.schedule={schedule: sigmoid, params: {start: -2, tau: 0.5}}";
+        let config = parse("", &["train.mask_schedule=pow2", sigmoid]).unwrap();
+        assert_eq!(config.train.masking().mask_schedule, MaskSchedule::Pow(2.0));
+        assert_eq!(ImagineOptions::from(config.imagine).schedule.to_string(), "sigmoid");
+        assert_eq!(parse(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+    }
+
+    #[test]
     fn what_was_resolved_reads_back_as_it_was() {
         let config = parse("seed: 3", &["train.learning_rate=1e-4", "data.scenes.records=5"]).unwrap();
         assert_eq!(parse(&config.to_yaml().unwrap(), &[]).unwrap(), config);
@@ -518,6 +532,10 @@ mod tests {
         assert!(problem("", &["caption.candidates=[]"]).contains("caption.candidates"));
         assert!(problem("", &["model.vq=models/magvit"]).contains("embedded"));
         assert!(problem("", &["ask.writer=file"]).contains("ask.file"));
+        assert!(problem("", &["imagine.schedule=cosin"]).contains("imagine: \"cosin\" is no mask schedule"));
+        assert!(problem("", &["train.mask_schedule=3"]).contains("train: a mask schedule is cosine, linear, pow2"));
+        assert!(problem("", &["train.min_masking_rate=2"]).contains("min_masking_rate"));
+        assert!(problem("", &["train.mask_contiguous_region_prob=-1"]).contains("mask_contiguous_region_prob"));
         assert!(problem("", &["pair.min_accuracy=60"]).contains("pair.min_accuracy"));
     }
 }

@@ -173,6 +173,7 @@ pub fn pictures(
         .map(|&index| ImagineJob {
             prompt: prompt(settings, index).1,
             seed: derive_seed(settings.seed, &[2, index as u64]),
+            known: vec![],
         })
         .collect();
     Ok(model.decode_images(&model.imagine(&jobs, &config.imagine.into())?)?)

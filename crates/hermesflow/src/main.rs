@@ -25,8 +25,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, convert, demo, doctor, eval, fetch, imagine, judge, pair, pretrain, random_model,
-    run, scenes, train, verify,
+    answer, ask, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, inpaint, judge, mmu,
+    pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
 };
 
 /// Said where something is our fault.
@@ -63,6 +63,11 @@ enum Command {
     Pair(pair::Args),
     Train(train::Args),
     Eval(eval::Args),
+    T2i(t2i::Args),
+    Mmu(mmu::Args),
+    Inpaint(inpaint::Args),
+    Extrapolate(extrapolate::Args),
+    Reconstruct(reconstruct::Args),
     Controls(controls::Args),
     Pretrain(pretrain::Args),
     Judge(judge::Args),
@@ -113,6 +118,11 @@ fn main() -> ExitCode {
         Command::Pair(args) => pair::run(args),
         Command::Train(args) => train::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::T2i(args) => t2i::run(args),
+        Command::Mmu(args) => mmu::run(args),
+        Command::Inpaint(args) => inpaint::run(args),
+        Command::Extrapolate(args) => extrapolate::run(args),
+        Command::Reconstruct(args) => reconstruct::run(args),
         Command::Controls(args) => controls::run(args),
         Command::Pretrain(args) => pretrain::run(args),
         Command::Judge(args) => judge::run(args),

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::{ClipVision, Showo, read_configs, read_magvit_config};
+use hermesflow_models::showo::{ClipVision, Magvit, Showo, load_magvit, read_configs, read_magvit_config};
 use hermesflow_models::{DType, UnifiedModel, Weights};
 
 use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
@@ -108,6 +108,30 @@ fn embedded(settings: &ModelSettings) -> Result<Showo> {
 #[cfg(not(embedded_model))]
 fn embedded(_settings: &ModelSettings) -> Result<Showo> {
     anyhow::bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
+}
+
+/// The model that a run begins with (0), or what one of its iterations trained.
+///
+/// # Errors
+/// As [`open`] and [`trained`].
+pub fn after(config: &RunConfig, iteration: usize, progress: &Progress) -> Result<Showo> {
+    player(config, &RunLayout::new(config, iteration + 1), progress)
+}
+
+/// The image tokenizer alone, and the side of the pictures that the model reads: nothing else is loaded.
+///
+/// # Errors
+/// As [`open`].
+pub fn image_tokenizer(settings: &ModelSettings, progress: &Progress) -> Result<(Magvit, usize)> {
+    if settings.showo == EMBEDDED {
+        let model = embedded(settings)?;
+        return Ok((model.vq().clone(), model.resolution()));
+    }
+    let files = Files::find(settings, progress)?;
+    let (config, _) = read_configs(&files.showo)?;
+    let vq = load_magvit(&files.vq, &settings.device()?)?;
+    let side = config.grid_side() * vq.config().downsampling();
+    Ok((vq, side))
 }
 
 /// The model that plays an iteration: the run's first one, or what the iteration before trained.

@@ -12,9 +12,8 @@ use hermesflow_models::showo::{Magvit, Showo, write_json};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Tensor, UnifiedModel, Var};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::Split;
-use hermesflow_train::draws::mask_positions;
 use hermesflow_train::trainer::ObjectiveError;
-use hermesflow_train::{Metrics, Objective, Position, Step};
+use hermesflow_train::{Masking, Metrics, Objective, Position, Step, mask_positions};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -122,6 +121,8 @@ pub struct BasePretraining {
     pub model: Showo,
     /// What a step sees.
     pub mix: PretrainingMix,
+    /// How images are masked.
+    pub masking: Masking,
     /// The question that captions answer.
     pub caption_question: String,
     /// The stream's seed.
@@ -174,7 +175,7 @@ impl BasePretraining {
                     (false, true) => scene.alt_text(seed),
                     (false, false) => scene.caption(seed),
                 };
-                let masked = mask_positions(image.len(), derive_seed(seed, &[1]));
+                let masked = mask_positions(image.len(), derive_seed(seed, &[1]), &self.masking);
                 ImageExample { prompt, image, masked }
             })
             .collect();
@@ -210,6 +211,7 @@ impl Objective for BasePretraining {
     }
 
     fn settings(&self) -> Value {
-        json!({ "kind": "base", "seed": self.seed, "mix": self.mix, "caption_question": self.caption_question })
+        json!({ "kind": "base", "seed": self.seed, "mix": self.mix, "masking": self.masking,
+                "caption_question": self.caption_question })
     }
 }

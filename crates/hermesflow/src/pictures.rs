@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::preprocess::{self, load_square};
 use image::RgbImage;
 
@@ -64,6 +64,45 @@ impl Pictures {
     }
 }
 
+/// The picture files that arguments name: files as they are, folders by all pictures in them, by name.
+///
+/// # Errors
+/// Names what does not exist, or a folder without pictures.
+pub fn named(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            ensure!(path.exists(), "image {} does not exist", path.display());
+            files.push(path.clone());
+            continue;
+        }
+        let read = || path.display().to_string();
+        let entries = std::fs::read_dir(path).with_context(read)?.collect::<Result<Vec<_>, _>>().with_context(read)?;
+        let is_picture = |file: &PathBuf| file.is_file() && image::ImageFormat::from_path(file).is_ok();
+        let mut inside: Vec<PathBuf> = entries.iter().map(std::fs::DirEntry::path).filter(is_picture).collect();
+        ensure!(!inside.is_empty(), "{}: a folder without pictures", path.display());
+        inside.sort();
+        files.extend(inside);
+    }
+    Ok(files)
+}
+
+/// A text as part of a file's name: its first words, in small letters and digits.
+pub fn slug(text: &str) -> String {
+    let mut slug = String::new();
+    for word in text.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()) {
+        let letters = slug.chars().count() + word.chars().count();
+        if letters > 48 && !slug.is_empty() {
+            break;
+        }
+        if !slug.is_empty() {
+            slug.push('-');
+        }
+        slug.extend(word.to_lowercase().chars().take(48));
+    }
+    slug
+}
+
 /// The file of a picture's codes.
 fn codes_of(picture: &Path) -> PathBuf {
     picture.with_extension("codes.json")
@@ -85,4 +124,17 @@ pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
     let mut bytes = std::io::Cursor::new(Vec::new());
     image.write_to(&mut bytes, image::ImageFormat::Png).with_context(|| path.display().to_string())?;
     files::write_atomically(path, bytes.get_ref())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prompts_become_names() {
+        assert_eq!(slug("A large, red circle/../!"), "a-large-red-circle");
+        assert_eq!(slug(""), "");
+        assert_eq!(slug(&"word ".repeat(40)).len(), "word-".repeat(10).len() - 1);
+        assert_eq!(slug(&"ä".repeat(100)).chars().count(), 48);
+    }
 }

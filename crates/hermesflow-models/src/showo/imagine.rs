@@ -13,8 +13,8 @@ use super::config::ShowoConfig;
 use super::maskgit::{Decoding, Draws, SeededDraws, guided_softmax};
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::{Frames, Packed};
-use crate::Result;
 use crate::model::{ImagineJob, ImagineOptions};
+use crate::{Error, Result};
 
 /// Images that are denoised as one batch.
 const BATCH: usize = 32;
@@ -43,10 +43,24 @@ fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -
     }
     let texts: Vec<Vec<u32>> =
         jobs.iter().map(|job| model.frames.imagine_text(&tokenized[job.prompt.as_str()])).collect();
+    let images = jobs.iter().map(|job| begin(model, job, options)).collect::<Result<_>>()?;
     let uncond = (options.guidance != 0.0).then(|| model.frames.imagine_text(&[]));
     let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
     let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
-    denoiser.run(options, draws)
+    denoiser.run(images, options.steps.max(1), options.guidance, draws)
+}
+
+/// What is known of an image before its first step.
+fn begin(model: &Showo, job: &ImagineJob, options: &ImagineOptions) -> Result<Decoding> {
+    let ShowoConfig { num_vq_tokens: tokens, codebook_size: codebook, .. } = model.config;
+    let known = if job.known.is_empty() { vec![None; tokens] } else { job.known.clone() };
+    if known.len() != tokens {
+        return Err(Error::Invalid(format!("{} codes are given as known, an image has {tokens}", known.len())));
+    }
+    if let Some(code) = known.iter().flatten().find(|&&code| code as usize >= codebook) {
+        return Err(Error::Invalid(format!("code {code} is given as known, the codebook ends at {}", codebook - 1)));
+    }
+    Ok(Decoding::resume(known, options.steps.max(1), options.temperature, options.schedule))
 }
 
 /// Denoises a batch of images over cached text prefixes.
@@ -96,13 +110,16 @@ impl<'a> Denoiser<'a> {
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn run<D: Draws>(&mut self, options: &ImagineOptions, mut draws: Vec<D>) -> Result<Vec<Vec<u32>>> {
-        let tokens = self.config.num_vq_tokens;
+    pub fn run<D: Draws>(
+        &mut self,
+        mut images: Vec<Decoding>,
+        steps: usize,
+        guidance: f64,
+        mut draws: Vec<D>,
+    ) -> Result<Vec<Vec<u32>>> {
         let codebook = self.config.codebook_size;
-        let steps = options.steps.max(1);
-        let mut images = vec![Decoding::new(tokens, steps, options.temperature); self.prefixes.len()];
         for _ in 0..steps {
-            let probabilities = self.probabilities(&images, options.guidance)?;
+            let probabilities = self.probabilities(&images, guidance)?;
             let mut start = 0;
             for (image, draws) in images.iter_mut().zip(&mut draws) {
                 let rows = image.masked().count();
@@ -129,6 +146,9 @@ impl<'a> Denoiser<'a> {
         images.iter().zip(&self.prefixes).for_each(|(image, prefix)| add(image, prefix));
         if let Some(prefix) = &self.uncond {
             images.iter().for_each(|image| add(image, prefix));
+        }
+        if rows.is_empty() {
+            return Ok(Vec::new()); // all codes are known
         }
         // Keys of this step stand behind the prefixes.
         let segments: Arc<[Segment]> = packed

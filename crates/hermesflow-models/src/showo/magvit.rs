@@ -400,12 +400,18 @@ impl Magvit {
     /// # Errors
     /// When the codes are not square or outside the codebook.
     pub fn features(&self, codes: &[Vec<u32>]) -> Result<Tensor> {
+        let side = codes.first().map_or(0, Vec::len).isqrt();
+        self.grid_features(codes, side, side)
+    }
+
+    /// As [`Magvit::features`], of any height and width.
+    fn grid_features(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Tensor> {
         let bits = self.config.z_channels;
-        let tokens = codes.first().map_or(0, Vec::len);
-        let side = tokens.isqrt();
+        let tokens = height * width;
         let valid = |row: &Vec<u32>| row.len() == tokens && row.iter().all(|&code| code < 1 << bits);
-        if side == 0 || side * side != tokens || !codes.iter().all(valid) {
-            let message = format!("image codes must be a square of numbers below {}", 1u32 << bits);
+        if tokens == 0 || !codes.iter().all(valid) {
+            let shape = if height == width { "a square".into() } else { format!("{height}×{width}") };
+            let message = format!("image codes must be {shape} of numbers below {}", 1u32 << bits);
             return Err(Error::Invalid(message));
         }
         let mut values = Vec::with_capacity(codes.len() * bits * tokens);
@@ -414,7 +420,7 @@ impl Magvit {
                 values.extend(row.iter().map(|code| if code >> bit & 1 == 1 { 1f32 } else { -1.0 }));
             }
         }
-        Ok(Tensor::from_vec(values, (codes.len(), bits, side, side), &self.device)?.to_dtype(self.dtype)?)
+        Ok(Tensor::from_vec(values, (codes.len(), bits, height, width), &self.device)?.to_dtype(self.dtype)?)
     }
 
     /// Pixels of pictures as the encoder reads them.
@@ -458,14 +464,24 @@ impl Magvit {
     /// # Errors
     /// When the codes are not square or outside the codebook.
     pub fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
-        let pixels = codes.first().map_or(0, Vec::len) * self.config.downsampling().pow(2);
-        let chunks: Vec<&[Vec<u32>]> = codes.chunks(batch(pixels)).collect();
-        let images = parallel::map(self.small, &chunks, |chunk| self.decode_chunk(chunk));
+        let side = codes.first().map_or(0, Vec::len).isqrt();
+        self.decode_grids(codes, side, side)
+    }
+
+    /// Pictures of `height`×`width` codes each, row by row.
+    ///
+    /// # Errors
+    /// When they are not so many, or outside the codebook.
+    pub fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>> {
+        let chunks: Vec<&[Vec<u32>]> =
+            codes.chunks(batch(height * width * self.config.downsampling().pow(2))).collect();
+        let decode = |chunk: &&[Vec<u32>]| self.decode_chunk(&self.grid_features(chunk, height, width)?);
+        let images = parallel::map(self.small, &chunks, decode);
         Ok(images.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 
-    fn decode_chunk(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
-        let decoded = self.decode(&self.features(codes)?)?.to_dtype(DType::F32)?;
+    fn decode_chunk(&self, features: &Tensor) -> Result<Vec<RgbImage>> {
+        let decoded = self.decode(features)?.to_dtype(DType::F32)?;
         let (b, _, h, w) = decoded.dims4()?;
         let level = |value: f32| ((value.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
         let picture = |planes: &Vec<Vec<f32>>| {

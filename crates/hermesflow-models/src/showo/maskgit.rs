@@ -1,12 +1,19 @@
 //! MaskGIT parallel decoding (arXiv 2202.04200), as Show-o samples.
 //!
 //! Each of T steps: sample every masked position; keep the known ones; re-mask the
-//! `mask_len = max(1, min(unknown−1, ⌊N·cos(π/2·(step+1)/T)⌋))` positions of lowest confidence
-//! `log p(sampled) + temperature·gumbel`. The temperature is multiplied by `1−(step+1)/T` at every
-//! step, cumulatively (the released sampler). The codes after the last step are the image.
+//! `mask_len = max(1, min(unknown−1, ⌊N·share((step+1)/T)⌋))` positions of lowest confidence
+//! `log p(sampled) + temperature·gumbel`, where the share is that of a [`MaskSchedule`] (cosine unless
+//! chosen otherwise). The temperature is multiplied by `1−(step+1)/T` at every step, cumulatively (the
+//! released sampler). The codes after the last step are the image.
+//!
+//! Decoding may begin with known codes (inpainting, extrapolation): they have infinite confidence and
+//! are never touched. N still counts *all* positions, as in the original: while the schedule asks for more
+//! masked positions than there are unknown ones, each step settles one.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+
+use crate::MaskSchedule;
 
 /// Where the random numbers of decoding come from: a seed, or a recorded trace.
 pub trait Draws {
@@ -60,15 +67,22 @@ pub(super) fn draw_index(weights: &[f32], mark: f32) -> usize {
 pub struct Decoding {
     codes: Vec<Option<u32>>,
     temperature: f64,
+    schedule: MaskSchedule,
     steps: usize,
     step: usize,
     last: Vec<u32>,
 }
 
 impl Decoding {
-    /// All of `tokens` positions unknown.
+    /// All of `tokens` positions unknown, under the cosine schedule.
     pub fn new(tokens: usize, steps: usize, temperature: f64) -> Self {
-        Self { codes: vec![None; tokens], temperature, steps, step: 0, last: vec![0; tokens] }
+        Self::resume(vec![None; tokens], steps, temperature, MaskSchedule::Cosine)
+    }
+
+    /// From codes of which some are known; these are never touched.
+    pub fn resume(codes: Vec<Option<u32>>, steps: usize, temperature: f64, schedule: MaskSchedule) -> Self {
+        let last = codes.iter().map(|code| code.unwrap_or(0)).collect();
+        Self { codes, temperature, schedule, steps, step: 0, last }
     }
 
     /// Known codes; `None` is masked.
@@ -100,8 +114,8 @@ impl Decoding {
             let gumbel = -log(-log(draws.uniform(position)));
             confidence[position] += self.temperature as f32 * gumbel;
         }
-        // In f32 and in this order, as the original: 16·cos(π/3) is 7.9999995 there, and 7 stay masked.
-        let share = (ratio as f32 * std::f32::consts::PI * 0.5).cos();
+        // In f32, as the original: 16·cos(π/3) is 7.9999995 there, and 7 stay masked.
+        let share = self.schedule.ratio_f32(ratio as f32);
         let scheduled = (sampled.len() as f32 * share).floor() as usize;
         let mask_len = scheduled.min(masked.len().saturating_sub(1)).max(1);
         let mut sorted = confidence.clone();
@@ -136,5 +150,38 @@ pub fn guided_softmax(cond: &mut [f32], uncond: Option<&[f32]>, guidance: f64) {
     }
     for value in cond.iter_mut() {
         *value /= sum;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// After each step, how many positions are masked.
+    fn masked(codes: Vec<Option<u32>>, schedule: MaskSchedule) -> (Vec<usize>, Decoding) {
+        let mut image = Decoding::resume(codes, 8, 1.0, schedule);
+        let mut draws = SeededDraws::new(3);
+        let counts = (0..8).map(|_| {
+            let rows = image.masked().count();
+            // No two alike: of equal confidences, none is below the other.
+            let probabilities: Vec<f32> = (0..rows * 4).map(|at| 0.2 + at as f32 / 1000.0).collect();
+            image.advance(&probabilities, 4, &mut draws);
+            image.masked().count()
+        });
+        (counts.collect(), image)
+    }
+
+    #[test]
+    fn the_schedule_counts_all_positions_and_known_ones_are_never_masked() {
+        assert_eq!(masked(vec![None; 16], MaskSchedule::Cosine).0, [15, 14, 13, 11, 8, 6, 3, 1]);
+        // max(1, min(unknown - 1, ...)) of six unknown: one is settled per step until the last is left.
+        let codes: Vec<Option<u32>> = (0..16).map(|at| (at % 8 > 2).then_some(at % 4)).collect();
+        let (counts, image) = masked(codes.clone(), MaskSchedule::Cosine);
+        assert_eq!(counts, [5, 4, 3, 2, 1, 1, 1, 1]);
+        let kept = |made: &[u32]| codes.iter().zip(made).all(|(code, made)| code.is_none_or(|code| code == *made));
+        assert!(kept(&image.into_codes()));
+        assert_eq!(masked(vec![None; 16], MaskSchedule::Linear).0, [14, 12, 10, 8, 6, 4, 2, 1]);
+        let (counts, image) = masked(vec![Some(2); 16], MaskSchedule::Cosine);
+        assert_eq!((counts, image.into_codes()), (vec![0; 8], vec![2; 16]), "nothing is unknown");
     }
 }

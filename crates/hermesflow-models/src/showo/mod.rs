@@ -348,6 +348,10 @@ impl UnifiedModel for Showo {
         self.vq.decode_images(codes)
     }
 
+    fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>> {
+        self.vq.decode_grids(codes, height, width)
+    }
+
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
         self.read(pictures)
     }

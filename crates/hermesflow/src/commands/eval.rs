@@ -7,7 +7,6 @@ use hermesflow_scenes::Split;
 
 use super::ConfigArgs;
 use crate::evaluate::{EvalReport, EvalSettings, PromptRow, evaluate};
-use crate::layout::RunLayout;
 use crate::progress::Progress;
 use crate::{files, models, report};
 
@@ -58,11 +57,7 @@ pub fn run(args: Args) -> Result<()> {
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
     let before = args.compare.as_deref().map(read).transpose()?;
     let progress = Progress::stderr();
-    let base = models::open(&config.model, &progress)?;
-    let model = match args.iteration {
-        0 => base,
-        iteration => models::trained(&base, &RunLayout::new(&config, iteration))?,
-    };
+    let model = models::after(&config, args.iteration, &progress)?;
     let name = format!("iteration {}", args.iteration);
     let report = match &args.out {
         Some(out) => evaluate_into(&model, &name, &config, settings, out, &progress)?,

@@ -70,6 +70,7 @@ fn imagine_chunk(
         .map(|(record, number)| ImagineJob {
             prompt: record.caption.clone(),
             seed: stage::candidate_seed(config, layout, "imagine", &record.id, *number),
+            known: vec![],
         })
         .collect();
     let codes = model.imagine(&jobs, &config.imagine.into())?;

@@ -9,23 +9,30 @@ pub mod convert;
 pub mod demo;
 pub mod doctor;
 pub mod eval;
+pub mod extrapolate;
 pub mod fetch;
 pub mod imagine;
+pub mod inpaint;
 pub mod judge;
+pub mod mmu;
 pub mod pair;
 pub mod pretrain;
 pub mod random_model;
+pub mod reconstruct;
 pub mod run;
 pub mod scenes;
+pub mod t2i;
 pub mod train;
 pub mod verify;
 
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use hermesflow_models::showo::Showo;
 
 use crate::config::RunConfig;
 use crate::layout::RunLayout;
+use crate::models;
 use crate::progress::Progress;
 
 /// What every command that reads a run's configuration takes.
@@ -79,5 +86,47 @@ impl StageArgs {
         ensure!(self.iteration >= 1, "--iteration: iterations count from 1");
         let layout = RunLayout::new(&config, self.iteration);
         Ok((config, layout, Progress::stderr()))
+    }
+}
+
+/// What the commands beside the loop take: one of a run's models, and its settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// Use what this iteration of the run trained; 0 is the model that the run begins with
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    iteration: usize,
+}
+
+impl ModelArgs {
+    /// The configuration and the model.
+    ///
+    /// # Errors
+    /// As [`ConfigArgs::load`]; names what is missing of the model.
+    pub fn open(&self) -> Result<(RunConfig, Showo)> {
+        let config = self.config.load()?;
+        let model = models::after(&config, self.iteration, &Progress::stderr())?;
+        Ok((config, model))
+    }
+}
+
+/// How many pictures a command makes, and where they go.
+#[derive(Debug, Clone, clap::Args)]
+pub struct MadeArgs {
+    /// Pictures per prompt, each from draws of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    images: u64,
+
+    /// The folder of the results; a folder named as the command in the run's `output` if not given
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+impl MadeArgs {
+    /// The folder of a command's results.
+    pub fn folder(&self, config: &RunConfig, command: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| config.output.join(command))
     }
 }

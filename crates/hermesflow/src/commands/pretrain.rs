@@ -16,7 +16,7 @@ use hermesflow_models::showo::{
 use hermesflow_models::{DType, Device, Weights};
 use hermesflow_records::derive_seed;
 use hermesflow_train::{
-    AdamWSettings, Objective, Outcome, Schedule, ScheduleKind, StepReport, Trainer, TrainerSettings,
+    AdamWSettings, Masking, Objective, Outcome, Schedule, ScheduleKind, StepReport, Trainer, TrainerSettings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -218,6 +218,7 @@ fn base_stage(
         let objective = BasePretraining {
             model: model.clone(),
             mix: stage.mix.clone(),
+            masking: Masking::default(),
             caption_question: settings.caption_question.clone(),
             seed,
         };

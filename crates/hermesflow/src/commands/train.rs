@@ -104,6 +104,7 @@ fn continue_pretraining(player: &Showo, config: &RunConfig, layout: &RunLayout, 
     let objective = BasePretraining {
         model: player.trainable()?,
         mix: config.train.pretraining.clone(),
+        masking: config.train.masking(),
         caption_question: config.caption.question.clone(),
         seed: stage::seed(config, layout, "train", &[]),
     };

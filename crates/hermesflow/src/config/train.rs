@@ -1,7 +1,8 @@
 //! The `train` section of a run's configuration.
 
+use hermesflow_models::MaskSchedule;
 use hermesflow_train::{
-    AdamWSettings, LossKind, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
+    AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
 };
 use serde::{Deserialize, Serialize};
 
@@ -29,6 +30,12 @@ pub struct TrainSettings {
     pub weight_gen: f64,
     /// Mask draws per pair and step; 1 is the paper.
     pub masks_per_pair: usize,
+    /// The share of an image that is masked at a time: cosine (the paper), linear, pow2 or sigmoid.
+    pub mask_schedule: MaskSchedule,
+    /// The least share; 0 is the paper.
+    pub min_masking_rate: f64,
+    /// How often one rectangle of an image is masked instead of scattered tokens; 0 is the paper.
+    pub mask_contiguous_region_prob: f64,
     /// How often a pair's text is left away.
     pub prompt_dropout: f64,
     /// Its peak.
@@ -101,6 +108,7 @@ impl Default for TrainSettings {
     /// The paper's numbers, with a warm-up that fits.
     fn default() -> Self {
         let AdamWSettings { beta1, beta2, eps, weight_decay } = AdamWSettings::default();
+        let Masking { mask_schedule, min_masking_rate, mask_contiguous_region_prob } = Masking::default();
         let PairDpoSettings { batch_size, sides, beta, masks_per_pair, prompt_dropout, .. } =
             PairDpoSettings::default();
         Self {
@@ -113,6 +121,9 @@ impl Default for TrainSettings {
             weight_und: 1.0,
             weight_gen: 1.0,
             masks_per_pair,
+            mask_schedule,
+            min_masking_rate,
+            mask_contiguous_region_prob,
             prompt_dropout,
             learning_rate: 2e-5,
             schedule: ScheduleKind::Cosine,
@@ -174,7 +185,17 @@ impl TrainSettings {
             weight_und: self.weight_und,
             weight_gen: self.weight_gen,
             masks_per_pair: self.masks_per_pair,
+            masking: self.masking(),
             prompt_dropout: self.prompt_dropout,
+        }
+    }
+
+    /// How images are masked.
+    pub fn masking(&self) -> Masking {
+        Masking {
+            mask_schedule: self.mask_schedule,
+            min_masking_rate: self.min_masking_rate,
+            mask_contiguous_region_prob: self.mask_contiguous_region_prob,
         }
     }
 }

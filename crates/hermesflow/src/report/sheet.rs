@@ -47,7 +47,7 @@ impl Words {
 pub enum Cell {
     /// Words, one paragraph each, in a column of this width.
     Text(u32, Vec<Words>),
-    /// A picture with a line below it.
+    /// A picture with a line below it; as high as all others, as wide as its shape asks.
     Picture(RgbImage, Words),
 }
 
@@ -55,9 +55,15 @@ impl Cell {
     fn width(&self) -> u32 {
         match self {
             Self::Text(width, _) => *width,
-            Self::Picture(..) => PICTURE,
+            Self::Picture(picture, _) => shown_width(picture),
         }
     }
+}
+
+/// The width of a picture that is [`PICTURE`] high.
+fn shown_width(picture: &RgbImage) -> u32 {
+    let (width, height) = picture.dimensions();
+    (PICTURE * width).div_ceil(height.max(1)).max(1)
 }
 
 /// Draws rows of cells below a title; `header` names the columns.
@@ -66,7 +72,9 @@ impl Cell {
 /// When the embedded font cannot be read.
 pub fn draw(title: &str, subtitle: &str, header: &[&str], rows: &[Vec<Cell>]) -> Result<RgbImage> {
     let pen = Pen::new()?;
-    let widths: Vec<u32> = rows.first().map_or(vec![], |row| row.iter().map(Cell::width).collect());
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widest = |column: usize| rows.iter().filter_map(|row| row.get(column)).map(Cell::width).max();
+    let widths: Vec<u32> = (0..columns).filter_map(widest).collect();
     let width = 2 * MARGIN + widths.iter().sum::<u32>() + GUTTER * (widths.len().max(1) as u32 - 1);
     let width = width.max(640);
     let height = HEAD + 26 + ROW * rows.len() as u32 + MARGIN;
@@ -82,12 +90,14 @@ pub fn draw(title: &str, subtitle: &str, header: &[&str], rows: &[Vec<Cell>]) ->
         let top = HEAD + 26 + ROW * number as u32;
         (MARGIN..width - MARGIN).for_each(|x| sheet.put_pixel(x, top - 4, LINE));
         let mut x = MARGIN;
-        for cell in row {
+        for (cell, column_width) in row.iter().zip(&widths) {
             match cell {
                 Cell::Picture(picture, words) => {
-                    let scaled = resize(picture, PICTURE, PICTURE, FilterType::Nearest);
+                    // Small pictures keep their pixels, large ones are smoothed.
+                    let filter = if picture.height() > PICTURE { FilterType::Triangle } else { FilterType::Nearest };
+                    let scaled = resize(picture, shown_width(picture), PICTURE, filter);
                     replace(&mut sheet, &scaled, i64::from(x), i64::from(top + 4));
-                    frame(&mut sheet, x, top + 4);
+                    frame(&mut sheet, (x, top + 4), scaled.dimensions());
                     let colour = words.colour.unwrap_or(FAINT);
                     pen.write(&mut sheet, (x, top + PICTURE + 9), 13.0, colour, &words.text, false);
                 }
@@ -104,18 +114,16 @@ pub fn draw(title: &str, subtitle: &str, header: &[&str], rows: &[Vec<Cell>]) ->
                     }
                 }
             }
-            x += cell.width() + GUTTER;
+            x += column_width + GUTTER;
         }
     }
     Ok(sheet)
 }
 
-fn frame(sheet: &mut RgbImage, left: u32, top: u32) {
-    for at in 0..PICTURE {
-        for (x, y) in [(at, 0), (at, PICTURE - 1), (0, at), (PICTURE - 1, at)] {
-            sheet.put_pixel(left + x, top + y, LINE);
-        }
-    }
+fn frame(sheet: &mut RgbImage, (left, top): (u32, u32), (width, height): (u32, u32)) {
+    let across = (0..width).flat_map(|x| [(x, 0), (x, height - 1)]);
+    let down = (0..height).flat_map(|y| [(0, y), (width - 1, y)]);
+    across.chain(down).for_each(|(x, y)| sheet.put_pixel(left + x, top + y, LINE));
 }
 
 struct Pen {
@@ -191,5 +199,17 @@ mod tests {
         assert_eq!(sheet.height(), HEAD + 26 + 2 * ROW + MARGIN);
         let red = sheet.pixels().filter(|pixel| pixel.0 == [200, 40, 40]).count();
         assert!(red >= 2 * 126 * 126, "{red}");
+    }
+
+    #[test]
+    fn wide_pictures_keep_their_shape_and_columns_are_as_wide_as_their_widest_cell() {
+        let row = |width, height| {
+            let picture = RgbImage::from_pixel(width, height, Rgb([200, 40, 40]));
+            vec![Cell::Picture(picture, Words::plain("")), Cell::Text(700, vec![])]
+        };
+        let sheet = draw("", "", &[], &[row(64, 64), row(300, 100), row(32, 64), vec![]]).unwrap();
+        assert_eq!(sheet.width(), 2 * MARGIN + 3 * PICTURE + GUTTER + 700);
+        let red = sheet.pixels().filter(|pixel| pixel.0 == [200, 40, 40]).count();
+        assert_eq!(red, 126 * (126 + 382 + 62), "inside their frames");
     }
 }

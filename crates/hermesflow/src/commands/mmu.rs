@@ -1,0 +1,93 @@
+//! `hermesflow mmu`: free questions about any pictures.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, ensure};
+use hermesflow_models::preprocess;
+use hermesflow_models::{ImageView, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_records::derive_seed;
+use serde_json::json;
+
+use super::ModelArgs;
+use crate::pictures;
+use crate::stage::text_number;
+
+/// Ask the model anything about your own pictures
+///
+/// Every --question is put to every picture and answered in the model's own words. Pictures may have any format and
+/// shape: the short side is fitted to the model's resolution and the middle cut out, as everywhere. Answers are greedy
+/// unless --top-k and --temperature say otherwise. Prints each picture with its questions and answers, or one line of
+/// JSON (file, question, answer) for each answer.
+///
+/// Example: hermesflow mmu configs/scenes.yaml --image photo.png --question "Give a caption for this image."
+///
+/// Example: hermesflow mmu run.yaml --image pictures/ --question "Is it unusual?" --question "Why?" --json
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    model: ModelArgs,
+
+    /// A picture, or a folder of pictures; repeat it for several
+    #[arg(long = "image", value_name = "PATH", required = true)]
+    images: Vec<PathBuf>,
+
+    /// What is asked; repeat it for several. `caption.question` of the configuration if not given
+    #[arg(long = "question", value_name = "TEXT")]
+    questions: Vec<String>,
+
+    /// Draw from this many likeliest tokens; 1 is greedy, 0 is all
+    #[arg(long, value_name = "K", default_value_t = 1)]
+    top_k: usize,
+
+    /// Logits are divided by it before the draw
+    #[arg(long, value_name = "T", default_value_t = 1.0)]
+    temperature: f64,
+
+    /// An answer ends after this many tokens; `caption.max_new_tokens` of the configuration if not given
+    #[arg(long, value_name = "N")]
+    max_new_tokens: Option<usize>,
+
+    /// Print JSON Lines
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let temperature = args.temperature;
+    ensure!(temperature.is_finite() && temperature > 0.0, "--temperature: {temperature} is not above 0");
+    ensure!(args.max_new_tokens != Some(0), "--max-new-tokens: must be at least 1");
+    let files = pictures::named(&args.images)?;
+    let (config, model) = args.model.open()?;
+    let questions = if args.questions.is_empty() { vec![config.caption.question.clone()] } else { args.questions };
+    for chunk in files.chunks(config.data.chunk) {
+        let pictures = chunk.iter().map(|file| Ok(preprocess::load(file)?)).collect::<Result<Vec<_>>>()?;
+        let views = model.read_images(&pictures)?;
+        let request = |file: &PathBuf, question: &String| {
+            let name = file.file_name().unwrap_or_default().to_string_lossy();
+            ReplyRequest {
+                question: question.clone(),
+                sampling: Sampling { top_k: args.top_k, temperature },
+                seed: derive_seed(config.seed, &[text_number("mmu"), text_number(&name), text_number(question)]),
+                max_new_tokens: args.max_new_tokens.unwrap_or(config.caption.max_new_tokens),
+            }
+        };
+        let requests: Vec<Vec<ReplyRequest>> =
+            chunk.iter().map(|file| questions.iter().map(|question| request(file, question)).collect()).collect();
+        let asked: Vec<(&ImageView, &[ReplyRequest])> = views.iter().zip(requests.iter().map(Vec::as_slice)).collect();
+        for (file, replies) in chunk.iter().zip(model.reply_many(&asked)?) {
+            if !args.json {
+                println!("{}", file.display());
+            }
+            for (question, reply) in questions.iter().zip(replies) {
+                let answer = reply.text.trim();
+                if args.json {
+                    println!("{}", json!({ "file": file, "question": question, "answer": answer }));
+                } else {
+                    println!("  {question}\n    {answer}");
+                }
+            }
+        }
+    }
+    Ok(())
+}
