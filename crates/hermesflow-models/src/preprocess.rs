@@ -1,24 +1,80 @@
 //! From picture files to the square RGB images that the models read.
 
+use std::io::{BufRead, BufReader, Seek};
 use std::path::Path;
 
 use fast_image_resize::images::{TypedImage, TypedImageRef};
 use fast_image_resize::pixels::U8x3;
 use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
-use image::{DynamicImage, RgbImage};
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageReader, Limits, RgbImage};
 
 use crate::{Error, Result};
+
+/// More pixels are refused: a small file can claim any size and would take all memory.
+const MOST_PIXELS: u64 = 100_000_000;
+
+/// What a decoder may allocate: 16 bits of red, green, blue and alpha of [`MOST_PIXELS`], and its own tables.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// How many times longer than wide a picture may be before its ends, far from the centre that is read, are cut off:
+/// fitting a line of one pixel to the model's resolution would take gigabytes.
+const LONGEST: u32 = 64;
 
 /// Reads a picture, converts it to RGB (alpha is dropped, not blended) and fits it to `side`².
 ///
 /// # Errors
 /// Names the file when it is missing or not a picture.
 pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
-    let reader = image::ImageReader::open(path)
-        .and_then(|reader| reader.with_guessed_format())
-        .map_err(|source| Error::io(path, source))?;
-    let picture = reader.decode().map_err(|e| Error::Image { path: path.to_path_buf(), message: e.to_string() })?;
-    fit_square(&picture, side)
+    fit_square(&open(path)?, side)
+}
+
+/// Reads a picture, upright as its EXIF orientation says.
+///
+/// # Errors
+/// Names the file when it is missing or not a picture.
+pub fn open(path: &Path) -> Result<DynamicImage> {
+    let file = std::fs::File::open(path).map_err(|source| Error::io(path, source))?;
+    decode(BufReader::new(file), path)
+}
+
+/// Reads a picture of any file or memory, PNG, JPEG or WebP by its content; `path` is named in errors.
+///
+/// # Errors
+/// When it is not a picture, or a larger one than is read.
+pub fn decode(bytes: impl BufRead + Seek, path: &Path) -> Result<DynamicImage> {
+    let broken = |message: String| Error::Image { path: path.to_path_buf(), message };
+    let mut decoder = decoder(bytes, path)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // a broken note, not a broken picture
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(e.to_string()))?;
+    picture.apply_orientation(orientation);
+    Ok(picture)
+}
+
+/// The beginning of a picture: whether it is one, and of a size that is read. Its pixels may still be broken.
+///
+/// # Errors
+/// As [`decode`].
+pub fn check_header(bytes: impl BufRead + Seek, path: &Path) -> Result<()> {
+    decoder(bytes, path).map(|_| ())
+}
+
+fn decoder<'a>(bytes: impl BufRead + Seek + 'a, path: &Path) -> Result<impl ImageDecoder + 'a> {
+    let broken = |message: String| Error::Image { path: path.to_path_buf(), message };
+    let mut reader = ImageReader::new(bytes).with_guessed_format().map_err(|source| Error::io(path, source))?;
+    if reader.format().is_none() {
+        return Err(broken("neither PNG nor JPEG nor WebP".into()));
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MOST_BYTES);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|e| broken(e.to_string()))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let most = MOST_PIXELS / 1_000_000;
+        return Err(broken(format!("{width}×{height} pixels are more than the {most} million that are read")));
+    }
+    Ok(decoder)
 }
 
 /// Resizes the short side to `side` (bicubic, a = −0.5, with antialiasing, as Pillow does) and cuts
@@ -27,12 +83,12 @@ pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
 /// # Errors
 /// When the picture has no pixels.
 pub fn fit_square(picture: &DynamicImage, side: usize) -> Result<RgbImage> {
-    let rgb = picture.to_rgb8();
+    let side = side as u32;
+    let rgb = without_ends(picture.to_rgb8());
     let (width, height) = rgb.dimensions();
     if width == 0 || height == 0 {
         return Err(Error::Invalid("the picture has no pixels".into()));
     }
-    let side = side as u32;
     if (width, height) == (side, side) {
         return Ok(rgb);
     }
@@ -50,6 +106,18 @@ pub fn fit_square(picture: &DynamicImage, side: usize) -> Result<RgbImage> {
         if double % 2 == 1 && half % 2 == 1 { half + 1 } else { half }
     };
     Ok(image::imageops::crop_imm(&resized, offset(new_width), offset(new_height), side, side).to_image())
+}
+
+/// The middle of a picture that is more than [`LONGEST`] times as long as wide.
+fn without_ends(picture: RgbImage) -> RgbImage {
+    let (width, height) = picture.dimensions();
+    let (new_width, new_height) =
+        (width.min(height.saturating_mul(LONGEST)), height.min(width.saturating_mul(LONGEST)));
+    if (new_width, new_height) == (width, height) {
+        return picture;
+    }
+    let (left, top) = ((width - new_width) / 2, (height - new_height) / 2);
+    image::imageops::crop_imm(&picture, left, top, new_width, new_height).to_image()
 }
 
 fn convolve(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage> {
