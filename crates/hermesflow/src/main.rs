@@ -5,6 +5,7 @@
 
 mod commands;
 mod config;
+mod datasets;
 mod evaluate;
 mod files;
 mod hub;
@@ -25,8 +26,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, demo, eval, fetch, imagine, judge, pair, pretrain, random_model, run, scenes,
-    train, verify,
+    answer, ask, caption, controls, demo, eval, fetch, imagine, import, judge, pair, pretrain, random_model, run,
+    scenes, train, verify,
 };
 
 /// Said where something is our fault.
@@ -54,6 +55,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Run(run::Args),
+    Import(import::Args),
     Scenes(scenes::Args),
     Caption(caption::Args),
     Imagine(imagine::Args),
@@ -103,6 +105,7 @@ fn main() -> ExitCode {
     let result = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
+        Command::Import(args) => import::run(args),
         Command::Scenes(args) => scenes::run(args),
         Command::Caption(args) => caption::run(args),
         Command::Imagine(args) => imagine::run(args),

@@ -9,6 +9,7 @@ pub mod demo;
 pub mod eval;
 pub mod fetch;
 pub mod imagine;
+pub mod import;
 pub mod judge;
 pub mod pair;
 pub mod pretrain;
