@@ -77,6 +77,18 @@ pub fn given_questions(path: &Path, records: &[InitialRecord], remedy: &'static 
     Ok(reader.finish())
 }
 
+/// The questions of one entry of JourneyDB's annotation about the record that it became; `path` and `line` are named in
+/// errors.
+///
+/// # Errors
+/// When the entry has no `Task3`.
+pub fn journeydb_questions(path: &Path, line: usize, entry: &Value, record: &InitialRecord) -> Result<Given> {
+    let mut reader = Reader::new(path, std::slice::from_ref(record));
+    reader.form = Some(QuestionForm::JourneyDb);
+    reader.journeydb_tasks(line, entry, &[0])?;
+    Ok(reader.finish())
+}
+
 struct Reader<'a> {
     path: &'a Path,
     records: &'a [InitialRecord],
@@ -185,19 +197,25 @@ impl<'a> Reader<'a> {
     }
 
     fn journeydb(&mut self, line: usize, value: &Value) -> Result<()> {
-        let Some(tasks) = value.get("Task3").and_then(Value::as_object) else {
-            let message = "a record of JourneyDB's form needs Task3, the questions and answers".to_string();
-            return Err(self.broken(line, value, message));
-        };
         let path = value.get("img_path").and_then(Value::as_str).unwrap_or_default();
         let caption = value.pointer("/Task2/Caption").and_then(Value::as_str).unwrap_or_default();
         let by_path = self.paths.get(without_dot(path)).copied();
         let by_stem = || self.stems.get(stem(path)).copied().flatten().or_else(|| self.ids.get(stem(path)).copied());
         let by_caption = || self.captions.get(caption.trim()).cloned();
-        let Some(records) = by_path.or_else(by_stem).map(|record| vec![record]).or_else(by_caption) else {
-            self.elsewhere += 1;
-            return Ok(());
+        let records = by_path.or_else(by_stem).map(|record| vec![record]).or_else(by_caption);
+        self.elsewhere += usize::from(records.is_none());
+        self.journeydb_tasks(line, value, &records.unwrap_or_default())
+    }
+
+    /// The questions of an entry about these records.
+    fn journeydb_tasks(&mut self, line: usize, value: &Value, records: &[usize]) -> Result<()> {
+        let Some(tasks) = value.get("Task3").and_then(Value::as_object) else {
+            let message = "a record of JourneyDB's form needs Task3, the questions and answers".to_string();
+            return Err(self.broken(line, value, message));
         };
+        if records.is_empty() {
+            return Ok(());
+        }
         for (name, entries) in tasks {
             let element = name.split(' ').next().unwrap_or_default().to_lowercase();
             for entry in entries.as_array().into_iter().flatten() {
@@ -208,7 +226,7 @@ impl<'a> Reader<'a> {
                 };
                 let options = entry.get("Options").map(options).unwrap_or_default();
                 if let Some((choices, answer)) = self.settled(options, answer) {
-                    self.push(&records, &element, question, &choices, &answer);
+                    self.push(records, &element, question, &choices, &answer);
                 }
             }
         }

@@ -21,7 +21,7 @@ pub struct Candidates {
 /// Why a record gives no pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DropReason {
-    /// The model wrote no captions.
+    /// The model wrote no captions, as where the image cannot be read.
     NoCaptions,
     /// Its images were not judged: no questions, or no images.
     NoAnswers,

@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -164,13 +164,75 @@ impl<U: Unit> Store<U> {
 /// # Errors
 /// Names the file that cannot be written.
 pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
-    let mut bytes = vec![b'['];
-    for (number, record) in records.iter().enumerate() {
-        bytes.extend_from_slice(if number == 0 { b"\n" } else { b",\n" });
-        serde_json::to_writer(&mut bytes, record).map_err(|error| Error::io(path)(error.into()))?;
+    let mut file = ArrayFile::create(path)?;
+    records.iter().try_for_each(|record| file.push(record))?;
+    file.finish()
+}
+
+/// A JSON array, a record a line, that is written record by record under a temporary name: memory need not hold it, and
+/// a file that exists is whole.
+#[derive(Debug)]
+pub struct ArrayFile {
+    path: PathBuf,
+    temporary: PathBuf,
+    file: BufWriter<File>,
+    records: usize,
+}
+
+impl ArrayFile {
+    /// Begins a file, making its folder.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn create(path: &Path) -> Result<Self> {
+        make_parent(path)?;
+        let temporary = temporary(path);
+        let file = BufWriter::new(File::create(&temporary).map_err(Error::io(path))?);
+        Ok(Self { path: path.into(), temporary, file, records: 0 })
     }
-    bytes.extend_from_slice(if records.is_empty() { b"]\n" } else { b"\n]\n" });
-    write_atomically(path, &bytes)
+
+    /// Adds a record.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn push<R: Serialize>(&mut self, record: &R) -> Result<()> {
+        let before: &[u8] = if self.records == 0 { b"[\n" } else { b",\n" };
+        self.records += 1;
+        let written = self.file.write_all(before).map_err(serde_json::Error::io);
+        let written = written.and_then(|()| serde_json::to_writer(&mut self.file, record));
+        written.map_err(|error| Error::io(&self.path)(error.into()))
+    }
+
+    /// How many records it holds.
+    pub fn len(&self) -> usize {
+        self.records
+    }
+
+    /// Whether it holds none.
+    pub fn is_empty(&self) -> bool {
+        self.records == 0
+    }
+
+    /// Closes the array, writes it through to the disk and gives it its name.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn finish(mut self) -> Result<()> {
+        let mut close = || {
+            self.file.write_all(if self.records == 0 { b"[]\n" } else { b"\n]\n" })?;
+            self.file.flush()?;
+            self.file.get_ref().sync_all()?;
+            fs::rename(&self.temporary, &self.path)
+        };
+        close().map_err(Error::io(&self.path))
+    }
+}
+
+impl Drop for ArrayFile {
+    /// What was not finished goes; after [`ArrayFile::finish`] there is nothing of that name.
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.temporary);
+    }
 }
 
 /// Writes a file under a temporary name, through to the disk, and renames it, making its folder: a file that exists is
@@ -180,9 +242,7 @@ pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
 /// Names the file that cannot be written.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     make_parent(path)?;
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    let temporary = path.with_file_name(name);
+    let temporary = temporary(path);
     let write = || {
         let mut file = File::create(&temporary)?;
         file.write_all(bytes)?;
@@ -193,6 +253,13 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
         let _ = fs::remove_file(&temporary);
         Error::io(path)(source)
     })
+}
+
+/// The name of a file that is not whole yet.
+fn temporary(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(".tmp");
+    path.with_file_name(name)
 }
 
 fn make_parent(path: &Path) -> Result<()> {
@@ -269,6 +336,26 @@ mod tests {
         fs::write(path.with_extension("jsonl"), &lines).unwrap();
         assert_eq!(finish(Store::open(&path).unwrap()).1, whole);
         assert!(!path.with_extension("jsonl").exists());
+    }
+
+    #[test]
+    fn an_array_appears_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("sub/answers.json");
+        let mut file = ArrayFile::create(&path).unwrap();
+        file.push(&answer("a", 0.5)).unwrap();
+        assert!(!path.exists() && !file.is_empty());
+        drop(file);
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "what was begun is gone");
+        for count in 0..3 {
+            let answers: Vec<_> = (0..count).map(|number| answer(&format!("{number}"), 1.0)).collect();
+            let mut file = ArrayFile::create(&path).unwrap();
+            answers.iter().for_each(|answer| file.push(answer).unwrap());
+            assert_eq!(file.len(), count);
+            file.finish().unwrap();
+            assert_eq!(crate::read::<AnswerRecord>(&path, "").unwrap(), answers);
+            assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file");
+        }
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 mod commands;
 mod config;
+mod datasets;
 mod evaluate;
 mod files;
 mod hub;
@@ -25,8 +26,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, inpaint, judge, mmu,
-    pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
+    answer, ask, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint, judge,
+    mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
 };
 
 /// Said where something is our fault.
@@ -55,6 +56,7 @@ enum Command {
     Demo(demo::Args),
     Run(run::Args),
     Doctor(doctor::Args),
+    Import(import::Args),
     Scenes(scenes::Args),
     Caption(caption::Args),
     Imagine(imagine::Args),
@@ -110,6 +112,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Import(args) => import::run(args),
         Command::Scenes(args) => scenes::run(args),
         Command::Caption(args) => caption::run(args),
         Command::Imagine(args) => imagine::run(args),

@@ -4,9 +4,11 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::preprocess::{self, load_square};
+use hermesflow_records::RecordId;
 use image::RgbImage;
 
 use crate::files;
+use crate::progress::Progress;
 
 /// Reads pictures, whole or at a model's resolution.
 #[derive(Debug, Clone)]
@@ -101,6 +103,46 @@ pub fn slug(text: &str) -> String {
         slug.extend(word.to_lowercase().chars().take(48));
     }
     slug
+}
+
+/// So many records that are skipped are named, the rest only counted.
+const NAMED: usize = 10;
+
+/// Records that a stage skips because their pictures cannot be read.
+#[derive(Debug)]
+pub struct Skipped<'a> {
+    stage: &'static str,
+    progress: &'a Progress,
+    count: usize,
+    first: Option<String>,
+}
+
+impl<'a> Skipped<'a> {
+    /// None yet.
+    pub fn new(stage: &'static str, progress: &'a Progress) -> Self {
+        Self { stage, progress, count: 0, first: None }
+    }
+
+    /// One more, and why; the first ones are named in the log.
+    pub fn add(&mut self, id: &RecordId, why: &anyhow::Error) {
+        let said = format!("record {id}: {why:#}");
+        self.count += 1;
+        match self.count {
+            ..=NAMED => self.progress.log(format!("{}: skipped {said}", self.stage)),
+            count if count == NAMED + 1 => self.progress.log(format!("{}: further ones are only counted", self.stage)),
+            _ => {}
+        }
+        self.first.get_or_insert(said);
+    }
+
+    /// Says how many there were; the first one, if any.
+    pub fn finish(self, of: usize) -> Option<String> {
+        if self.count > 0 {
+            let line = format!("{}: skipped {} of {of} records: their pictures cannot be read", self.stage, self.count);
+            self.progress.log(line);
+        }
+        self.first
+    }
 }
 
 /// The file of a picture's codes.

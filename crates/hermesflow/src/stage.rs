@@ -33,13 +33,16 @@ pub struct Stage {
 impl Stage {
     /// Results of all records, in their order: what the file or its `.jsonl` has is kept, the rest is made.
     ///
+    /// `work` makes the results of a whole chunk, and is told which ids have theirs; it may leave out a record that
+    /// cannot be worked on, which is tried again the next time.
+    ///
     /// # Errors
     /// What `work` says; the results before it are kept.
     pub fn run<R>(
         &self,
         records: &[InitialRecord],
         progress: &Progress,
-        mut work: impl FnMut(&[InitialRecord]) -> Result<Vec<R>>,
+        mut work: impl FnMut(&[InitialRecord], &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
     ) -> Result<Vec<R>>
     where
         R: Serialize + DeserializeOwned + Clone + hermesflow_records::Identified,
@@ -54,7 +57,8 @@ impl Stage {
             if is_done(&store, chunk) {
                 continue;
             }
-            store.append(work(chunk)?)?;
+            let made = work(chunk, &|id| store.has(id))?;
+            store.append(made)?;
             task.advance(chunk.len());
         }
         Ok(store.finish(records.iter().map(|record| &record.id))?)

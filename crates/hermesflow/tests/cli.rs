@@ -124,22 +124,60 @@ fn usage_errors_end_with_1_and_help_with_0() {
 }
 
 #[test]
-fn a_missing_image_names_record_file_and_remedy() {
+fn unreadable_images_are_named_skipped_and_made_once_they_are_mended() {
+    let undisturbed = Workshop::new();
+    undisturbed.succeeds(&["caption", "run.yaml"]);
     let workshop = Workshop::new();
     workshop.succeeds(&["scenes", "run.yaml"]);
-    fs::remove_file(workshop.path("data/images/train-000003.png")).unwrap();
+    let image = |number: usize| workshop.path(&format!("data/images/train-{number:06}.png"));
+    // One alone in its chunk of two, and a chunk without any picture.
+    let kept: Vec<Vec<u8>> = (0..12).map(|number| fs::read(image(number)).unwrap()).collect();
+    fs::remove_file(image(3)).unwrap();
+    fs::write(image(6), &kept[6][..50]).unwrap();
+    fs::write(image(7), "no picture").unwrap();
+    let caption = || {
+        let output = workshop.hermesflow(&["caption", "run.yaml"]);
+        assert!(output.status.success(), "{}", text(&output.stderr));
+        (text(&output.stderr), fs::read(workshop.path("data/understanding_caption_results.json")).unwrap())
+    };
+    let (log, results) = caption();
+    for part in [
+        "caption: skipped record train-000003: image data/images/train-000003.png does not exist",
+        "caption: skipped record train-000006: data/images/train-000006.png: not a readable image",
+        "caption: skipped 3 of 12 records",
+    ] {
+        assert!(log.contains(part), "{part}: {log}");
+    }
+    let ids = |results: &[u8]| -> Vec<String> {
+        let records: Vec<serde_json::Value> = serde_json::from_slice(results).unwrap();
+        records.iter().map(|record| record["id"].as_str().unwrap()["train-0000".len()..].to_owned()).collect()
+    };
+    assert_eq!(ids(&results), ["00", "01", "02", "04", "05", "08", "09", "10", "11"]);
+    let (log, again) = caption();
+    assert!(log.contains("skipped 3 of 12") && again == results);
+    fs::write(image(3), &kept[3]).unwrap();
+    let (log, more) = caption();
+    assert!(log.contains("skipped 2 of 12") && ids(&more)[3] == "03", "{log}");
+    (6..8).for_each(|number| fs::write(image(number), &kept[number]).unwrap());
+    let (log, whole) = caption();
+    assert!(!log.contains("skipped"), "{log}");
+    let expected = fs::read(undisturbed.path("data/understanding_caption_results.json")).unwrap();
+    assert!(whole == expected, "as if nothing had been broken");
+}
+
+#[test]
+fn no_readable_image_at_all_is_an_error() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["scenes", "run.yaml"]);
+    fs::rename(workshop.path("data/images"), workshop.path("data/pictures")).unwrap();
     let message = workshop.fails(&["caption", "run.yaml"]);
-    for part in ["train-000003", "images/train-000003.png", "remove the record"] {
+    for part in ["no picture could be read", "record train-000000", "data/images/train-000000.png", "data.root, data"] {
         assert!(message.contains(part), "{part}: {message}");
     }
-    // The chunk before is not lost, and not made again once the picture is back.
-    let kept = fs::read_to_string(workshop.path("data/understanding_caption_results.jsonl")).unwrap();
-    assert_eq!(kept.lines().count(), 2, "{kept}");
-    fs::remove_file(workshop.path("data/initial_data.json")).unwrap();
+    assert!(message.contains("train-000009") && !message.contains("train-000010"), "ten are named: {message}");
+    assert!(!workshop.path("data/understanding_caption_results.json").exists());
+    fs::rename(workshop.path("data/pictures"), workshop.path("data/images")).unwrap();
     workshop.succeeds(&["caption", "run.yaml"]);
-    let done = fs::read_to_string(workshop.path("data/understanding_caption_results.json")).unwrap();
-    assert!(done.contains("train-000004"), "{done}");
-    assert!(!workshop.path("data/understanding_caption_results.jsonl").exists());
 }
 
 #[test]

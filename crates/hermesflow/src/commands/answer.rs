@@ -1,6 +1,6 @@
 //! `hermesflow answer`: the model answers the questions about its own images.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use anyhow::{Context, Result};
 use hermesflow_models::{ImageView, Reply, ReplyRequest, Sampling, UnifiedModel};
@@ -40,7 +40,8 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The accuracy of every image of an iteration, in the records' order; records without questions are left out.
+/// The accuracy of every image of an iteration, in the records' order; records without questions, or without captions where these
+/// are there, are left out.
 ///
 /// # Errors
 /// Names the record and the file that stand in the way; answers already written are kept.
@@ -56,6 +57,11 @@ pub fn answer(
         questions.entry(question.id.clone()).or_default().push(question);
     }
     records.retain(|record| questions.contains_key(&record.id));
+    if layout.captions().is_file() {
+        // Without captions, as where its picture cannot be read, a record gives no pair whatever the answers.
+        let captioned: HashSet<RecordId> = files::captions(&layout.captions())?.into_iter().map(|one| one.id).collect();
+        records.retain(|record| captioned.contains(&record.id));
+    }
     let images = config.imagine.images;
     let mut settings = json!({ "answer": config.answer, "ask": config.ask, "images": images });
     if config.answer.matcher == Matcher::Sbert {
@@ -70,7 +76,7 @@ pub fn answer(
         matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
     };
     let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
-    stage.run(&records, progress, |chunk| {
+    stage.run(&records, progress, |chunk, _| {
         chunk.iter().map(|record| examiner.answer(record, &questions[&record.id])).collect()
     })
 }

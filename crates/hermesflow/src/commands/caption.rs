@@ -1,15 +1,16 @@
 //! `hermesflow caption`: the model captions every image of the data root.
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use hermesflow_models::{ImageView, ReplyRequest, UnifiedModel};
 use hermesflow_records::{CaptionRecord, InitialRecord};
+use image::RgbImage;
 use serde_json::json;
 
 use super::{StageArgs, scenes};
 use crate::config::RunConfig;
 use crate::layout::RunLayout;
 use crate::models;
-use crate::pictures::Pictures;
+use crate::pictures::{Pictures, Skipped};
 use crate::progress::Progress;
 use crate::stage::{self, Stage};
 
@@ -18,7 +19,8 @@ use crate::stage::{self, Stage};
 /// Asks the model `caption.question` about every image of initial_data.json and samples one reply under each of
 /// `caption.candidates` (greedy, then top-k 2, 3, 4 at temperatures 0.1, 0.7, 2.0). The best and the worst of them,
 /// by similarity to the true caption, become the understanding half of a pair. Writes
-/// understanding_caption_results.json. Kill it anywhere: it continues where it was.
+/// understanding_caption_results.json. Kill it anywhere: it continues where it was. A picture that is missing or broken
+/// is named and skipped; mend it and run the command again, and its captions are made too.
 ///
 /// Example: hermesflow caption configs/scenes.yaml caption.max_new_tokens=20
 #[derive(Debug, clap::Args)]
@@ -50,21 +52,39 @@ pub fn caption(
     stage::settled(layout, "caption", config, &json!({ "caption": config.caption }))?;
     let pictures = Pictures::new(layout.data(), model.resolution());
     let stage = Stage { name: "caption", unit: "images", file: layout.captions(), chunk: config.data.chunk };
-    stage.run(&records, progress, |chunk| caption_chunk(model, config, layout, &pictures, chunk))
+    let mut skipped = Skipped::new("caption", progress);
+    let captions = stage.run(&records, progress, |chunk, has| {
+        let load = |record: &InitialRecord| match pictures.load_whole(record.img_path.as_ref()) {
+            Ok(picture) => Some((record.clone(), picture)),
+            Err(_) if has(&record.id) => None, // it was there once
+            Err(error) => {
+                skipped.add(&record.id, &error);
+                None
+            }
+        };
+        let readable: Vec<(InitialRecord, RgbImage)> = chunk.iter().filter_map(load).collect();
+        // A chunk lacks either what a kill cut off or unreadable pictures alone, which are no work.
+        if readable.iter().all(|(record, _)| has(&record.id)) {
+            return Ok(vec![]);
+        }
+        let (readable, images): (Vec<_>, Vec<_>) = readable.into_iter().unzip();
+        caption_chunk(model, config, layout, &readable, &images)
+    })?;
+    if let Some(first) = skipped.finish(records.len()).filter(|_| captions.is_empty()) {
+        let _ = std::fs::remove_file(layout.captions()); // no captions are no result
+        bail!("no picture could be read: {first}; relative paths begin at data.root, {}", layout.data().display());
+    }
+    Ok(captions)
 }
 
 fn caption_chunk(
     model: &impl UnifiedModel,
     config: &RunConfig,
     layout: &RunLayout,
-    pictures: &Pictures,
     chunk: &[InitialRecord],
+    images: &[RgbImage],
 ) -> Result<Vec<CaptionRecord>> {
-    let images = chunk
-        .iter()
-        .map(|record| pictures.load_whole(record.img_path.as_ref()).with_context(|| format!("record {}", record.id)))
-        .collect::<Result<Vec<_>>>()?;
-    let views = model.read_images(&images)?;
+    let views = model.read_images(images)?;
     let requests: Vec<Vec<ReplyRequest>> = chunk
         .iter()
         .map(|record| {

@@ -12,6 +12,7 @@ pub mod eval;
 pub mod extrapolate;
 pub mod fetch;
 pub mod imagine;
+pub mod import;
 pub mod inpaint;
 pub mod judge;
 pub mod mmu;

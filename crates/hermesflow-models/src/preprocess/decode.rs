@@ -1,0 +1,97 @@
+//! From files to pixels: PNG, JPEG and WebP by their content, upright, within limits.
+
+use std::io::Cursor;
+use std::path::Path;
+
+use image::metadata::Orientation;
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use crate::{Error, Result};
+
+/// More pixels are refused: a small file can claim any size and would take all memory.
+const MOST_PIXELS: u64 = 100_000_000;
+
+/// What a decoder may allocate: 16 bits of red, green, blue and alpha of [`MOST_PIXELS`], and its own tables.
+const MOST_BYTES: u64 = 1 << 30;
+
+/// Reads a picture, upright as its EXIF orientation says.
+///
+/// # Errors
+/// Names the file when it is missing or not a picture.
+pub fn open(path: &Path) -> Result<DynamicImage> {
+    decode(&read(path)?, path)
+}
+
+/// The bytes of a picture's file.
+///
+/// # Errors
+/// Names the file when it is missing or too large for a picture.
+pub fn read(path: &Path) -> Result<Vec<u8>> {
+    let io = |source| Error::io(path, source);
+    let size = std::fs::metadata(path).map_err(io)?.len();
+    if size > MOST_BYTES {
+        return Err(broken(path, &format!("{size} bytes are more than a picture has")));
+    }
+    std::fs::read(path).map_err(io)
+}
+
+/// Decodes a picture, PNG, JPEG or WebP by its content, upright as its EXIF orientation says; `path` is named in errors.
+///
+/// # Errors
+/// When it is not a picture, is cut off, or is a larger one than is read.
+pub fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
+    let mut decoder = decoder(bytes, path)?;
+    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // a broken note, not a broken picture
+    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+    picture.apply_orientation(orientation);
+    Ok(picture)
+}
+
+/// Looks at a picture without decoding its pixels: whether it is one, and of a size that is read.
+///
+/// # Errors
+/// As [`decode`].
+pub fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
+    decoder(bytes, path).map(drop)
+}
+
+fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
+    let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
+    let mut reader = reader.map_err(|source| Error::io(path, source))?;
+    match reader.format() {
+        // Its decoder paints what is missing grey and says nothing.
+        Some(ImageFormat::Jpeg) if !jpeg_ends(bytes) => return Err(broken(path, &"the JPEG is cut off")),
+        Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
+        _ => return Err(broken(path, &"neither PNG nor JPEG nor WebP")),
+    }
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(MOST_BYTES);
+    reader.limits(limits);
+    let decoder = reader.into_decoder().map_err(|e| broken(path, &e))?;
+    let (width, height) = decoder.dimensions();
+    if u64::from(width) * u64::from(height) > MOST_PIXELS {
+        let most = MOST_PIXELS / 1_000_000;
+        let message = format!("{width}×{height} pixels are more than the {most} million that are read");
+        return Err(broken(path, &message));
+    }
+    Ok(decoder)
+}
+
+/// Whether the marker of the end follows the first scan; before it are segments, which may hold a whole thumbnail.
+fn jpeg_ends(bytes: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
+        match marker {
+            0xff => at += 1, // padding
+            0xda => return bytes[at + 2..].windows(2).any(|pair| pair == [0xff, 0xd9]),
+            _ => at += 2 + usize::from(u16::from_be_bytes([high, low])),
+        }
+    }
+    false
+}
+
+/// An unreadable picture; the decoders' messages can be several lines.
+fn broken(path: &Path, message: &dyn std::fmt::Display) -> Error {
+    let message = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
+    Error::Image { path: path.to_path_buf(), message }
+}

@@ -1,0 +1,294 @@
+//! From entries of any source to a data root.
+
+use std::collections::{BTreeMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+use hermesflow_records::{ArrayFile, InitialRecord, RecordId, journeydb_questions};
+use rayon::prelude::*;
+use serde_json::{Value, json};
+
+use super::fields::{Names, Parts, Picture, is_journeydb};
+use super::pictures::Gallery;
+use super::sources::{self, Meter};
+use super::{At, Broken, Entry, Place, Reason, counted};
+use crate::files;
+use crate::progress::Progress;
+
+/// Records whose images are checked and written together.
+const TOGETHER: usize = 64;
+
+/// Bytes of images that are held at most before they are written.
+const HELD: usize = 64 << 20;
+
+/// So many skipped records are named, the rest only counted.
+const NAMED: usize = 10;
+
+/// What is imported, and how.
+#[derive(Debug, Clone)]
+pub struct ImportSettings {
+    /// Files, folders and patterns.
+    pub sources: Vec<String>,
+    /// The data root.
+    pub root: PathBuf,
+    /// What the records call their parts.
+    pub names: Names,
+    /// Where relative image paths begin.
+    pub images: Option<PathBuf>,
+    /// Copy image files into the root.
+    pub copy: bool,
+    /// Check the beginning of images only.
+    pub quick: bool,
+    /// At most so many records.
+    pub limit: Option<usize>,
+}
+
+/// What was imported.
+#[derive(Debug)]
+pub struct Imported {
+    /// The records.
+    pub records: PathBuf,
+    /// JourneyDB's questions, if there were any.
+    pub questions: Option<PathBuf>,
+}
+
+/// Imports all sources.
+///
+/// # Errors
+/// When a source is missing or nothing that is read, no record is usable, or a file cannot be written.
+pub fn import(settings: &ImportSettings, progress: &Progress) -> Result<Imported> {
+    let files = sources::files(&settings.sources)?;
+    settled(settings)?;
+    let size = |file: &PathBuf| file.metadata().map_or(0, |metadata| metadata.len());
+    let total = files.iter().map(size).sum::<u64>() / 1000;
+    let task = progress.task("import", "kB", total as usize, 0);
+    let meter = Meter::new(&task);
+    let mut importer = Importer::new(settings, progress)?;
+    for file in &files {
+        sources::read(file, &settings.names, &meter, &mut |entry| {
+            let more = importer.take(entry)?;
+            task.message(format!("{} records", importer.records.len()));
+            Ok(more)
+        })?;
+        if importer.is_full() {
+            break;
+        }
+    }
+    importer.flush()?;
+    task.message(format!("{} records", importer.records.len()));
+    drop(task);
+    importer.finish()
+}
+
+/// Refuses to write over records that were made from something else, and notes what these are made from.
+fn settled(settings: &ImportSettings) -> Result<()> {
+    let absolute =
+        |path: &str| std::path::absolute(path).map_or_else(|_| path.into(), |path| path.display().to_string());
+    let sources: Vec<String> = settings.sources.iter().map(|source| absolute(source)).collect();
+    let Names { id, image, caption, prompt } = &settings.names;
+    let wanted = json!({
+        "sources": sources, "id": id, "image": image, "caption": caption, "prompt": prompt,
+        "images": settings.images, "copy": settings.copy, "limit": settings.limit,
+    });
+    let (records, stamp) = (settings.root.join("initial_data.json"), settings.root.join(".settings/import.json"));
+    let there: Value =
+        std::fs::read(&stamp).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
+    ensure!(
+        !records.exists() || there == wanted,
+        "{}: is there already, and made from something else ({}); choose another --to, or remove it",
+        records.display(),
+        there.get("sources").map_or_else(|| "not by `hermesflow import`".into(), Value::to_string)
+    );
+    files::write_atomically(&stamp, (serde_json::to_string_pretty(&wanted)? + "\n").as_bytes())
+}
+
+/// A record that waits for its image to be checked.
+struct Waiting {
+    place: Place,
+    parts: Parts,
+    /// The entry, where it holds JourneyDB's questions.
+    journeydb: Option<Value>,
+}
+
+struct Importer<'a> {
+    settings: &'a ImportSettings,
+    progress: &'a Progress,
+    gallery: Gallery,
+    records: ArrayFile,
+    questions: Option<ArrayFile>,
+    waiting: Vec<Waiting>,
+    held: usize,
+    ids: HashSet<u64>,
+    skipped: BTreeMap<Reason, usize>,
+    first: Option<String>,
+    /// Questions that were left out: their answer is none of the choices, or they lack a part.
+    unanswered: usize,
+    incomplete: usize,
+}
+
+impl<'a> Importer<'a> {
+    fn new(settings: &'a ImportSettings, progress: &'a Progress) -> Result<Self> {
+        let ImportSettings { root, images, copy, quick, .. } = settings.clone();
+        Ok(Self {
+            settings,
+            progress,
+            records: ArrayFile::create(&root.join("initial_data.json"))?,
+            gallery: Gallery { root, images, copy, quick },
+            questions: None,
+            waiting: Vec::new(),
+            held: 0,
+            ids: HashSet::new(),
+            skipped: BTreeMap::new(),
+            first: None,
+            unanswered: 0,
+            incomplete: 0,
+        })
+    }
+
+    fn is_full(&self) -> bool {
+        self.settings.limit.is_some_and(|limit| self.records.len() >= limit)
+    }
+
+    fn take(&mut self, entry: Result<Entry, Broken>) -> Result<ControlFlow<()>> {
+        match entry.and_then(|entry| self.waiting(entry)) {
+            Ok(waiting) => {
+                if let Picture::Bytes(bytes) = &waiting.parts.picture {
+                    self.held += bytes.len();
+                }
+                self.waiting.push(waiting);
+            }
+            Err(broken) => self.skip(&broken),
+        }
+        let left = self.settings.limit.map_or(TOGETHER, |limit| limit.saturating_sub(self.records.len()));
+        if self.waiting.len() >= left.min(TOGETHER) || self.held >= HELD {
+            self.flush()?;
+        }
+        Ok(if self.is_full() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) })
+    }
+
+    /// Looks a record's parts up.
+    fn waiting(&mut self, mut entry: Entry) -> Result<Waiting, Broken> {
+        let parts = self.settings.names.parts(&mut entry)?;
+        if !self.ids.insert(number(&parts.id)) {
+            return Err(Broken::new(&entry.place, Reason::DuplicateId, parts.id.as_str()));
+        }
+        let journeydb = (is_journeydb(&entry.fields) && entry.fields.contains_key("Task3"))
+            .then(|| Value::Object(std::mem::take(&mut entry.fields)));
+        Ok(Waiting { place: entry.place, parts, journeydb })
+    }
+
+    /// Checks the images of the records that wait, and writes them in order.
+    fn flush(&mut self) -> Result<()> {
+        self.held = 0;
+        let waiting = std::mem::take(&mut self.waiting);
+        let gallery = &self.gallery;
+        let placed: Vec<_> = waiting
+            .into_par_iter()
+            .map(|Waiting { place, parts, journeydb }| {
+                let Parts { id, picture, caption, prompt, from } = parts;
+                let placed = gallery.place(&id, picture, &place.file);
+                placed.map(|placed| {
+                    let record = |img_path| InitialRecord { id, img_path, prompt, caption };
+                    let placed = placed.map(record).map_err(|(reason, detail)| Broken::new(&place, reason, detail));
+                    (placed, place, journeydb, from)
+                })
+            })
+            .collect::<Result<_>>()?;
+        for (placed, place, journeydb, from) in placed {
+            match placed {
+                Ok(record) => self.write(&record, &place, journeydb, &from)?,
+                Err(broken) => self.skip(&broken),
+            }
+        }
+        Ok(())
+    }
+
+    fn write(
+        &mut self,
+        record: &InitialRecord,
+        place: &Place,
+        journeydb: Option<Value>,
+        from: &[String; 4],
+    ) -> Result<()> {
+        if self.records.is_empty() {
+            let [id, image, caption, prompt] = from;
+            self.progress.log(format!("import: id: {id}; image: {image}; caption: {caption}; prompt: {prompt}"));
+        }
+        self.records.push(record)?;
+        let Some(entry) = journeydb else { return Ok(()) };
+        let At::Line(line) = place.at else { return Ok(()) };
+        let Ok(given) = journeydb_questions(&place.file, line, &entry, record) else { return Ok(()) };
+        self.unanswered += given.unanswered;
+        self.incomplete += given.incomplete;
+        let file = match &mut self.questions {
+            Some(file) => file,
+            none => none.insert(ArrayFile::create(&self.settings.root.join("journeydb_questions.json"))?),
+        };
+        for question in &given.questions {
+            file.push(question)?;
+        }
+        Ok(())
+    }
+
+    fn skip(&mut self, broken: &Broken) {
+        let before: usize = self.skipped.values().sum();
+        *self.skipped.entry(broken.reason).or_default() += 1;
+        if before < NAMED {
+            self.progress.log(format!("import: skipped {broken}"));
+        } else if before == NAMED {
+            self.progress.log("import: further ones are only counted");
+        }
+        self.first.get_or_insert_with(|| broken.to_string());
+    }
+
+    fn finish(self) -> Result<Imported> {
+        let (kept, skipped) = (self.records.len(), self.skipped.values().sum::<usize>());
+        if kept == 0 {
+            let Some(first) = self.first else { bail!("{}: no record", self.settings.sources.join(", ")) };
+            let remedy = remedy(&self.skipped);
+            bail!("no record is usable ({}); the first: {first}; {remedy}", counted(&self.skipped));
+        }
+        if self.skipped.contains_key(&Reason::DuplicateId) {
+            self.progress.log("import: of records with one id the first counts; --id names another column");
+        }
+        let records = self.settings.root.join("initial_data.json");
+        let mut questions = None;
+        if let Some(file) = self.questions {
+            let (path, count) = (self.settings.root.join("journeydb_questions.json"), file.len());
+            file.finish()?;
+            let lost = self.unanswered + self.incomplete;
+            let lost =
+                if lost == 0 { String::new() } else { format!("; left out {lost} without an answer or choices") };
+            self.progress.log(format!(
+                "import: {count} questions{lost}; a run asks them with ask.writer=file ask.file={}",
+                path.display()
+            ));
+            questions = Some(path);
+        }
+        self.records.finish().context("cannot write the records")?;
+        let counts = if skipped == 0 { String::new() } else { format!(": {}", counted(&self.skipped)) };
+        self.progress.log(format!("import: {kept} records; skipped {skipped}{counts}"));
+        Ok(Imported { records, questions })
+    }
+}
+
+/// What to do where no record is usable.
+fn remedy(skipped: &BTreeMap<Reason, usize>) -> &'static str {
+    match skipped.iter().max_by_key(|(_, count)| **count).map(|(reason, _)| reason) {
+        Some(Reason::NoCaption) => "name the field with --caption",
+        Some(Reason::NoImage) => "name the field with --image",
+        Some(Reason::MissingImage) => "--images DIR says where relative paths begin",
+        Some(Reason::Url) => "download the images first, as img2dataset does, or name another field with --image",
+        Some(Reason::NoId | Reason::BadId | Reason::DuplicateId) => "name another field with --id",
+        _ => "give JSON, JSON Lines, Parquet or WebDataset shards of images and captions",
+    }
+}
+
+/// An id as a number: enough to see it again, in eight bytes.
+fn number(id: &RecordId) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    id.hash(&mut hasher);
+    hasher.finish()
+}

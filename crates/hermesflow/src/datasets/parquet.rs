@@ -1,0 +1,117 @@
+//! Rows of Parquet files: text and number columns, `image: {bytes, path}` as the datasets library writes it, or a plain
+//! binary column.
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+
+use ::parquet::errors::ParquetError;
+use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::record::reader::TreeBuilder;
+use ::parquet::record::{Field, Row};
+use ::parquet::schema::types::{SchemaDescriptor, Type};
+use anyhow::{Result, anyhow};
+use serde_json::{Map, Value};
+
+use super::fields::Names;
+use super::sources::Meter;
+use super::{At, Broken, Entry, Place, Reason, Take};
+
+/// So many bytes of a column are decoded together.
+const DECODED: i64 = 4 << 20;
+
+/// A column without a name for its contents is text if it is UTF-8 and no longer than this.
+const LONGEST_TEXT: usize = 1 << 16;
+
+/// Gives every row to `take`; only columns that can be part of a record, or are named, are read.
+///
+/// # Errors
+/// When the file is not Parquet, or `take` fails.
+pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<'_>) -> Result<()> {
+    let unreadable = |error: ParquetError| anyhow!("{}: not readable as Parquet: {error}", file.display());
+    let open = File::open(file).map_err(|error| anyhow!("{}: {error}", file.display()))?;
+    let size = open.metadata().map_or(0, |metadata| metadata.len());
+    let reader = SerializedFileReader::new(open).map_err(unreadable)?;
+    let metadata = reader.metadata();
+    let root = metadata.file_metadata().schema();
+    let columns: Vec<String> = root.get_fields().iter().map(|column| column.name().to_string()).collect();
+    let wanted: Vec<_> = root.get_fields().iter().filter(|column| names.wants(column.name())).cloned().collect();
+    let schema = Type::group_type_builder(root.name()).with_fields(wanted).build().map_err(unreadable)?;
+    let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
+    let all = metadata.file_metadata().num_rows().max(1) as u64;
+    let mut row = 0;
+    let place = |row| Place { file: file.clone(), at: At::Row(row) };
+    let cut_off = |row, error: ParquetError| Broken::new(&place(row), Reason::CutOff, error.to_string());
+    for number in 0..reader.num_row_groups() {
+        let rows = reader.get_row_group(number).and_then(|group| {
+            let (rows, bytes) = (group.metadata().num_rows().max(1), group.metadata().total_byte_size().max(1));
+            let together = (DECODED / (bytes / rows).max(1)).clamp(1, 1024);
+            TreeBuilder::new().with_batch_size(together as usize).as_iter(schema.clone(), &*group)
+        });
+        let rows = match rows {
+            Ok(rows) => rows,
+            Err(error) => return take(Err(cut_off(row + 1, error))).map(drop),
+        };
+        for next in rows {
+            row += 1;
+            meter.advance(size * row / all - size * (row - 1) / all);
+            let next = match next {
+                Ok(next) => next,
+                Err(error) => return take(Err(cut_off(row, error))).map(drop),
+            };
+            if take(Ok(entry(next, &columns, place(row))))?.is_break() {
+                return Ok(());
+            }
+        }
+    }
+    Ok(())
+}
+
+fn entry(row: Row, columns: &[String], place: Place) -> Entry {
+    let mut fields: Map<String, Value> = columns.iter().map(|name| (name.clone(), Value::Null)).collect();
+    let mut blobs = Vec::new();
+    for (name, field) in row.into_columns() {
+        let value = value(&name, field, &mut blobs);
+        fields.insert(name, value);
+    }
+    Entry { place, fields, blobs }
+}
+
+/// A field as JSON; its bytes go to the blobs under the name of the column, the first of several.
+fn value(column: &str, field: Field, blobs: &mut Vec<(String, Vec<u8>)>) -> Value {
+    match field {
+        Field::Bool(value) => value.into(),
+        Field::Byte(value) => value.into(),
+        Field::Short(value) => value.into(),
+        Field::Int(value) => value.into(),
+        Field::Long(value) => value.into(),
+        Field::UByte(value) => value.into(),
+        Field::UShort(value) => value.into(),
+        Field::UInt(value) => value.into(),
+        Field::ULong(value) => value.into(),
+        Field::Float(value) => f64::from(value).into(),
+        Field::Double(value) => value.into(),
+        Field::Str(value) => value.into(),
+        Field::Bytes(bytes) => {
+            let bytes = bytes.data();
+            let text = || std::str::from_utf8(bytes).ok().filter(|text| text.len() <= LONGEST_TEXT);
+            match image::guess_format(bytes).ok() {
+                None if text().is_some() => text().into(),
+                _ => {
+                    if blobs.iter().all(|(name, _)| name != column) {
+                        blobs.push((column.to_string(), bytes.to_vec()));
+                    }
+                    Value::Null
+                }
+            }
+        }
+        Field::Group(row) => {
+            let inner = |(name, field): (String, Field)| (name, value(column, field, blobs));
+            Value::Object(row.into_columns().into_iter().map(inner).collect())
+        }
+        Field::ListInternal(list) => {
+            list.elements().iter().map(|element| value(column, element.clone(), blobs)).collect()
+        }
+        _ => Value::Null,
+    }
+}
