@@ -100,6 +100,9 @@ pub trait UnifiedModel {
     /// The pictures of `height`×`width` codes each, row by row: larger than the model itself makes them.
     fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>>;
 
+    /// The part of a picture that replies read, at the size at which they do: what need be kept of it.
+    fn fit(&self, picture: RgbImage) -> Result<RgbImage>;
+
     /// Pictures of any size as replies read them.
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
 

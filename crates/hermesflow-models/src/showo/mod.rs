@@ -352,6 +352,10 @@ impl UnifiedModel for Showo {
         self.vq.decode_grids(codes, height, width)
     }
 
+    fn fit(&self, picture: RgbImage) -> Result<RgbImage> {
+        self.fit_to_read(picture)
+    }
+
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
         self.read(pictures)
     }

@@ -51,12 +51,18 @@ impl Showo {
         })
     }
 
+    pub(super) fn fit_to_read(&self, picture: RgbImage) -> Result<RgbImage> {
+        match self.config.w_clip_vit {
+            true => self.clip()?.tower.square(&picture),
+            false => fit_square(picture, self.resolution(), Centre::HalfToEven),
+        }
+    }
+
     pub(super) fn read(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
         if self.config.w_clip_vit {
             return Ok(self.clip()?.tower.features(pictures)?.into_iter().map(ImageView::Features).collect());
         }
-        let fit = |picture: &RgbImage| fit_square(picture.clone(), self.resolution(), Centre::HalfToEven);
-        let squares = pictures.iter().map(fit).collect::<Result<Vec<_>>>()?;
+        let squares = pictures.iter().map(|picture| self.fit_to_read(picture.clone())).collect::<Result<Vec<_>>>()?;
         Ok(self.encode_images(&squares)?.into_iter().map(ImageView::Codes).collect())
     }
 

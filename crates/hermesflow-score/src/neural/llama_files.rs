@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::BufReader;
 use std::path::{Path, PathBuf};
 
 use candle_core::quantized::QMatMul;
@@ -128,7 +128,7 @@ impl Llama {
         let generation: Generation = optional_json(folder, "generation_config.json")?.unwrap_or_default();
         let fault = |message: String| Error::file(&folder.join("config.json"), message);
         let sizes = config.sizes(generation).map_err(fault)?;
-        let needed = weight_bytes(folder, dtype)? + cache_bytes(&sizes, config.num_hidden_layers, dtype);
+        let needed = weight_bytes(folder, dtype)? + cache_bytes(&sizes, config.num_hidden_layers, DType::F32);
         if device.is_cpu() {
             memory::require(folder, needed)?;
         }
@@ -171,7 +171,8 @@ impl Llama {
             table: Table::Whole(table),
             head: Projection::Whole(head),
             sizes,
-            dtype,
+            // What lies between matrices is in f32 on the CPU, whatever these are held in.
+            dtype: if device.is_cpu() { DType::F32 } else { dtype },
             device: device.clone(),
         })
     }
@@ -292,44 +293,10 @@ impl Metadata<'_> {
     }
 }
 
-#[derive(Deserialize)]
-struct Entry {
-    shape: Vec<u64>,
-}
-
-/// What loading takes: all weights as `dtype`, and beside them the largest file as it lies on the disk.
+/// What loading takes: all weights as `dtype`, and beside them the largest as the file has it.
 fn weight_bytes(folder: &Path, dtype: DType) -> Result<u64> {
-    let (mut total, mut largest) = (0, 0);
-    for file in weights::files(folder)? {
-        let length = std::fs::metadata(&file).map_err(|error| Error::file(&file, error))?.len();
-        largest = length.max(largest);
-        total += match file.extension().is_some_and(|ending| ending == "safetensors") {
-            true => header_elements(&file, length)? * dtype.size_in_bytes() as u64,
-            // A pickle tells its elements only when it is read; published ones of this size hold 16-bit floats.
-            false => length / 2 * dtype.size_in_bytes() as u64,
-        };
-    }
-    Ok(total + largest)
-}
-
-/// How many elements a safetensors file holds, by its header.
-fn header_elements(path: &Path, length: u64) -> Result<u64> {
-    let broken =
-        |message: &str| Error::file(path, format!("not a readable weight file ({message}); download it again"));
-    let mut file = File::open(path).map_err(|error| Error::file(path, error))?;
-    let mut size = [0u8; 8];
-    file.read_exact(&mut size).map_err(|_| broken("too short"))?;
-    let size = u64::from_le_bytes(size);
-    if size > length {
-        return Err(broken("its header is longer than the file"));
-    }
-    let mut header = vec![0u8; size as usize];
-    file.read_exact(&mut header).map_err(|_| broken("too short"))?;
-    let entries: HashMap<String, Json> = serde_json::from_slice(&header).map_err(|error| broken(&error.to_string()))?;
-    let tensors = entries.into_iter().filter(|(name, _)| name != "__metadata__");
-    let elements = |(_, entry): (String, Json)| -> Result<u64> {
-        let Entry { shape, .. } = serde_json::from_value(entry).map_err(|error| broken(&error.to_string()))?;
-        Ok(shape.iter().product())
-    };
-    tensors.map(elements).sum()
+    let elements = |entry: &weights::Entry| entry.shape.iter().product::<usize>() as u64;
+    let entries = weights::entries(folder)?;
+    let largest = entries.iter().map(|entry| elements(entry) * entry.dtype.size_in_bytes() as u64).max();
+    Ok(entries.iter().map(elements).sum::<u64>() * dtype.size_in_bytes() as u64 + largest.unwrap_or(0))
 }

@@ -54,7 +54,8 @@ pub fn caption(
     let stage = Stage { name: "caption", unit: "images", file: layout.captions(), chunk: config.data.chunk };
     let mut skipped = Skipped::new("caption", progress);
     let captions = stage.run(&records, progress, |chunk, has| {
-        let load = |record: &InitialRecord| match pictures.load_whole(record.img_path.as_ref()) {
+        let read = |record: &InitialRecord| Ok(model.fit(pictures.load_whole(record.img_path.as_ref())?)?);
+        let load = |record: &InitialRecord| match read(record) {
             Ok(picture) => Some((record.clone(), picture)),
             Err(_) if has(&record.id) => None, // it was there once
             Err(error) => {

@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<()> {
     let (config, model) = args.model.open()?;
     let questions = if args.questions.is_empty() { vec![config.caption.question.clone()] } else { args.questions };
     for chunk in files.chunks(config.data.chunk) {
-        let pictures = chunk.iter().map(|file| Ok(preprocess::load(file)?)).collect::<Result<Vec<_>>>()?;
+        let pictures = chunk.iter().map(|file| Ok(model.fit(preprocess::load(file)?)?)).collect::<Result<Vec<_>>>()?;
         let views = model.read_images(&pictures)?;
         let request = |file: &PathBuf, question: &String| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();

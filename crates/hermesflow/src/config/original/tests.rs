@@ -37,8 +37,8 @@ fn contains(text: &str, parts: &[&str]) {
 fn the_published_files_run_as_they_are() {
     let demo = config(DEMO, &[]);
     assert_eq!(demo.model.showo, "showlab/show-o-512x512");
-    assert_eq!(demo.model.vq.as_deref(), Some("showlab/magvitv2".as_ref()));
-    assert_eq!(demo.model.tokenizer.as_deref(), Some("microsoft/phi-1_5".as_ref()));
+    assert_eq!(demo.model.vq.as_deref(), Some("showlab/magvitv2"));
+    assert_eq!(demo.model.tokenizer.as_deref(), Some("microsoft/phi-1_5"));
     assert_eq!(demo.output.to_str(), Some("hermesflow-demo"));
     assert_eq!((demo.caption.max_new_tokens, demo.answer.max_new_tokens), (100, 100));
     assert_eq!((demo.imagine.images, demo.imagine.steps, demo.imagine.guidance), (16, 50, 5.0));
