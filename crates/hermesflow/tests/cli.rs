@@ -2,116 +2,14 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::Instant;
 
-use tempfile::TempDir;
+mod workshop;
 
-/// A run over a tiny random checkpoint in a folder of its own.
-struct Workshop {
-    folder: TempDir,
-}
-
-impl Workshop {
-    fn new() -> Self {
-        let workshop = Self { folder: tempfile::tempdir().unwrap() };
-        let made = workshop.hermesflow(&["random-model", "model"]);
-        assert!(made.status.success(), "{}", text(&made.stderr));
-        workshop.write("run.yaml", RUN);
-        workshop.write("questions.json", &questions());
-        workshop
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.folder.path().join(name)
-    }
-
-    fn write(&self, name: &str, content: &str) {
-        let path = self.path(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, content).unwrap();
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hermesflow"));
-        command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
-        command
-    }
-
-    fn hermesflow(&self, arguments: &[&str]) -> Output {
-        self.command(arguments).output().unwrap()
-    }
-
-    fn succeeds(&self, arguments: &[&str]) -> String {
-        let output = self.hermesflow(arguments);
-        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
-        text(&output.stdout)
-    }
-
-    /// The one message of a command that must end with exit code 1.
-    fn fails(&self, arguments: &[&str]) -> String {
-        let output = self.hermesflow(arguments);
-        let message = text(&output.stderr);
-        assert_eq!(output.status.code(), Some(1), "{arguments:?}: {message}");
-        assert!(!message.contains("panicked"), "{message}");
-        message
-    }
-}
-
-const RUN: &str = "
-seed: 5
-iterations: 2
-output: out
-data: { root: data, scenes: { records: 12 }, fresh: true, chunk: 2 }
-model: { showo: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }
-caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
-imagine: { images: 4, steps: 3, guidance: 1.0 }
-ask: { writer: file, file: questions.json }
-answer: { matcher: lexical, max_new_tokens: 8 }
-pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { codes: drawn, steps: 12, warmup_steps: 2, batch_size: 2, checkpoint_every: 3, learning_rate: 1.0e-5 }
-";
-
-/// Questions whose choices are scraps of what a random model writes, so that its images differ in score.
-fn questions() -> String {
-    let words = ["choice", "question", "image", "caption", "give", "the", "circle", "red"];
-    let choices = ["choice", "choiced", "cedd", "icedddd", "re", "ge s", "t"];
-    let mut all = Vec::new();
-    for record in 0..36 {
-        for (number, answer) in choices.iter().enumerate().take(6) {
-            all.push(serde_json::json!({
-                "id": format!("train-{record:06}"), "img_path": "i", "prompt": "p", "caption": "c", "element": "e",
-                "question": format!("{} {}?", words[number], words[(number + record) % words.len()]),
-                "choices": choices, "answer": answer,
-            }));
-        }
-    }
-    serde_json::Value::from(all).to_string()
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-/// Every file below a folder with its bytes.
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![folder.to_path_buf()];
-    while let Some(next) = open.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                found.insert(path.strip_prefix(folder).unwrap().to_path_buf(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
-}
+use workshop::{RUN, Workshop, files, text};
 
 #[test]
 fn usage_errors_end_with_1_and_help_with_0() {

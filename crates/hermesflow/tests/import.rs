@@ -2,7 +2,6 @@
 
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::Cursor;
 use std::path::{Path, PathBuf};
@@ -11,6 +10,10 @@ use std::process::{Command, Output, Stdio};
 use image::{DynamicImage, ImageFormat, RgbImage, RgbaImage};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+
+mod workshop;
+
+use workshop::files;
 
 /// A folder to work in.
 struct Workshop(TempDir);
@@ -280,23 +283,6 @@ fn what_cannot_be_imported_says_why() {
     assert!(before == files(&workshop.path("data")));
     let message = workshop.fails(&["import", &fixture("shard-000.tar"), "--to", "data"]);
     assert!(message.contains("data/initial_data.json: is there already") && message.contains("cut.tar"), "{message}");
-}
-
-/// Every file below a folder with its bytes.
-fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    let mut open = vec![folder.to_path_buf()];
-    while let Some(next) = open.pop() {
-        for entry in fs::read_dir(next).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                open.push(path);
-            } else {
-                found.insert(path.strip_prefix(folder).unwrap().to_path_buf(), fs::read(&path).unwrap());
-            }
-        }
-    }
-    found
 }
 
 #[test]

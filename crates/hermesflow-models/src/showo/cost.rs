@@ -193,15 +193,17 @@ impl Sizes {
         let image = self.showo.num_vq_tokens + 3;
         let captions = pairs * (image + 20 + 2 * words);
         let images = pairs * masks * (words + 2 * image);
-        let labels = pairs * (2 * words + masks * 2 * self.showo.num_vq_tokens * 6 / 10);
-        // What the graph keeps of each row and block: the stream before and after, the norm, queries, keys and values
-        // in three stages, the attention, its projection, the MLP in three.
-        let kept = 15 * self.hidden() + 2 * self.mlp();
+        let labels = |masked: usize| pairs * (2 * words + masks * 2 * masked);
+        // A draw may mask all positions; about two thirds on average.
+        let (most, usual) = (labels(self.showo.num_vq_tokens), labels(self.showo.num_vq_tokens * 2 / 3));
+        // What the graph keeps of each row and block: the stream in three sums, the norm, queries and keys in three
+        // stages and values in one, the attention, its projection, and the MLP in three.
+        let kept = 17 * self.hidden() + 2 * self.mlp();
         let rows = (captions + images) as u64;
-        let graph = rows * self.blocks() * kept * F32 + labels as u64 * 3 * self.showo.vocab_size as u64 * F32;
+        let graph = rows * self.blocks() * kept * F32 + most as u64 * 3 * self.showo.vocab_size as u64 * F32;
         // Gradients, and AdamW's two moments.
         let bytes = graph + 3 * self.parameters() * F32;
-        let head = labels as f64 * self.head(self.showo.vocab_size);
+        let head = usual as f64 * self.head(self.showo.vocab_size);
         // Forward and twice that backward; the reference forward.
         let forward = rows as f64 * self.row(image as f64) + head;
         Cost { bytes, operations: 4.0 * forward }
