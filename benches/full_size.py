@@ -67,18 +67,18 @@ class Phi:
         return torch.cat([turned * cos + torch.cat([-second, first], -1) * sin, rest], -1)
 
     def __call__(self, ids, mask):
-        n = ids.shape[1]
+        b, n = ids.shape
         x = F.embedding(ids, self.w["showo.model.embed_tokens.weight"])
         angles = torch.arange(n).float()[:, None] * self.frequencies[None]
         cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
         for layer in range(self.layers):
             at = f"showo.model.layers.{layer}"
             h = self.norm(x, f"{at}.input_layernorm")
-            split = lambda name: self.linear(h, f"{at}.self_attn.{name}").view(1, n, self.heads, -1).transpose(1, 2)
+            split = lambda name: self.linear(h, f"{at}.self_attn.{name}").view(b, n, self.heads, -1).transpose(1, 2)
             q = self.rotate(self.norm(split("q_proj"), f"{at}.self_attn.q_layernorm"), cos, sin)
             k = self.rotate(self.norm(split("k_proj"), f"{at}.self_attn.k_layernorm"), cos, sin)
             seen = F.scaled_dot_product_attention(q, k, split("v_proj"), attn_mask=mask)
-            seen = self.linear(seen.transpose(1, 2).reshape(1, n, -1), f"{at}.self_attn.dense")
+            seen = self.linear(seen.transpose(1, 2).reshape(b, n, -1), f"{at}.self_attn.dense")
             mlp = F.gelu(self.linear(h, f"{at}.mlp.fc1"), approximate="tanh")
             x = x + seen + self.linear(mlp, f"{at}.mlp.fc2")
         return self.norm(x, "showo.model.final_layernorm")

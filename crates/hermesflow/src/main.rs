@@ -26,8 +26,8 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint, judge,
-    mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
+    answer, ask, bench, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint,
+    judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
 };
 
 /// Said where something is our fault.
@@ -76,6 +76,7 @@ enum Command {
     Fetch(fetch::Args),
     Convert(convert::Args),
     Verify(verify::Args),
+    Bench(bench::Args),
     RandomModel(random_model::Args),
 }
 
@@ -132,6 +133,7 @@ fn main() -> ExitCode {
         Command::Fetch(args) => fetch::run(args),
         Command::Convert(args) => convert::run(args),
         Command::Verify(args) => verify::run(args),
+        Command::Bench(args) => bench::run(args),
         Command::RandomModel(args) => random_model::run(args),
     };
     match result {

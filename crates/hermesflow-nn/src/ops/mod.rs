@@ -25,3 +25,4 @@ pub use self::{
     attention::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*, rotary::*, rows::*,
     upsample::*,
 };
+pub use half_weight::multiplies_bf16;

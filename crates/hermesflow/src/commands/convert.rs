@@ -70,7 +70,8 @@ impl From<Format> for FileFormat {
 }
 
 fn dtype(text: &str) -> Result<DTypeName> {
-    serde_yaml_ng::from_str(text).with_context(|| format!("{text:?} is none of f32, bf16, f16"))
+    let none = || format!("{text:?} is none of f32, bf16, f16");
+    serde_yaml_ng::from_str(text).ok().filter(|dtype| *dtype != DTypeName::Auto).with_context(none)
 }
 
 /// Runs the command.

@@ -3,6 +3,7 @@
 
 pub mod answer;
 pub mod ask;
+pub mod bench;
 pub mod caption;
 pub mod controls;
 pub mod convert;

@@ -4,6 +4,8 @@
 //! partial sums each and nothing is packed. A result's order of summation does not depend on what else is computed: a
 //! row gives the same bits alone and in any batch.
 
+use std::ops::Range;
+
 use half::bf16;
 use rayon::prelude::*;
 
@@ -12,10 +14,14 @@ use super::super::raw::Shared;
 /// Rows of `x` in a tile, and lines of the weight.
 const ROWS: usize = 6;
 const COLUMNS: usize = 4;
-/// Lines of the weight that a task takes: with all of the summed dimension they stay in a core's cache.
-const LINES: usize = 32;
-/// Elements of the summed dimension that are taken at a time, so that a tile's operands stay in the first cache.
+/// Rows of `x` that are worked on together: with a part of the summed dimension they stay in a core's second cache,
+/// while the weight passes by once for all of them.
+const BLOCK: usize = 16 * ROWS;
+/// Elements of the summed dimension that are taken at a time: a tile's operands stay in the first cache, and summing a
+/// vector's lanes at the end costs little.
 const DEPTH: usize = 2048;
+/// Lines of the weight that a task takes at least.
+const LINES: usize = 8 * COLUMNS;
 
 /// Whether this CPU has the instruction, and nobody has forbidden it.
 pub(super) fn available() -> bool {
@@ -41,12 +47,17 @@ pub(super) fn linear(x: &[f32], weight: &[bf16], bias: Option<&[f32]>, depth: us
     };
     let x = narrow(x);
     let target = Shared(y.as_mut_ptr());
-    (0..out.div_ceil(LINES)).into_par_iter().for_each(|block| {
-        let lines = block * LINES..((block + 1) * LINES).min(out);
+    // Several tasks a thread, so that none waits long for the last one.
+    let lines = out.div_ceil(8 * rayon::current_num_threads()).next_multiple_of(COLUMNS).max(LINES);
+    (0..out.div_ceil(lines)).into_par_iter().for_each(|task| {
+        let lines = task * lines..((task + 1) * lines).min(out);
         for from in (0..depth).step_by(DEPTH) {
             let part = from..(from + DEPTH).min(depth);
-            // SAFETY: the caller asked `available`; the block's columns of y [n, out] are this task's alone.
-            unsafe { add_block(&x, weight, depth, part, lines.clone(), target, (n, out)) };
+            for first in (0..n).step_by(BLOCK) {
+                let rows = first..(first + BLOCK).min(n);
+                // SAFETY: the caller asked `available`; the task's columns of y [n, out] are its alone.
+                unsafe { add_block(&x, weight, depth, part.clone(), rows, lines.clone(), target, out) };
+            }
         }
     });
     y
@@ -61,69 +72,61 @@ fn narrow(x: &[f32]) -> Vec<bf16> {
     rounded
 }
 
-/// Adds the products over `part` of the summed dimension to the columns `lines` of `y [n, out]`.
+/// Adds the products over `part` of the summed dimension to the rows and columns `lines` of `y [.., out]`.
 ///
 /// # Safety
 /// The CPU has the instruction, and no other thread touches these columns.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+#[allow(clippy::too_many_arguments)]
 unsafe fn add_block(
     x: &[bf16],
     weight: &[bf16],
     depth: usize,
-    part: std::ops::Range<usize>,
-    lines: std::ops::Range<usize>,
+    part: Range<usize>,
+    rows: Range<usize>,
+    lines: Range<usize>,
     y: Shared,
-    (n, out): (usize, usize),
+    out: usize,
 ) {
     let length = part.len();
-    let mut row = 0;
-    while row < n {
-        let rows = ROWS.min(n - row);
-        let x = &x[row * depth + part.start..];
-        let mut line = lines.start;
-        while line < lines.end {
-            let columns = COLUMNS.min(lines.end - line);
-            let w = &weight[line * depth + part.start..];
+    for line in lines.clone().step_by(COLUMNS) {
+        let columns = COLUMNS.min(lines.end - line);
+        let w = weight[line * depth + part.start..].as_ptr();
+        for row in rows.clone().step_by(ROWS) {
+            let x = x[row * depth + part.start..].as_ptr();
             // SAFETY: the tile's operands lie in x and weight, its results in y, and are this task's alone.
             unsafe {
                 let y = y.at(row * out + line);
-                let tile = match (rows, columns) {
-                    (6, 4) => tile::<6, 4>,
-                    (5, 4) => tile::<5, 4>,
-                    (4, 4) => tile::<4, 4>,
-                    (3, 4) => tile::<3, 4>,
-                    (2, 4) => tile::<2, 4>,
-                    (1, 4) => tile::<1, 4>,
-                    (_, 4) => unreachable!("a tile has one row at least"),
-                    _ => {
-                        for r in 0..rows {
-                            for c in 0..columns {
-                                let (x, w) = (x.as_ptr().add(r * depth), w.as_ptr().add(c * depth));
-                                tile::<1, 1>(x, w, depth, length, y.add(r * out + c), out);
-                            }
+                match (ROWS.min(rows.end - row), columns) {
+                    (6, 4) => tile::<6, 4>(x, w, depth, length, y, out),
+                    (5, 4) => tile::<5, 4>(x, w, depth, length, y, out),
+                    (4, 4) => tile::<4, 4>(x, w, depth, length, y, out),
+                    (3, 4) => tile::<3, 4>(x, w, depth, length, y, out),
+                    (2, 4) => tile::<2, 4>(x, w, depth, length, y, out),
+                    (1, 4) => tile::<1, 4>(x, w, depth, length, y, out),
+                    (rows, columns) => {
+                        for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+                            tile::<1, 1>(x.add(r * depth), w.add(c * depth), depth, length, y.add(r * out + c), out);
                         }
-                        line += columns;
-                        continue;
                     }
-                };
-                tile(x.as_ptr(), w.as_ptr(), depth, length, y, out);
+                }
             }
-            line += columns;
         }
-        row += rows;
     }
 }
 
 #[cfg(not(target_arch = "x86_64"))]
+#[allow(clippy::too_many_arguments)]
 unsafe fn add_block(
     _: &[bf16],
     _: &[bf16],
     _: usize,
-    _: std::ops::Range<usize>,
-    _: std::ops::Range<usize>,
+    _: Range<usize>,
+    _: Range<usize>,
+    _: Range<usize>,
     _: Shared,
-    _: (usize, usize),
+    _: usize,
 ) {
     unreachable!("the instruction is x86's")
 }
@@ -177,9 +180,34 @@ unsafe fn tile<const R: usize, const C: usize>(
             }
         }
         for (r, sums) in sums.iter().enumerate() {
-            for (c, sum) in sums.iter().enumerate() {
-                *y.add(r * out + c) += _mm512_reduce_add_ps(*sum);
+            let y = y.add(r * out);
+            if let &[a, b, c, d] = &sums[..] {
+                _mm_storeu_ps(y, _mm_add_ps(_mm_loadu_ps(y), lane_sums(a, b, c, d)));
+            } else {
+                sums.iter().enumerate().for_each(|(c, sum)| *y.add(c) += _mm512_reduce_add_ps(*sum));
             }
         }
     }
+}
+
+/// The sums over the lanes of four vectors.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn lane_sums(
+    a: std::arch::x86_64::__m512,
+    b: std::arch::x86_64::__m512,
+    c: std::arch::x86_64::__m512,
+    d: std::arch::x86_64::__m512,
+) -> std::arch::x86_64::__m128 {
+    use std::arch::x86_64::*;
+    let pairs = |a, b| _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    let (ab, cd) = (pairs(a, b), pairs(c, d));
+    // a, b, c, d in each of the four quarters.
+    let quarters =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    let halves = _mm256_add_ps(
+        _mm512_castps512_ps256(quarters),
+        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(quarters))),
+    );
+    _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
 }

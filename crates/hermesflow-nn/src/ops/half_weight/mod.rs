@@ -20,6 +20,11 @@ const LARGE_BLOCK: usize = 1 << 20;
 /// Up to so many rows go through the transposed product, as in [`super::linear`].
 const FEW: usize = 192;
 
+/// Whether this CPU multiplies bf16 faster than f32.
+pub fn multiplies_bf16() -> bool {
+    brain::available()
+}
+
 /// Whether a tensor is a matrix in 16 bits on the CPU.
 pub(super) fn is_half(weight: &Tensor) -> bool {
     weight.device().is_cpu() && matches!(weight.dtype(), DType::BF16 | DType::F16)
