@@ -12,6 +12,7 @@ use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::parallel;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 
 use super::Showo;
 use super::maskgit::draw_index;
@@ -22,6 +23,8 @@ use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 64;
+/// Up to so many likeliest tokens are found in one pass over the vocabulary.
+const FEW: usize = 64;
 /// Bytes of a batch's cache, at most, unless one image needs more.
 const CACHE: usize = 2 << 30;
 
@@ -144,21 +147,43 @@ fn log_prob(logits: &[f32], token: u32) -> f64 {
 
 /// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
 fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
-    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if sampling.top_k == 1 {
-        return (0..logits.len() as u32).min_by(better).unwrap_or(0);
-    }
-    let mut candidates: Vec<u32> = (0..logits.len() as u32).collect();
-    if sampling.top_k > 0 && sampling.top_k < candidates.len() {
-        candidates.select_nth_unstable_by(sampling.top_k - 1, better);
-        candidates.truncate(sampling.top_k);
-    }
-    candidates.sort_unstable_by(better);
-    let highest = candidates.first().map_or(0.0, |&token| logits[token as usize]);
+    let candidates: Vec<u32> = match sampling.top_k {
+        0 => (0..logits.len() as u32).collect(),
+        1 => return most_likely(logits, 1).first().copied().unwrap_or(0),
+        top_k => most_likely(logits, top_k),
+    };
+    let highest = candidates.iter().map(|&token| logits[token as usize]).fold(f32::NEG_INFINITY, f32::max);
     let weight = |token: &u32| (f64::from(logits[*token as usize] - highest) / sampling.temperature).exp() as f32;
     let weights: Vec<f32> = candidates.iter().map(weight).collect();
     let total: f32 = weights.iter().sum();
     candidates[draw_index(&weights, random.random::<f32>() * total)]
+}
+
+/// The `count` most likely tokens, the likeliest first; of equal ones those that stand first.
+fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
+    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
+    if count > FEW {
+        let mut all: Vec<u32> = (0..logits.len() as u32).collect();
+        if count < all.len() {
+            all.select_nth_unstable_by(count - 1, better);
+            all.truncate(count);
+        }
+        all.sort_unstable_by(better);
+        return all;
+    }
+    // In one pass: hardly any token of a large vocabulary gets past the comparison with the last of the few.
+    let mut few: Vec<u32> = Vec::with_capacity(count + 1);
+    let mut last = f32::NEG_INFINITY;
+    for (token, &logit) in logits.iter().enumerate() {
+        if few.len() == count && logit <= last {
+            continue;
+        }
+        let at = few.partition_point(|other| logits[*other as usize] >= logit);
+        few.insert(at, token as u32);
+        few.truncate(count);
+        last = few.last().map_or(last, |token| logits[*token as usize]);
+    }
+    few
 }
 
 /// Writes all replies.
@@ -207,10 +232,35 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
             Placement::Runs(active.iter().enumerate().map(|(row, &at)| (row, 1, start + at * size + column)).collect())
         };
         let hidden = phi.forward(phi.embed(&ids)?, &positions, &segments, Some((&cache, &placement)))?;
-        let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        for (row, &at) in active.iter().enumerate() {
-            samples[at].take(&logits[row], eot);
-        }
+        let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+        let vocabulary = logits.len() / active.len();
+        let takers: Vec<&mut Sample> = samples.iter_mut().filter(|sample| !sample.ended).collect();
+        takers.into_par_iter().zip(logits.par_chunks_exact(vocabulary)).for_each(|(sample, row)| sample.take(row, eot));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_most_likely_are_those_of_a_whole_sort() {
+        let logits: Vec<f32> = (0..997u32).map(|i| (i.wrapping_mul(2_654_435_761) % 100) as f32 - 50.0).collect();
+        let mut sorted: Vec<u32> = (0..logits.len() as u32).collect();
+        sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
+        for count in [1, 2, 5, FEW, FEW + 1, 500, 997, 2000] {
+            assert_eq!(most_likely(&logits, count), sorted[..count.min(997)], "{count}");
+        }
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        let (logits, mut random) = ([0.0, f32::ln(3.0), f32::NEG_INFINITY], ChaCha8Rng::seed_from_u64(1));
+        for top_k in [0, 2, 3] {
+            let sampling = Sampling { top_k, temperature: 1.0 };
+            let ones = (0..4000).filter(|_| draw(&logits, sampling, &mut random) == 1).count();
+            assert!((2850..3150).contains(&ones), "{ones} of 4000 with top_k {top_k}");
+        }
+    }
 }

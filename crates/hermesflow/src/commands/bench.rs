@@ -166,7 +166,7 @@ impl Bench {
             StageName::Decode => drop(self.model.decode_images(&self.codes[..1])?),
             StageName::Caption => {
                 let view = ImageView::Codes(self.codes[0].clone());
-                let sampling = Sampling { top_k: 0, temperature: 1.0 };
+                let sampling = Sampling { top_k: 4, temperature: 2.0 };
                 let question = "Give a caption for this image.".to_owned();
                 let requests: Vec<ReplyRequest> = (0..work.captions)
                     .map(|number| request(question.clone(), number, sampling, work.caption_tokens))
