@@ -210,19 +210,20 @@ impl Sizes {
     }
 }
 
-/// Floating-point operations per second that this machine reaches in large matrix products, measured now in about a
-/// third of a second.
+/// Floating-point operations per second that this machine reaches in large products with matrices held as `dtype`,
+/// measured now in about a third of a second.
 ///
 /// # Errors
 /// When a tensor cannot be made.
-pub fn speed(device: &candle_core::Device) -> Result<f64> {
+pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
     const SIDE: usize = 1024;
     let ones = candle_core::Tensor::ones((SIDE, SIDE), DType::F32, device)?;
+    let weight = ones.to_dtype(dtype)?;
     let started = std::time::Instant::now();
     let mut best = f64::INFINITY;
     while started.elapsed().as_secs_f64() < 0.3 {
         let once = std::time::Instant::now();
-        hermesflow_nn::ops::linear(&ones, &ones, None)?;
+        hermesflow_nn::ops::linear(&ones, &weight, None)?;
         best = best.min(once.elapsed().as_secs_f64());
     }
     Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)

@@ -318,6 +318,8 @@ struct Stage {
 
 /// What the program needs besides weights and activations: itself, text tokenizer, allocator.
 const PROGRAM: u64 = 150_000_000;
+/// The stage that is always in f32.
+const TRAIN: &str = "train";
 /// Tokens of a caption or a question, typically.
 const WORDS: usize = 30;
 /// Questions about a caption, typically.
@@ -348,7 +350,7 @@ fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
     }
     let train = &config.train;
     let step = sizes.train(train.batch_size, WORDS, train.masks_per_pair).times(train.steps * train.accumulation);
-    let mut trained = stage("train", format!("{} steps of {} pairs", train.steps, train.batch_size), step);
+    let mut trained = stage(TRAIN, format!("{} steps of {} pairs", train.steps, train.batch_size), step);
     // The policy in f32 beside the model that plays, which is the reference.
     trained.bytes += sizes.decoder_bytes(DType::F32);
     stages.push(trained);
@@ -357,10 +359,12 @@ fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
 
 /// The table of what the stages cost.
 fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) -> Result<String> {
-    let speed = cost::speed(&config.model.device()?)?;
+    let (device, held) = (config.model.device()?, DType::from(config.model.dtype));
+    let (curating, training) = (cost::speed(held, &device)?, cost::speed(DType::F32, &device)?);
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["stage", "work", "memory", "operations", "about"]);
     for stage in stages {
+        let speed = if stage.name == TRAIN { training } else { curating };
         let time = Duration::from_secs_f64((stage.operations / speed).min(1e15));
         table.add_row([
             stage.name.to_string(),
@@ -377,9 +381,9 @@ fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) ->
     }
     let weights = gigabytes(sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes());
     Ok(format!(
-        "\nOne iteration with {records} records at the {:.0} GFLOP/s that this machine reaches now; {weights} of each \
-         figure are weights. Replies that end early cost less; judges come on top.\n{table}",
-        speed / 1e9
+        "\nOne iteration with {records} records at the {:.0} GFLOP/s ({held:?}) that this machine reaches now; {weights} \
+         of each figure are weights. Replies that end early cost less; judges come on top.\n{table}",
+        curating / 1e9
     ))
 }
 
