@@ -9,12 +9,16 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 
 use rayon::prelude::*;
 
+use super::dot::{self, Element};
 use super::half_weight;
 use super::raw::{Operand, column_sums, elements, fused, host, product};
 use super::simd::{LANES, vectorised};
 
 /// Below this many multiplications a product stays on one thread.
 const PARALLEL_FROM: usize = 64 * 1024;
+/// Up to so many rows of a [`LARGE`] weight are multiplied without packing where the CPU has AVX-512: reading the weight
+/// is what takes the time.
+const VERY_FEW: usize = 48;
 /// Up to so many rows go through the transposed product.
 const FEW: usize = 192;
 /// A weight of at least so many elements is never packed for up to [`FEW_STRIPS`]
@@ -130,6 +134,9 @@ impl Linear {
 
     fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
         let (n, out) = (x.len() / input, weight.len() / input);
+        if n <= VERY_FEW && weight.len() >= LARGE && f32::available() {
+            return dot::linear(x, weight, bias, input);
+        }
         if let Some(strip) = Self::strip(n, weight.len()) {
             let mut y = vec![0f32; n * out];
             for (y, x) in y.chunks_mut(strip * out).zip(x.chunks(strip * input)) {

@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod conv;
+mod dot;
 pub mod gelu;
 pub mod group_norm;
 mod half_weight;

@@ -9,9 +9,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::dot::{self, Element};
 use super::raw::{Operand, Shared, elements, product};
-
-mod brain;
 
 /// Weight elements that are widened at a time for few rows, about what a core's cache holds.
 const BLOCK: usize = 1 << 17;
@@ -22,7 +21,7 @@ const FEW: usize = 192;
 
 /// Whether this CPU multiplies bf16 faster than f32.
 pub fn multiplies_bf16() -> bool {
-    brain::available()
+    bf16::available()
 }
 
 /// Whether a tensor is a matrix in 16 bits on the CPU.
@@ -81,8 +80,8 @@ struct HalfLinear;
 
 impl HalfLinear {
     fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
-        if let (Half::Brain(weight), true) = (weight, brain::available()) {
-            return brain::linear(x, weight, bias, input);
+        if let (Half::Brain(weight), true) = (weight, bf16::available()) {
+            return dot::linear(&dot::narrow(x), weight, bias, input);
         }
         let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
         let mut y = vec![0f32; n * out];
@@ -191,7 +190,7 @@ mod tests {
             let alone = ops::linear(&x.narrow(0, row, 1).unwrap(), &w, None).unwrap();
             assert!(
                 distance(&together.narrow(0, row, 1).unwrap(), &alone)
-                    <= if super::brain::available() { 0.0 } else { 1e-4 }
+                    <= if super::multiplies_bf16() { 0.0 } else { 1e-4 }
             );
         }
     }
