@@ -7,8 +7,8 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::{DType, Device, ImagineOptions, MaskSchedule, Sampling, multiplies_bf16};
+use anyhow::{Context, Result, ensure};
+use hermesflow_models::{ImagineOptions, MaskSchedule, Sampling};
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
@@ -16,11 +16,13 @@ use crate::overrides;
 
 mod expect;
 mod judges;
+mod model;
 mod original;
 mod train;
 
 pub use expect::Expect;
 pub use judges::{AskSettings, Filter, JudgeSettings, Matcher, Similarity, Writer};
+pub use model::{CLIP, DTypeName, EMBEDDED, MAGVIT, ModelSettings, PHI};
 pub use train::{ImageCodes, ObjectiveName, Reference, TrainSettings};
 
 /// A whole run.
@@ -106,86 +108,6 @@ pub struct ScenesSettings {
 
 fn train_split() -> Split {
     Split::Train
-}
-
-/// The model that a run begins with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct ModelSettings {
-    /// `embedded` (the small model inside this program), a Show-o checkpoint's folder, or its name on the hub.
-    pub showo: String,
-    /// The image tokenizer's folder or name; none is the published one.
-    pub vq: Option<String>,
-    /// The text tokenizer's `tokenizer.json`, the folder that holds one, or a name; none is Phi-1.5's.
-    pub tokenizer: Option<String>,
-    /// The folder or name of the CLIP vision tower, for a checkpoint that understands by its features (`w_clip_vit`);
-    /// none is the published one.
-    pub clip: Option<String>,
-    /// The type in which the decoder's matrices are held while it captions, imagines and answers, and those of the
-    /// reference while it trains. Training itself is in f32.
-    pub dtype: DTypeName,
-    /// `cpu`, or `cuda:N` where this build has it.
-    pub device: String,
-    /// What the checkpoint must be.
-    #[serde(skip_serializing_if = "Expect::is_empty")]
-    pub expect: Expect,
-}
-
-/// `model.showo` of the model inside this program.
-pub const EMBEDDED: &str = "embedded";
-/// `model.vq` where it is not given: Show-o's image tokenizer.
-pub const MAGVIT: &str = "showlab/magvitv2";
-/// `model.tokenizer` where it is not given: Show-o's text tokenizer.
-pub const PHI: &str = "microsoft/phi-1_5";
-/// `model.clip` where it is not given: the vision tower of Show-o's CLIP variants.
-pub const CLIP: &str = "openai/clip-vit-large-patch14-336";
-
-impl Default for ModelSettings {
-    fn default() -> Self {
-        Self {
-            showo: EMBEDDED.into(),
-            vq: None,
-            tokenizer: None,
-            clip: None,
-            dtype: DTypeName::F32,
-            device: "cpu".into(),
-            expect: Expect::default(),
-        }
-    }
-}
-
-impl ModelSettings {
-    /// The device, if this build has it.
-    pub fn device(&self) -> Result<Device> {
-        match self.device.as_str() {
-            "cpu" => Ok(Device::Cpu),
-            other => bail!("model.device: {other:?} is not in this build; use `cpu`"),
-        }
-    }
-}
-
-/// The types that weights can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum DTypeName {
-    /// `bf16` where the CPU multiplies it faster (AVX512-BF16), else `f32`; what was chosen stands in config.yaml.
-    Auto,
-    /// 32 bits.
-    F32,
-    /// 16 bits with the exponent of f32.
-    BF16,
-    /// 16 bits with more digits and less range.
-    F16,
-}
-
-impl From<DTypeName> for DType {
-    fn from(name: DTypeName) -> Self {
-        match name {
-            DTypeName::Auto | DTypeName::F32 => Self::F32,
-            DTypeName::BF16 => Self::BF16,
-            DTypeName::F16 => Self::F16,
-        }
-    }
 }
 
 /// How images are captioned.
@@ -357,7 +279,7 @@ impl RunConfig {
         }
         let mut config: Self = overrides::read(&tree)?;
         config.resolve_judges();
-        config.resolve_model();
+        config.model.resolve();
         config.validate()?;
         Ok((config, warnings))
     }
@@ -372,7 +294,7 @@ impl RunConfig {
         if let Some(scenes) = self.data.scenes {
             ensure!(scenes.records > 0, "data.scenes.records: must be at least 1");
         }
-        self.validate_model()?;
+        self.model.validate()?;
         ensure!(self.caption.candidates.len() >= 2, "caption.candidates: a pair needs at least 2");
         for (number, candidate) in self.caption.candidates.iter().enumerate() {
             let temperature = candidate.temperature;
@@ -406,33 +328,6 @@ impl RunConfig {
         self.ask.filter = self.ask.filter.resolved(self.ask.writer);
     }
 
-    /// Names the tokenizers that were left open: the published ones, for any model but the embedded one.
-    fn resolve_model(&mut self) {
-        if self.model.dtype == DTypeName::Auto {
-            let faster = self.model.showo != EMBEDDED && multiplies_bf16();
-            self.model.dtype = if faster { DTypeName::BF16 } else { DTypeName::F32 };
-        }
-        if self.model.showo != EMBEDDED {
-            self.model.vq.get_or_insert_with(|| MAGVIT.into());
-            self.model.tokenizer.get_or_insert_with(|| PHI.into());
-        }
-    }
-
-    fn validate_model(&self) -> Result<()> {
-        let ModelSettings { showo, vq, tokenizer, .. } = &self.model;
-        self.model.device()?;
-        self.model.expect.validate()?;
-        for (key, value) in [("vq", vq), ("tokenizer", tokenizer)] {
-            ensure!(
-                showo != EMBEDDED || value.is_none(),
-                "model.{key}: the embedded model brings its own; remove the key"
-            );
-        }
-        let unwanted = showo == EMBEDDED && self.model.clip.is_some();
-        ensure!(!unwanted, "model.clip: the embedded model understands image tokens; remove the key");
-        Ok(())
-    }
-
     /// The resolved configuration as YAML.
     ///
     /// # Errors
@@ -446,6 +341,7 @@ impl RunConfig {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use hermesflow_models::multiplies_bf16;
 
     fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
         RunConfig::parse(yaml, &overrides.iter().map(|one| (*one).to_string()).collect::<Vec<_>>())
