@@ -22,16 +22,30 @@ pub(super) fn save(path: &Path, tensors: &[(&str, &Tensor)], dtype: Option<DType
     let dict = state_dict(path, tensors, dtype)?;
     write_through(path, |file| {
         let mut zip = ZipWriter::new(file);
-        entry(&mut zip, "data.pkl", &dict)?;
-        entry(&mut zip, "byteorder", b"little")?;
-        for (key, (_, tensor)) in tensors.iter().enumerate() {
-            let values = bytes(tensor, dtype).map_err(std::io::Error::other)?;
-            entry(&mut zip, &format!("data/{key}"), &values)?;
+        let filled = fill(&mut zip, tensors, dtype, &dict);
+        if filled.is_err() {
+            // Dropped, it would try to end a file that is given up, and print that it cannot.
+            std::mem::forget(zip);
+            return filled;
         }
-        entry(&mut zip, "version", b"3\n")?;
         zip.finish()?;
         Ok(())
     })
+}
+
+fn fill<W: Write + Seek>(
+    zip: &mut ZipWriter<W>,
+    tensors: &[(&str, &Tensor)],
+    dtype: Option<DType>,
+    dict: &[u8],
+) -> std::io::Result<()> {
+    entry(zip, "data.pkl", dict)?;
+    entry(zip, "byteorder", b"little")?;
+    for (key, (_, tensor)) in tensors.iter().enumerate() {
+        let values = bytes(tensor, dtype).map_err(std::io::Error::other)?;
+        entry(zip, &format!("data/{key}"), &values)?;
+    }
+    entry(zip, "version", b"3\n")
 }
 
 fn entry<W: Write + Seek>(zip: &mut ZipWriter<W>, name: &str, bytes: &[u8]) -> std::io::Result<()> {
