@@ -14,6 +14,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
+use hermesflow_nn::weights;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -93,10 +94,10 @@ pub fn save(
     let (temporary, done) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
     remove(&temporary)?;
     fs::create_dir_all(&temporary).map_err(Error::file(&temporary))?;
-    let model: HashMap<&str, Tensor> =
-        optimizer.parameters().iter().map(|(name, var)| (name.as_str(), var.as_tensor().clone())).collect();
-    candle_core::safetensors::save(&model, temporary.join(MODEL))?;
-    candle_core::safetensors::save(&optimizer.state(), temporary.join(OPTIMIZER))?;
+    let model: HashMap<String, Tensor> =
+        optimizer.parameters().iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
+    weights::save_tensors(&temporary.join(MODEL), &model)?;
+    weights::save_tensors(&temporary.join(OPTIMIZER), &optimizer.state())?;
     let path = temporary.join(STATE);
     let mut json = serde_json::to_string_pretty(state).map_err(|source| Error::Json {
         path: path.clone(),
@@ -106,9 +107,7 @@ pub fn save(
     json.push('\n');
     fs::write(&path, json).map_err(Error::file(&path))?;
     describe(&temporary)?;
-    for file in [MODEL, OPTIMIZER, STATE] {
-        sync(&temporary.join(file))?;
-    }
+    sync(&path)?;
     sync(&temporary)?;
     discard(&done)?;
     fs::rename(&temporary, &done).map_err(Error::file(&done))?;

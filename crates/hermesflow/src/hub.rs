@@ -136,6 +136,11 @@ impl Name {
         KNOWN.iter().find(|known| known.name == self.model)
     }
 
+    /// About how large it is, as messages say it.
+    fn size(&self) -> String {
+        self.known().map_or_else(String::new, |known| format!(" (about {})", known.size))
+    }
+
     /// The model's folder in a cache.
     fn folder(&self) -> String {
         format!("models--{}", self.model.replace('/', "--"))
@@ -214,8 +219,7 @@ impl Hub {
 
     /// Said of a model that is not there, and whether it can be fetched when it is needed.
     pub fn absent(&self, model: &str) -> (bool, String) {
-        let known = KNOWN.iter().find(|known| known.name == model.split('@').next().unwrap_or(model));
-        let size = known.map_or_else(String::new, |known| format!(" (about {})", known.size));
+        let size = Name::parse(model).map_or_else(|_| String::new(), |name| name.size());
         if self.offline {
             return (false, format!("{model}{size} is not in the cache, and HF_HUB_OFFLINE forbids to download it"));
         }
@@ -239,9 +243,8 @@ impl Hub {
 
     /// Said of a model that cannot be had.
     fn missing(&self, name: &Name, parts: Option<Parts>, why: &str) -> String {
-        let known = name.known();
-        let size = known.map_or_else(String::new, |known| format!(" (about {})", known.size));
-        let instead = known.and_then(|known| known.instead);
+        let size = name.size();
+        let instead = name.known().and_then(|known| known.instead);
         let instead = instead.map_or_else(String::new, |instead| format!(", or do without it by `{instead}`"));
         let files = name.file.as_deref().unwrap_or(match parts {
             Some(Parts::Tokenizer) => "tokenizer.json",

@@ -65,7 +65,7 @@ fn load(files: &Files, settings: &ModelSettings, progress: &Progress) -> Result<
     // Before the weights are read, which takes its time.
     let (config, _) = read_configs(&files.showo)?;
     let vq = read_magvit_config(&files.vq)?;
-    settings.expect.check(&settings.showo, &config, config.grid_side() * vq.downsampling())?;
+    settings.expect.check(&settings.showo, &config, config.resolution(&vq))?;
     ensure!(
         config.w_clip_vit || settings.clip.is_none(),
         "model.clip: {} understands image tokens; remove the key",
@@ -130,7 +130,7 @@ pub fn image_tokenizer(settings: &ModelSettings, progress: &Progress) -> Result<
     let files = Files::find(settings, progress)?;
     let (config, _) = read_configs(&files.showo)?;
     let vq = load_magvit(&files.vq, &settings.device()?)?;
-    let side = config.grid_side() * vq.config().downsampling();
+    let side = config.resolution(vq.config());
     Ok((vq, side))
 }
 

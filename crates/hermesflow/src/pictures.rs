@@ -105,9 +105,6 @@ pub fn slug(text: &str) -> String {
     slug
 }
 
-/// So many records that are skipped are named, the rest only counted.
-const NAMED: usize = 10;
-
 /// Records that a stage skips because their pictures cannot be read.
 #[derive(Debug)]
 pub struct Skipped<'a> {
@@ -126,12 +123,8 @@ impl<'a> Skipped<'a> {
     /// One more, and why; the first ones are named in the log.
     pub fn add(&mut self, id: &RecordId, why: &anyhow::Error) {
         let said = format!("record {id}: {why:#}");
+        self.progress.log_few(self.stage, self.count, format_args!("skipped {said}"));
         self.count += 1;
-        match self.count {
-            ..=NAMED => self.progress.log(format!("{}: skipped {said}", self.stage)),
-            count if count == NAMED + 1 => self.progress.log(format!("{}: further ones are only counted", self.stage)),
-            _ => {}
-        }
         self.first.get_or_insert(said);
     }
 

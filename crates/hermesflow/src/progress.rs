@@ -9,6 +9,9 @@ use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 /// Between two lines, where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
+/// So many lines alike are said.
+const FEW: usize = 10;
+
 /// Where progress and log lines go.
 #[derive(Debug, Clone)]
 pub struct Progress {
@@ -37,6 +40,15 @@ impl Progress {
         match self.kind {
             Kind::Bars => self.bars.suspend(|| eprintln!("{}", line.as_ref())),
             Kind::Lines => eprintln!("{}", line.as_ref()),
+        }
+    }
+
+    /// One of many lines alike of a stage, of which `before` came earlier: the first ten are said, the others only counted.
+    pub fn log_few(&self, stage: &str, before: usize, line: impl std::fmt::Display) {
+        match before {
+            ..FEW => self.log(format!("{stage}: {line}")),
+            FEW => self.log(format!("{stage}: further ones are only counted")),
+            _ => {}
         }
     }
 

@@ -75,6 +75,11 @@ impl ShowoConfig {
         self.num_vq_tokens.isqrt()
     }
 
+    /// The side of the model's square pictures in pixels, under its image tokenizer.
+    pub fn resolution(&self, vq: &MagvitConfig) -> usize {
+        self.grid_side() * vq.downsampling()
+    }
+
     /// Checks the numbers against each other.
     ///
     /// # Errors

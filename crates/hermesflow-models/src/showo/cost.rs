@@ -94,7 +94,7 @@ impl Sizes {
 
     /// The side of its pictures in pixels.
     pub fn resolution(&self) -> usize {
-        self.showo.grid_side() * self.vq.downsampling()
+        self.showo.resolution(&self.vq)
     }
 
     /// Bytes of a key/value cache per row.

@@ -231,7 +231,7 @@ pub struct Facts {
 impl Facts {
     /// The side of its pictures in pixels.
     pub fn resolution(&self) -> usize {
-        self.showo.grid_side() * self.vq.downsampling()
+        self.showo.resolution(&self.vq)
     }
 }
 
@@ -328,7 +328,7 @@ pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
 
 impl UnifiedModel for Showo {
     fn resolution(&self) -> usize {
-        self.config.grid_side() * self.vq.config().downsampling()
+        self.config.resolution(self.vq.config())
     }
 
     fn image_tokens(&self) -> usize {

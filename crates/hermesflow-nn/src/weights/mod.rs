@@ -76,12 +76,7 @@ impl Weights {
     /// # Errors
     /// When nothing is found or a file is broken; the file is named.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self, Error> {
-        let mut tensors = BTreeMap::new();
-        each_tensor(path, Some(dtype), device, |name, tensor| {
-            tensors.insert(name, tensor);
-            Ok(())
-        })?;
-        Ok(Self { tensors, variables: BTreeMap::new(), origin: path.to_path_buf() })
+        Self::read(path, Some(dtype), device)
     }
 
     /// As [`Weights::load`], with every tensor in the type that the file has.
@@ -89,8 +84,12 @@ impl Weights {
     /// # Errors
     /// As [`Weights::load`].
     pub fn load_unchanged(path: &Path, device: &Device) -> Result<Self, Error> {
+        Self::read(path, None, device)
+    }
+
+    fn read(path: &Path, dtype: Option<DType>, device: &Device) -> Result<Self, Error> {
         let mut tensors = BTreeMap::new();
-        each_tensor(path, None, device, |name, tensor| {
+        each_tensor(path, dtype, device, |name, tensor| {
             tensors.insert(name, tensor);
             Ok(())
         })?;

@@ -74,7 +74,7 @@ pub fn entries(path: &Path) -> Result<Vec<Entry>, Error> {
     let mut entries = Vec::new();
     for file in weight_files(path)? {
         match Source::open(&file)? {
-            Source::Safetensors { map, .. } => {
+            Source::Safetensors(map) => {
                 let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
                 for (name, view) in tensors.iter() {
                     let dtype = DType::try_from(view.dtype()).map_err(broken(&file))?;
@@ -118,7 +118,7 @@ pub fn each_tensor(
 ) -> Result<(), Error> {
     for file in weight_files(path)? {
         match Source::open(&file)? {
-            Source::Safetensors { map, .. } => {
+            Source::Safetensors(map) => {
                 let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
                 for (name, view) in tensors.iter() {
                     let found = DType::try_from(view.dtype()).map_err(broken(&file))?;
@@ -143,7 +143,7 @@ pub fn each_tensor(
 }
 
 enum Source {
-    Safetensors { map: Mmap },
+    Safetensors(Mmap),
     Pickle(PthTensors),
 }
 
@@ -156,7 +156,7 @@ impl Source {
             let io = |source| Error::Io { path: path.to_path_buf(), source };
             let file = std::fs::File::open(path).map_err(io)?;
             // SAFETY: the file is only read; a checkpoint that another program changes meanwhile is broken anyway.
-            return Ok(Self::Safetensors { map: unsafe { Mmap::map(&file) }.map_err(io)? });
+            return Ok(Self::Safetensors(unsafe { Mmap::map(&file) }.map_err(io)?));
         }
         Ok(Self::Pickle(PthTensors::new(path, None).map_err(broken(path))?))
     }

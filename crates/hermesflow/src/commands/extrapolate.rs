@@ -8,10 +8,10 @@ use hermesflow_models::preprocess::load_square;
 use hermesflow_models::{ImagineJob, ImagineOptions, UnifiedModel};
 use hermesflow_records::derive_seed;
 
-use super::{MadeArgs, ModelArgs};
-use crate::pictures::{save_png, slug};
+use super::{MadeArgs, ModelArgs, save_made};
+use crate::pictures::slug;
 use crate::progress::Progress;
-use crate::report::sheet::{Cell, Words, draw};
+use crate::report::sheet::{Cell, Words};
 use crate::stage::text_number;
 
 /// Continue a picture to the left, right, up or down
@@ -78,18 +78,9 @@ pub fn run(args: Args) -> Result<()> {
     let way = args.directions.iter().map(Direction::to_string).collect::<Vec<_>>().join(", ");
     let mut texts: Vec<Words> = args.prompts.iter().map(Words::plain).collect();
     texts.push(Words::plain(format!("{way}: {} steps", steps.len())));
-    let mut row = vec![Cell::Text(200, texts), Cell::Picture(before, Words::plain("before"))];
-    for (number, picture) in model.decode_grids(&codes, height, width)?.into_iter().enumerate() {
-        let file = folder.join(format!("{name}-{number}.png"));
-        save_png(&picture, &file)?;
-        println!("{}", file.display());
-        row.push(Cell::Picture(picture, Words::plain(format!("after {number}"))));
-    }
+    let row = vec![Cell::Text(200, texts), Cell::Picture(before, Words::plain("before"))];
     let subtitle = format!("{width}×{height} image tokens, offset {}, seed {}", args.offset, config.seed);
-    let file = folder.join(format!("{name}-sheet.png"));
-    save_png(&draw("Extrapolated", &subtitle, &["prompt"], &[row])?, &file)?;
-    println!("{}", file.display());
-    Ok(())
+    save_made(&folder.join(name), "Extrapolated", &subtitle, row, model.decode_grids(&codes, height, width)?)
 }
 
 /// Where each step goes, and what it shows.

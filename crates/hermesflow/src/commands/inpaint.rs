@@ -8,9 +8,9 @@ use hermesflow_models::{ImagineJob, UnifiedModel};
 use hermesflow_records::derive_seed;
 use image::{Rgb, RgbImage};
 
-use super::{MadeArgs, ModelArgs};
-use crate::pictures::{save_png, slug};
-use crate::report::sheet::{Cell, Words, draw};
+use super::{MadeArgs, ModelArgs, save_made};
+use crate::pictures::slug;
+use crate::report::sheet::{Cell, Words};
 use crate::stage::text_number;
 
 /// Paint a part of a picture anew, after a prompt
@@ -74,23 +74,14 @@ pub fn run(args: Args) -> Result<()> {
     let folder = args.made.folder(&config, "inpaint");
     let stem = args.image.file_stem().unwrap_or_default().to_string_lossy();
     let name = format!("{stem}-{}", slug(&args.prompt));
-    let mut row = vec![
+    let row = vec![
         Cell::Text(200, vec![Words::plain(&args.prompt)]),
         Cell::Picture(before.clone(), Words::plain("before")),
         Cell::Picture(mask.picture, Words::plain("mask")),
         Cell::Picture(kept(&before, &mask.painted, grid), Words::plain("kept")),
     ];
-    for (number, picture) in pictures.into_iter().enumerate() {
-        let file = folder.join(format!("{name}-{number}.png"));
-        save_png(&picture, &file)?;
-        println!("{}", file.display());
-        row.push(Cell::Picture(picture, Words::plain(format!("after {number}"))));
-    }
     let subtitle = format!("{painted} of {} image tokens made anew, seed {}", codes.len(), config.seed);
-    let file = folder.join(format!("{name}-sheet.png"));
-    save_png(&draw("Inpainted", &subtitle, &["prompt"], &[row])?, &file)?;
-    println!("{}", file.display());
-    Ok(())
+    save_made(&folder.join(name), "Inpainted", &subtitle, row, pictures)
 }
 
 /// The picture with grey where it is painted anew.

@@ -27,15 +27,18 @@ pub mod t2i;
 pub mod train;
 pub mod verify;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
 use hermesflow_models::showo::Showo;
+use image::RgbImage;
 
 use crate::config::RunConfig;
 use crate::layout::RunLayout;
 use crate::models;
+use crate::pictures::save_png;
 use crate::progress::Progress;
+use crate::report::sheet::{Cell, Words, draw};
 
 /// What every command that reads a run's configuration takes.
 #[derive(Debug, Clone, clap::Args)]
@@ -131,4 +134,24 @@ impl MadeArgs {
     pub fn folder(&self, config: &RunConfig, command: &str) -> PathBuf {
         self.out.clone().unwrap_or_else(|| config.output.join(command))
     }
+}
+
+/// Saves what was made of one picture as `{path}-{number}.png`, and a sheet of `row` followed by it; prints the files.
+///
+/// # Errors
+/// Names the file that cannot be written.
+fn save_made(path: &Path, title: &str, subtitle: &str, mut row: Vec<Cell>, pictures: Vec<RgbImage>) -> Result<()> {
+    for (number, picture) in pictures.into_iter().enumerate() {
+        save_named(&picture, path, &number.to_string())?;
+        row.push(Cell::Picture(picture, Words::plain(format!("after {number}"))));
+    }
+    save_named(&draw(title, subtitle, &["prompt"], &[row])?, path, "sheet")
+}
+
+fn save_named(picture: &RgbImage, path: &Path, end: &str) -> Result<()> {
+    let mut file = path.as_os_str().to_owned();
+    file.push(format!("-{end}.png"));
+    save_png(picture, file.as_ref())?;
+    println!("{}", Path::new(&file).display());
+    Ok(())
 }

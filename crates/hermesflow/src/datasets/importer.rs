@@ -23,9 +23,6 @@ const TOGETHER: usize = 64;
 /// Bytes of images that are held at most before they are written.
 const HELD: usize = 64 << 20;
 
-/// So many skipped records are named, the rest only counted.
-const NAMED: usize = 10;
-
 /// What is imported, and how.
 #[derive(Debug, Clone)]
 pub struct ImportSettings {
@@ -235,11 +232,7 @@ impl<'a> Importer<'a> {
     fn skip(&mut self, broken: &Broken) {
         let before: usize = self.skipped.values().sum();
         *self.skipped.entry(broken.reason).or_default() += 1;
-        if before < NAMED {
-            self.progress.log(format!("import: skipped {broken}"));
-        } else if before == NAMED {
-            self.progress.log("import: further ones are only counted");
-        }
+        self.progress.log_few("import", before, format_args!("skipped {broken}"));
         self.first.get_or_insert_with(|| broken.to_string());
     }
 
