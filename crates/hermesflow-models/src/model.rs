@@ -103,6 +103,9 @@ pub trait UnifiedModel {
     /// The part of a picture that replies read, at the size at which they do: what need be kept of it.
     fn fit(&self, picture: RgbImage) -> Result<RgbImage>;
 
+    /// Whether replies read a picture's codes, not its features.
+    fn reads_codes(&self) -> bool;
+
     /// Pictures of any size as replies read them.
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
 

@@ -82,6 +82,11 @@ impl RunLayout {
         self.data.join(".scores")
     }
 
+    /// The folder of the codes of pictures.
+    pub fn codes(&self) -> PathBuf {
+        self.data.join(".codes")
+    }
+
     /// The preference pairs.
     pub fn pairs(&self) -> PathBuf {
         self.file("pair_dpo_data.json")

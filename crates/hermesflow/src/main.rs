@@ -6,6 +6,7 @@
 mod commands;
 mod config;
 mod datasets;
+mod digest;
 mod evaluate;
 mod files;
 mod hub;
@@ -16,6 +17,7 @@ mod objectives;
 mod overrides;
 mod pictures;
 mod progress;
+mod reader;
 mod report;
 mod stage;
 mod statistics;

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::{ClipVision, Magvit, Showo, load_magvit, read_configs, read_magvit_config};
+use hermesflow_models::showo::{ClipVision, Embedded, Magvit, Showo, load_magvit, read_configs, read_magvit_config};
 use hermesflow_models::{DType, UnifiedModel, Weights};
 
 use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
+use crate::digest::{digest, identity};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
@@ -91,9 +92,12 @@ fn clip(settings: &ModelSettings, progress: &Progress) -> Result<PathBuf> {
 }
 
 /// The model inside this program.
-#[cfg(embedded_model)]
 fn embedded(settings: &ModelSettings) -> Result<Showo> {
-    use hermesflow_models::showo::Embedded;
+    Ok(Showo::embedded(embedded_files()?, settings.dtype.into(), &settings.device()?)?)
+}
+
+#[cfg(embedded_model)]
+fn embedded_files() -> Result<&'static Embedded<'static>> {
     const FILES: Embedded = Embedded {
         showo_config: include_str!("../../../assets/scenes/showo/config.json"),
         phi_config: include_str!("../../../assets/scenes/showo/phi/config.json"),
@@ -102,11 +106,11 @@ fn embedded(settings: &ModelSettings) -> Result<Showo> {
         vq_weights: include_bytes!("../../../assets/scenes/vq/pytorch_model.safetensors"),
         tokenizer: include_bytes!("../../../assets/scenes/tokenizer.json"),
     };
-    Ok(Showo::embedded(&FILES, settings.dtype.into(), &settings.device()?)?)
+    Ok(&FILES)
 }
 
 #[cfg(not(embedded_model))]
-fn embedded(_settings: &ModelSettings) -> Result<Showo> {
+fn embedded_files() -> Result<&'static Embedded<'static>> {
     anyhow::bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
 }
 
@@ -132,6 +136,17 @@ pub fn image_tokenizer(settings: &ModelSettings, progress: &Progress) -> Result<
     let vq = load_magvit(&files.vq, &settings.device()?)?;
     let side = config.resolution(vq.config());
     Ok((vq, side))
+}
+
+/// What tells a run's image tokenizer from another: equal ones give a picture equal codes.
+///
+/// # Errors
+/// When its files are not there.
+pub fn image_tokenizer_identity(settings: &ModelSettings, progress: &Progress) -> Result<String> {
+    if settings.showo == EMBEDDED {
+        return Ok(digest([embedded_files()?.vq_weights])[..12].to_owned());
+    }
+    identity(&Files::find(settings, progress)?.vq)
 }
 
 /// The model that plays an iteration: the run's first one, or what the iteration before trained.

@@ -3,14 +3,14 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::preprocess::{self, load_square};
+use hermesflow_models::preprocess::load_square;
 use hermesflow_records::RecordId;
 use image::RgbImage;
 
 use crate::files;
 use crate::progress::Progress;
 
-/// Reads pictures, whole or at a model's resolution.
+/// Reads pictures at a model's resolution.
 #[derive(Debug, Clone)]
 pub struct Pictures {
     root: PathBuf,
@@ -41,14 +41,6 @@ impl Pictures {
     /// Names the file when it is missing or broken, and what to do.
     pub fn load(&self, path: &Path) -> Result<RgbImage> {
         Ok(load_square(&self.find(path)?, self.side)?)
-    }
-
-    /// Reads one whole, whatever its size.
-    ///
-    /// # Errors
-    /// Names the file when it is missing or broken, and what to do.
-    pub fn load_whole(&self, path: &Path) -> Result<RgbImage> {
-        Ok(preprocess::load(&self.find(path)?)?)
     }
 
     /// The codes that a model drew for one of its pictures, if they lie beside it.

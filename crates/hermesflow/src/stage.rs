@@ -6,8 +6,9 @@
 //! the files of an interrupted run are, byte for byte, those of an undisturbed one.
 
 use std::path::PathBuf;
+use std::sync::mpsc::sync_channel;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use hermesflow_records::{InitialRecord, RecordId, derive_seed};
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -33,36 +34,74 @@ pub struct Stage {
 impl Stage {
     /// Results of all records, in their order: what the file or its `.jsonl` has is kept, the rest is made.
     ///
-    /// `work` makes the results of a whole chunk, and is told which ids have theirs; it may leave out a record that
-    /// cannot be worked on, which is tried again the next time.
+    /// `load` fetches what a chunk needs, on a thread of its own, one chunk ahead. `work` makes the results of a whole
+    /// chunk, and is told which ids have theirs; it may leave out a record that cannot be worked on, which is tried again
+    /// the next time.
     ///
     /// # Errors
     /// What `work` says; the results before it are kept.
-    pub fn run<R>(
+    pub fn run<R, L: Send>(
         &self,
         records: &[InitialRecord],
         progress: &Progress,
-        mut work: impl FnMut(&[InitialRecord], &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
+        load: impl Fn(&[InitialRecord]) -> L + Sync,
+        mut work: impl FnMut(&[InitialRecord], L, &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
     ) -> Result<Vec<R>>
     where
         R: Serialize + DeserializeOwned + Clone + hermesflow_records::Identified,
     {
         let mut store = hermesflow_records::Store::<R>::open(&self.file)?;
-        let is_done = |store: &hermesflow_records::Store<R>, chunk: &[InitialRecord]| {
-            chunk.iter().all(|record| store.has(&record.id))
-        };
-        let done = records.chunks(self.chunk).filter(|chunk| is_done(&store, chunk)).map(<[_]>::len).sum();
-        let task = progress.task(self.name, self.unit, records.len(), done);
-        for chunk in records.chunks(self.chunk) {
-            if is_done(&store, chunk) {
-                continue;
-            }
-            let made = work(chunk, &|id| store.has(id))?;
+        let (done, open): (Vec<_>, Vec<_>) =
+            records.chunks(self.chunk).partition(|chunk| chunk.iter().all(|record| store.has(&record.id)));
+        let task = progress.task(self.name, self.unit, records.len(), done.iter().map(|chunk| chunk.len()).sum());
+        ahead(open, load, |chunk, loaded| {
+            let made = work(chunk, loaded, &|id| store.has(id))?;
             store.append(made)?;
             task.advance(chunk.len());
-        }
+            Ok(())
+        })?;
         Ok(store.finish(records.iter().map(|record| &record.id))?)
     }
+}
+
+/// Does `work` on every item, in order, while a thread of its own does `load` for the next one.
+///
+/// # Errors
+/// The first one of `work`.
+pub fn ahead<I: Copy + Send, L: Send>(
+    items: Vec<I>,
+    load: impl Fn(I) -> L + Sync,
+    mut work: impl FnMut(I, L) -> Result<()>,
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        // Without room: what is loaded waits with its thread until it is wanted.
+        let (sender, loaded) = sync_channel(0);
+        let load = &load;
+        scope.spawn(move || items.into_iter().try_for_each(|item| sender.send((item, load(item)))));
+        loaded.into_iter().try_for_each(|(item, loaded)| work(item, loaded))
+    })
+}
+
+/// Lets `make` hand on what it makes to `store`, which takes it on a thread of its own while the next is made.
+///
+/// # Errors
+/// The first one of either.
+pub fn behind<T: Send>(
+    store: impl FnMut(T) -> Result<()> + Send,
+    make: impl FnOnce(&dyn Fn(T) -> Result<()>) -> Result<()>,
+) -> Result<()> {
+    std::thread::scope(|scope| {
+        let (sender, made) = sync_channel(0);
+        let stored = scope.spawn(move || made.into_iter().try_for_each(store));
+        // A store that failed has hung up, and says why below.
+        let hand_on = |made| sender.send(made).map_err(|_| anyhow!("nothing more can be stored"));
+        let made = make(&hand_on);
+        drop(sender);
+        match stored.join() {
+            Ok(stored) => stored.and(made),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
+    })
 }
 
 /// The number of a stage, iteration, record and candidate.
@@ -124,5 +163,56 @@ fn compare(key: &str, there: &Value, here: &Value, differing: &mut Vec<String>) 
         }
         (there, here) if there != here => differing.push(format!("{key}: there {there}, here {here}")),
         _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn work_gets_what_was_loaded_for_it_in_order_and_stops_at_its_first_error() {
+        let mut seen = Vec::new();
+        ahead(
+            (0..20).collect(),
+            |item| item * item,
+            |item, square| {
+                seen.push((item, square));
+                Ok(())
+            },
+        )
+        .unwrap();
+        assert_eq!(seen, (0..20).map(|item| (item, item * item)).collect::<Vec<_>>());
+
+        let mut last = 0;
+        let work = |item, _| {
+            last = item;
+            if item == 7 { Err(anyhow!("seven")) } else { Ok(()) }
+        };
+        assert_eq!(ahead((0..1000).collect(), |_| (), work).unwrap_err().to_string(), "seven");
+        assert_eq!(last, 7);
+    }
+
+    #[test]
+    fn all_is_stored_in_order_and_either_side_can_fail() {
+        let mut stored = Vec::new();
+        let store = |item| {
+            stored.push(item);
+            Ok(())
+        };
+        behind(store, |hand_on| (0..20).try_for_each(hand_on)).unwrap();
+        assert_eq!(stored, (0..20).collect::<Vec<_>>());
+
+        let full = |item| if item == 3 { Err(anyhow!("disk full")) } else { Ok(()) };
+        assert_eq!(behind(full, |hand_on| (0..20).try_for_each(hand_on)).unwrap_err().to_string(), "disk full");
+        let mut stored = 0;
+        let store = |_: i32| {
+            stored += 1;
+            Ok(())
+        };
+        let make = |hand_on: &dyn Fn(i32) -> Result<()>| hand_on(1).and(Err(anyhow!("no more ideas")));
+        assert_eq!(behind(store, make).unwrap_err().to_string(), "no more ideas");
+        assert_eq!(stored, 1);
     }
 }

@@ -356,6 +356,10 @@ impl UnifiedModel for Showo {
         self.fit_to_read(picture)
     }
 
+    fn reads_codes(&self) -> bool {
+        !self.config.w_clip_vit
+    }
+
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
         self.read(pictures)
     }

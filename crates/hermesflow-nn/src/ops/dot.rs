@@ -60,7 +60,7 @@ pub(super) fn linear<T: Element>(x: &[T], weight: &[T], bias: Option<&[f32]>, de
     // Several tasks a thread, so that none waits long for the last one.
     let lines = out.div_ceil(8 * rayon::current_num_threads()).next_multiple_of(COLUMNS).max(LINES);
     let step = DEPTH / size_of::<T>();
-    (0..out.div_ceil(lines)).into_par_iter().for_each(|task| {
+    let task = |task: usize| {
         let lines = task * lines..((task + 1) * lines).min(out);
         for from in (0..depth).step_by(step) {
             let part = from..(from + step).min(depth);
@@ -70,7 +70,9 @@ pub(super) fn linear<T: Element>(x: &[T], weight: &[T], bias: Option<&[f32]>, de
                 unsafe { T::add_block(x, weight, depth, part.clone(), rows, lines.clone(), target, out) };
             }
         }
-    });
+    };
+    let tasks = (0..out.div_ceil(lines)).into_par_iter();
+    crate::measure::product((n, out, depth), true, || tasks.for_each(task));
     y
 }
 

@@ -138,7 +138,7 @@ pub(crate) unsafe fn product(
         false => gemm::Parallelism::None,
     };
     // SAFETY: by the contract of this function.
-    unsafe {
+    crate::measure::product((m, n, k), parallel, || unsafe {
         gemm::gemm(
             m,
             n,
@@ -160,7 +160,7 @@ pub(crate) unsafe fn product(
             false,
             parallelism,
         );
-    }
+    });
 }
 
 /// Column sums of `x [rows, d]`, the same whatever the threads do: partial

@@ -12,8 +12,8 @@ use super::{StageArgs, scenes};
 use crate::config::{AnswerScore, Matcher, RunConfig};
 use crate::judges::{Answered, Judges};
 use crate::layout::RunLayout;
-use crate::pictures::Pictures;
 use crate::progress::Progress;
+use crate::reader::{Opened, Reader};
 use crate::stage::{self, Stage};
 use crate::{files, judges, models};
 
@@ -46,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
 /// # Errors
 /// Names the record and the file that stand in the way; answers already written are kept.
 pub fn answer(
-    model: &impl UnifiedModel,
+    model: &(impl UnifiedModel + Sync),
     config: &RunConfig,
     layout: &RunLayout,
     progress: &Progress,
@@ -71,13 +71,21 @@ pub fn answer(
     let examiner = Examiner {
         model,
         config,
-        layout,
-        pictures: Pictures::new(layout.data(), model.resolution()),
+        reader: Reader::new(model, &config.model, layout, progress)?,
         matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
     };
     let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
-    stage.run(&records, progress, |chunk, _| {
-        chunk.iter().map(|record| examiner.answer(record, &questions[&record.id])).collect()
+    let open = |record: &InitialRecord| -> Result<Vec<Opened>> {
+        (0..images).map(|number| examiner.reader.open(&layout.image(record.id.as_str(), number))).collect()
+    };
+    let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
+    stage.run(&records, progress, open, |chunk, opened, _| {
+        let answer = |(record, opened): (&InitialRecord, Result<Vec<Opened>>)| {
+            opened
+                .and_then(|opened| examiner.answer(record, &questions[&record.id], opened))
+                .with_context(|| format!("record {}", record.id))
+        };
+        chunk.iter().zip(opened).map(answer).collect()
     })
 }
 
@@ -85,15 +93,19 @@ pub fn answer(
 struct Examiner<'a, M> {
     model: &'a M,
     config: &'a RunConfig,
-    layout: &'a RunLayout,
-    pictures: Pictures,
+    reader: Reader<'a, M>,
     matcher: Box<dyn ChoiceMatcher>,
 }
 
 impl<M: UnifiedModel> Examiner<'_, M> {
     /// All questions about all images of one record: one batch, whatever the chunk.
-    fn answer(&self, record: &InitialRecord, questions: &[QuestionRecord]) -> Result<AnswerRecord> {
-        let result = self.scores(record, questions).with_context(|| format!("record {}", record.id))?;
+    fn answer(
+        &self,
+        record: &InitialRecord,
+        questions: &[QuestionRecord],
+        images: Vec<Opened>,
+    ) -> Result<AnswerRecord> {
+        let result = self.scores(questions, images)?;
         Ok(AnswerRecord {
             id: record.id.clone(),
             caption: record.caption.clone(),
@@ -104,10 +116,8 @@ impl<M: UnifiedModel> Examiner<'_, M> {
 
     /// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
     /// weighted by its confidence in them if `answer.score` says so.
-    fn scores(&self, record: &InitialRecord, questions: &[QuestionRecord]) -> Result<Vec<f64>> {
-        let image = |number| self.pictures.load_whole(&self.layout.image(record.id.as_str(), number));
-        let images = (0..self.config.imagine.images).map(image).collect::<Result<Vec<_>>>()?;
-        let views = self.model.read_images(&images)?;
+    fn scores(&self, questions: &[QuestionRecord], images: Vec<Opened>) -> Result<Vec<f64>> {
+        let views = self.reader.views(images)?;
         let request = |question: &QuestionRecord| ReplyRequest {
             question: judges::prompt(&question.question, &question.choices),
             sampling: Sampling::GREEDY,

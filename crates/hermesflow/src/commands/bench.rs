@@ -7,9 +7,10 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hermesflow_models::showo::Showo;
-use hermesflow_models::{ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{DType, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel, measure};
 use hermesflow_train::{PairDpo, PairDpoSettings, Schedule, ScheduleKind, Trainer, TrainerSettings, TrainingPair};
 use image::RgbImage;
+use serde::Serialize;
 use serde_json::json;
 
 use super::ConfigArgs;
@@ -20,7 +21,8 @@ use crate::report::table;
 /// Time each stage on a model
 ///
 /// Runs the stages on the model of a configuration with made-up pictures and texts, a warm-up first, and prints
-/// medians. `benches/stages.py` runs it beside PyTorch in turns (--serve: a stage's name on stdin runs it once).
+/// medians, the share of the threads' time that matrix products take, their rate, and the peak of memory.
+/// `benches/stages.py` runs it beside PyTorch in turns.
 ///
 /// Example: hermesflow bench configs/paper.yaml model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
 #[derive(Debug, clap::Args)]
@@ -43,9 +45,9 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Run a stage for each name that comes in on stdin, and answer with a line of JSON
-    #[arg(long, conflicts_with_all = ["stages", "repeat", "json"])]
-    serve: bool,
+    /// Run this stage once for each line that comes in on stdin, and answer with a line of JSON
+    #[arg(long, value_name = "STAGE", conflicts_with_all = ["stages", "repeat", "json"])]
+    serve: Option<StageName>,
 }
 
 /// How much work a stage is.
@@ -75,11 +77,16 @@ struct Work {
     /// Pairs of a training step
     #[arg(long, default_value_t = 4)]
     pairs: usize,
+    /// The side of the picture that is encoded or decoded, in pixels; 0 is the model's
+    #[arg(long, default_value_t = 0)]
+    picture: u32,
 }
 
 /// What is timed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum StageName {
+    /// A large matrix product in the model's type, the best of several
+    Multiply,
     /// One picture to image codes
     Encode,
     /// One picture from image codes
@@ -98,33 +105,56 @@ enum StageName {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let model = models::open(&config.model, &Progress::stderr())?;
-    let mut bench = Bench::new(model, args.work)?;
-    if args.serve {
+    let mut bench = Bench::new(model, args.work, config.model.dtype.into())?;
+    if let Some(stage) = args.serve {
+        println!("{}", json!({ "ready": stage.label() }));
         for line in std::io::stdin().lock().lines() {
-            let line = line?;
-            let stage = StageName::from_str(line.trim(), true).map_err(anyhow::Error::msg)?;
-            let seconds = bench.once(stage)?;
-            println!("{}", json!({ "stage": line.trim(), "seconds": seconds, "peak": peak() }));
+            line?;
+            println!("{}", serde_json::to_string(&bench.once(stage)?)?);
         }
         return Ok(());
     }
     let stages = if args.stages.is_empty() { StageName::value_variants().to_vec() } else { args.stages };
-    let mut rows = table(&["stage", "seconds", "peak memory"]);
+    let mut rows = table(&["stage", "seconds", "in products", "GFLOP/s", "peak memory"]);
     let mut all = Vec::new();
     for stage in stages {
         bench.once(stage)?;
-        let mut times = (0..args.repeat).map(|_| bench.once(stage)).collect::<Result<Vec<f64>>>()?;
-        times.sort_by(f64::total_cmp);
-        let (median, name) = (times[times.len() / 2], stage.to_possible_value().context("a stage has a name")?);
-        let peak = peak().map_or_else(|| "unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9));
-        rows.add_row([name.get_name().to_owned(), format!("{median:.3}"), peak]);
-        all.push(json!({ "stage": name.get_name(), "seconds": median, "all": times }));
+        let mut runs = (0..args.repeat).map(|_| bench.once(stage)).collect::<Result<Vec<Run>>>()?;
+        runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
+        let median = &runs[runs.len() / 2];
+        let peak = runs.iter().filter_map(|run| run.peak).max();
+        rows.add_row([
+            stage.label(),
+            format!("{:.3}", median.seconds),
+            format!("{:.0} %", 100.0 * median.share),
+            format!("{:.0}", median.gflops),
+            peak.map_or_else(|| "unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9)),
+        ]);
+        all.push(json!({ "stage": stage.label(), "median": median, "seconds": runs.iter().map(|run| run.seconds).collect::<Vec<_>>() }));
     }
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&all)?),
         false => println!("{rows}"),
     }
     Ok(())
+}
+
+impl StageName {
+    fn label(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
+}
+
+/// What one run of a stage took.
+#[derive(Debug, Clone, Copy, Serialize)]
+struct Run {
+    seconds: f64,
+    /// The share of the threads' time in matrix products.
+    share: f64,
+    /// The rate of these products, all threads together.
+    gflops: f64,
+    /// The most memory meanwhile, in bytes, where the system tells.
+    peak: Option<u64>,
 }
 
 /// A model with made-up work.
@@ -134,22 +164,41 @@ struct Bench {
     picture: RgbImage,
     codes: Vec<Vec<u32>>,
     trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Showo>>)>,
+    dtype: DType,
 }
 
 impl Bench {
-    fn new(model: Showo, work: Work) -> Result<Self> {
+    fn new(model: Showo, work: Work, dtype: DType) -> Result<Self> {
         ensure!(!model.config().w_clip_vit, "bench: the CLIP variant is not timed; give another checkpoint");
-        let side = model.resolution() as u32;
+        let side = if work.picture == 0 { model.resolution() as u32 } else { work.picture };
         let picture = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x ^ y) as u8, (x / 2) as u8, (y * 3) as u8]));
         let (tokens, codebook) = (model.image_tokens() as u64, model.config().codebook_size as u64);
         let code =
             |image: u64| (0..tokens).map(|at| ((at * 2_654_435_761 + image * 40_503) % codebook) as u32).collect();
         let codes = (0..work.images.max(3 * work.pairs) as u64).map(code).collect();
-        Ok(Self { model, work, picture, codes, trainer: None })
+        Ok(Self { model, work, picture, codes, trainer: None, dtype })
     }
 
-    /// Seconds of one run.
-    fn once(&mut self, stage: StageName) -> Result<f64> {
+    /// One run.
+    fn once(&mut self, stage: StageName) -> Result<Run> {
+        if stage == StageName::Train && self.trainer.is_none() {
+            self.trainer = Some(self.trainer()?);
+        }
+        reset_peak();
+        let started = Instant::now();
+        let (seconds, products) = measure::products(|| self.work(stage));
+        let (seconds, elapsed) = (seconds?, started.elapsed().as_secs_f64());
+        let threads = rayon::current_num_threads() as f64;
+        Ok(Run {
+            seconds,
+            share: products.thread_seconds / (elapsed * threads),
+            gflops: products.operations / products.thread_seconds.max(f64::MIN_POSITIVE) * threads / 1e9,
+            peak: peak(),
+        })
+    }
+
+    /// Seconds of one run's work.
+    fn work(&mut self, stage: StageName) -> Result<f64> {
         let work = self.work;
         let request = |question: String, number: usize, sampling, max_new_tokens| ReplyRequest {
             question,
@@ -157,13 +206,16 @@ impl Bench {
             seed: number as u64,
             max_new_tokens,
         };
-        if stage == StageName::Train && self.trainer.is_none() {
-            self.trainer = Some(self.trainer()?);
-        }
         let started = Instant::now();
         match stage {
+            StageName::Multiply => return Ok(measure::large_product(self.dtype)?),
             StageName::Encode => drop(self.model.encode_images(std::slice::from_ref(&self.picture))?),
-            StageName::Decode => drop(self.model.decode_images(&self.codes[..1])?),
+            StageName::Decode => {
+                let (tokens, side) = (self.model.image_tokens(), self.model.resolution());
+                let side = self.picture.width() as usize * tokens.isqrt() / side;
+                let codes: Vec<u32> = self.codes[0].iter().copied().cycle().take(side * side).collect();
+                drop(self.model.decode_images(&[codes])?);
+            }
             StageName::Caption => {
                 let view = ImageView::Codes(self.codes[0].clone());
                 let sampling = Sampling { top_k: 4, temperature: 2.0 };
@@ -224,7 +276,12 @@ impl Bench {
     }
 }
 
-/// The most memory that this process has had, where the system tells.
+/// Forgets the most memory that this process has had, where the system can.
+fn reset_peak() {
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+/// The most memory that this process has had since, where the system tells.
 fn peak() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

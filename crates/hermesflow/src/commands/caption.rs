@@ -3,15 +3,15 @@
 use anyhow::{Result, bail};
 use hermesflow_models::{ImageView, ReplyRequest, UnifiedModel};
 use hermesflow_records::{CaptionRecord, InitialRecord};
-use image::RgbImage;
 use serde_json::json;
 
 use super::{StageArgs, scenes};
 use crate::config::RunConfig;
 use crate::layout::RunLayout;
 use crate::models;
-use crate::pictures::{Pictures, Skipped};
+use crate::pictures::Skipped;
 use crate::progress::Progress;
+use crate::reader::{Opened, Reader};
 use crate::stage::{self, Stage};
 
 /// Caption every image: ten candidates each, from careful to wild
@@ -43,33 +43,36 @@ pub fn run(args: Args) -> Result<()> {
 /// # Errors
 /// Names the record and the file that stand in the way; captions already written are kept.
 pub fn caption(
-    model: &impl UnifiedModel,
+    model: &(impl UnifiedModel + Sync),
     config: &RunConfig,
     layout: &RunLayout,
     progress: &Progress,
 ) -> Result<Vec<CaptionRecord>> {
     let records = scenes::initial_data(config, layout, progress)?;
     stage::settled(layout, "caption", config, &json!({ "caption": config.caption }))?;
-    let pictures = Pictures::new(layout.data(), model.resolution());
+    let reader = Reader::new(model, &config.model, layout, progress)?;
     let stage = Stage { name: "caption", unit: "images", file: layout.captions(), chunk: config.data.chunk };
     let mut skipped = Skipped::new("caption", progress);
-    let captions = stage.run(&records, progress, |chunk, has| {
-        let read = |record: &InitialRecord| Ok(model.fit(pictures.load_whole(record.img_path.as_ref())?)?);
-        let load = |record: &InitialRecord| match read(record) {
-            Ok(picture) => Some((record.clone(), picture)),
-            Err(_) if has(&record.id) => None, // it was there once
-            Err(error) => {
-                skipped.add(&record.id, &error);
-                None
+    let open = |chunk: &[InitialRecord]| -> Vec<Result<Opened>> {
+        chunk.iter().map(|record| reader.open(record.img_path.as_ref())).collect()
+    };
+    let captions = stage.run(&records, progress, open, |chunk, opened, has| {
+        let (mut readable, mut pictures) = (Vec::new(), Vec::new());
+        for (record, opened) in chunk.iter().zip(opened) {
+            match opened {
+                Ok(picture) => {
+                    readable.push(record);
+                    pictures.push(picture);
+                }
+                Err(_) if has(&record.id) => {} // it was there once
+                Err(error) => skipped.add(&record.id, &error),
             }
-        };
-        let readable: Vec<(InitialRecord, RgbImage)> = chunk.iter().filter_map(load).collect();
+        }
         // A chunk lacks either what a kill cut off or unreadable pictures alone, which are no work.
-        if readable.iter().all(|(record, _)| has(&record.id)) {
+        if readable.iter().all(|record| has(&record.id)) {
             return Ok(vec![]);
         }
-        let (readable, images): (Vec<_>, Vec<_>) = readable.into_iter().unzip();
-        caption_chunk(model, config, layout, &readable, &images)
+        caption_chunk(model, config, layout, &readable, &reader.views(pictures)?)
     })?;
     if let Some(first) = skipped.finish(records.len()).filter(|_| captions.is_empty()) {
         let _ = std::fs::remove_file(layout.captions()); // no captions are no result
@@ -82,10 +85,9 @@ fn caption_chunk(
     model: &impl UnifiedModel,
     config: &RunConfig,
     layout: &RunLayout,
-    chunk: &[InitialRecord],
-    images: &[RgbImage],
+    chunk: &[&InitialRecord],
+    views: &[ImageView],
 ) -> Result<Vec<CaptionRecord>> {
-    let views = model.read_images(images)?;
     let requests: Vec<Vec<ReplyRequest>> = chunk
         .iter()
         .map(|record| {

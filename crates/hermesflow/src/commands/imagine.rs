@@ -1,8 +1,11 @@
 //! `hermesflow imagine`: the model imagines every caption of the data root.
 
+use std::path::PathBuf;
+
 use anyhow::{Context, Result};
 use hermesflow_models::{ImagineJob, UnifiedModel};
 use hermesflow_records::InitialRecord;
+use image::RgbImage;
 use serde_json::json;
 
 use super::{StageArgs, scenes};
@@ -49,12 +52,29 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
     let chunks: Vec<_> = records.chunks(config.data.chunk).map(|chunk| (chunk, chunk.iter().all(is_done))).collect();
     let done = chunks.iter().filter(|(_, done)| *done).map(|(chunk, _)| chunk.len() * images).sum();
     let task = progress.task("imagine", "images", records.len() * images, done);
-    for (chunk, _) in chunks.into_iter().filter(|(_, done)| !done) {
-        imagine_chunk(model, config, layout, chunk)
-            .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
-        task.advance(chunk.len() * images);
-    }
-    Ok(())
+    let store = |made: Vec<Imagined>| {
+        for image in &made {
+            // The codes first: a picture that is there has its codes.
+            save_codes(&image.codes, &image.path)?;
+            save_png(&image.picture, &image.path)?;
+        }
+        task.advance(made.len());
+        Ok(())
+    };
+    stage::behind(store, |hand_on| {
+        chunks.iter().filter(|(_, done)| !done).try_for_each(|(chunk, _)| {
+            let made = imagine_chunk(model, config, layout, chunk)
+                .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
+            hand_on(made)
+        })
+    })
+}
+
+/// An image and where it belongs.
+struct Imagined {
+    path: PathBuf,
+    codes: Vec<u32>,
+    picture: RgbImage,
 }
 
 fn imagine_chunk(
@@ -62,7 +82,7 @@ fn imagine_chunk(
     config: &RunConfig,
     layout: &RunLayout,
     chunk: &[InitialRecord],
-) -> Result<()> {
+) -> Result<Vec<Imagined>> {
     let named: Vec<(&InitialRecord, usize)> =
         chunk.iter().flat_map(|record| (0..config.imagine.images).map(move |number| (record, number))).collect();
     let jobs: Vec<ImagineJob> = named
@@ -75,11 +95,11 @@ fn imagine_chunk(
         .collect();
     let codes = model.imagine(&jobs, &config.imagine.into())?;
     let pictures = model.decode_images(&codes)?;
-    for (((record, number), picture), codes) in named.into_iter().zip(pictures).zip(codes) {
-        // The codes first: a picture that is there has its codes.
-        let path = layout.image(record.id.as_str(), number);
-        save_codes(&codes, &path)?;
-        save_png(&picture, &path)?;
-    }
-    Ok(())
+    let made = named.into_iter().zip(pictures).zip(codes);
+    let imagined = |(((record, number), picture), codes): (((&InitialRecord, usize), RgbImage), Vec<u32>)| Imagined {
+        path: layout.image(record.id.as_str(), number),
+        codes,
+        picture,
+    };
+    Ok(made.map(imagined).collect())
 }

@@ -1,7 +1,7 @@
 //! `hermesflow train`: Pair-DPO on the pairs of one iteration.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
@@ -16,12 +16,13 @@ use crate::layout::RunLayout;
 use crate::objectives::BasePretraining;
 use crate::pictures::Pictures;
 use crate::progress::{Progress, Task};
+use crate::reader::{Opened, Reader};
 use crate::stage;
 use crate::{files, models};
 
 /// Train on the pairs: the best against the worst, captions and images
 ///
-/// Reads pair_dpo_data.json, encodes its images once, and minimises the Pair-DPO loss against the frozen model that
+/// Reads pair_dpo_data.json, encodes those of its images whose codes are not known yet, and minimises the Pair-DPO loss against the frozen model that
 /// the iteration began with. The training folder holds config.yaml (every number, resolved), metrics.jsonl (a line
 /// per step with TRL's names under und/ and gen/), checkpoint-{step}/ and, at the end, model/ in the published
 /// layout. A killed run continues from its newest checkpoint, bit for bit.
@@ -174,7 +175,7 @@ fn show(report: &StepReport, task: &Task, progress: &Progress) {
     }
 }
 
-/// Pairs ready for training; every picture is encoded once.
+/// Pairs ready for training.
 fn encode(
     model: &Showo,
     pairs: &[PairRecord],
@@ -182,49 +183,23 @@ fn encode(
     layout: &RunLayout,
     progress: &Progress,
 ) -> Result<Vec<TrainingPair>> {
-    let sides = config.train.sides;
-    let (und, generation) = (sides != Sides::Gen, sides != Sides::Und);
-    let pictures = Pictures::new(layout.data(), model.resolution());
+    let source = Source {
+        sides: config.train.sides,
+        codes: config.train.codes,
+        pictures: Pictures::new(layout.data(), model.resolution()),
+        reader: Reader::new(model, &config.model, layout, progress)?,
+        model,
+    };
     let task = progress.task("encode", "pairs", pairs.len(), 0);
     let mut encoded = Vec::with_capacity(pairs.len());
-    for chunk in pairs.chunks(config.data.chunk) {
-        let codes = |wanted: bool, path: &dyn Fn(&PairRecord) -> PathBuf| -> Result<Vec<Vec<u32>>> {
-            if !wanted {
-                return Ok(vec![Vec::new(); chunk.len()]);
-            }
-            let images = chunk
-                .iter()
-                .map(|pair| pictures.load(&path(pair)).with_context(|| format!("record {}", pair.id)))
-                .collect::<Result<Vec<_>>>()?;
-            Ok(model.encode_images(&images)?)
-        };
-        let imagined = |path: &dyn Fn(&PairRecord) -> PathBuf| -> Result<Vec<Vec<u32>>> {
-            let drawn = |pair: &PairRecord| -> Result<Option<Vec<u32>>> {
-                let found = pictures.codes(&path(pair)).with_context(|| format!("record {}", pair.id))?;
-                let fit = |codes: &Vec<u32>| {
-                    codes.len() == model.image_tokens()
-                        && codes.iter().all(|code| (*code as usize) < model.config().codebook_size)
-                };
-                ensure!(
-                    found.as_ref().is_none_or(fit),
-                    "record {}: the codes beside {} are another model's; imagine it again or set train.codes=encoded",
-                    pair.id,
-                    path(pair).display()
-                );
-                Ok(found)
-            };
-            if generation && config.train.codes == ImageCodes::Drawn {
-                let drawn: Option<Vec<_>> = chunk.iter().map(drawn).collect::<Result<_>>()?;
-                if let Some(drawn) = drawn {
-                    return Ok(drawn);
-                }
-            }
-            codes(generation, path)
-        };
-        let own = codes(und, &|pair| pair.img_path.clone().into())?;
-        let wins = imagined(&|pair| pair.image_win.clone().into())?;
-        let loses = imagined(&|pair| pair.image_lose.clone().into())?;
-        for (((pair, image), image_win), image_lose) in chunk.iter().zip(own).zip(wins).zip(loses) {
+    let open = |pair: &PairRecord| source.open(pair).with_context(|| format!("record {}", pair.id));
+    let open = |chunk: &[PairRecord]| -> Result<Vec<Opened>> {
+        Ok(chunk.iter().map(open).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    };
+    stage::ahead(pairs.chunks(config.data.chunk).collect(), open, |chunk, opened| {
+        let codes = source.reader.codes(opened?)?;
+        let (codes, _) = codes.as_chunks::<3>();
+        for (pair, [image, image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
             encoded.push(TrainingPair {
                 id: pair.id.to_string(),
                 image,
@@ -238,8 +213,53 @@ fn encode(
             });
         }
         task.advance(chunk.len());
-    }
+        Ok(())
+    })?;
     Ok(encoded)
+}
+
+/// Where the codes of pairs come from.
+struct Source<'a> {
+    sides: Sides,
+    codes: ImageCodes,
+    pictures: Pictures,
+    reader: Reader<'a, Showo>,
+    model: &'a Showo,
+}
+
+impl Source<'_> {
+    /// The pair's own image, the winning and the losing one; no codes of those that its side does not need.
+    fn open(&self, pair: &PairRecord) -> Result<[Opened; 3]> {
+        let nothing = || Opened::Codes(Vec::new());
+        let own = match self.sides {
+            Sides::Gen => nothing(),
+            _ => self.reader.open_codes(pair.img_path.as_ref())?,
+        };
+        let (win, lose) = (pair.image_win.as_ref(), pair.image_lose.as_ref());
+        if self.sides == Sides::Und {
+            return Ok([own, nothing(), nothing()]);
+        }
+        // Either both are as they were drawn or both as they are read back: these differ in likelihood.
+        if self.codes == ImageCodes::Drawn
+            && let (Some(win), Some(lose)) = (self.drawn(win)?, self.drawn(lose)?)
+        {
+            return Ok([own, Opened::Codes(win), Opened::Codes(lose)]);
+        }
+        Ok([own, self.reader.open_codes(win)?, self.reader.open_codes(lose)?])
+    }
+
+    /// The codes that a picture was drawn with, where they lie beside it.
+    fn drawn(&self, picture: &Path) -> Result<Option<Vec<u32>>> {
+        let drawn = self.pictures.codes(picture)?;
+        let (tokens, codebook) = (self.model.image_tokens(), self.model.config().codebook_size);
+        let fit = |codes: &Vec<u32>| codes.len() == tokens && codes.iter().all(|code| (*code as usize) < codebook);
+        ensure!(
+            drawn.as_ref().is_none_or(fit),
+            "the codes beside {} are another model's; imagine it again or set train.codes=encoded",
+            picture.display()
+        );
+        Ok(drawn)
+    }
 }
 
 /// Saves a model so that its folder is whole or absent.

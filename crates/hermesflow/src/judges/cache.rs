@@ -6,13 +6,12 @@
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use sha2::{Digest, Sha256};
 
 /// The scores of one judge.
 #[derive(Debug)]
@@ -84,42 +83,6 @@ impl ScoreCache {
     }
 }
 
-/// A digest of texts, each apart from the others.
-pub fn digest<'a>(texts: impl IntoIterator<Item = &'a str>) -> String {
-    let mut hash = Sha256::new();
-    for text in texts {
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
-    }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What tells a model from another: where it really lies, and the names, sizes and times of its files.
-///
-/// # Errors
-/// When the folder cannot be read.
-pub fn identity(model: &Path) -> Result<String> {
-    let place = model.canonicalize().with_context(|| model.display().to_string())?;
-    let mut files = Vec::new();
-    if place.is_dir() {
-        for entry in std::fs::read_dir(&place).with_context(|| place.display().to_string())? {
-            let path = entry.with_context(|| place.display().to_string())?.path();
-            files.push(path);
-        }
-    } else {
-        files.push(place.clone());
-    }
-    files.sort();
-    let described = |path: &PathBuf| {
-        let metadata = std::fs::metadata(path).with_context(|| path.display().to_string())?;
-        let modified = metadata.modified().ok().and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok());
-        let seconds = modified.map_or(0, |time| time.as_secs());
-        Ok(format!("{} {} {seconds}", path.display(), metadata.len()))
-    };
-    let described: Vec<String> = files.iter().map(described).collect::<Result<_>>()?;
-    Ok(digest(described.iter().map(String::as_str))[..12].to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -141,23 +104,5 @@ mod tests {
         let cache = ScoreCache::open(path).unwrap();
         assert_eq!((cache.get::<f64>("a"), cache.get::<f64>("b")), (Some(0.1 + 0.2), Some(-1.0)));
         assert_eq!(cache.get::<Vec<String>>("a"), None, "another kind of value");
-    }
-
-    #[test]
-    fn digests_keep_texts_apart() {
-        assert_ne!(digest(["ab", "c"]), digest(["a", "bc"]));
-        assert_ne!(digest(["a"]), digest(["a", ""]));
-        assert_eq!(digest(["a"]).len(), 32);
-    }
-
-    #[test]
-    fn a_model_that_changed_is_another() {
-        let folder = tempfile::tempdir().unwrap();
-        std::fs::write(folder.path().join("config.json"), "{}").unwrap();
-        let before = identity(folder.path()).unwrap();
-        assert_eq!(identity(folder.path()).unwrap(), before);
-        std::fs::write(folder.path().join("config.json"), "{ }").unwrap();
-        assert_ne!(identity(folder.path()).unwrap(), before);
-        assert!(identity(&folder.path().join("missing")).is_err());
     }
 }

@@ -19,10 +19,11 @@ pub use hermesflow_score::choice::prompt;
 pub use scenes::oracle;
 
 use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
+use crate::digest::{digest, identity};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
-use cache::{ScoreCache, digest, identity};
+use cache::ScoreCache;
 use remembered::Remembered;
 use scenes::SceneWriter;
 

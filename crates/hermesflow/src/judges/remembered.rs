@@ -10,7 +10,8 @@ use hermesflow_score::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::cache::{ScoreCache, digest};
+use super::cache::ScoreCache;
+use crate::digest::digest;
 
 /// A judge of the kind `J`, its model not loaded before it is needed.
 pub struct Remembered<J> {
