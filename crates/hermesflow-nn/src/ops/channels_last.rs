@@ -8,6 +8,7 @@
 
 mod lanes;
 mod source;
+mod transforms;
 mod unfolded;
 mod winograd;
 
@@ -70,7 +71,7 @@ pub fn channels_last(x: &Tensor) -> Result<Tensor> {
 
 fn is_channels_last(layout: &Layout) -> bool {
     let (&[_, c, h, w], stride) = (layout.dims(), layout.stride()) else { return false };
-    stride == [h * w * c, 1, w * c, c]
+    c > 0 && h > 0 && w > 0 && stride == [h * w * c, 1, w * c, c]
 }
 
 /// The elements of a channels-last tensor, as `[b, h, w, c]`.
