@@ -4,7 +4,7 @@
 //! up. Weight paths mirror the checkpoint's names (VQGAN's encoder and decoder).
 
 use candle_core::{DType, Device, Tensor};
-use hermesflow_nn::ops::{self, Padding};
+use hermesflow_nn::ops::{self, Around, NormBefore, Padding};
 use hermesflow_nn::parallel;
 use hermesflow_nn::weights::Weights;
 use image::RgbImage;
@@ -64,7 +64,11 @@ impl Conv {
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        Ok(ops::conv2d(xs, &self.weight, &self.bias, self.stride, self.padding)?)
+        self.with(xs, Around::default())
+    }
+
+    fn with(&self, xs: &Tensor, around: Around) -> Result<Tensor> {
+        Ok(ops::norm_conv2d(xs, &self.weight, &self.bias, self.stride, self.padding, around)?)
     }
 }
 
@@ -84,8 +88,10 @@ impl Norm {
         })
     }
 
-    fn forward(&self, xs: &Tensor, silu: bool) -> Result<Tensor> {
-        Ok(ops::group_norm_silu(xs, &self.weight, &self.bias, self.groups, NORM_EPS, silu)?)
+    /// Before a convolution.
+    fn before(&self, silu: bool) -> Around<'_> {
+        let norm = NormBefore { weight: &self.weight, bias: &self.bias, groups: self.groups, eps: NORM_EPS, silu };
+        Around { norm: Some(norm), ..Around::default() }
     }
 }
 
@@ -115,12 +121,10 @@ impl ResnetBlock {
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let ys = self.conv1.forward(&self.norm1.forward(xs, true)?)?;
-        let ys = self.conv2.forward(&self.norm2.forward(&ys, true)?)?;
-        Ok(match &self.nin_shortcut {
-            Some(shortcut) => (shortcut.forward(xs)? + ys)?,
-            None => (xs + ys)?,
-        })
+        let ys = self.conv1.with(xs, self.norm1.before(true))?;
+        let shortcut = self.nin_shortcut.as_ref().map(|shortcut| shortcut.forward(xs)).transpose()?;
+        let residual = Some(shortcut.as_ref().unwrap_or(xs));
+        self.conv2.with(&ys, Around { residual, ..self.norm2.before(true) })
     }
 }
 
@@ -147,10 +151,9 @@ impl AttentionBlock {
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (b, c, h, w) = xs.dims4()?;
-        let normed = self.norm.forward(xs, false)?;
         // One head over all pixels of each image, as packed rows [b*h*w, 1, c].
         let rows = |conv: &Conv| -> Result<Tensor> {
-            let ys = conv.forward(&normed)?.reshape((b, c, h * w))?.transpose(1, 2)?;
+            let ys = conv.with(xs, self.norm.before(false))?.permute((0, 2, 3, 1))?;
             Ok(ys.contiguous()?.reshape((b * h * w, 1, c))?)
         };
         let segments: std::sync::Arc<[ops::Segment]> = (0..b)
@@ -161,8 +164,8 @@ impl AttentionBlock {
             .collect();
         let scale = 1.0 / (c as f32).sqrt();
         let ys = ops::attention(&rows(&self.q)?, &rows(&self.k)?, &rows(&self.v)?, &segments, scale)?;
-        let ys = ys.reshape((b, h * w, c))?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))?;
-        Ok((xs + self.proj_out.forward(&ys)?)?)
+        let ys = ys.reshape((b, h, w, c))?.permute((0, 3, 1, 2))?;
+        self.proj_out.with(&ys, Around { residual: Some(xs), ..Around::default() })
     }
 }
 
@@ -244,8 +247,8 @@ impl Encoder {
                 xs = conv.forward(&xs)?;
             }
         }
-        let xs = self.norm_out.forward(&self.mid.forward(&xs)?, true)?;
-        self.quant_conv.forward(&self.conv_out.forward(&xs)?)
+        let xs = self.conv_out.with(&self.mid.forward(&xs)?, self.norm_out.before(true))?;
+        self.quant_conv.forward(&xs)
     }
 }
 
@@ -295,10 +298,10 @@ impl Decoder {
                 xs = block.forward(&xs)?;
             }
             if let Some(conv) = &level.resample {
-                xs = conv.forward(&ops::upsample_nearest2x(&xs)?)?;
+                xs = conv.with(&xs, Around { upsample: true, ..Around::default() })?;
             }
         }
-        self.conv_out.forward(&self.norm_out.forward(&xs, true)?)
+        self.conv_out.with(&xs, self.norm_out.before(true))
     }
 }
 
@@ -365,7 +368,7 @@ impl Magvit {
     /// # Errors
     /// When shapes do not fit.
     pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
-        self.encoder.forward(images)
+        Ok(self.encoder.forward(&self.laid_out(images)?)?.contiguous()?)
     }
 
     /// Pictures from quantized features (each ±1, or straight-through estimates of it).
@@ -376,7 +379,12 @@ impl Magvit {
     /// # Errors
     /// When shapes do not fit.
     pub fn decode(&self, features: &Tensor) -> Result<Tensor> {
-        self.decoder.forward(features)
+        self.decoder.forward(&self.laid_out(features)?)
+    }
+
+    /// As a large model's convolutions are fastest; a small one keeps to the exact order of its operators.
+    fn laid_out(&self, xs: &Tensor) -> Result<Tensor> {
+        Ok(if self.small { xs.clone() } else { ops::channels_last(xs)? })
     }
 
     /// Codes from the encoder's output: the sign bits, most significant first.
@@ -481,15 +489,13 @@ impl Magvit {
     }
 
     fn decode_chunk(&self, features: &Tensor) -> Result<Vec<RgbImage>> {
-        let decoded = self.decode(features)?.to_dtype(DType::F32)?;
-        let (b, _, h, w) = decoded.dims4()?;
-        let level = |value: f32| ((value.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
-        let picture = |planes: &Vec<Vec<f32>>| {
-            let pixels = (0..h * w).flat_map(|at| (0..3).map(move |c| (c, at)));
-            let bytes = pixels.map(|(c, at)| level(planes[c][at])).collect();
-            RgbImage::from_raw(w as u32, h as u32, bytes)
+        let decoded = self.decode(features)?.to_dtype(DType::F32)?.permute((0, 2, 3, 1))?;
+        let (_, h, w, _) = decoded.dims4()?;
+        let level = |value: &f32| ((value.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
+        let picture = |pixels: &[f32]| {
+            RgbImage::from_raw(w as u32, h as u32, pixels.iter().map(level).collect())
                 .ok_or_else(|| Error::Invalid("a decoded picture has the wrong size".into()))
         };
-        decoded.reshape((b, 3, h * w))?.to_vec3::<f32>()?.iter().map(picture).collect()
+        decoded.flatten_all()?.to_vec1::<f32>()?.chunks_exact((3 * h * w).max(1)).map(picture).collect()
     }
 }

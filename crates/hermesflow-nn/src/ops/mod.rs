@@ -5,6 +5,7 @@
 //! `v` vocabulary, `b` batch, `c` channels.
 
 pub mod attention;
+pub mod channels_last;
 pub mod conv;
 mod dot;
 pub mod gelu;
@@ -13,6 +14,7 @@ mod half_weight;
 pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
+mod panels;
 pub(crate) mod raw;
 pub mod rotary;
 pub mod rows;
@@ -23,7 +25,7 @@ pub mod upsample;
 
 #[allow(unused_imports)]
 pub use self::{
-    attention::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*, rotary::*, rows::*,
-    upsample::*,
+    attention::*, channels_last::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*, rotary::*,
+    rows::*, upsample::*,
 };
 pub use half_weight::multiplies_bf16;
