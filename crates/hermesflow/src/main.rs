@@ -16,6 +16,7 @@ mod objectives;
 mod overrides;
 mod pictures;
 mod progress;
+mod remembered;
 mod report;
 mod stage;
 mod statistics;

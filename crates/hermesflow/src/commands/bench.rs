@@ -7,7 +7,7 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hermesflow_models::showo::Showo;
-use hermesflow_models::{ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{ImageView, ImagineJob, ImagineOptions, Products, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_train::{PairDpo, PairDpoSettings, Schedule, ScheduleKind, Trainer, TrainerSettings, TrainingPair};
 use image::RgbImage;
 use serde_json::json;
@@ -98,7 +98,7 @@ enum StageName {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let model = models::open(&config.model, &Progress::stderr())?;
-    let mut bench = Bench::new(model, args.work)?;
+    let mut bench = Bench::new(model, args.work, config.train.products.into())?;
     if args.serve {
         for line in std::io::stdin().lock().lines() {
             let line = line?;
@@ -131,13 +131,14 @@ pub fn run(args: Args) -> Result<()> {
 struct Bench {
     model: Showo,
     work: Work,
+    products: Products,
     picture: RgbImage,
     codes: Vec<Vec<u32>>,
     trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Showo>>)>,
 }
 
 impl Bench {
-    fn new(model: Showo, work: Work) -> Result<Self> {
+    fn new(model: Showo, work: Work, products: Products) -> Result<Self> {
         ensure!(!model.config().w_clip_vit, "bench: the CLIP variant is not timed; give another checkpoint");
         let side = model.resolution() as u32;
         let picture = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x ^ y) as u8, (x / 2) as u8, (y * 3) as u8]));
@@ -145,7 +146,7 @@ impl Bench {
         let code =
             |image: u64| (0..tokens).map(|at| ((at * 2_654_435_761 + image * 40_503) % codebook) as u32).collect();
         let codes = (0..work.images.max(3 * work.pairs) as u64).map(code).collect();
-        Ok(Self { model, work, picture, codes, trainer: None })
+        Ok(Self { model, work, products, picture, codes, trainer: None })
     }
 
     /// Seconds of one run.
@@ -214,7 +215,9 @@ impl Bench {
         };
         let pairs = (0..self.work.pairs).map(pair).collect();
         let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
-        let objective = PairDpo::new(self.model.trainable()?, self.model.frozen()?, pairs, settings, |_, _| {})?;
+        let model = |model: Showo| model.training(self.products);
+        let (policy, reference) = (model(self.model.trainable()?), model(self.model.frozen()?));
+        let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule =
             Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, total_steps: 1_000_000 };
         let folder = tempfile::tempdir()?;
