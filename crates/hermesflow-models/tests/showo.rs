@@ -5,9 +5,10 @@
 use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
 use hermesflow_models::showo::{Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
 use hermesflow_models::{
-    CaptionExample, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, ReplyRequest, Sampling,
-    UnifiedModel,
+    CaptionExample, DType, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Products,
+    ReplyRequest, Sampling, Tensor, UnifiedModel,
 };
+use hermesflow_nn::gradients;
 
 fn model() -> Showo {
     let lines: Vec<String> = (0..200).map(|i| format!("a large red circle above {i} small blue squares")).collect();
@@ -114,6 +115,55 @@ fn every_trainable_parameter_receives_a_gradient() {
             assert!(size.is_finite() && size > 0.0, "{name}: {size}");
         }
     }
+}
+
+#[test]
+fn rounded_products_lose_no_gradient_and_little_of_any() {
+    let model = model().trainable().unwrap();
+    let rounded = model.training(Products::Bf16);
+    let losses = |model: &Showo| {
+        let und = model.caption_log_probs(&captions()).unwrap().sum_all().unwrap();
+        [und, model.image_log_probs(&images()).unwrap().sum_all().unwrap()]
+    };
+    for loss in losses(&rounded) {
+        assert!(loss.backward().is_err(), "a plain backward pass would lose what the blocks hold");
+    }
+    for (exact, rounded) in losses(&model).into_iter().zip(losses(&rounded)) {
+        let (exact, rounded) = (gradients::backward(&exact).unwrap(), gradients::backward(&rounded).unwrap());
+        for (name, variable) in model.parameters() {
+            let exact = exact.get(variable.as_tensor()).unwrap();
+            let rounded = rounded.get(variable.as_tensor()).unwrap_or_else(|| panic!("{name} has no gradient"));
+            let norm = |x: &Tensor| x.sqr().unwrap().sum_all().unwrap().to_scalar::<f32>().unwrap().sqrt();
+            let off = norm(&(exact - rounded).unwrap()) / norm(exact);
+            assert!(off < 0.1, "{name}: {off} of the gradient is lost");
+        }
+    }
+}
+
+#[test]
+fn a_policy_begins_where_its_reference_stands() {
+    let model = model();
+    let held = model.weights().tensors().iter().map(|(name, tensor)| {
+        let dtype = if tensor.rank() == 2 { DType::BF16 } else { DType::F32 };
+        (name.clone(), tensor.to_dtype(dtype).unwrap())
+    });
+    let held = hermesflow_nn::weights::Weights::from_tensors(held.collect::<Vec<_>>(), "held");
+    let player = model.with_weights(held).unwrap();
+    let policy = player.trainable().unwrap().training(Products::Bf16);
+    let reference = player.frozen().unwrap().training(Products::Bf16);
+    let read = |log_probs: Tensor| log_probs.to_vec1::<f32>().unwrap();
+    let captions = [&policy, &reference].map(|model| read(model.caption_log_probs(&captions()).unwrap()));
+    assert_eq!(captions[0], captions[1]);
+    let drawn = [&policy, &reference].map(|model| read(model.image_log_probs(&images()).unwrap()));
+    assert_eq!(drawn[0], drawn[1]);
+    let parts = |model: &Showo| {
+        let mut parts = Vec::new();
+        model.each_part(|part| parts.push(part.to_vec())).unwrap();
+        parts
+    };
+    assert_eq!(parts(&reference), parts(&player.frozen().unwrap().training(Products::Bf16)));
+    assert_ne!(parts(&reference), parts(&player), "other products");
+    assert_ne!(parts(&model), parts(&player), "another type");
 }
 
 #[test]

@@ -3,8 +3,13 @@
 //! The storage of the parameter and of its moments is written directly, so every clone that shares
 //! the storage sees the update.
 
-use candle_core::{CpuStorage, DType, InplaceOp2, InplaceOp3, Layout, Result, Tensor, Var};
+use std::sync::{Mutex, PoisonError};
+
+use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var};
 use rayon::prelude::*;
+
+use crate::ops::raw::host;
+use crate::ops::simd::vectorised;
 
 /// The numbers of AdamW that do not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -39,23 +44,20 @@ pub fn adamw_step(
     let AdamWConfig { beta1, beta2, eps } = *config;
     let (correction1, correction2) = (1.0 - beta1.powi(step as i32), 1.0 - beta2.powi(step as i32));
     let fused = param.device().is_cpu() && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
-    if fused && param.is_contiguous() {
+    if fused && [param, m, v].iter().all(|var| var.is_contiguous()) {
         let grad = grad.detach().contiguous()?;
-        m.inplace_op2(
-            &grad,
-            &Moment { beta: beta1 as f32, rest: (1.0 - beta1) as f32, scale: grad_scale as f32, square: false },
-        )?;
-        v.inplace_op2(
-            &grad,
-            &Moment { beta: beta2 as f32, rest: (1.0 - beta2) as f32, scale: grad_scale as f32, square: true },
-        )?;
         let update = Update {
+            beta1: beta1 as f32,
+            rest1: (1.0 - beta1) as f32,
+            beta2: beta2 as f32,
+            rest2: (1.0 - beta2) as f32,
+            scale: grad_scale as f32,
             keep: (1.0 - lr * weight_decay) as f32,
             rate: (lr / correction1) as f32,
             root: correction2.sqrt() as f32,
             eps: eps as f32,
         };
-        return param.inplace_op3(m, v, &update);
+        return m.inplace_op1(&WithFirst { second: v, param, grad: &grad, update });
     }
     let grad = (grad.detach().to_dtype(DType::F32)? * grad_scale)?;
     m.set(&((m.as_detached_tensor() * beta1)? + (&grad * (1.0 - beta1))?)?)?;
@@ -73,9 +75,12 @@ pub fn adamw_step(
 pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
     let mut total = 0.0;
     for grad in grads {
-        let grad = grad.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let parts: Vec<f64> =
-            grad.par_chunks(CHUNK).map(|part| part.iter().map(|&g| f64::from(g) * f64::from(g)).sum()).collect();
+        let grad = grad.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+        let (storage, layout) = grad.storage_and_layout();
+        let parts: Vec<f64> = host(&storage, layout)?
+            .par_chunks(CHUNK)
+            .map(|part| part.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
+            .collect();
         total += parts.iter().sum::<f64>();
     }
     Ok(total.sqrt())
@@ -98,62 +103,96 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
     }
 }
 
-/// `moment ← β·moment + (1−β)·g` or `g²`.
-struct Moment {
-    beta: f32,
-    /// `1 − β`, taken in f64.
-    rest: f32,
-    scale: f32,
-    square: bool,
-}
-
-impl InplaceOp2 for Moment {
-    fn name(&self) -> &'static str {
-        "adamw-moment"
-    }
-
-    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
-        let (moment, grad) = (slice_mut(s1, l1)?, slice(s2, l2)?);
-        let Self { beta, rest, scale, square } = *self;
-        moment.par_chunks_mut(CHUNK).zip(grad.par_chunks(CHUNK)).for_each(|(moment, grad)| {
-            for (m, &g) in moment.iter_mut().zip(grad) {
-                let g = g * scale;
-                *m = beta * *m + rest * if square { g * g } else { g };
-            }
-        });
-        Ok(())
-    }
-}
-
-/// `p ← p·keep − rate·m / (√v/root + ε)`.
+/// The numbers of a step: `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`, `p ← p·keep − rate·m / (√v/root + ε)`.
+#[derive(Clone, Copy)]
 struct Update {
+    beta1: f32,
+    /// `1 − β₁`, taken in f64.
+    rest1: f32,
+    beta2: f32,
+    rest2: f32,
+    /// Of the gradient.
+    scale: f32,
     keep: f32,
     rate: f32,
     root: f32,
     eps: f32,
 }
 
-impl InplaceOp3 for Update {
+vectorised! {
+    /// One pass over everything: what takes the time is memory.
+    fn update(param: &mut [f32], grad: &[f32], first: &mut [f32], second: &mut [f32], by: Update) {
+        let Update { beta1, rest1, beta2, rest2, scale, keep, rate, root, eps } = by;
+        for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(first).zip(second) {
+            let g = g * scale;
+            *m = beta1 * *m + rest1 * g;
+            *v = beta2 * *v + rest2 * (g * g);
+            *p = *p * keep - rate * *m / (v.sqrt() / root + eps);
+        }
+    }
+}
+
+/// candle lends one storage at a time to write to; three are borrowed one inside the other.
+struct WithFirst<'a> {
+    second: &'a Var,
+    param: &'a Var,
+    grad: &'a Tensor,
+    update: Update,
+}
+
+impl InplaceOp1 for WithFirst<'_> {
     fn name(&self) -> &'static str {
-        "adamw-update"
+        "adamw"
     }
 
-    fn cpu_fwd(
-        &self,
-        s1: &mut CpuStorage,
-        l1: &Layout,
-        s2: &CpuStorage,
-        l2: &Layout,
-        s3: &CpuStorage,
-        l3: &Layout,
-    ) -> Result<()> {
-        let (param, m, v) = (slice_mut(s1, l1)?, slice(s2, l2)?, slice(s3, l3)?);
-        let Self { keep, rate, root, eps } = *self;
-        param.par_chunks_mut(CHUNK).zip(m.par_chunks(CHUNK).zip(v.par_chunks(CHUNK))).for_each(|(param, (m, v))| {
-            for ((p, &m), &v) in param.iter_mut().zip(m).zip(v) {
-                *p = *p * keep - rate * m / (v.sqrt() / root + eps);
-            }
-        });
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let Self { second, param, grad, update } = *self;
+        second.inplace_op1(&WithSecond { first: Mutex::new(slice_mut(storage, layout)?), param, grad, update })
+    }
+}
+
+struct WithSecond<'a> {
+    first: Mutex<&'a mut [f32]>,
+    param: &'a Var,
+    grad: &'a Tensor,
+    update: Update,
+}
+
+impl InplaceOp1 for WithSecond<'_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, storage: &mut CpuStorage, layout: &Layout) -> Result<()> {
+        let second = Mutex::new(slice_mut(storage, layout)?);
+        self.param.inplace_op2(self.grad, &WithBoth { first: &self.first, second, update: self.update })
+    }
+}
+
+struct WithBoth<'a, 'b> {
+    first: &'a Mutex<&'b mut [f32]>,
+    second: Mutex<&'a mut [f32]>,
+    update: Update,
+}
+
+impl InplaceOp2 for WithBoth<'_, '_> {
+    fn name(&self) -> &'static str {
+        "adamw"
+    }
+
+    fn cpu_fwd(&self, s1: &mut CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<()> {
+        let (param, grad) = (slice_mut(s1, l1)?, slice(s2, l2)?);
+        let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
+        if [grad.len(), first.len(), second.len()] != [param.len(); 3] {
+            candle_core::bail!("adamw: a gradient or moments of another size than their parameter of {}", param.len());
+        }
+        let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
+        param
+            .par_chunks_mut(CHUNK)
+            .zip(grad.par_chunks(CHUNK))
+            .zip(moments)
+            .for_each(|((param, grad), (first, second))| update(param, grad, first, second, self.update));
         Ok(())
     }
 }

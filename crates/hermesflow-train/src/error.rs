@@ -31,6 +31,10 @@ pub enum Error {
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
+    /// What the reference said of captions could not be remembered.
+    #[error("the reference's captions: {0}")]
+    Memory(#[source] Box<dyn std::error::Error + Send + Sync>),
+
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {

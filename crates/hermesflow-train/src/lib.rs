@@ -30,7 +30,7 @@ pub use error::{Error, Result};
 pub use loss::{LossKind, Pair, PairLogProbs, SideLoss};
 pub use metrics::{Metrics, StepRecord};
 pub use optimizer::{AdamW, AdamWSettings, Gradients};
-pub use pair_dpo::{PairDpo, PairDpoSettings, Sides, TrainingPair};
+pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, Sides, TrainingPair};
 pub use schedule::{Schedule, ScheduleKind};
 pub use trainer::{Objective, ObjectiveError, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
 pub use watch::{LikelihoodFalls, WatchSettings};

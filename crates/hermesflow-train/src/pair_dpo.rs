@@ -6,8 +6,8 @@
 //!    code drew the dropout twice.
 //! 3. A side is one call to the model per micro batch (of a small model: per two pairs), wins before losses.
 //! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the
-//!    start, in the pairs' order (so that they do not depend on where a run was continued). Its image
-//!    log-probabilities follow each step's masks.
+//!    start, in the pairs' order (so that they do not depend on where a run was continued), or recalled from
+//!    a [`CaptionMemory`]. Its image log-probabilities follow each step's masks.
 //! 5. `masks_per_pair` > 1 (a departure; 1 is the paper) averages log π(image) over several masks before
 //!    the σ, which lowers the variance of a step and costs as many passes.
 
@@ -145,6 +145,31 @@ impl PairDpoSettings {
     }
 }
 
+/// Remembers the reference's caption log-probabilities from one start of a run to the next.
+///
+/// Pairs come in the chunks in which they are computed: in other company a number may round differently.
+pub trait CaptionMemory {
+    /// What was remembered of these pairs under the very same reference.
+    fn recall(&mut self, pairs: &[&TrainingPair]) -> Option<Vec<Pair<f32>>>;
+
+    /// Remembers it.
+    fn remember(&mut self, pairs: &[&TrainingPair], log_probs: &[Pair<f32>])
+    -> std::result::Result<(), ObjectiveError>;
+}
+
+/// Remembers nothing.
+struct Forgetful;
+
+impl CaptionMemory for Forgetful {
+    fn recall(&mut self, _: &[&TrainingPair]) -> Option<Vec<Pair<f32>>> {
+        None
+    }
+
+    fn remember(&mut self, _: &[&TrainingPair], _: &[Pair<f32>]) -> std::result::Result<(), ObjectiveError> {
+        Ok(())
+    }
+}
+
 /// Pair-DPO over prepared pairs.
 pub struct PairDpo<M> {
     policy: M,
@@ -168,6 +193,18 @@ impl<M: PairModel> PairDpo<M> {
         reference: M,
         pairs: Vec<TrainingPair>,
         settings: PairDpoSettings,
+        on_reference: impl FnMut(usize, usize),
+    ) -> Result<Self> {
+        Self::remembering(policy, reference, pairs, settings, &mut Forgetful, on_reference)
+    }
+
+    /// As [`Self::new`], where `memory` may know the reference's caption log-probabilities already.
+    pub fn remembering(
+        policy: M,
+        reference: M,
+        pairs: Vec<TrainingPair>,
+        settings: PairDpoSettings,
+        memory: &mut impl CaptionMemory,
         mut on_reference: impl FnMut(usize, usize),
     ) -> Result<Self> {
         settings.validate()?;
@@ -179,9 +216,16 @@ impl<M: PairModel> PairDpo<M> {
         if settings.sides.understanding() {
             for chunk in pairs.chunks(settings.batch_size) {
                 let chunk: Vec<&TrainingPair> = chunk.iter().collect();
-                let log_probs = captions(&reference, &chunk)?;
-                let (win, lose) = (log_probs.win.to_vec1::<f32>()?, log_probs.lose.to_vec1::<f32>()?);
-                reference_captions.extend(win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }));
+                match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
+                    Some(known) => reference_captions.extend(known),
+                    None => {
+                        let log_probs = captions(&reference, &chunk)?;
+                        let (win, lose) = (log_probs.win.to_vec1::<f32>()?, log_probs.lose.to_vec1::<f32>()?);
+                        let new: Vec<_> = win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }).collect();
+                        memory.remember(&chunk, &new).map_err(Error::Memory)?;
+                        reference_captions.extend(new);
+                    }
+                }
                 on_reference(reference_captions.len(), pairs.len());
             }
         }

@@ -9,7 +9,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor, Var};
-use hermesflow_nn::parallel;
+use hermesflow_nn::{gradients, parallel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -259,7 +259,7 @@ impl<O: Objective> Trainer<O> {
     /// Makes one step, with its metrics and, if it is due, its checkpoint.
     pub fn step(&mut self) -> Result<StepReport> {
         let (step, micros) = (self.steps(), self.settings.accumulation);
-        let mut gradients = self.optimizer.gradients();
+        let mut sums = self.optimizer.gradients();
         let (mut loss, mut parts) = (0.0, Vec::with_capacity(micros));
         for micro in 0..micros {
             let at = Position { step, micro, micros };
@@ -269,18 +269,18 @@ impl<O: Objective> Trainer<O> {
                 finite("the loss", value, step)?;
                 loss += value / micros as f64;
             }
-            let found = parallel::map(true, &part.losses, Tensor::backward);
+            let found = parallel::map(true, &part.losses, gradients::backward);
             for found in found {
-                gradients.add(self.optimizer.parameters(), &found?)?;
+                sums.add(self.optimizer.parameters(), &found?)?;
             }
             parts.push(part.metrics);
         }
-        let grad_norm = gradients.norm()? / micros as f64;
+        let grad_norm = sums.norm()? / micros as f64;
         finite("the gradient norm", grad_norm, step)?;
         // PyTorch's clip_grad_norm_: its 1e-6 included.
         let clip = self.settings.max_grad_norm.map_or(1.0, |limit| (limit / (grad_norm + 1e-6)).min(1.0));
         let learning_rate = self.settings.schedule.learning_rate(step);
-        self.optimizer.step(&gradients, learning_rate, clip / micros as f64)?;
+        self.optimizer.step(&sums, learning_rate, clip / micros as f64)?;
 
         let metrics = Metrics::mean(&parts);
         let falls = self.watch.as_mut().map(|watch| watch.observe(&metrics)).unwrap_or_default();

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Tensor, Var};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
 use hermesflow_train::{
-    LossKind, Masking, Objective, PairDpo, PairDpoSettings, Position, Schedule, ScheduleKind, Sides, Trainer,
-    TrainerSettings, TrainingPair,
+    CaptionMemory, LossKind, Masking, Objective, ObjectiveError, Pair, PairDpo, PairDpoSettings, Position, Schedule,
+    ScheduleKind, Sides, Trainer, TrainerSettings, TrainingPair,
 };
 
 const CODES: usize = 8;
@@ -308,6 +308,50 @@ fn sft_wins_raises_the_wins_and_pulls_as_hard_as_the_first_step_of_pair_dpo() {
     let scores: Vec<f32> = Unigram::new(0.0).letters.to_vec1().unwrap();
     let p = scores[1].exp() / scores.iter().map(|score| score.exp()).sum::<f32>();
     assert!((sft[1] + 0.1 * (2.0 - 5.0 * p)).abs() < 1e-6, "{sft:?}");
+}
+
+#[derive(Default)]
+struct Memory(Vec<(Vec<String>, Vec<Pair<f32>>)>);
+
+fn ids(pairs: &[&TrainingPair]) -> Vec<String> {
+    pairs.iter().map(|pair| pair.id.clone()).collect()
+}
+
+impl CaptionMemory for Memory {
+    fn recall(&mut self, pairs: &[&TrainingPair]) -> Option<Vec<Pair<f32>>> {
+        self.0.iter().find(|(known, _)| *known == ids(pairs)).map(|(_, said)| said.clone())
+    }
+
+    fn remember(&mut self, pairs: &[&TrainingPair], said: &[Pair<f32>]) -> std::result::Result<(), ObjectiveError> {
+        self.0.push((ids(pairs), said.to_vec()));
+        Ok(())
+    }
+}
+
+#[test]
+fn a_reference_is_asked_once_about_captions_and_never_where_it_is_remembered() {
+    let settings = PairDpoSettings { batch_size: 2, ..PairDpoSettings::default() };
+    let mut memory = Memory::default();
+    let mut run = |remember: bool| {
+        let (policy, reference) = (Unigram::new(0.3), Unigram::new(0.0));
+        let (mut done, pairs) = (0, pairs(6));
+        let mut pair_dpo = if remember {
+            PairDpo::remembering(policy, reference.clone(), pairs, settings, &mut memory, |now, _| done = now)
+        } else {
+            PairDpo::new(policy, reference.clone(), pairs, settings, |now, _| done = now)
+        }
+        .unwrap();
+        // Two epochs.
+        let metrics: Vec<String> =
+            (0..6).map(|step| format!("{:?}", pair_dpo.micro_batch(at(step)).unwrap().metrics)).collect();
+        assert_eq!(done, 6);
+        let asked = reference.asked.lock().unwrap().captions.len();
+        (metrics, asked)
+    };
+    let (plain, asked) = run(false);
+    assert_eq!(asked, 3, "three chunks, and none in the second epoch");
+    assert_eq!(run(true), (plain.clone(), 3));
+    assert_eq!(run(true), (plain, 0));
 }
 
 #[test]

@@ -23,7 +23,7 @@ mod train;
 pub use expect::Expect;
 pub use judges::{AskSettings, Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use model::{CLIP, DTypeName, EMBEDDED, MAGVIT, ModelSettings, PHI};
-pub use train::{ImageCodes, ObjectiveName, Reference, TrainSettings};
+pub use train::{ImageCodes, ObjectiveName, ProductsName, Reference, TrainSettings};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,6 +280,7 @@ impl RunConfig {
         let mut config: Self = overrides::read(&tree)?;
         config.resolve_judges();
         config.model.resolve();
+        config.train.products = config.train.products.resolved(config.model.dtype);
         config.validate()?;
         Ok((config, warnings))
     }
@@ -393,6 +394,18 @@ mod tests {
         let auto = |model: &str| parse("model: {dtype: auto}", &[model]).unwrap().model.dtype;
         assert_eq!(auto("model.showo=embedded"), DTypeName::F32);
         assert_eq!(auto("model.showo=m"), if multiplies_bf16() { DTypeName::BF16 } else { DTypeName::F32 });
+    }
+
+    #[test]
+    fn products_of_training_follow_the_models_type() {
+        let products = |overrides: &[&str]| parse("model: {showo: m}", overrides).unwrap().train.products;
+        let rounded = if multiplies_bf16() { ProductsName::Bf16 } else { ProductsName::F32 };
+        assert_eq!(products(&[]), ProductsName::F32);
+        assert_eq!(products(&["model.dtype=auto"]), rounded);
+        assert_eq!(products(&["model.dtype=bf16"]), rounded);
+        assert_eq!(products(&["model.dtype=bf16", "train.products=f32"]), ProductsName::F32);
+        assert_eq!(products(&["train.products=bf16"]), ProductsName::Bf16);
+        assert_eq!(parse("model: {dtype: auto}", &[]).unwrap().train.products, ProductsName::F32, "the embedded model");
     }
 
     #[test]

@@ -97,6 +97,11 @@ impl RunLayout {
         self.output.join(self.name("train"))
     }
 
+    /// What the reference says of the pairs' captions, remembered beside what is trained against it.
+    pub fn reference(&self) -> PathBuf {
+        self.training().join("reference.jsonl")
+    }
+
     /// The trained model, in the published layout.
     pub fn model(&self) -> PathBuf {
         self.training().join("model")

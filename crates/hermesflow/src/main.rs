@@ -18,6 +18,7 @@ mod overrides;
 mod pictures;
 mod progress;
 mod reader;
+mod remembered;
 mod report;
 mod stage;
 mod statistics;

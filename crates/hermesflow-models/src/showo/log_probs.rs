@@ -10,7 +10,7 @@ use candle_core::Tensor;
 use hermesflow_nn::ops;
 
 use super::Showo;
-use super::phi::{Phi, widen};
+use super::phi::Phi;
 use super::sequence::Packed;
 use crate::model::{CaptionExample, ImageExample};
 use crate::{Error, Result};
@@ -47,8 +47,7 @@ impl Labelled {
     /// When a tensor operation fails.
     pub fn sums(&self, phi: &Phi, packed: &Packed, examples: usize) -> Result<Tensor> {
         let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
-        let logits = widen(&phi.logits(&ops::gather_rows(&hidden, &self.rows)?, None)?)?;
-        let log_probs = ops::log_prob(&logits, &self.targets)?;
+        let log_probs = phi.log_probs(&ops::gather_rows(&hidden, &self.rows)?, &self.targets)?;
         let mut membership = vec![0f32; examples * self.rows.len()];
         for (label, &example) in self.examples.iter().enumerate() {
             membership[example as usize * self.rows.len() + label] = 1.0;

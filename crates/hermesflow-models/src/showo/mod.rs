@@ -18,6 +18,7 @@ pub mod tokenizer;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
+use hermesflow_nn::ops::{Products, multiplies_bf16};
 use hermesflow_nn::parallel;
 use hermesflow_nn::weights::{self, Weights};
 use image::RgbImage;
@@ -146,6 +147,34 @@ impl Showo {
     /// When a weight cannot be copied.
     pub fn snapshot(&self) -> Result<Self> {
         self.with_weights(self.weights.snapshot()?)
+    }
+
+    /// The model as Pair-DPO trains it or compares with it: with these products, and by whole blocks where it is large
+    /// or its products are rounded. A small one in f32 stays as it is.
+    ///
+    /// The gradients of its likelihoods come from [`hermesflow_nn::gradients::backward`] only.
+    pub fn training(&self, products: Products) -> Self {
+        let whole = products != Products::F32 || !self.is_small();
+        let phi = if whole { self.phi.clone().whole(products) } else { self.phi.clone() };
+        Self { phi, ..self.clone() }
+    }
+
+    /// Everything that decides the model's likelihoods, piece by piece, for a digest: configurations, tokenizer, weights
+    /// as they are held, and how they are multiplied.
+    ///
+    /// # Errors
+    /// When a weight cannot be read.
+    pub fn each_part(&self, mut see: impl FnMut(&[u8])) -> Result<()> {
+        let parse = |e: serde_json::Error| Error::Invalid(format!("a configuration cannot be written: {e}"));
+        see(&serde_json::to_vec(&self.config).map_err(parse)?);
+        see(&serde_json::to_vec(&self.phi_config).map_err(parse)?);
+        see(self.tokenizer.to_json()?.as_bytes());
+        see(format!("{:?} {}", self.phi.products(), multiplies_bf16()).as_bytes());
+        self.weights.each_bytes(|described, bytes| {
+            see(described.as_bytes());
+            see(bytes);
+        })?;
+        Ok(())
     }
 
     /// The model's configuration.

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
-use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::ops::{self, DecoderBlock, Products, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
 use super::clip::PROJECTOR_PARAMETERS;
@@ -63,6 +63,10 @@ impl Affine {
     pub(super) fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
         Ok(ops::layer_norm(xs, &self.weight, &self.bias, eps)?)
     }
+
+    fn pair(&self) -> ops::Pair {
+        ops::Pair { weight: self.weight.clone(), bias: self.bias.clone() }
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -93,6 +97,24 @@ impl Block {
             fc1: Affine::load(&scope.pp("mlp.fc1"), &[mlp, hidden])?,
             fc2: Affine::load(&scope.pp("mlp.fc2"), &[hidden, mlp])?,
         })
+    }
+
+    /// As one operator.
+    fn whole(&self, config: &PhiConfig, products: Products) -> DecoderBlock {
+        DecoderBlock {
+            norm: self.input_layernorm.pair(),
+            query: self.q_proj.pair(),
+            key: self.k_proj.pair(),
+            value: self.v_proj.pair(),
+            dense: self.dense.pair(),
+            query_norm: self.q_layernorm.pair(),
+            key_norm: self.k_layernorm.pair(),
+            up: self.fc1.pair(),
+            down: self.fc2.pair(),
+            heads: config.num_attention_heads,
+            eps: config.layer_norm_eps,
+            products,
+        }
     }
 }
 
@@ -160,6 +182,8 @@ pub struct Phi {
     final_layernorm: Affine,
     lm_head: Affine,
     inverse_frequencies: Vec<f64>,
+    /// How likelihoods are computed by whole blocks; none is operator by operator.
+    whole: Option<Products>,
 }
 
 impl Phi {
@@ -185,7 +209,20 @@ impl Phi {
             final_layernorm: Affine::load(&model.pp("final_layernorm"), &[hidden])?,
             lm_head: Affine::load(&root.pp("lm_head"), &[vocab, hidden])?,
             inverse_frequencies,
+            whole: None,
         })
+    }
+
+    /// The same model, whose likelihoods are computed by whole blocks with these products, where they take its weights:
+    /// faster, and their gradients come from [`hermesflow_nn::gradients::backward`] only.
+    pub fn whole(mut self, products: Products) -> Self {
+        self.whole = (self.device().is_cpu() && products.take(self.dtype())).then_some(products);
+        self
+    }
+
+    /// The products of [`Self::whole`] blocks, where likelihoods are computed by those.
+    pub fn products(&self) -> Option<Products> {
+        self.whole
     }
 
     /// Where the weights live.
@@ -253,6 +290,12 @@ impl Phi {
             (self.config.num_attention_heads, self.config.head_dim(), self.config.layer_norm_eps);
         let scale = 1.0 / (head_dim as f32).sqrt();
         let mut xs = xs;
+        if let (Some(products), None) = (self.whole, cache) {
+            for block in &self.blocks {
+                xs = ops::decoder_block(&xs, &block.whole(&self.config, products), (&cos, &sin), segments)?;
+            }
+            return self.final_layernorm.norm(&xs, eps);
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = block.input_layernorm.norm(&xs, eps)?;
             let split = |projection: &Affine| -> Result<Tensor> {
@@ -270,6 +313,21 @@ impl Phi {
             xs = ((xs + seen)? + mlp)?;
         }
         self.final_layernorm.norm(&xs, eps)
+    }
+
+    /// The log-probability of each row's target.
+    ///
+    /// # Shapes
+    /// `[rows, hidden]`, one target per row → `[rows]`, f32
+    ///
+    /// # Errors
+    /// When a target is outside the vocabulary.
+    pub fn log_probs(&self, hidden: &Tensor, targets: &[u32]) -> Result<Tensor> {
+        let Affine { weight, bias } = &self.lm_head;
+        Ok(match self.whole {
+            Some(products) => ops::head_log_prob(hidden, weight, bias, targets, products)?,
+            None => ops::log_prob(&widen(&self.logits(hidden, None)?)?, targets)?,
+        })
     }
 
     /// Logits over the vocabulary, or over `columns` of it.

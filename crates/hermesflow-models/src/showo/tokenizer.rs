@@ -53,6 +53,14 @@ impl ShowoTokenizer {
         Self::from_bytes(&bytes, config, path)
     }
 
+    /// All of it as JSON.
+    ///
+    /// # Errors
+    /// Never for a tokenizer that was loaded.
+    pub(super) fn to_json(&self) -> Result<String> {
+        self.inner.to_string(false).map_err(|e| Error::Invalid(format!("the tokenizer cannot be written: {e}")))
+    }
+
     /// As [`ShowoTokenizer::load`], from memory; `origin` is named in errors.
     ///
     /// # Errors

@@ -18,7 +18,7 @@
 //! scores again (Dao et al., "FlashAttention", arXiv:2205.14135, section 3.1).
 
 mod block;
-mod fused;
+pub(super) mod fused;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -92,7 +92,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segment]>, 
 }
 
 /// Every query once, every key in the tensor, and a causal run no longer than its keys.
-fn check(segments: &[Segment], tq: usize, tk: usize) -> Result<()> {
+pub(super) fn check(segments: &[Segment], tq: usize, tk: usize) -> Result<()> {
     let mut order: Vec<&Segment> = segments.iter().collect();
     order.sort_by_key(|segment| (segment.queries.start, segment.queries.end));
     let mut next = 0;

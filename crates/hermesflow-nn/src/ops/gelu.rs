@@ -125,27 +125,44 @@ vectorised! {
     }
 }
 
+/// [`gelu_tanh`] of elements.
+pub(super) fn tanh_forward(x: &[f32]) -> Vec<f32> {
+    map(x, values)
+}
+
+/// The gradients of [`gelu_tanh`]'s elements.
+pub(super) fn tanh_backward(x: &[f32], grad: &[f32]) -> Vec<f32> {
+    map_gradients(x, grad, gradients)
+}
+
 /// Runs a kernel over all elements, in parallel where there are many.
 fn forward(x: &CpuStorage, layout: &Layout, kernel: fn(&mut [f32], &[f32])) -> Result<(CpuStorage, Shape)> {
-    let x = elements(x, layout)?;
+    Ok((CpuStorage::F32(map(elements(x, layout)?, kernel)), layout.shape().clone()))
+}
+
+fn map(x: &[f32], kernel: fn(&mut [f32], &[f32])) -> Vec<f32> {
     let mut y = vec![0f32; x.len()];
     if x.len() <= RUN {
         kernel(&mut y, x);
     } else {
         y.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(y, x)| kernel(y, x));
     }
-    Ok((CpuStorage::F32(y), layout.shape().clone()))
+    y
 }
 
 fn backward(x: &Tensor, grad: &Tensor, kernel: fn(&mut [f32], &[f32], &[f32])) -> Result<Option<Tensor>> {
     let grad = grad.contiguous()?;
     let ((x_store, x_layout), (g_store, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
-    let (data, grad) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
-    let mut dx = vec![0f32; data.len()];
-    dx.par_chunks_mut(RUN)
-        .zip(data.par_chunks(RUN).zip(grad.par_chunks(RUN)))
-        .for_each(|(dx, (x, grad))| kernel(dx, x, grad));
+    let dx = map_gradients(host(&x_store, x_layout)?, host(&g_store, g_layout)?, kernel);
     Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+}
+
+fn map_gradients(x: &[f32], grad: &[f32], kernel: fn(&mut [f32], &[f32], &[f32])) -> Vec<f32> {
+    let mut dx = vec![0f32; x.len()];
+    dx.par_chunks_mut(RUN)
+        .zip(x.par_chunks(RUN).zip(grad.par_chunks(RUN)))
+        .for_each(|(dx, (x, grad))| kernel(dx, x, grad));
+    dx
 }
 
 impl CustomOp1 for Gelu {

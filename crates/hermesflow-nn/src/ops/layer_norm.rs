@@ -94,6 +94,38 @@ vectorised! {
     }
 }
 
+/// Normalised rows of `weight.len()`.
+pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+    let run = ROWS * weight.len();
+    let mut y = vec![0f32; x.len()];
+    if x.len() <= run {
+        values(&mut y, x, weight, bias, eps);
+    } else {
+        y.par_chunks_mut(run).zip(x.par_chunks(run)).for_each(|(y, x)| values(y, x, weight, bias, eps));
+    }
+    y
+}
+
+/// The gradients of the rows, and those of the weight and, behind them, of the bias.
+pub(super) fn backward(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
+    let d = weight.len();
+    let run = ROWS * d;
+    let mut dx = vec![0f32; x.len()];
+    let partial: Vec<Vec<f32>> = dx
+        .par_chunks_mut(run)
+        .zip(x.par_chunks(run).zip(grad.par_chunks(run)))
+        .map(|(dx, (x, grad))| {
+            let mut sums = vec![0f32; 2 * d];
+            let (dw, db) = sums.split_at_mut(d);
+            gradients(dx, dw, db, x, weight, grad, eps);
+            sums
+        })
+        .collect();
+    let mut sums = vec![0f32; 2 * d];
+    partial.iter().for_each(|part| add_to(&mut sums, part));
+    (dx, sums)
+}
+
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
         "layer-norm"
@@ -109,14 +141,7 @@ impl CustomOp3 for LayerNorm {
         bias_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (x, weight, bias) = (elements(x, layout)?, elements(weight, weight_layout)?, elements(bias, bias_layout)?);
-        let run = ROWS * weight.len();
-        let mut y = vec![0f32; x.len()];
-        if x.len() <= run {
-            values(&mut y, x, weight, bias, self.eps);
-        } else {
-            y.par_chunks_mut(run).zip(x.par_chunks(run)).for_each(|(y, x)| values(y, x, weight, bias, self.eps));
-        }
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
+        Ok((CpuStorage::F32(forward(x, weight, bias, self.eps)), layout.shape().clone()))
     }
 
     fn bwd(
@@ -134,20 +159,7 @@ impl CustomOp3 for LayerNorm {
         let (data, g) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
         let w = host(&w_store, w_layout)?;
         let d = w.len();
-        let run = ROWS * d;
-        let mut dx = vec![0f32; data.len()];
-        let partial: Vec<Vec<f32>> = dx
-            .par_chunks_mut(run)
-            .zip(data.par_chunks(run).zip(g.par_chunks(run)))
-            .map(|(dx, (x, g))| {
-                let mut sums = vec![0f32; 2 * d];
-                let (dw, db) = sums.split_at_mut(d);
-                gradients(dx, dw, db, x, w, g, self.eps);
-                sums
-            })
-            .collect();
-        let mut sums = vec![0f32; 2 * d];
-        partial.iter().for_each(|part| add_to(&mut sums, part));
+        let (dx, mut sums) = backward(data, w, g, self.eps);
         let db = sums.split_off(d);
         Ok((
             Some(Tensor::from_vec(dx, x.shape(), x.device())?),

@@ -67,7 +67,7 @@ fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     }
 }
 
-struct Linear;
+pub(super) struct Linear;
 
 vectorised! {
     /// Rows `first..` of `y [.., out]` from `turned [out, rows]`, and the bias.
@@ -132,7 +132,7 @@ impl Linear {
         }
     }
 
-    fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+    pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
         let (n, out) = (x.len() / input, weight.len() / input);
         if n <= VERY_FEW && weight.len() >= LARGE && f32::available() {
             return dot::linear(x, weight, bias, input);

@@ -44,9 +44,10 @@ struct LogProb {
 }
 
 vectorised! {
-    fn gradients(dx: &mut [f32], x: &[f32], normalizer: f32, grad: f32) {
-        for (dx, &x) in dx.iter_mut().zip(x) {
-            *dx = -grad * exp(x - normalizer);
+    /// Logits become `-grad · softmax`.
+    pub(super) fn gradients(x: &mut [f32], normalizer: f32, grad: f32) {
+        for x in x.iter_mut() {
+            *x = -grad * exp(*x - normalizer);
         }
     }
 }
@@ -80,9 +81,9 @@ impl CustomOp1 for LogProb {
         let grad = grad.contiguous()?;
         let ((x_store, x_layout), (g_store, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
         let (data, grad) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
-        let mut dx = vec![0f32; data.len()];
-        dx.par_chunks_exact_mut(v).zip(data.par_chunks_exact(v)).enumerate().for_each(|(i, (dx, x))| {
-            gradients(dx, x, normalizers[i], grad[i]);
+        let mut dx = data.to_vec();
+        dx.par_chunks_exact_mut(v).enumerate().for_each(|(i, dx)| {
+            gradients(dx, normalizers[i], grad[i]);
             dx[self.targets[i] as usize] += grad[i];
         });
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))

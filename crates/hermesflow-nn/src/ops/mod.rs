@@ -7,14 +7,18 @@
 pub mod attention;
 pub mod channels_last;
 pub mod conv;
+pub mod decoder;
 mod dot;
 pub mod gelu;
+mod gemm_bf16;
 pub mod group_norm;
 mod half_weight;
+pub mod head;
 pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
 mod panels;
+pub mod products;
 pub(crate) mod raw;
 pub mod rotary;
 pub mod rows;
@@ -25,7 +29,7 @@ pub mod upsample;
 
 #[allow(unused_imports)]
 pub use self::{
-    attention::*, channels_last::*, conv::*, gelu::*, group_norm::*, layer_norm::*, linear::*, log_prob::*, rotary::*,
-    rows::*, upsample::*,
+    attention::*, channels_last::*, conv::*, decoder::*, gelu::*, group_norm::*, head::*, layer_norm::*, linear::*,
+    log_prob::*, products::*, rotary::*, rows::*, upsample::*,
 };
 pub use half_weight::multiplies_bf16;

@@ -42,7 +42,7 @@ fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Tensor::cat(&parts, D::Minus1)
 }
 
-struct Rotary;
+pub(super) struct Rotary;
 
 vectorised! {
     /// Turns one token's heads by its angles, or back.
@@ -65,7 +65,13 @@ vectorised! {
 }
 
 impl Rotary {
-    fn all(x: HeadRows<'_>, (n, heads, d): (usize, usize, usize), cos: &[f32], sin: &[f32], back: bool) -> Vec<f32> {
+    pub(super) fn all(
+        x: HeadRows<'_>,
+        (n, heads, d): (usize, usize, usize),
+        cos: &[f32],
+        sin: &[f32],
+        back: bool,
+    ) -> Vec<f32> {
         let (row, half) = (heads * d, cos.len() / n.max(1));
         let mut y = vec![0f32; n * row];
         let one = |(token, y): (usize, &mut [f32])| {

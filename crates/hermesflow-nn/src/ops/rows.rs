@@ -6,6 +6,10 @@ use rayon::prelude::*;
 use super::half_weight;
 use super::raw::{elements, fused, host};
 use super::simd::add_to;
+use crate::gradients;
+
+/// A table of at least so many elements has its gradient summed in place, where it is collected.
+const LARGE: usize = 1 << 20;
 
 /// The embedding of each id; the table gets the sum of the gradients of its uses.
 ///
@@ -60,15 +64,26 @@ impl CustomOp1 for GatherRows {
         let grad = grad.contiguous()?;
         let (store, layout) = grad.storage_and_layout();
         let grad = host(&store, layout)?;
-        let mut dx = vec![0f32; n * h];
-        dx.par_chunks_mut((ROWS * h).max(1)).enumerate().for_each(|(run, dx)| {
-            for (&row, grad) in self.rows.iter().zip(grad.chunks_exact(h)) {
-                let row = row as usize;
-                if row / ROWS == run {
-                    add_to(&mut dx[row % ROWS * h..][..h], grad);
+        let scatter = |dx: &mut [f32]| {
+            dx.par_chunks_mut((ROWS * h).max(1)).enumerate().for_each(|(run, dx)| {
+                for (&row, grad) in self.rows.iter().zip(grad.chunks_exact(h)) {
+                    let row = row as usize;
+                    if row / ROWS == run {
+                        add_to(&mut dx[row % ROWS * h..][..h], grad);
+                    }
                 }
-            }
-        });
+            });
+        };
+        let zeros = || {
+            let mut dx = vec![0f32; n * h];
+            scatter(&mut dx);
+            dx
+        };
+        if x.is_variable() && n * h >= LARGE && gradients::collecting() {
+            gradients::add(x, zeros, scatter)?;
+            return Ok(None);
+        }
+        let dx = zeros();
         Ok(Some(Tensor::from_vec(dx, (n, h), x.device())?))
     }
 }

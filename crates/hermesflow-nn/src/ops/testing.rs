@@ -48,3 +48,24 @@ pub(crate) fn close(ours: &Tensor, theirs: &Tensor, tolerance: f32, what: &str) 
         assert!(ok, "{what}: element {i} is {a}, plain candle says {b}");
     }
 }
+
+/// The values of an operator and then the gradients of all its arguments, summed with fixed weights; every argument
+/// must get one.
+pub(crate) fn collected(args: &[Tensor], form: impl Fn(&[Var]) -> Result<Tensor>) -> Vec<Tensor> {
+    let vars: Vec<Var> = args.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let y = form(&vars).unwrap();
+    let count = y.elem_count();
+    let weights: Vec<f32> = (0..count).map(|at| ((at * 7 % 23) as f32 - 11.0) / 11.0).collect();
+    let weights = Tensor::from_vec(weights, y.shape(), y.device()).unwrap();
+    let found = crate::gradients::backward(&(&y * weights).unwrap().sum_all().unwrap()).unwrap();
+    let gradient =
+        |(at, var): (usize, &Var)| found.get(var).unwrap_or_else(|| panic!("argument {at} has no gradient")).detach();
+    std::iter::once(y.detach()).chain(vars.iter().enumerate().map(gradient)).collect()
+}
+
+/// The largest difference, relative to the largest number.
+pub(crate) fn worst(ours: &Tensor, plain: &Tensor) -> f32 {
+    assert_eq!(ours.dims(), plain.dims());
+    let largest = |t: &Tensor| t.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap();
+    largest(&(ours - plain).unwrap()) / largest(plain).max(1e-3)
+}

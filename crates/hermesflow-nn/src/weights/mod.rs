@@ -161,6 +161,18 @@ impl Weights {
         &self.tensors
     }
 
+    /// Every tensor's name with its type and shape, and its bytes, sorted by name: what a digest is made of.
+    ///
+    /// # Errors
+    /// When a tensor cannot be read.
+    pub fn each_bytes(&self, mut see: impl FnMut(&str, &[u8])) -> Result<(), Error> {
+        for (name, tensor) in &self.tensors {
+            let described = format!("{name} {:?} {:?}", tensor.dtype(), tensor.dims());
+            see(&described, &write::bytes(tensor, None)?);
+        }
+        Ok(())
+    }
+
     /// How many numbers they hold in all.
     pub fn parameter_count(&self) -> usize {
         self.tensors.values().map(Tensor::elem_count).sum()

@@ -97,7 +97,7 @@ fn stored(tensor: &Tensor, dtype: Option<DType>) -> DType {
 }
 
 /// The bytes of a tensor as they are written.
-fn bytes(tensor: &Tensor, dtype: Option<DType>) -> candle_core::Result<Vec<u8>> {
+pub(super) fn bytes(tensor: &Tensor, dtype: Option<DType>) -> candle_core::Result<Vec<u8>> {
     Ok(tensor.detach().to_dtype(stored(tensor, dtype))?.contiguous()?.data().into_owned())
 }
 

@@ -11,12 +11,13 @@ use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, 
 use serde_json::{Value, json};
 
 use super::StageArgs;
-use crate::config::{ImageCodes, ObjectiveName, RunConfig};
+use crate::config::{ImageCodes, ObjectiveName, ProductsName, RunConfig};
 use crate::layout::RunLayout;
 use crate::objectives::BasePretraining;
 use crate::pictures::Pictures;
 use crate::progress::{Progress, Task};
 use crate::reader::{Opened, Reader};
+use crate::remembered::ReferenceFile;
 use crate::stage;
 use crate::{files, models};
 
@@ -88,10 +89,14 @@ pub fn train(
     let task = progress.task("reference", "pairs", pairs.len(), 0);
     let mut seen = 0;
     let settings = config.train.pair_dpo(stage::seed(config, layout, "train", &[]));
-    let objective = PairDpo::new(player.trainable()?, reference.frozen()?, pairs, settings, |done, _| {
+    let products = config.train.products.into();
+    let (policy, reference) = (player.trainable()?.training(products), reference.frozen()?.training(products));
+    let mut memory = ReferenceFile::open(layout.reference(), &reference)?;
+    let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
     })?;
     drop(task);
+    memory.finish()?;
     let trained = fit(objective, config, layout, progress)?.into_models().0.frozen()?;
     save(&trained, &layout.model())?;
     Ok(trained)
@@ -123,8 +128,10 @@ fn begin(
     progress: &Progress,
 ) -> Result<Option<Showo>> {
     let mut settings = json!({ "train": config.train, "question": config.caption.question, "input": input });
-    for key in ["checkpoint_every", "keep"] {
-        settings["train"].as_object_mut().and_then(|train| train.remove(key)); // these leave the model as it is
+    // These leave the model as it is; folders from before there was a choice of products were trained in f32.
+    let usual = (config.train.products == ProductsName::F32).then_some("products");
+    for key in ["checkpoint_every", "keep"].into_iter().chain(usual) {
+        settings["train"].as_object_mut().and_then(|train| train.remove(key));
     }
     stage::settled(layout, "train", config, &settings)?;
     if layout.model().join("pytorch_model.safetensors").is_file() {

@@ -20,7 +20,7 @@ pub struct ModelSettings {
     /// none is the published one.
     pub clip: Option<String>,
     /// The type in which the decoder's matrices are held while it captions, imagines and answers, and those of the
-    /// reference while it trains. Training itself is in f32.
+    /// reference while it trains. What is trained is in f32; its products follow `train.products`.
     pub dtype: DTypeName,
     /// `cpu`, or `cuda:N` where this build has it.
     pub device: String,

@@ -1,11 +1,12 @@
 //! The `train` section of a run's configuration.
 
-use hermesflow_models::MaskSchedule;
+use hermesflow_models::{MaskSchedule, Products, multiplies_bf16};
 use hermesflow_train::{
     AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
 };
 use serde::{Deserialize, Serialize};
 
+use super::DTypeName;
 use crate::objectives::PretrainingMix;
 
 /// How the model is trained.
@@ -18,6 +19,8 @@ pub struct TrainSettings {
     pub sides: Sides,
     /// What an imagined image is to the loss.
     pub codes: ImageCodes,
+    /// How matrix products are computed. Weights, activations, gradients and the optimizer are in f32 either way.
+    pub products: ProductsName,
     /// The strength of the comparison.
     pub beta: f64,
     /// The captions' anchor λ; 0 is the paper.
@@ -94,6 +97,39 @@ pub enum ImageCodes {
     Drawn,
 }
 
+/// How the matrix products of training are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ProductsName {
+    /// As the model's are (`model.dtype`): `bf16` for that type, where the CPU multiplies it; what was chosen stands in
+    /// config.yaml.
+    Auto,
+    /// In f32.
+    F32,
+    /// Of operands rounded to bf16, with sums in f32.
+    Bf16,
+}
+
+impl ProductsName {
+    /// With nothing left open.
+    pub(super) fn resolved(self, model: DTypeName) -> Self {
+        match self {
+            Self::Auto if model == DTypeName::BF16 && multiplies_bf16() => Self::Bf16,
+            Self::Auto => Self::F32,
+            chosen => chosen,
+        }
+    }
+}
+
+impl From<ProductsName> for Products {
+    fn from(name: ProductsName) -> Self {
+        match name {
+            ProductsName::Auto | ProductsName::F32 => Self::F32,
+            ProductsName::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 /// What the model is compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -115,6 +151,7 @@ impl Default for TrainSettings {
             objective: ObjectiveName::PairDpo,
             sides,
             codes: ImageCodes::Encoded,
+            products: ProductsName::Auto,
             beta,
             anchor_und: 0.0,
             anchor_gen: 0.0,

@@ -13,7 +13,7 @@ use crate::ops::raw::{HeadRows, Shared, cpu, host};
 /// Below this many multiplications everything stays on one thread.
 const PARALLEL_FROM: usize = 256 * 1024;
 
-pub(super) struct Attention {
+pub(in crate::ops) struct Attention {
     blocks: Vec<Block>,
     scale: f32,
     /// Log-sum-exp of the scores, `[tq, heads]`, kept from the forward pass.
@@ -21,7 +21,7 @@ pub(super) struct Attention {
 }
 
 impl Attention {
-    pub(super) fn new(segments: &[Segment], scale: f32) -> Self {
+    pub(in crate::ops) fn new(segments: &[Segment], scale: f32) -> Self {
         Self { blocks: Block::all(segments), scale, normalizers: OnceLock::new() }
     }
 
@@ -34,6 +34,53 @@ impl Attention {
         } else {
             (0..tasks).into_par_iter().for_each_init(Vec::new, task);
         }
+    }
+
+    /// What the queries see, `[tq, heads · d]`.
+    pub(in crate::ops) fn forward(&self, [q, k, v]: [HeadRows<'_>; 3], tq: usize, heads: usize, d: usize) -> Vec<f32> {
+        let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
+        let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
+        let (y, sums) = (Shared(out.as_mut_ptr()), Shared(normalizers.as_mut_ptr()));
+        self.run(heads * d, self.blocks.len() * heads, |scratch, i| {
+            // SAFETY: `check` has seen that the segments lie in the inputs and
+            // that their queries are disjoint.
+            unsafe { inputs.forward(&self.blocks[i / heads], i % heads, scratch, y, sums) }
+        });
+        self.normalizers.get_or_init(|| normalizers);
+        out
+    }
+
+    /// The gradients of queries, keys and values, once [`Self::forward`] has run.
+    pub(in crate::ops) fn backward(
+        &self,
+        [q, k, v]: [HeadRows<'_>; 3],
+        out: &[f32],
+        dout: &[f32],
+        (tq, tk, heads, d): (usize, usize, usize, usize),
+    ) -> Result<[Vec<f32>; 3]> {
+        let Some(normalizers) = self.normalizers.get() else {
+            bail!("attention: backward before forward");
+        };
+        let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
+        let mut dq = vec![0f32; tq * heads * d];
+        let (mut dk, mut dv) = (vec![0f32; tk * heads * d], vec![0f32; tk * heads * d]);
+        let gradients = Gradients {
+            out,
+            dout,
+            normalizers,
+            dq: Shared(dq.as_mut_ptr()),
+            dk: Shared(dk.as_mut_ptr()),
+            dv: Shared(dv.as_mut_ptr()),
+        };
+        let groups = Block::groups(&self.blocks);
+        self.run(heads * d, groups.len() * heads, |scratch, i| {
+            for block in &groups[i / heads] {
+                // SAFETY: as in the forward pass; groups have disjoint keys,
+                // and the blocks of a group follow one another.
+                unsafe { inputs.backward(block, i % heads, scratch, &gradients) }
+            }
+        });
+        Ok([dq, dk, dv])
     }
 }
 
@@ -53,15 +100,7 @@ impl CustomOp3 for Attention {
     ) -> Result<(CpuStorage, Shape)> {
         let (tq, heads, d) = ql.shape().dims3()?;
         let (q, k, v) = (HeadRows::new(q, ql)?, HeadRows::new(k, kl)?, HeadRows::new(v, vl)?);
-        let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
-        let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
-        let (y, sums) = (Shared(out.as_mut_ptr()), Shared(normalizers.as_mut_ptr()));
-        self.run(heads * d, self.blocks.len() * heads, |scratch, i| {
-            // SAFETY: `check` has seen that the segments lie in the inputs and
-            // that their queries are disjoint.
-            unsafe { inputs.forward(&self.blocks[i / heads], i % heads, scratch, y, sums) }
-        });
-        self.normalizers.get_or_init(|| normalizers);
+        let out = self.forward([q, k, v], tq, heads, d);
         Ok((CpuStorage::F32(out), (tq, heads * d).into()))
     }
 
@@ -73,33 +112,12 @@ impl CustomOp3 for Attention {
         out: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let Some(normalizers) = self.normalizers.get() else {
-            bail!("attention: backward before forward");
-        };
         let ((tq, heads, d), (tk, _, _)) = (q.dims3()?, k.dims3()?);
         let grad = grad.contiguous()?;
         let ((qs, ql), (ks, kl), (vs, vl)) = (q.storage_and_layout(), k.storage_and_layout(), v.storage_and_layout());
         let ((os, ol), (gs, gl)) = (out.storage_and_layout(), grad.storage_and_layout());
         let (q, k, v) = (HeadRows::new(cpu(&qs)?, ql)?, HeadRows::new(cpu(&ks)?, kl)?, HeadRows::new(cpu(&vs)?, vl)?);
-        let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
-        let mut dq = vec![0f32; tq * heads * d];
-        let (mut dk, mut dv) = (vec![0f32; tk * heads * d], vec![0f32; tk * heads * d]);
-        let gradients = Gradients {
-            out: host(&os, ol)?,
-            dout: host(&gs, gl)?,
-            normalizers,
-            dq: Shared(dq.as_mut_ptr()),
-            dk: Shared(dk.as_mut_ptr()),
-            dv: Shared(dv.as_mut_ptr()),
-        };
-        let groups = Block::groups(&self.blocks);
-        self.run(heads * d, groups.len() * heads, |scratch, i| {
-            for block in &groups[i / heads] {
-                // SAFETY: as in the forward pass; groups have disjoint keys,
-                // and the blocks of a group follow one another.
-                unsafe { inputs.backward(block, i % heads, scratch, &gradients) }
-            }
-        });
+        let [dq, dk, dv] = self.backward([q, k, v], host(&os, ol)?, host(&gs, gl)?, (tq, tk, heads, d))?;
         let device = grad.device();
         Ok((
             Some(Tensor::from_vec(dq, (tq, heads, d), device)?),

@@ -48,7 +48,8 @@ fn the_published_files_run_as_they_are() {
         (expect.vocab_size, expect.llm_vocab_size, expect.codebook_size),
         (Some(58498), Some(50295), Some(8192))
     );
-    assert_eq!(demo.train, TrainSettings::default(), "a demo says nothing about training");
+    let untouched = TrainSettings { products: demo.train.products, ..TrainSettings::default() };
+    assert_eq!(demo.train, untouched, "a demo says nothing about training");
 
     let train = config(PAIR_DPO, &[]);
     assert_eq!((train.seed, train.output.to_str()), (10086, Some("hermesflow-training-pairdpo_vqa_iteration1")));
@@ -59,6 +60,7 @@ fn the_published_files_run_as_they_are() {
         batch_size: 1,
         max_grad_norm: None,
         checkpoint_every: 1000,
+        products: train.train.products,
         ..TrainSettings::default()
     };
     assert_eq!(train.train, settings);

@@ -1,0 +1,124 @@
+#![allow(clippy::unwrap_used)]
+use super::super::testing::{collected, normal, worst};
+use super::*;
+use crate::ops;
+use candle_core::Var;
+
+const HEADS: usize = 3;
+const WIDTH: usize = 48;
+const EPS: f64 = 1e-5;
+
+/// The input and the weights of a block, in the order of [`block`].
+fn args(n: usize) -> Vec<Tensor> {
+    let mut args = vec![normal(&[n, WIDTH])];
+    let d = WIDTH / HEADS;
+    let affine = |out: usize, input: usize| (normal(&[out, input]) * 0.2).unwrap();
+    let norm = |d: usize| ((normal(&[d]) * 0.3).unwrap() + 1.0).unwrap();
+    for (weight, bias) in [
+        (norm(WIDTH), WIDTH),
+        (affine(WIDTH, WIDTH), WIDTH),
+        (affine(WIDTH, WIDTH), WIDTH),
+        (affine(WIDTH, WIDTH), WIDTH),
+        (affine(WIDTH, WIDTH), WIDTH),
+        (norm(d), d),
+        (norm(d), d),
+        (affine(2 * WIDTH, WIDTH), 2 * WIDTH),
+        (affine(WIDTH, 2 * WIDTH), WIDTH),
+    ] {
+        args.extend([weight, normal(&[bias])]);
+    }
+    args
+}
+
+fn block(args: &[Var], products: Products) -> DecoderBlock {
+    let pair =
+        |at: usize| Pair { weight: args[2 * at + 1].as_tensor().clone(), bias: args[2 * at + 2].as_tensor().clone() };
+    DecoderBlock {
+        norm: pair(0),
+        query: pair(1),
+        key: pair(2),
+        value: pair(3),
+        dense: pair(4),
+        query_norm: pair(5),
+        key_norm: pair(6),
+        up: pair(7),
+        down: pair(8),
+        heads: HEADS,
+        eps: EPS,
+        products,
+    }
+}
+
+/// The same, operator by operator.
+fn plain(args: &[Var], (cos, sin): (&Tensor, &Tensor), segments: &Arc<[Segment]>) -> Result<Tensor> {
+    let (x, n, d) = (args[0].as_tensor(), args[0].dim(0)?, WIDTH / HEADS);
+    let block = block(args, Products::F32);
+    let norm = |pair: &Pair, x: &Tensor| ops::layer_norm(x, &pair.weight, &pair.bias, EPS);
+    let affine = |pair: &Pair, x: &Tensor| ops::linear(x, &pair.weight, Some(&pair.bias));
+    let normed = norm(&block.norm, x)?;
+    let split = |pair: &Pair| affine(pair, &normed)?.reshape((n, HEADS, d));
+    let query = ops::rotary(&norm(&block.query_norm, &split(&block.query)?)?, cos, sin)?;
+    let key = ops::rotary(&norm(&block.key_norm, &split(&block.key)?)?, cos, sin)?;
+    let seen = ops::attention(&query, &key, &split(&block.value)?, segments, 1.0 / (d as f32).sqrt())?;
+    let mlp = affine(&block.down, &ops::gelu_tanh(&affine(&block.up, &normed)?)?)?;
+    (x + affine(&block.dense, &seen)?)? + mlp
+}
+
+fn setting(n: usize) -> (Tensor, Tensor, Arc<[Segment]>) {
+    let first = n / 3;
+    let segments = [Segment::block(0..first, 0..first), Segment::causal(first..n, first..n).seeing(0..first)];
+    (normal(&[n, 4]), normal(&[n, 4]), segments.into())
+}
+
+#[test]
+fn agrees_with_the_operators_it_is_made_of() {
+    for n in [3, 250] {
+        let (args, (cos, sin, segments)) = (args(n), setting(n));
+        let plain = collected(&args, |args| plain(args, (&cos, &sin), &segments));
+        for (products, tolerance) in [(Products::F32, 2e-5), (Products::Bf16, 5e-2)] {
+            let form = |args: &[Var]| decoder_block(&args[0], &block(args, products), (&cos, &sin), &segments);
+            let ours = collected(&args, form);
+            for (at, (ours, plain)) in ours.iter().zip(&plain).enumerate() {
+                let worst = worst(ours, plain);
+                assert!(worst < tolerance, "{products:?} {n}: {worst} in {at} (values, input, weights in order)");
+            }
+        }
+    }
+}
+
+#[test]
+fn weights_that_stand_twice_get_the_sum_of_their_gradients() {
+    let (args, (cos, sin, segments)) = (args(9), setting(9));
+    let once = |args: &[Var]| decoder_block(&args[0], &block(args, Products::F32), (&cos, &sin), &segments);
+    let sum = |args: &[Var]| once(args)? + once(args)?;
+    let (one, two) = (collected(&args, once), collected(&args, sum));
+    for (one, two) in one.iter().zip(&two).skip(1) {
+        assert!(worst(two, &(one * 2.0).unwrap()) < 1e-5);
+    }
+}
+
+#[test]
+fn a_cut_is_an_error() {
+    let (args, (cos, sin, segments)) = (args(4), setting(4));
+    let vars: Vec<Var> = args.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let y = decoder_block(&vars[0], &block(&vars, Products::F32), (&cos, &sin), &segments).unwrap();
+    assert!(y.sum_all().unwrap().backward().is_err(), "nobody collects");
+    assert!(decoder_block(&args[0], &block(&vars, Products::F32), (&cos, &sin), &segments).is_err());
+}
+
+#[test]
+fn without_a_graph_the_values_are_the_same() {
+    let (args, (cos, sin, segments)) = (args(40), setting(40));
+    let vars: Vec<Var> = args.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
+    let mut frozen = block(&vars, Products::Bf16);
+    let trained = decoder_block(&vars[0], &frozen, (&cos, &sin), &segments).unwrap();
+    let half = |pair: &mut Pair| {
+        pair.weight = pair.weight.detach().to_dtype(candle_core::DType::BF16).unwrap();
+        pair.bias = pair.bias.detach();
+    };
+    [&mut frozen.query, &mut frozen.key, &mut frozen.value, &mut frozen.dense, &mut frozen.up, &mut frozen.down]
+        .into_iter()
+        .for_each(half);
+    let held = decoder_block(&args[0], &frozen, (&cos, &sin), &segments).unwrap();
+    assert_eq!(worst(&held, &trained), 0.0, "a weight held in bf16 is the one that is rounded to it");
+}

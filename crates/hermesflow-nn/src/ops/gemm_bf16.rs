@@ -1,0 +1,142 @@
+//! Products of matrices whose elements are rounded to bf16, with sums in f32, for training: `x Wᵀ`, `g W` and `gᵀ x`.
+//!
+//! The operands are packed while they are rounded, so that they may lie either way and be f32 or bf16: pairs along the
+//! summed dimension side by side, as AVX512-BF16 takes them. Packed parts of both stay in the third cache, the left
+//! rows of a task in the second. Without the instruction the same rounded elements are multiplied in f32.
+//!
+//! A result's order of summation follows from the summed dimension alone: not from the threads, nor from the other rows.
+
+use half::bf16;
+use half::slice::HalfFloatSliceExt;
+
+use super::raw::{Operand, product};
+
+#[cfg(target_arch = "x86_64")]
+mod kernel;
+#[cfg(test)]
+mod tests;
+
+/// The elements of an operand.
+#[derive(Clone, Copy)]
+pub(super) enum Values<'a> {
+    /// Rounded when they are packed.
+    Wide(&'a [f32]),
+    /// As they are.
+    Brain(&'a [bf16]),
+}
+
+impl Values<'_> {
+    fn len(self) -> usize {
+        match self {
+            Self::Wide(values) => values.len(),
+            Self::Brain(values) => values.len(),
+        }
+    }
+
+    /// Rounded, in f32.
+    fn rounded(self) -> Vec<f32> {
+        let mut wide = vec![0f32; self.len()];
+        match self {
+            Self::Wide(values) => super::dot::narrow(values).convert_to_f32_slice(&mut wide),
+            Self::Brain(values) => values.convert_to_f32_slice(&mut wide),
+        }
+        wide
+    }
+}
+
+/// An operand: a row-major matrix, or one transposed.
+#[derive(Clone, Copy)]
+pub(super) struct Matrix<'a> {
+    values: Values<'a>,
+    rows: usize,
+    columns: usize,
+    /// Whether `values` hold it column by column.
+    turned: bool,
+}
+
+impl<'a> Matrix<'a> {
+    /// Rows of `columns` elements each.
+    pub(super) fn new(values: Values<'a>, columns: usize) -> Self {
+        let rows = values.len() / columns.max(1);
+        debug_assert_eq!(values.len(), rows * columns);
+        Self { values, rows, columns, turned: false }
+    }
+
+    /// Rows of f32.
+    pub(super) fn wide(values: &'a [f32], columns: usize) -> Self {
+        Self::new(Values::Wide(values), columns)
+    }
+
+    /// The same elements, transposed.
+    pub(super) fn t(self) -> Self {
+        Self { rows: self.columns, columns: self.rows, turned: !self.turned, ..self }
+    }
+}
+
+/// What a product is added to.
+#[derive(Clone, Copy)]
+enum Start<'a> {
+    Zero,
+    /// The same row everywhere.
+    Bias(&'a [f32]),
+    /// What is there.
+    Kept,
+}
+
+/// `lhs [m, k] rhs [k, n] + bias [n]` -> `[m, n]`.
+pub(super) fn multiply(lhs: Matrix<'_>, rhs: Matrix<'_>, bias: Option<&[f32]>) -> Vec<f32> {
+    let length = lhs.rows * rhs.columns;
+    let mut out = Vec::with_capacity(length);
+    // SAFETY: the allocation holds [m, n], and all of it is written from this start.
+    unsafe {
+        run(out.as_mut_ptr(), lhs, rhs, bias.map_or(Start::Zero, Start::Bias));
+        out.set_len(length);
+    }
+    out
+}
+
+/// `out [m, n] += lhs [m, k] rhs [k, n]`.
+pub(super) fn add(out: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    assert_eq!(out.len(), lhs.rows * rhs.columns);
+    // SAFETY: out is [m, n].
+    unsafe { run(out.as_mut_ptr(), lhs, rhs, Start::Kept) }
+}
+
+/// # Safety
+/// `out` is `[m, n]`, and holds numbers if they are [`Start::Kept`]; no other thread touches it.
+unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>) {
+    assert_eq!(lhs.columns, rhs.rows);
+    if let Start::Bias(bias) = start {
+        assert_eq!(bias.len(), rhs.columns);
+    }
+    let length = lhs.rows * rhs.columns;
+    #[cfg(target_arch = "x86_64")]
+    if super::half_weight::multiplies_bf16() && length > 0 && lhs.columns > 0 {
+        // SAFETY: the CPU has the instructions; by the contract of this function.
+        return unsafe { kernel::run(out, lhs, rhs, start) };
+    }
+    // SAFETY: by the contract of this function.
+    unsafe {
+        match start {
+            Start::Zero => (0..length).for_each(|at| out.add(at).write(0.0)),
+            Start::Bias(bias) => (0..length).for_each(|at| out.add(at).write(bias[at % bias.len()])),
+            Start::Kept => {}
+        }
+        plain(out, lhs, rhs);
+    }
+}
+
+/// `out += lhs rhs` of the rounded elements by the product in f32.
+///
+/// # Safety
+/// `out` is `[m, n]`, and no other thread touches it.
+unsafe fn plain(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>) {
+    let (left, right) = (lhs.values.rounded(), rhs.values.rounded());
+    let operand = |values: &[f32], matrix: Matrix<'_>| match matrix.turned {
+        false => Operand::rows(values.as_ptr(), matrix.columns),
+        true => Operand::rows(values.as_ptr(), matrix.rows).t(),
+    };
+    let (size, stride) = ((lhs.rows, rhs.columns, lhs.columns), rhs.columns);
+    // SAFETY: the operands have their matrices' shapes; by the contract of this function.
+    unsafe { product(size, out, stride, true, operand(&left, lhs), operand(&right, rhs), 1.0, true) }
+}

@@ -1,0 +1,346 @@
+//! The product by AVX512-BF16.
+
+use std::arch::x86_64::*;
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use super::{Matrix, Start, Values};
+
+/// Rows and columns of a tile: 24 vectors of sums leave registers for two of the right operand and one of the left.
+const ROWS: usize = 12;
+const COLUMNS: usize = 32;
+/// The most of the summed dimension that is taken at a time.
+const DEPTH: usize = 1536;
+/// Elements of the left operand that a task multiplies with what passes by: a quarter of a core's second cache.
+const BLOCK: usize = 128 << 10;
+/// Elements of each operand that are packed at a time: an eighth of the third cache.
+const PACKED: usize = 2 << 20;
+
+/// Sixteen pairs of bf16, as a vector takes them.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Pairs(#[allow(dead_code)] [u32; 16]);
+
+/// A packed operand: panels of so many lines, pair by pair. Only what was packed may be read.
+struct Packed(Vec<Pairs>);
+
+/// A pointer that tasks share, each for its own part.
+#[derive(Clone, Copy)]
+struct Place<T>(*mut T);
+
+// SAFETY: the users write disjoint parts, as each of them states.
+unsafe impl<T> Send for Place<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Place<T> {}
+
+impl<T> Place<T> {
+    /// # Safety
+    /// The offset lies inside the allocation.
+    unsafe fn at(self, offset: usize) -> *mut T {
+        // SAFETY: by the contract of this function.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+impl Packed {
+    /// Room for `lines` in panels of `WIDTH`, over `depth` of the summed dimension.
+    fn new<const WIDTH: usize>(lines: usize, depth: usize) -> Self {
+        Self(Vec::with_capacity((lines.next_multiple_of(WIDTH) * depth.div_ceil(2)).div_ceil(16)))
+    }
+
+    /// Packs `lines` of a matrix whose columns are the summed dimension, over `part` of that.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and there is room.
+    unsafe fn fill<const WIDTH: usize>(&mut self, matrix: Matrix<'_>, lines: Range<usize>, part: Range<usize>) {
+        let (to, pairs) = (Place(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(2));
+        (0..lines.len().div_ceil(WIDTH)).into_par_iter().with_min_len(4).for_each(|panel| {
+            let first = lines.start + panel * WIDTH;
+            let few = WIDTH.min(lines.end - first);
+            // SAFETY: by the contract of this function; each panel is one task's.
+            unsafe {
+                let to = to.at(panel * WIDTH * pairs);
+                match matrix.values {
+                    Values::Wide(values) => pack::<f32, WIDTH>(to, values, matrix, first, few, part.clone()),
+                    Values::Brain(values) => pack::<bf16, WIDTH>(to, values, matrix, first, few, part.clone()),
+                }
+            }
+        });
+    }
+
+    fn start(&self) -> Place<u32> {
+        Place(self.0.as_ptr().cast_mut().cast())
+    }
+}
+
+/// # Safety
+/// As [`super::run`]; the CPU has AVX512-BF16, and nothing is empty.
+pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>) {
+    let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
+    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2);
+    let most = |width: usize, lines: usize| (PACKED / depth / width * width).min(lines.next_multiple_of(width));
+    let (high, wide) = (most(ROWS, m), most(COLUMNS, n));
+    let (mut left, mut right) = (Packed::new::<ROWS>(high, depth), Packed::new::<COLUMNS>(wide, depth));
+    let out = Place(out);
+    for column in (0..n).step_by(wide) {
+        let columns = column..(column + wide).min(n);
+        for from in (0..k).step_by(depth) {
+            let part = from..(from + depth).min(k);
+            let start = if from == 0 { start } else { Start::Kept };
+            // SAFETY: the caller knows the CPU; there is room for `wide` columns and `high` rows.
+            unsafe { right.fill::<COLUMNS>(rhs.t(), columns.clone(), part.clone()) };
+            for row in (0..m).step_by(high) {
+                let rows = row..(row + high).min(m);
+                // SAFETY: as above; both are packed, and out is [m, n] by the contract of this function.
+                unsafe {
+                    left.fill::<ROWS>(lhs, rows.clone(), part.clone());
+                    tasks(out, n, &left, &right, rows, columns.clone(), part.len(), start);
+                }
+            }
+        }
+    }
+}
+
+/// All tiles of packed rows and columns.
+///
+/// # Safety
+/// As [`run`]; the operands are packed.
+#[allow(clippy::too_many_arguments)]
+unsafe fn tasks(
+    out: Place<f32>,
+    stride: usize,
+    left: &Packed,
+    right: &Packed,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    depth: usize,
+    start: Start<'_>,
+) {
+    let (down, across) = (rows.len().div_ceil(ROWS), columns.len().div_ceil(COLUMNS));
+    let tall = (BLOCK / depth / ROWS).clamp(1, down);
+    let down_tasks = down.div_ceil(tall);
+    // Several tasks a thread, so that none waits long for the last one.
+    let across_tasks = (8 * rayon::current_num_threads()).div_ceil(down_tasks).min(across);
+    let broad = across.div_ceil(across_tasks);
+    let (left, right, pairs) = (left.start(), right.start(), depth.div_ceil(2));
+    (0..down_tasks * across.div_ceil(broad)).into_par_iter().for_each(|task| {
+        let (down_from, across_from) = (task % down_tasks * tall, task / down_tasks * broad);
+        let block = Block {
+            down: down_from..(down_from + tall).min(down),
+            across: across_from..(across_from + broad).min(across),
+            rows: rows.clone(),
+            columns: columns.clone(),
+            pairs,
+            stride,
+        };
+        // SAFETY: by the contract of this function; the tiles of a task are its alone.
+        unsafe { block.run(out, left, right, start) }
+    });
+}
+
+/// The tiles of a task.
+struct Block {
+    /// Panels of the left and of the right operand.
+    down: Range<usize>,
+    across: Range<usize>,
+    /// What the operands hold.
+    rows: Range<usize>,
+    columns: Range<usize>,
+    pairs: usize,
+    /// The distance of two rows of the result.
+    stride: usize,
+}
+
+impl Block {
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run(&self, out: Place<f32>, left: Place<u32>, right: Place<u32>, start: Start<'_>) {
+        for panel in self.across.clone() {
+            let column = self.columns.start + panel * COLUMNS;
+            let few = COLUMNS.min(self.columns.end - column);
+            let masks = [mask(few), mask(few.saturating_sub(16))];
+            for strip in self.down.clone() {
+                let row = self.rows.start + strip * ROWS;
+                let rows = ROWS.min(self.rows.end - row);
+                // SAFETY: the panels are packed; of the tile only what lies in the result is touched.
+                unsafe {
+                    let (a, b) = (left.at(strip * ROWS * self.pairs), right.at(panel * COLUMNS * self.pairs));
+                    let sums = tile(a, b, self.pairs);
+                    for (r, sums) in sums.iter().enumerate().take(rows) {
+                        let y = out.at((row + r) * self.stride + column);
+                        for (half, &sum) in sums.iter().enumerate() {
+                            let (y, mask) = (y.wrapping_add(16 * half), masks[half]);
+                            let sum = match start {
+                                Start::Zero => sum,
+                                Start::Bias(bias) => {
+                                    let bias = bias.as_ptr().wrapping_add(column + 16 * half);
+                                    _mm512_add_ps(_mm512_maskz_loadu_ps(mask, bias), sum)
+                                }
+                                Start::Kept => _mm512_add_ps(_mm512_maskz_loadu_ps(mask, y), sum),
+                            };
+                            _mm512_mask_storeu_ps(y, mask, sum);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The products of two panels.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn tile(mut a: *const u32, mut b: *const u32, pairs: usize) -> [[__m512; 2]; ROWS] {
+    let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
+    for _ in 0..pairs {
+        // SAFETY: the panels hold so many pairs.
+        unsafe {
+            let columns = [bits(_mm512_load_si512(b.cast())), bits(_mm512_load_si512(b.add(16).cast()))];
+            for (r, sums) in sums.iter_mut().enumerate() {
+                let row = bits(_mm512_set1_epi32(*a.add(r) as i32));
+                sums[0] = _mm512_dpbf16_ps(sums[0], row, columns[0]);
+                sums[1] = _mm512_dpbf16_ps(sums[1], row, columns[1]);
+            }
+            a = a.add(ROWS);
+            b = b.add(COLUMNS);
+        }
+    }
+    sums
+}
+
+/// Packs `few` lines from `first` into a panel of `WIDTH`; the others, and half a last pair, are zeros.
+///
+/// # Safety
+/// The matrix holds the lines and the part, and the panel has room.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn pack<T: Packable, const WIDTH: usize>(
+    to: *mut u32,
+    values: &[T],
+    matrix: Matrix<'_>,
+    first: usize,
+    few: usize,
+    part: Range<usize>,
+) {
+    let pairs = part.len().div_ceil(2);
+    // SAFETY: by the contract of this function; beyond the part and the lines nothing is read or written.
+    unsafe {
+        if matrix.turned {
+            for pair in 0..pairs {
+                let at = part.start + 2 * pair;
+                let line = values.as_ptr().add(at * matrix.rows + first);
+                let second = (at + 1 < part.end).then(|| line.add(matrix.rows));
+                for lane in (0..WIDTH).step_by(16) {
+                    let here = few.saturating_sub(lane).min(16);
+                    let both = T::zipped(line.wrapping_add(lane), second.map(|line| line.wrapping_add(lane)), here);
+                    let room = mask((WIDTH - lane).min(16));
+                    _mm512_mask_storeu_epi32(to.add(pair * WIDTH + lane).cast(), room, both);
+                }
+            }
+            return;
+        }
+        let mut turning = [[0u32; 16]; WIDTH];
+        for pair in (0..pairs).step_by(16) {
+            let at = part.start + 2 * pair;
+            let length = (part.end - at).min(32);
+            for (line, turning) in turning.iter_mut().enumerate().take(few) {
+                let from = values.as_ptr().add((first + line) * matrix.columns + at);
+                _mm512_storeu_si512(turning.as_mut_ptr().cast(), T::run(from, length));
+            }
+            for p in 0..16.min(pairs - pair) {
+                let to = to.add((pair + p) * WIDTH);
+                turning.iter().enumerate().for_each(|(line, turning)| to.add(line).write(turning[p]));
+            }
+        }
+    }
+}
+
+/// What operands hold.
+trait Packable: Copy {
+    /// Up to 32 elements in bf16, then zeros.
+    unsafe fn run(from: *const Self, few: usize) -> __m512i;
+
+    /// Up to 16 elements of two lines in turn, in bf16, then zeros.
+    unsafe fn zipped(line: *const Self, second: Option<*const Self>, few: usize) -> __m512i;
+}
+
+impl Packable for f32 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run(from: *const f32, few: usize) -> __m512i {
+        // SAFETY: what is read under the mask is there by the contract.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask(few), from);
+            let high = _mm512_maskz_loadu_ps(mask(few.saturating_sub(16)), from.wrapping_add(16));
+            rounded(high, low)
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn zipped(line: *const f32, second: Option<*const f32>, few: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm512_maskz_loadu_ps(mask(few), line);
+            let high = second.map_or(_mm512_setzero_ps(), |line| _mm512_maskz_loadu_ps(mask(few), line));
+            zip(rounded(high, low))
+        }
+    }
+}
+
+impl Packable for bf16 {
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run(from: *const bf16, few: usize) -> __m512i {
+        let mask = if few >= 32 { u32::MAX } else { (1 << few) - 1 };
+        // SAFETY: what is read under the mask is there by the contract.
+        unsafe { _mm512_maskz_loadu_epi16(mask, from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn zipped(line: *const bf16, second: Option<*const bf16>, few: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe {
+            let low = _mm512_castsi512_si256(Self::run(line, few));
+            let high = second.map_or(_mm256_setzero_si256(), |line| _mm512_castsi512_si256(Self::run(line, few)));
+            zip(_mm512_inserti64x4::<1>(_mm512_castsi256_si512(low), high))
+        }
+    }
+}
+
+#[inline]
+fn mask(few: usize) -> __mmask16 {
+    if few >= 16 { u16::MAX } else { (1 << few) - 1 }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn rounded(high: __m512, low: __m512) -> __m512i {
+    // SAFETY: both are 64 bytes of bits.
+    unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
+}
+
+#[inline]
+fn bits(pairs: __m512i) -> __m512bh {
+    // SAFETY: both are 64 bytes of bits.
+    unsafe { std::mem::transmute(pairs) }
+}
+
+/// The lower and the upper half in turn.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn zip(halves: __m512i) -> __m512i {
+    const TURNS: [u16; 32] = {
+        let mut turns = [0; 32];
+        let mut at = 0;
+        while at < 32 {
+            turns[at] = (at / 2 + at % 2 * 16) as u16;
+            at += 1;
+        }
+        turns
+    };
+    // SAFETY: an unaligned read of 64 bytes.
+    let turns = unsafe { _mm512_loadu_si512(TURNS.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(turns, halves)
+}

@@ -1,0 +1,161 @@
+//! The vocabulary head and the log-probabilities of its targets as one operator, for training large models.
+//!
+//! The logits are the largest matrix of a step. Without a graph some rows at a time are enough; with one they are kept
+//! once, and become their own gradient in place.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use super::log_prob::gradients;
+use super::products::Products;
+use super::raw::{elements, host};
+use super::simd::max_and_sum_exp;
+
+/// Rows at a time where nothing is kept: their product fills the CPU, their logits are a tenth of a gigabyte.
+const ROWS: usize = 512;
+
+/// `log softmax(x Wᵀ + b)[target]` of each row.
+///
+/// Its backward pass runs in [`crate::gradients::backward`] only.
+///
+/// # Shapes
+/// `x [n, h]`, `weight [v, h]`, `bias [v]`, `targets` n of them -> `[n]`
+///
+/// # Errors
+/// When the weight is trained and `x` has no graph: its gradient would be lost.
+pub fn head_log_prob(
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    targets: &[u32],
+    products: Products,
+) -> Result<Tensor> {
+    let ((n, h), (v, input)) = (x.dims2()?, weight.dims2()?);
+    if targets.len() != n || input != h || bias.dims() != [v] {
+        bail!(
+            "head: {} targets for x {:?}, weight {:?}, bias {:?}",
+            targets.len(),
+            x.dims(),
+            weight.dims(),
+            bias.dims()
+        );
+    }
+    if let Some(target) = targets.iter().find(|&&target| target as usize >= v) {
+        bail!("head: target {target} in a vocabulary of {v}");
+    }
+    if weight.track_op() && !x.track_op() {
+        bail!("head: its weight is trained, what it is applied to is not");
+    }
+    let saved = x.track_op().then(Mutex::default);
+    let (weight, bias) = (weight.clone(), bias.clone());
+    x.contiguous()?.apply_op1(Head { weight, bias, targets: targets.into(), products, saved })
+}
+
+struct Head {
+    weight: Tensor,
+    bias: Tensor,
+    targets: Arc<[u32]>,
+    products: Products,
+    /// The logits and each row's log-sum-exp, from forward to backward, where there will be one.
+    saved: Option<Mutex<Option<(Vec<f32>, Vec<f32>)>>>,
+}
+
+impl Head {
+    /// Logits of rows, their log-sum-exps and their targets' log-probabilities.
+    fn rows(&self, x: &[f32], targets: &[u32]) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
+        let v = self.weight.dim(0)?;
+        let logits = self.products.affine(x, &self.weight, &self.bias)?;
+        let normalizers: Vec<f32> = logits
+            .par_chunks_exact(v)
+            .map(|row| {
+                let (largest, sum) = max_and_sum_exp(row);
+                largest + sum.ln()
+            })
+            .collect();
+        let rows = logits.chunks_exact(v).zip(targets).zip(&normalizers);
+        let y = rows.map(|((row, &target), normalizer)| row[target as usize] - normalizer).collect();
+        Ok((logits, normalizers, y))
+    }
+}
+
+impl CustomOp1 for Head {
+    fn name(&self) -> &'static str {
+        "head-log-prob"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (n, h) = layout.shape().dims2()?;
+        let x = elements(x, layout)?;
+        let y = match &self.saved {
+            Some(saved) => {
+                let (logits, normalizers, y) = self.rows(x, &self.targets)?;
+                *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some((logits, normalizers));
+                y
+            }
+            None => {
+                let mut all = Vec::with_capacity(n);
+                for (x, targets) in x.chunks((ROWS * h).max(1)).zip(self.targets.chunks(ROWS)) {
+                    all.extend(self.rows(x, targets)?.2);
+                }
+                all
+            }
+        };
+        Ok((CpuStorage::F32(y), n.into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let saved = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let Some((mut logits, normalizers)) = saved else {
+            bail!("head: backward before forward, or twice");
+        };
+        let grad = grad.contiguous()?;
+        let ((xs, x_layout), (gs, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
+        let (data, grad) = (host(&xs, x_layout)?, host(&gs, g_layout)?);
+        let v = self.weight.dim(0)?;
+        logits.par_chunks_exact_mut(v).enumerate().for_each(|(row, logits)| {
+            gradients(logits, normalizers[row], grad[row]);
+            logits[self.targets[row] as usize] += grad[row];
+        });
+        self.products.weight_gradients(&logits, data, &self.weight, &self.bias)?;
+        let dx = self.products.input_gradient(&logits, &self.weight, None)?;
+        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::testing::{collected, normal, worst};
+    use super::*;
+    use crate::ops;
+
+    #[test]
+    fn agrees_with_the_operators_it_is_made_of() {
+        for (n, h, v) in [(1, 8, 5), (70, 40, 900)] {
+            let targets: Vec<u32> = (0..n as u32).map(|row| row * 37 % v as u32).collect();
+            let args = [normal(&[n, h]), normal(&[v, h]), normal(&[v])];
+            for (products, tolerance) in [(Products::F32, 1e-5), (Products::Bf16, 3e-2)] {
+                let ours = collected(&args, |a| head_log_prob(&a[0], &a[1], &a[2], &targets, products));
+                let plain = collected(&args, |a| ops::log_prob(&ops::linear(&a[0], &a[1], Some(&a[2]))?, &targets));
+                for (at, (ours, plain)) in ours.iter().zip(&plain).enumerate() {
+                    let worst = worst(ours, plain);
+                    assert!(worst < tolerance, "{products:?} {n}: {worst} in {at} (values, then gradients)");
+                }
+            }
+            let alone = head_log_prob(&args[0], &args[1], &args[2], &targets, Products::F32).unwrap();
+            let plain = ops::log_prob(&ops::linear(&args[0], &args[1], Some(&args[2])).unwrap(), &targets).unwrap();
+            assert!(worst(&alone, &plain) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn a_gradient_that_nobody_collects_is_an_error() {
+        let args = [normal(&[3, 8]), normal(&[5, 8]), normal(&[5])].map(|t| candle_core::Var::from_tensor(&t).unwrap());
+        let y = head_log_prob(&args[0], &args[1], &args[2], &[0, 1, 2], Products::F32).unwrap().sum_all().unwrap();
+        assert!(y.backward().unwrap_err().to_string().contains("gradients::backward"));
+        assert!(head_log_prob(&args[0].detach(), &args[1], &args[2], &[0, 1, 2], Products::F32).is_err());
+        assert!(head_log_prob(&args[0], &args[1], &args[2], &[0, 1, 5], Products::F32).is_err());
+    }
+}
