@@ -112,8 +112,10 @@ unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>)
     let length = lhs.rows * rhs.columns;
     #[cfg(target_arch = "x86_64")]
     if super::half_weight::multiplies_bf16() && length > 0 && lhs.columns > 0 {
-        // SAFETY: the CPU has the instructions; by the contract of this function.
-        return unsafe { kernel::run(out, lhs, rhs, start) };
+        return crate::measure::product((lhs.rows, rhs.columns, lhs.columns), true, || {
+            // SAFETY: the CPU has the instructions; by the contract of this function.
+            unsafe { kernel::run(out, lhs, rhs, start) }
+        });
     }
     // SAFETY: by the contract of this function.
     unsafe {

@@ -29,8 +29,10 @@ pub(super) unsafe fn multiply(
     debug_assert!(rows.is_multiple_of(STEP));
     #[cfg(target_arch = "x86_64")]
     if allowed("avx512") && std::arch::is_x86_feature_detected!("avx512f") {
-        // SAFETY: the instruction set was just detected; the rest by the contract of this function.
-        return unsafe { avx512::multiply(a, stride, rows, panel, depth, c, add) };
+        return crate::measure::product((rows, WIDTH, depth), false, || {
+            // SAFETY: the instruction set was just detected; the rest by the contract of this function.
+            unsafe { avx512::multiply(a, stride, rows, panel, depth, c, add) }
+        });
     }
     use super::raw::{Operand, product};
     // SAFETY: by the contract of this function.
