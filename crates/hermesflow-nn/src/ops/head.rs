@@ -58,8 +58,15 @@ struct Head {
     bias: Tensor,
     targets: Arc<[u32]>,
     products: Products,
-    /// The logits and each row's log-sum-exp, from forward to backward, where there will be one.
-    saved: Option<Mutex<Option<(Vec<f32>, Vec<f32>)>>>,
+    /// From forward to backward, where there will be one.
+    saved: Option<Mutex<Option<Saved>>>,
+}
+
+/// What the backward pass needs beside `x`.
+struct Saved {
+    logits: Vec<f32>,
+    /// Each row's log-sum-exp.
+    normalizers: Vec<f32>,
 }
 
 impl Head {
@@ -91,7 +98,7 @@ impl CustomOp1 for Head {
         let y = match &self.saved {
             Some(saved) => {
                 let (logits, normalizers, y) = self.rows(x, &self.targets)?;
-                *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some((logits, normalizers));
+                *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Saved { logits, normalizers });
                 y
             }
             None => {
@@ -107,7 +114,7 @@ impl CustomOp1 for Head {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let saved = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let Some((mut logits, normalizers)) = saved else {
+        let Some(Saved { mut logits, normalizers }) = saved else {
             bail!("head: backward before forward, or twice");
         };
         let grad = grad.contiguous()?;

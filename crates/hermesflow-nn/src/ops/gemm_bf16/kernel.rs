@@ -239,20 +239,47 @@ unsafe fn pack<T: Packable, const WIDTH: usize>(
             }
             return;
         }
-        let mut turning = [[0u32; 16]; WIDTH];
         for pair in (0..pairs).step_by(16) {
             let at = part.start + 2 * pair;
             let length = (part.end - at).min(32);
-            for (line, turning) in turning.iter_mut().enumerate().take(few) {
-                let from = values.as_ptr().add((first + line) * matrix.columns + at);
-                _mm512_storeu_si512(turning.as_mut_ptr().cast(), T::run(from, length));
-            }
-            for p in 0..16.min(pairs - pair) {
-                let to = to.add((pair + p) * WIDTH);
-                turning.iter().enumerate().for_each(|(line, turning)| to.add(line).write(turning[p]));
+            for lane in (0..WIDTH).step_by(16) {
+                let mut lines = [_mm512_setzero_si512(); 16];
+                for (line, number) in lines.iter_mut().zip(lane..few) {
+                    *line = T::run(values.as_ptr().add((first + number) * matrix.columns + at), length);
+                }
+                let room = mask((WIDTH - lane).min(16));
+                for (p, turned) in turned(lines).into_iter().enumerate().take(pairs - pair) {
+                    _mm512_mask_storeu_epi32(to.add((pair + p) * WIDTH + lane).cast(), room, turned);
+                }
             }
         }
     }
+}
+
+/// Sixteen lines of sixteen pairs, transposed.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turned(lines: [__m512i; 16]) -> [__m512i; 16] {
+    let mut fours = lines;
+    for i in (0..16).step_by(4) {
+        let [a, b, c, d] = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
+        let (ab, cd) = (_mm512_unpacklo_epi32(a, b), _mm512_unpacklo_epi32(c, d));
+        (fours[i], fours[i + 1]) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+        let (ab, cd) = (_mm512_unpackhi_epi32(a, b), _mm512_unpackhi_epi32(c, d));
+        (fours[i + 2], fours[i + 3]) = (_mm512_unpacklo_epi64(ab, cd), _mm512_unpackhi_epi64(ab, cd));
+    }
+    // Quarter q of fours[i + j] is column 4q + j of the lines i to i + 3.
+    let mut columns = lines;
+    for j in 0..4 {
+        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0x44>(c, d));
+        columns[j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        columns[4 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+        let (ab, cd) = (_mm512_shuffle_i32x4::<0xee>(a, b), _mm512_shuffle_i32x4::<0xee>(c, d));
+        columns[8 + j] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+        columns[12 + j] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+    }
+    columns
 }
 
 /// What operands hold.
