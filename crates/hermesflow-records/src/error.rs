@@ -45,6 +45,14 @@ pub enum Error {
         /// The id.
         id: String,
     },
+    /// A file is not what it was when it was looked through.
+    #[error("{}, line {line}: changed while it was in use; run the command again", path.display())]
+    Changed {
+        /// The file.
+        path: PathBuf,
+        /// The line of the record that is not what it was, from 1.
+        line: usize,
+    },
     /// A file holds no record.
     #[error("{}: holds no record; {remedy}", path.display())]
     Empty {

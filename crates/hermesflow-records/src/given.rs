@@ -7,17 +7,21 @@
 //!    Answers": [{Question, Options: {A: …}, Answer: "A"}], "Content Relevant Questions and Answers": […]}}`, joined by
 //!    image path, file stem or id, or, failing those, by equal caption.
 //!
-//! The first record tells the form. JSON Lines are read line by line, so that the whole of JourneyDB need not fit in
-//! memory.
+//! The first record tells the form. Memory holds where the questions about each record are, so that the whole of
+//! JourneyDB need not fit in it.
 
-use std::collections::{HashMap, HashSet};
-use std::fs::File;
-use std::io::{BufRead, BufReader, ErrorKind};
-use std::path::Path;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use serde_json::Value;
 
-use crate::{Error, InitialRecord, QuestionRecord, Result, parse};
+use crate::read::{Place, Scan};
+use crate::table::Parts;
+use crate::{Error, IdKey, InitialRecord, QuestionRecord, Result, Table};
+
+/// Records that are read at a time.
+const TOGETHER: usize = 64;
 
 /// Said of a file in none of the forms.
 const FORMS: &str = "neither vqa_data.json's form (id, img_path, prompt, caption, element, question, choices, answer) \
@@ -34,11 +38,9 @@ pub enum QuestionForm {
     JourneyDb,
 }
 
-/// What a file of questions held.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Given {
-    /// The questions about the records, in the records' order.
-    pub questions: Vec<QuestionRecord>,
+/// What was found of questions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Found {
     /// The file's form; none for an empty file.
     pub form: Option<QuestionForm>,
     /// Entries of the file about none of the records.
@@ -49,32 +51,101 @@ pub struct Given {
     pub incomplete: usize,
 }
 
-/// Reads the questions of a file about these records. `remedy` says what makes the file where it is missing.
-///
-/// # Errors
-/// Names the file, the line and the record of what cannot be read.
-pub fn given_questions(path: &Path, records: &[InitialRecord], remedy: &'static str) -> Result<Given> {
-    let mut reader = Reader::new(path, records);
-    let file = match File::open(path) {
-        Ok(file) => BufReader::new(file),
-        Err(source) if source.kind() == ErrorKind::NotFound => {
-            return Err(Error::Missing { path: path.into(), remedy });
+/// A file of questions about the records of a run.
+#[derive(Debug)]
+pub struct Given {
+    path: PathBuf,
+    file: Mutex<Parts>,
+    found: Found,
+    /// The entries about each record, by its number and then by their place.
+    entries: Vec<Entries>,
+}
+
+/// Entries of a file about one record that follow each other.
+#[derive(Debug, Clone, Copy)]
+struct Entries {
+    record: u32,
+    line: u32,
+    length: u32,
+    offset: u64,
+}
+
+impl Given {
+    /// Looks through a file of questions about these records. `remedy` says what makes the file where it is missing.
+    ///
+    /// # Errors
+    /// Names the file, the line and the record of what cannot be read.
+    pub fn open(path: &Path, records: &Table<InitialRecord>, remedy: &'static str) -> Result<Self> {
+        let mut scan = Scan::open(path, remedy)?;
+        let joint = Joint::new(records)?;
+        let mut found = Found::default();
+        let mut entries: Vec<Entries> = Vec::new();
+        let mut before = None;
+        while let Some((place, value)) = scan.next::<Value>()? {
+            let entry = Entry { path, line: place.line, value: &value };
+            let form = match found.form.or_else(|| form_of(&value)) {
+                Some(form) => *found.form.insert(form),
+                None => return Err(entry.broken(FORMS.to_string())),
+            };
+            let mut about = entry.about(form, &joint);
+            let asked = entry.asked(form, !about.is_empty())?;
+            found.elsewhere += usize::from(about.is_empty());
+            found.unanswered += asked.unanswered;
+            found.incomplete += asked.incomplete;
+            if asked.questions.is_empty() {
+                about.clear();
+            }
+            let alone = if let [record] = about[..] { Some(record) } else { None };
+            match entries.last_mut().filter(|_| alone.is_some() && alone == before) {
+                Some(last) => last.extend(place),
+                None => entries.extend(about.iter().map(|record| Entries::new(*record, place))),
+            }
+            before = alone;
         }
-        Err(source) => return Err(Error::io(path)(source)),
-    };
-    for (number, line) in file.lines().enumerate() {
-        let Ok(line) = line else { return reader.whole() }; // not UTF-8: the other reader names the place
-        let line = line.trim_start_matches('\u{feff}').trim();
-        if line.is_empty() {
-            continue;
-        }
-        match serde_json::from_str::<Value>(line) {
-            Ok(value) if value.is_object() => reader.take(number + 1, &value)?,
-            // An array, objects over several lines, or something broken.
-            _ => return reader.whole(),
-        }
+        entries.sort_by_key(|entry| entry.record);
+        let file = Mutex::new(Parts::of(scan.into_file()).map_err(Error::io(path))?);
+        Ok(Self { path: path.into(), file, found, entries })
     }
-    Ok(reader.finish())
+
+    /// What was found of all.
+    pub fn found(&self) -> Found {
+        self.found
+    }
+
+    /// The questions about a record, which has this number among all; of several alike the first.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is not what it was.
+    pub fn questions(&self, number: usize, record: &InitialRecord) -> Result<Vec<QuestionRecord>> {
+        let start = self.entries.partition_point(|entry| (entry.record as usize) < number);
+        let of_record = self.entries[start..].iter().take_while(|entry| entry.record as usize == number);
+        let (mut questions, mut seen) = (Vec::new(), HashSet::new());
+        for entries in of_record {
+            let changed = || Error::Changed { path: self.path.clone(), line: entries.line as usize };
+            let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
+            let bytes = file.read(entries.offset, entries.length as usize).map_err(Error::io(&self.path))?;
+            let text = String::from_utf8(bytes).map_err(|_| changed())?;
+            let mut scan = Scan::part(text, entries.line as usize, &self.path);
+            while let Some((place, value)) = scan.next::<Value>().map_err(|_| changed())? {
+                let entry = Entry { path: &self.path, line: place.line, value: &value };
+                let asked = entry.asked(self.found.form.ok_or_else(changed)?, true)?;
+                let asked = asked.questions.into_iter().map(|question| question.about(record));
+                questions.extend(asked.filter(|one| seen.insert(one.question.clone())));
+            }
+        }
+        Ok(questions)
+    }
+}
+
+impl Entries {
+    fn new(record: u32, place: Place) -> Self {
+        Self { record, line: place.line as u32, length: place.length as u32, offset: place.offset }
+    }
+
+    /// Takes the next entry of the file in.
+    fn extend(&mut self, place: Place) {
+        self.length = (place.offset + place.length as u64 - self.offset) as u32;
+    }
 }
 
 /// The questions of one entry of JourneyDB's annotation about the record that it became; `path` and `line` are named in
@@ -82,195 +153,210 @@ pub fn given_questions(path: &Path, records: &[InitialRecord], remedy: &'static 
 ///
 /// # Errors
 /// When the entry has no `Task3`.
-pub fn journeydb_questions(path: &Path, line: usize, entry: &Value, record: &InitialRecord) -> Result<Given> {
-    let mut reader = Reader::new(path, std::slice::from_ref(record));
-    reader.form = Some(QuestionForm::JourneyDb);
-    reader.journeydb_tasks(line, entry, &[0])?;
-    Ok(reader.finish())
+pub fn journeydb_questions(
+    path: &Path,
+    line: usize,
+    entry: &Value,
+    record: &InitialRecord,
+) -> Result<(Vec<QuestionRecord>, Found)> {
+    let form = QuestionForm::JourneyDb;
+    let Asked { questions, unanswered, incomplete } = Entry { path, line, value: entry }.asked(form, true)?;
+    let mut seen = HashSet::new();
+    let questions = questions.into_iter().map(|question| question.about(record));
+    let questions = questions.filter(|one| seen.insert(one.question.clone())).collect();
+    Ok((questions, Found { form: Some(form), elsewhere: 0, unanswered, incomplete }))
 }
 
-struct Reader<'a> {
+/// What joins entries to records.
+struct Joint {
+    ids: Numbers,
+    captions: Numbers,
+    paths: Numbers,
+    stems: Numbers,
+}
+
+impl Joint {
+    fn new(records: &Table<InitialRecord>) -> Result<Self> {
+        let [mut ids, mut captions, mut paths, mut stems] = [const { Vec::new() }; 4];
+        for numbers in records.chunks(TOGETHER) {
+            for (record, number) in records.read(numbers.clone())?.iter().zip(numbers.start as u32..) {
+                ids.push((record.id.key(), number));
+                captions.push((IdKey::of(record.caption.trim()), number));
+                paths.push((IdKey::of(without_dot(&record.img_path)), number));
+                stems.push((IdKey::of(stem(&record.img_path)), number));
+            }
+        }
+        let [ids, captions, paths, stems] = [ids, captions, paths, stems].map(Numbers::new);
+        Ok(Self { ids, captions, paths, stems })
+    }
+}
+
+/// The numbers of records by a text of theirs.
+struct Numbers(Vec<(IdKey, u32)>);
+
+impl Numbers {
+    fn new(mut pairs: Vec<(IdKey, u32)>) -> Self {
+        pairs.sort_unstable();
+        Self(pairs)
+    }
+
+    fn all(&self, text: &str) -> impl Iterator<Item = u32> {
+        let key = IdKey::of(text);
+        let start = self.0.partition_point(|(other, _)| *other < key);
+        self.0[start..].iter().take_while(move |(other, _)| *other == key).map(|(_, number)| *number)
+    }
+
+    fn last(&self, text: &str) -> Option<u32> {
+        self.all(text).last()
+    }
+
+    /// The one record of a text; none where there are several.
+    fn only(&self, text: &str) -> Option<u32> {
+        let mut all = self.all(text);
+        all.next().filter(|_| all.next().is_none())
+    }
+}
+
+/// An entry of a file of questions.
+struct Entry<'a> {
     path: &'a Path,
-    records: &'a [InitialRecord],
-    ids: HashMap<&'a str, usize>,
-    captions: HashMap<&'a str, Vec<usize>>,
-    paths: HashMap<&'a str, usize>,
-    /// Stems of several images join nothing.
-    stems: HashMap<&'a str, Option<usize>>,
-    asked: Vec<Vec<QuestionRecord>>,
-    form: Option<QuestionForm>,
-    elsewhere: usize,
+    line: usize,
+    value: &'a Value,
+}
+
+/// What an entry asks.
+#[derive(Default)]
+struct Asked {
+    questions: Vec<Question>,
     unanswered: usize,
     incomplete: usize,
 }
 
-impl<'a> Reader<'a> {
-    fn new(path: &'a Path, records: &'a [InitialRecord]) -> Self {
-        let mut reader = Self {
-            path,
-            records,
-            ids: HashMap::new(),
-            captions: HashMap::new(),
-            paths: HashMap::new(),
-            stems: HashMap::new(),
-            asked: vec![Vec::new(); records.len()],
-            form: None,
-            elsewhere: 0,
-            unanswered: 0,
-            incomplete: 0,
-        };
-        for (number, record) in records.iter().enumerate() {
-            reader.ids.insert(record.id.as_str(), number);
-            reader.captions.entry(record.caption.trim()).or_default().push(number);
-            reader.paths.insert(without_dot(&record.img_path), number);
-            let other = reader.stems.insert(stem(&record.img_path), Some(number));
-            if other.is_some() {
-                reader.stems.insert(stem(&record.img_path), None);
+/// A question that is about no record yet, but for what ours say themselves.
+struct Question {
+    ours: Option<QuestionRecord>,
+    element: String,
+    question: String,
+    choices: Vec<String>,
+    answer: String,
+}
+
+impl Question {
+    fn about(self, record: &InitialRecord) -> QuestionRecord {
+        let Self { ours, element, question, choices, answer } = self;
+        if let Some(ours) = ours {
+            return QuestionRecord { choices, answer, ..ours };
+        }
+        let InitialRecord { id, img_path, prompt, caption } = record.clone();
+        QuestionRecord { id, img_path, prompt, caption, element, question, choices, answer }
+    }
+}
+
+impl Entry<'_> {
+    fn text(&self, key: &str) -> Option<&str> {
+        self.value.get(key).and_then(Value::as_str)
+    }
+
+    /// The numbers of the records that it is about.
+    fn about(&self, form: QuestionForm, joint: &Joint) -> Vec<u32> {
+        let id = || self.value.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+        let by_id = || id().and_then(|id| joint.ids.last(&id));
+        let by_caption =
+            |caption: Option<&str>| caption.map(|caption| joint.captions.all(caption.trim()).collect::<Vec<_>>());
+        let (one, caption) = match form {
+            QuestionForm::Ours => (by_id(), None),
+            QuestionForm::Tifa => (by_id(), self.text("caption")),
+            QuestionForm::JourneyDb => {
+                let path = self.text("img_path").unwrap_or_default();
+                let by_path = joint.paths.last(without_dot(path));
+                let by_stem = || joint.stems.only(stem(path)).or_else(|| joint.ids.last(stem(path)));
+                let caption = self.value.pointer("/Task2/Caption").and_then(Value::as_str);
+                (by_path.or_else(by_stem), Some(caption.unwrap_or_default()))
             }
-        }
-        reader
-    }
-
-    /// Begins again with the whole file, which is no JSON Lines.
-    fn whole(self) -> Result<Given> {
-        let bytes = std::fs::read(self.path).map_err(Error::io(self.path))?;
-        let mut reader = Self::new(self.path, self.records);
-        for (line, value) in parse::<Value>(&bytes, self.path)? {
-            reader.take(line, &value)?;
-        }
-        Ok(reader.finish())
-    }
-
-    fn finish(self) -> Given {
-        let mut questions = Vec::new();
-        for asked in self.asked {
-            let mut seen = HashSet::new();
-            questions.extend(asked.into_iter().filter(|one| seen.insert(one.question.clone())));
-        }
-        let Self { form, elsewhere, unanswered, incomplete, .. } = self;
-        Given { questions, form, elsewhere, unanswered, incomplete }
-    }
-
-    fn take(&mut self, line: usize, value: &Value) -> Result<()> {
-        let form = match self.form.or_else(|| form_of(value)) {
-            Some(form) => *self.form.insert(form),
-            None => return Err(self.broken(line, value, FORMS.to_string())),
         };
+        one.map(|one| vec![one]).or_else(|| by_caption(caption)).unwrap_or_default()
+    }
+
+    /// What it asks; nothing, where it is about none of the records.
+    fn asked(&self, form: QuestionForm, joined: bool) -> Result<Asked> {
+        let mut asked = Asked::default();
         match form {
-            QuestionForm::JourneyDb => self.journeydb(line, value),
             QuestionForm::Ours => {
-                let given: QuestionRecord = serde_json::from_value(value.clone())
-                    .map_err(|error| self.broken(line, value, error.to_string()))?;
-                let Some(&record) = self.ids.get(given.id.as_str()) else {
-                    self.elsewhere += 1;
-                    return Ok(());
-                };
-                let choices = given.choices.iter().map(|choice| (None, choice.clone())).collect();
-                if let Some((choices, answer)) = self.settled(choices, &given.answer) {
-                    self.asked[record].push(QuestionRecord { choices, answer, ..given });
+                let ours: QuestionRecord =
+                    serde_json::from_value(self.value.clone()).map_err(|error| self.broken(error.to_string()))?;
+                if joined {
+                    let options = ours.choices.iter().map(|choice| (None, choice.clone())).collect();
+                    let (question, answer) = (ours.question.clone(), ours.answer.clone());
+                    asked.add("", &question, options, &answer, Some(ours));
                 }
-                Ok(())
             }
-            QuestionForm::Tifa => self.tifa(line, value),
-        }
-    }
-
-    fn tifa(&mut self, line: usize, value: &Value) -> Result<()> {
-        let text = |key: &str| value.get(key).and_then(Value::as_str);
-        let choices = value.get("choices").and_then(Value::as_array);
-        let (Some(question), Some(choices), Some(answer)) = (text("question"), choices, text("answer")) else {
-            let message = "a question of TIFA's form needs question, choices and answer".to_string();
-            return Err(self.broken(line, value, message));
-        };
-        let id = value.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
-        let by_id = id.as_deref().and_then(|id| self.ids.get(id)).map(|record| vec![*record]);
-        let by_caption = || text("caption").and_then(|caption| self.captions.get(caption.trim())).cloned();
-        let Some(records) = by_id.or_else(by_caption) else {
-            self.elsewhere += 1;
-            return Ok(());
-        };
-        let choices = choices.iter().filter_map(Value::as_str).map(|choice| (None, choice.to_string())).collect();
-        if let Some((choices, answer)) = self.settled(choices, answer) {
-            self.push(&records, text("element").unwrap_or("image"), question, &choices, &answer);
-        }
-        Ok(())
-    }
-
-    fn journeydb(&mut self, line: usize, value: &Value) -> Result<()> {
-        let path = value.get("img_path").and_then(Value::as_str).unwrap_or_default();
-        let caption = value.pointer("/Task2/Caption").and_then(Value::as_str).unwrap_or_default();
-        let by_path = self.paths.get(without_dot(path)).copied();
-        let by_stem = || self.stems.get(stem(path)).copied().flatten().or_else(|| self.ids.get(stem(path)).copied());
-        let by_caption = || self.captions.get(caption.trim()).cloned();
-        let records = by_path.or_else(by_stem).map(|record| vec![record]).or_else(by_caption);
-        self.elsewhere += usize::from(records.is_none());
-        self.journeydb_tasks(line, value, &records.unwrap_or_default())
-    }
-
-    /// The questions of an entry about these records.
-    fn journeydb_tasks(&mut self, line: usize, value: &Value, records: &[usize]) -> Result<()> {
-        let Some(tasks) = value.get("Task3").and_then(Value::as_object) else {
-            let message = "a record of JourneyDB's form needs Task3, the questions and answers".to_string();
-            return Err(self.broken(line, value, message));
-        };
-        if records.is_empty() {
-            return Ok(());
-        }
-        for (name, entries) in tasks {
-            let element = name.split(' ').next().unwrap_or_default().to_lowercase();
-            for entry in entries.as_array().into_iter().flatten() {
-                let text = |key: &str| entry.get(key).and_then(Value::as_str);
-                let (Some(question), Some(answer)) = (text("Question"), text("Answer")) else {
-                    self.incomplete += 1;
-                    continue;
+            QuestionForm::Tifa => {
+                let choices = self.value.get("choices").and_then(Value::as_array);
+                let (Some(question), Some(choices), Some(answer)) =
+                    (self.text("question"), choices, self.text("answer"))
+                else {
+                    return Err(self.broken("a question of TIFA's form needs question, choices and answer".into()));
                 };
-                let options = entry.get("Options").map(options).unwrap_or_default();
-                if let Some((choices, answer)) = self.settled(options, answer) {
-                    self.push(records, &element, question, &choices, &answer);
+                if joined {
+                    let texts = choices.iter().filter_map(Value::as_str);
+                    let options = texts.map(|choice| (None, choice.to_string())).collect();
+                    asked.add(self.text("element").unwrap_or("image"), question, options, answer, None);
+                }
+            }
+            QuestionForm::JourneyDb => {
+                let Some(tasks) = self.value.get("Task3").and_then(Value::as_object) else {
+                    let message = "a record of JourneyDB's form needs Task3, the questions and answers";
+                    return Err(self.broken(message.into()));
+                };
+                for (name, entries) in tasks.iter().filter(|_| joined) {
+                    let element = name.split(' ').next().unwrap_or_default().to_lowercase();
+                    for entry in entries.as_array().into_iter().flatten() {
+                        let text = |key: &str| entry.get(key).and_then(Value::as_str);
+                        let (Some(question), Some(answer)) = (text("Question"), text("Answer")) else {
+                            asked.incomplete += 1;
+                            continue;
+                        };
+                        let options = entry.get("Options").map(options).unwrap_or_default();
+                        asked.add(&element, question, options, answer, None);
+                    }
                 }
             }
         }
-        Ok(())
+        Ok(asked)
     }
 
-    fn push(&mut self, records: &[usize], element: &str, question: &str, choices: &[String], answer: &str) {
-        for &number in records {
-            let record = &self.records[number];
-            self.asked[number].push(QuestionRecord {
-                id: record.id.clone(),
-                img_path: record.img_path.clone(),
-                prompt: record.prompt.clone(),
-                caption: record.caption.clone(),
-                element: element.to_string(),
-                question: question.trim().to_string(),
-                choices: choices.to_vec(),
-                answer: answer.to_string(),
-            });
-        }
+    fn broken(&self, message: String) -> Error {
+        let name = ["id", "img_path"].iter().find_map(|key| self.value.get(*key));
+        let record =
+            name.map_or_else(|| "without id".into(), |id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
+        Error::Broken { path: self.path.into(), line: self.line, record, message }
     }
+}
 
-    /// The choices, each once, and the one that the answer means; nothing, but a count, where there is none.
-    fn settled(&mut self, options: Vec<(Option<String>, String)>, answer: &str) -> Option<(Vec<String>, String)> {
+impl Asked {
+    /// A question with its choices, each once, and the one that the answer means; but a count, where there is none.
+    fn add(
+        &mut self,
+        element: &str,
+        question: &str,
+        options: Vec<(Option<String>, String)>,
+        answer: &str,
+        ours: Option<QuestionRecord>,
+    ) {
         let mut choices: Vec<String> = Vec::new();
         for (_, choice) in &options {
             if !choices.contains(choice) {
                 choices.push(choice.clone());
             }
         }
-        if choices.len() < 2 {
-            self.incomplete += 1;
-            return None;
+        match meant(&options, answer) {
+            _ if choices.len() < 2 => self.incomplete += 1,
+            None => self.unanswered += 1,
+            Some(answer) => {
+                let (element, question) = (element.to_string(), question.trim().to_string());
+                self.questions.push(Question { ours, element, question, choices, answer });
+            }
         }
-        let meant = meant(&options, answer);
-        self.unanswered += usize::from(meant.is_none());
-        meant.map(|answer| (choices, answer))
-    }
-
-    fn broken(&self, line: usize, value: &Value, message: String) -> Error {
-        let name = ["id", "img_path"].iter().find_map(|key| value.get(*key));
-        let record =
-            name.map_or_else(|| "without id".into(), |id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
-        Error::Broken { path: self.path.into(), line, record, message }
     }
 }
 

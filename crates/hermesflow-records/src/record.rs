@@ -1,5 +1,8 @@
 //! The records of every file of a run, as the released scripts name their fields.
 
+use std::fmt;
+
+use serde::de::{DeserializeOwned, Deserializer, Visitor};
 use serde::{Deserialize, Serialize};
 
 use crate::RecordId;
@@ -8,6 +11,54 @@ use crate::RecordId;
 pub trait Identified {
     /// Its id.
     fn id(&self) -> &RecordId;
+}
+
+/// A record of one of the files.
+pub trait Record: Identified + Serialize + DeserializeOwned {
+    /// Reads the same JSON and refuses the same, but keeps the id alone: what it costs to look through a file.
+    type Outline: Identified + DeserializeOwned;
+}
+
+/// What a field of an [`Record::Outline`] is read as.
+trait Outlined {
+    type As: DeserializeOwned;
+}
+
+impl Outlined for String {
+    type As = SomeText;
+}
+
+impl Outlined for usize {
+    type As = Self;
+}
+
+impl Outlined for f64 {
+    type As = Self;
+}
+
+impl<T: Outlined> Outlined for Vec<T> {
+    type As = Vec<T::As>;
+}
+
+/// A text that is not kept.
+struct SomeText;
+
+impl<'de> Deserialize<'de> for SomeText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct AnyText;
+        impl Visitor<'_> for AnyText {
+            type Value = SomeText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a string")
+            }
+
+            fn visit_str<E>(self, _: &str) -> Result<SomeText, E> {
+                Ok(SomeText)
+            }
+        }
+        deserializer.deserialize_str(AnyText)
+    }
 }
 
 macro_rules! records {
@@ -24,6 +75,22 @@ macro_rules! records {
                 &self.id
             }
         }
+        const _: () = {
+            #[derive(Deserialize)]
+            #[expect(dead_code, reason = "these fields are only checked")]
+            pub struct Outline {
+                id: RecordId,
+                $($field: <$type as Outlined>::As),+
+            }
+            impl Identified for Outline {
+                fn id(&self) -> &RecordId {
+                    &self.id
+                }
+            }
+            impl Record for $name {
+                type Outline = Outline;
+            }
+        };
     )+};
 }
 
@@ -102,5 +169,33 @@ records! {
         vqa_score_win: f64,
         /// The accuracy of the rejected image.
         vqa_score_lose: f64,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn an_outline_takes_and_refuses_what_its_record_does() {
+        let good = r#"{"id": 7, "caption": "a \" ü", "question_number": 1, "result": [1, 0.5], "more": null}"#;
+        for (from, to) in [
+            ("", ""),
+            ("7", "1.5"),
+            ("7", "\"a/b\""),
+            ("1,", "-1,"),
+            ("0.5", "\"x\""),
+            ("\"a \\\" ü\"", "[\"a\"]"),
+            ("\"result\"", "\"results\""),
+        ] {
+            let text = good.replacen(from, to, 1);
+            let record = serde_json::from_str::<AnswerRecord>(&text).map(|record| record.id);
+            let outline = serde_json::from_str::<<AnswerRecord as Record>::Outline>(&text);
+            let outline = outline.map(|outline| outline.id().clone());
+            assert_eq!(record.is_ok(), to.is_empty(), "{text}");
+            let said = |result: Result<RecordId, serde_json::Error>| result.map_err(|error| error.to_string());
+            assert_eq!(said(outline), said(record));
+        }
     }
 }

@@ -1,130 +1,93 @@
 //! The file of a stage's results: append-only JSON Lines while it works, one whole array at the end.
 //!
-//! A line is the unit that a kill can cost: one record, or all [`Rows`] of an id.
+//! A line is the unit that a kill can cost.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{BufWriter, ErrorKind, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::de::DeserializeOwned;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
-use crate::{Error, Identified, RecordId, Result, read::parse};
+use crate::read::{Scan, only};
+use crate::table::Parts;
+use crate::{Error, IdKey, Identified, Record, Result};
 
-/// What is made, kept and made again as a whole: a record, or [`Rows`].
-pub trait Unit: Serialize + DeserializeOwned {
-    /// An entry of the final file.
-    type Row: Serialize + DeserializeOwned;
-
-    /// What it is kept under.
-    fn key(&self) -> &RecordId;
-
-    /// Its entries in the final file.
-    fn into_rows(self) -> Vec<Self::Row>;
-
-    /// The units of a final file.
-    fn from_rows(rows: Vec<Self::Row>) -> Vec<Self>;
-}
-
-impl<R: Identified + Serialize + DeserializeOwned> Unit for R {
-    type Row = R;
-
-    fn key(&self) -> &RecordId {
-        self.id()
-    }
-
-    fn into_rows(self) -> Vec<R> {
-        vec![self]
-    }
-
-    fn from_rows(rows: Vec<R>) -> Vec<Self> {
-        rows
-    }
-}
-
-/// All records of an id, such as the questions about a caption; there may be none.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Rows<R> {
-    /// The id.
-    pub id: RecordId,
-    /// Its records, in order.
-    pub rows: Vec<R>,
-}
-
-impl<R: Identified + Serialize + DeserializeOwned> Unit for Rows<R> {
-    type Row = R;
-
-    fn key(&self) -> &RecordId {
-        &self.id
-    }
-
-    fn into_rows(self) -> Vec<R> {
-        self.rows
-    }
-
-    fn from_rows(rows: Vec<R>) -> Vec<Self> {
-        let mut units: Vec<Self> = Vec::new();
-        let mut places: HashMap<RecordId, usize> = HashMap::new();
-        for row in rows {
-            let place = *places.entry(row.id().clone()).or_insert(units.len());
-            if place == units.len() {
-                units.push(Self { id: row.id().clone(), rows: Vec::new() });
-            }
-            units[place].rows.push(row);
-        }
-        units
-    }
-}
-
-/// Results by record id; what was written before a kill is there again.
+/// Results by record id; what was written before a kill is there again. Memory holds where they are.
 #[derive(Debug)]
-pub struct Store<U> {
+pub struct Store<R> {
     path: PathBuf,
     working: PathBuf,
     file: Option<File>,
-    units: HashMap<RecordId, U>,
+    places: HashMap<IdKey, Kept>,
+    records: PhantomData<fn(R)>,
 }
 
-impl<U: Unit> Store<U> {
+/// Where a result is kept.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    source: Source,
+    length: u32,
+    offset: u64,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Final,
+    Working,
+}
+
+impl<R: Record> Store<R> {
     /// The results that the final file or its `.jsonl` holds. A last line that a kill cut off is removed.
     ///
     /// # Errors
     /// Names the file and the line of what cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
         let working = path.with_extension("jsonl");
-        let mut units = Vec::new();
+        let mut store = Self { path: path.into(), working, file: None, places: HashMap::new(), records: PhantomData };
         if path.is_file() {
-            let rows = parse(&fs::read(path).map_err(Error::io(path))?, path)?;
-            units.extend(U::from_rows(rows.into_iter().map(|(_, row)| row).collect()));
+            store.look_through(Source::Final)?;
         }
-        if working.is_file() {
-            let mut bytes = fs::read(&working).map_err(Error::io(&working))?;
-            let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
-            if whole < bytes.len() {
-                let file = OpenOptions::new().write(true).open(&working).map_err(Error::io(&working))?;
-                file.set_len(whole as u64).map_err(Error::io(&working))?;
-                bytes.truncate(whole);
-            }
-            units.extend(parse::<U>(&bytes, &working)?.into_iter().map(|(_, unit)| unit));
+        if store.working.is_file() {
+            cut_torn_line(&store.working).map_err(Error::io(&store.working))?;
+            store.look_through(Source::Working)?;
         }
-        let units = units.into_iter().map(|unit| (unit.key().clone(), unit)).collect();
-        Ok(Self { path: path.into(), working, file: None, units })
+        Ok(store)
+    }
+
+    fn source(&self, source: Source) -> &Path {
+        match source {
+            Source::Final => &self.path,
+            Source::Working => &self.working,
+        }
+    }
+
+    fn look_through(&mut self, source: Source) -> Result<()> {
+        let path = self.source(source).to_owned();
+        let mut scan = Scan::new(File::open(&path).map_err(Error::io(&path))?, &path);
+        while let Some((place, outline)) = scan.next::<R::Outline>()? {
+            let kept = Kept { source, length: bounded(place.length, &path)?, offset: place.offset };
+            self.places.insert(outline.id().key(), kept);
+        }
+        Ok(())
     }
 
     /// Whether an id has its result.
-    pub fn has(&self, id: &RecordId) -> bool {
-        self.units.contains_key(id)
+    pub fn has(&self, key: IdKey) -> bool {
+        self.places.contains_key(&key)
     }
 
     /// Adds results, in one write.
     ///
     /// # Errors
-    /// Names the file that cannot be written; nothing of `units` is kept then.
-    pub fn append(&mut self, units: Vec<U>) -> Result<()> {
-        let mut lines = Vec::new();
-        for unit in &units {
-            serde_json::to_writer(&mut lines, unit).map_err(|error| Error::io(&self.working)(error.into()))?;
+    /// Names the file that cannot be written; nothing of `records` is kept then.
+    pub fn append(&mut self, records: &[R]) -> Result<()> {
+        let (mut lines, mut lengths) = (Vec::new(), Vec::with_capacity(records.len()));
+        for record in records {
+            let start = lines.len();
+            serde_json::to_writer(&mut lines, record).map_err(|error| Error::io(&self.working)(error.into()))?;
+            lengths.push(bounded(lines.len() - start, &self.working)?);
             lines.push(b'\n');
         }
         let file = match &mut self.file {
@@ -141,32 +104,72 @@ impl<U: Unit> Store<U> {
             let _ = file.set_len(before);
             return Err(Error::io(&self.working)(source));
         }
-        self.units.extend(units.into_iter().map(|unit| (unit.key().clone(), unit)));
+        let mut offset = before;
+        for (record, length) in records.iter().zip(lengths) {
+            self.places.insert(record.id().key(), Kept { source: Source::Working, length, offset });
+            offset += u64::from(length) + 1;
+        }
         Ok(())
     }
 
-    /// Writes the final file in the order of `ids`, removes the `.jsonl`, and returns the results.
+    /// Writes the final file in the order of `keys` and removes the `.jsonl`; the number of results.
     ///
     /// # Errors
     /// Names the file that cannot be written; the `.jsonl` is kept then.
-    pub fn finish<'a>(mut self, ids: impl Iterator<Item = &'a RecordId>) -> Result<Vec<U::Row>> {
-        let rows: Vec<U::Row> = ids.filter_map(|id| self.units.remove(id)).flat_map(U::into_rows).collect();
-        write_records(&self.path, &rows)?;
+    pub fn finish(mut self, keys: impl Iterator<Item = IdKey>) -> Result<usize> {
+        let mut file = ArrayFile::create(&self.path)?;
+        let (mut whole, mut working) = (None, None);
+        for key in keys {
+            let Some(kept) = self.places.remove(&key) else { continue };
+            let path = self.source(kept.source);
+            let parts = match kept.source {
+                Source::Final => &mut whole,
+                Source::Working => &mut working,
+            };
+            let read = || {
+                let parts = match parts {
+                    Some(parts) => parts,
+                    none => none.insert(Parts::of(File::open(path)?)?),
+                };
+                parts.read(kept.offset, kept.length as usize)
+            };
+            let bytes = read().map_err(Error::io(path))?;
+            // Written anew and not copied: whoever wrote it, the file is of one form.
+            let record = std::str::from_utf8(&bytes).ok().and_then(only::<R>);
+            let record = record.ok_or_else(|| Error::io(path)(ErrorKind::InvalidData.into()))?;
+            file.push(&record)?;
+        }
+        drop((whole, working));
+        let records = file.len();
+        file.finish()?;
         match fs::remove_file(&self.working) {
             Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(&self.working)(source)),
-            _ => Ok(rows),
+            _ => Ok(records),
         }
     }
 }
 
-/// Writes records as one JSON array, a record a line.
-///
-/// # Errors
-/// Names the file that cannot be written.
-pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
-    let mut file = ArrayFile::create(path)?;
-    records.iter().try_for_each(|record| file.push(record))?;
-    file.finish()
+fn bounded(length: usize, path: &Path) -> Result<u32> {
+    u32::try_from(length).map_err(|_| Error::io(path)(ErrorKind::FileTooLarge.into()))
+}
+
+/// Cuts off what stands behind the last line break.
+fn cut_torn_line(path: &Path) -> io::Result<()> {
+    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
+    let length = file.metadata()?.len();
+    let (mut end, mut bytes) = (length, Vec::new());
+    while end > 0 {
+        let start = end.saturating_sub(1 << 16);
+        file.seek(SeekFrom::Start(start))?;
+        bytes.clear();
+        (&file).take(end - start).read_to_end(&mut bytes)?;
+        if let Some(at) = bytes.iter().rposition(|byte| *byte == b'\n') {
+            end = start + at as u64 + 1;
+            break;
+        }
+        end = start;
+    }
+    if end < length { file.set_len(end) } else { Ok(()) }
 }
 
 /// A JSON array, a record a line, that is written record by record under a temporary name: memory need not hold it, and
@@ -270,10 +273,10 @@ fn make_parent(path: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{AnswerRecord, QuestionRecord};
+    use crate::{AnswerRecord, RecordId, read};
 
-    fn id(text: &str) -> RecordId {
-        RecordId::new(text).unwrap()
+    fn key(text: &str) -> IdKey {
+        RecordId::new(text).unwrap().key()
     }
 
     fn answer(id: &str, score: f64) -> AnswerRecord {
@@ -285,20 +288,20 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/results.json");
         let mut store = Store::open(&path).unwrap();
-        store.append(vec![answer("b", 0.5), answer("a", 1.0)]).unwrap();
+        store.append(&[answer("b", 0.5), answer("a", 1.0)]).unwrap();
         drop(store);
         let working = path.with_extension("jsonl");
         let whole = fs::read(&working).unwrap();
         fs::write(&working, [&whole[..], b"{\"id\": \"c\", \"capt"].concat()).unwrap();
 
         let mut store = Store::<AnswerRecord>::open(&path).unwrap();
-        assert!(store.has(&id("a")) && store.has(&id("b")) && !store.has(&id("c")));
-        store.append(vec![answer("c", 0.0)]).unwrap();
-        let ids: Vec<RecordId> = ["a", "b", "c"].map(id).to_vec();
-        let records = store.finish(ids.iter()).unwrap();
-        assert_eq!(records, [answer("a", 1.0), answer("b", 0.5), answer("c", 0.0)], "in the input's order");
+        assert!(store.has(key("a")) && store.has(key("b")) && !store.has(key("c")));
+        store.append(&[answer("c", 0.0)]).unwrap();
+        assert_eq!(store.finish(["a", "b", "c", "d"].map(key).into_iter()).unwrap(), 3);
+        let records = [answer("a", 1.0), answer("b", 0.5), answer("c", 0.0)];
+        assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), records, "in the input's order");
         assert!(path.is_file() && !working.exists());
-        assert!(Store::<AnswerRecord>::open(&path).unwrap().has(&id("c")), "the final file is enough");
+        assert!(Store::<AnswerRecord>::open(&path).unwrap().has(key("c")), "the final file is enough");
     }
 
     #[test]
@@ -314,15 +317,15 @@ mod tests {
     fn a_kill_at_any_byte_costs_the_last_line_at_most() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.json");
-        let ids = ["a", "b", "c"].map(id);
+        let ids = ["a", "b", "c"];
         let finish = |mut store: Store<AnswerRecord>| {
             for (number, id) in ids.iter().enumerate() {
-                if !store.has(id) {
-                    store.append(vec![answer(id.as_str(), number as f64)]).unwrap();
+                if !store.has(key(id)) {
+                    store.append(&[answer(id, number as f64)]).unwrap();
                 }
             }
             let working = fs::read(path.with_extension("jsonl")).unwrap();
-            store.finish(ids.iter()).unwrap();
+            store.finish(ids.map(key).into_iter()).unwrap();
             (working, fs::read(&path).unwrap())
         };
         let (lines, whole) = finish(Store::open(&path).unwrap());
@@ -353,41 +356,37 @@ mod tests {
             answers.iter().for_each(|answer| file.push(answer).unwrap());
             assert_eq!(file.len(), count);
             file.finish().unwrap();
-            assert_eq!(crate::read::<AnswerRecord>(&path, "").unwrap(), answers);
+            assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), answers);
             assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file");
         }
     }
 
     #[test]
-    fn all_rows_of_an_id_are_one_unit() {
+    fn results_of_any_form_are_written_in_one_and_the_last_of_an_id_counts() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("vqa_data.json");
-        let question = |text: &str, number: usize| QuestionRecord {
-            id: id(text),
-            img_path: "i".into(),
-            prompt: "p".into(),
-            caption: "c".into(),
-            element: "e".into(),
-            question: format!("{text}{number}?"),
-            choices: vec!["yes".into(), "no".into()],
-            answer: "yes".into(),
-        };
-        let unit = |text: &str, count| Rows { id: id(text), rows: (0..count).map(|n| question(text, n)).collect() };
-        let mut store = Store::open(&path).unwrap();
-        store.append(vec![unit("b", 2), unit("none", 0)]).unwrap();
-        drop(store);
-        let working = path.with_extension("jsonl");
-        let whole = fs::read(&working).unwrap();
-        let torn = serde_json::to_string(&unit("a", 2)).unwrap();
-        fs::write(&working, [&whole[..], &torn.as_bytes()[..torn.len() - 5]].concat()).unwrap();
-        let mut store = Store::<Rows<QuestionRecord>>::open(&path).unwrap();
-        assert!(store.has(&id("b")) && store.has(&id("none")) && !store.has(&id("a")));
-        store.append(vec![unit("a", 1)]).unwrap();
-        let ids = ["a", "none", "b"].map(id);
-        let rows = store.finish(ids.iter()).unwrap();
-        assert_eq!(rows, [question("a", 0), question("b", 0), question("b", 1)]);
-        let again = Store::<Rows<QuestionRecord>>::open(&path).unwrap();
-        assert_eq!(again.finish(ids.iter()).unwrap(), rows, "the final file is enough");
+        let path = folder.path().join("results.json");
+        let pretty = serde_json::to_string_pretty(&[answer("a", 0.0), answer("b", 0.0), answer("x", 0.0)]).unwrap();
+        fs::write(&path, pretty).unwrap();
+        let lines =
+            [answer("c", 1.0), answer("b", 1.0), answer("c", 0.0)].map(|one| serde_json::to_string(&one).unwrap());
+        fs::write(path.with_extension("jsonl"), lines.join("\n") + "\n").unwrap();
+        let store = Store::<AnswerRecord>::open(&path).unwrap();
+        assert_eq!(store.finish(["c", "b", "a"].map(key).into_iter()).unwrap(), 3);
+        let expected =
+            [answer("c", 0.0), answer("b", 1.0), answer("a", 0.0)].map(|one| serde_json::to_string(&one).unwrap());
+        assert_eq!(fs::read_to_string(&path).unwrap(), format!("[\n{}\n]\n", expected.join(",\n")));
+    }
+
+    #[test]
+    fn a_torn_line_is_cut_off_however_long_it_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.jsonl");
+        for (whole, torn) in [(0, 5), (0, 200_000), (7, 0), (7, 65_536), (200_000, 1)] {
+            let whole = if whole == 0 { String::new() } else { "x".repeat(whole) + "\n" };
+            fs::write(&path, whole.clone() + &"y".repeat(torn)).unwrap();
+            cut_torn_line(&path).unwrap();
+            assert_eq!(fs::read_to_string(&path).unwrap().len(), whole.len(), "{torn}");
+        }
     }
 
     #[test]
@@ -397,9 +396,9 @@ mod tests {
         let path = folder.path().join("results.json");
         std::os::unix::fs::symlink("/dev/full", path.with_extension("jsonl")).unwrap();
         let mut store = Store::open(&path).unwrap();
-        let message = store.append(vec![answer("a", 1.0)]).unwrap_err().to_string();
+        let message = store.append(&[answer("a", 1.0)]).unwrap_err().to_string();
         assert!(message.contains("results.jsonl") && message.contains("space"), "{message}");
-        assert!(!store.has(&id("a")));
+        assert!(!store.has(key("a")));
         // A folder in the place of the file: the temporary file goes, the message stays.
         fs::create_dir(&path).unwrap();
         let message = write_atomically(&path, b"x").unwrap_err().to_string();

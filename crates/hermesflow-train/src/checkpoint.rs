@@ -58,13 +58,22 @@ impl State {
     }
 }
 
-/// FNV-1a, 64 bits, of a JSON value's text.
-pub fn hash(value: &Value) -> String {
-    let text = value.to_string();
-    let hash = text
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    format!("{hash:016x}")
+/// FNV-1a, 64 bits, of a value's JSON text, which memory need not hold.
+pub fn hash<T: Serialize + ?Sized>(value: &T) -> String {
+    struct Fnv(u64);
+    impl std::io::Write for Fnv {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
+            Ok(bytes.len())
+        }
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    // Only keys that are no text could fail, and nothing here has such.
+    let _ = serde_json::to_writer(&mut hash, value);
+    format!("{:016x}", hash.0)
 }
 
 fn compare(key: &str, there: &Value, here: &Value, differences: &mut Vec<String>) {

@@ -340,7 +340,7 @@ impl<M: PairModel> Objective for PairDpo<M> {
         json!({
             "pair_dpo": self.settings,
             "pairs": self.pairs.len(),
-            "pairs_hash": checkpoint::hash(&json!(self.pairs)),
+            "pairs_hash": checkpoint::hash(&self.pairs),
         })
     }
 

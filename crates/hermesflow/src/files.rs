@@ -3,66 +3,57 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 
-use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord};
+use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord, Table};
 
 /// Images with their true captions, at least one.
 ///
 /// # Errors
 /// Names the file, the line and the record of what cannot be read, and what to do.
-pub fn initial_data(path: &Path) -> Result<Vec<InitialRecord>> {
+pub fn initial_data(path: &Path) -> Result<Table<InitialRecord>> {
     let remedy = "give it images and captions, or a `data.scenes` section that draws some";
-    Ok(hermesflow_records::read_unique(path, remedy)?)
+    Ok(Table::unique(path, remedy)?)
 }
 
 /// The model's captions.
 ///
 /// # Errors
 /// As [`initial_data`].
-pub fn captions(path: &Path) -> Result<Vec<CaptionRecord>> {
-    Ok(hermesflow_records::read_unique(path, "`hermesflow caption` makes it")?)
+pub fn captions(path: &Path) -> Result<Table<CaptionRecord>> {
+    Ok(Table::unique(path, "`hermesflow caption` makes it")?)
 }
 
 /// Questions, several per record.
 ///
 /// # Errors
 /// As [`initial_data`].
-pub fn questions(path: &Path) -> Result<Vec<QuestionRecord>> {
-    Ok(hermesflow_records::read(path, "`hermesflow ask` makes it, or give your own in that form")?)
+pub fn questions(path: &Path) -> Result<Table<QuestionRecord>> {
+    Ok(Table::grouped(path, "`hermesflow ask` makes it, or give your own in that form")?)
 }
 
 /// Questions that the user already has, in one of several forms, joined to the records.
 ///
 /// # Errors
 /// As [`initial_data`].
-pub fn given_questions(path: &Path, records: &[InitialRecord]) -> Result<Given> {
+pub fn given_questions(path: &Path, records: &Table<InitialRecord>) -> Result<Given> {
     let remedy = "ask.file must be questions in the form of vqa_data.json, TIFA's benchmark or JourneyDB's annotation";
-    Ok(hermesflow_records::given_questions(path, records, remedy)?)
+    Ok(Given::open(path, records, remedy)?)
 }
 
 /// The accuracy of every image.
 ///
 /// # Errors
 /// As [`initial_data`].
-pub fn answers(path: &Path) -> Result<Vec<AnswerRecord>> {
-    Ok(hermesflow_records::read_unique(path, "`hermesflow answer` makes it")?)
+pub fn answers(path: &Path) -> Result<Table<AnswerRecord>> {
+    Ok(Table::unique(path, "`hermesflow answer` makes it")?)
 }
 
 /// The preference pairs; there may be none.
 ///
 /// # Errors
 /// As [`initial_data`].
-pub fn pairs(path: &Path) -> Result<Vec<PairRecord>> {
-    Ok(hermesflow_records::read(path, "`hermesflow pair` makes it")?)
-}
-
-/// Writes records whole.
-///
-/// # Errors
-/// Names the file that cannot be written.
-pub fn write_records<R: Serialize>(path: &Path, records: &[R]) -> Result<()> {
-    hermesflow_records::write_records(path, records).context("cannot write the records")
+pub fn pairs(path: &Path) -> Result<Table<PairRecord>> {
+    Ok(Table::open(path, "`hermesflow pair` makes it")?)
 }
 
 /// Writes a file under a temporary name and renames it, making its folder.

@@ -126,8 +126,8 @@ impl<'a, M: UnifiedModel> Reader<'a, M> {
 struct KnownCodes {
     path: PathBuf,
     tokens: usize,
-    /// Where a picture's entry is, by number.
-    places: HashMap<Key, u64>,
+    /// The number of a picture's entry by half its key; the entry has all of it.
+    places: HashMap<[u8; 8], u32>,
     entries: u64,
     file: Option<File>,
 }
@@ -155,14 +155,14 @@ impl KnownCodes {
             let mut key = Key::default();
             from.read_exact(&mut key)?;
             from.seek_relative((self.entry_bytes() - key.len()) as i64)?;
-            self.places.insert(key, number);
+            self.places.insert(half(&key), number as u32);
         }
         Ok(())
     }
 
     /// The codes of a picture; none where the entry is damaged.
     fn get(&mut self, key: &Key) -> Option<Vec<u32>> {
-        let place = *self.places.get(key)? * self.entry_bytes() as u64;
+        let place = u64::from(*self.places.get(&half(key))?) * self.entry_bytes() as u64;
         let mut entry = vec![0; self.entry_bytes()];
         let file = self.file().ok()?;
         file.seek(SeekFrom::Start(place)).ok()?;
@@ -195,7 +195,7 @@ impl KnownCodes {
         });
         written.with_context(|| format!("{}: cannot keep the codes of pictures", self.path.display()))?;
         for key in keys {
-            self.places.insert(key, self.entries);
+            self.places.insert(half(&key), self.entries as u32);
             self.entries += 1;
         }
         Ok(())
@@ -211,6 +211,12 @@ impl KnownCodes {
         }
         self.file.as_mut().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
+}
+
+fn half(key: &Key) -> [u8; 8] {
+    let mut half = [0; 8];
+    half.copy_from_slice(&key[..8]);
+    half
 }
 
 fn checksum(content: &[u8]) -> [u8; 8] {

@@ -5,12 +5,13 @@
 //! made again as a whole, so the numbers in a batch never depend on where a run was interrupted, and
 //! the files of an interrupted run are, byte for byte, those of an undisturbed one.
 
-use std::path::PathBuf;
+use std::io::Read;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context, Result, anyhow, bail};
-use hermesflow_records::{InitialRecord, RecordId, derive_seed};
-use serde::{Serialize, de::DeserializeOwned};
+use hermesflow_records::{IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed};
 use serde_json::{Value, json};
 
 use crate::config::RunConfig;
@@ -32,7 +33,8 @@ pub struct Stage {
 }
 
 impl Stage {
-    /// Results of all records, in their order: what the file or its `.jsonl` has is kept, the rest is made.
+    /// Makes the results of all records, in their order: what the file or its `.jsonl` has is kept, the rest is made. How
+    /// many there are then.
     ///
     /// `load` fetches what a chunk needs, on a thread of its own, one chunk ahead. `work` makes the results of a whole
     /// chunk, and is told which ids have theirs; it may leave out a record that cannot be worked on, which is tried again
@@ -40,45 +42,49 @@ impl Stage {
     ///
     /// # Errors
     /// What `work` says; the results before it are kept.
-    pub fn run<R, L: Send>(
+    pub fn run<R: Record, L: Send>(
         &self,
-        records: &[InitialRecord],
+        records: &Table<InitialRecord>,
         progress: &Progress,
         load: impl Fn(&[InitialRecord]) -> L + Sync,
         mut work: impl FnMut(&[InitialRecord], L, &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
-    ) -> Result<Vec<R>>
-    where
-        R: Serialize + DeserializeOwned + Clone + hermesflow_records::Identified,
-    {
-        let mut store = hermesflow_records::Store::<R>::open(&self.file)?;
-        let (done, open): (Vec<_>, Vec<_>) =
-            records.chunks(self.chunk).partition(|chunk| chunk.iter().all(|record| store.has(&record.id)));
-        let task = progress.task(self.name, self.unit, records.len(), done.iter().map(|chunk| chunk.len()).sum());
-        ahead(open, load, |chunk, loaded| {
-            let made = work(chunk, loaded, &|id| store.has(id))?;
-            store.append(made)?;
+    ) -> Result<usize> {
+        let mut store = Store::<R>::open(&self.file)?;
+        let keys: Vec<IdKey> = records.keys().collect();
+        let is_done = |chunk: &Range<usize>| keys[chunk.clone()].iter().all(|key| store.has(*key));
+        let (done, open): (Vec<_>, Vec<_>) = records.chunks(self.chunk).partition(is_done);
+        let task = progress.task(self.name, self.unit, records.len(), done.iter().map(Range::len).sum());
+        let load = |chunk: Range<usize>| -> Result<_> {
+            let records = records.read(chunk)?;
+            let loaded = load(&records);
+            Ok((records, loaded))
+        };
+        ahead(open, load, |loaded| {
+            let (chunk, loaded) = loaded?;
+            let made = work(&chunk, loaded, &|id| store.has(id.key()))?;
+            store.append(&made)?;
             task.advance(chunk.len());
             Ok(())
         })?;
-        Ok(store.finish(records.iter().map(|record| &record.id))?)
+        Ok(store.finish(keys.into_iter())?)
     }
 }
 
-/// Does `work` on every item, in order, while a thread of its own does `load` for the next one.
+/// Does `work` on what `load` makes of every item, in order, while a thread of its own does `load` for the next one.
 ///
 /// # Errors
 /// The first one of `work`.
-pub fn ahead<I: Copy + Send, L: Send>(
+pub fn ahead<I: Send, L: Send>(
     items: Vec<I>,
     load: impl Fn(I) -> L + Sync,
-    mut work: impl FnMut(I, L) -> Result<()>,
+    work: impl FnMut(L) -> Result<()>,
 ) -> Result<()> {
     std::thread::scope(|scope| {
         // Without room: what is loaded waits with its thread until it is wanted.
         let (sender, loaded) = sync_channel(0);
         let load = &load;
-        scope.spawn(move || items.into_iter().try_for_each(|item| sender.send((item, load(item)))));
-        loaded.into_iter().try_for_each(|(item, loaded)| work(item, loaded))
+        scope.spawn(move || items.into_iter().try_for_each(|item| sender.send(load(item))));
+        loaded.into_iter().try_for_each(work)
     })
 }
 
@@ -117,8 +123,31 @@ pub fn seed(config: &RunConfig, layout: &RunLayout, stage: &str, parts: &[u64]) 
 
 /// A number for a text that is the same everywhere (FNV-1a).
 pub fn text_number(text: &str) -> u64 {
-    let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, step)
+    hashed(EMPTY, text.as_bytes())
+}
+
+/// The [`text_number`] of what a file holds.
+///
+/// # Errors
+/// Names the file when it cannot be read.
+pub fn file_number(path: &Path) -> Result<u64> {
+    let named = || path.display().to_string();
+    let mut file = std::fs::File::open(path).with_context(named)?;
+    let (mut number, mut bytes) = (EMPTY, vec![0; 1 << 16]);
+    loop {
+        match file.read(&mut bytes).with_context(named)? {
+            0 => return Ok(number),
+            read => number = hashed(number, &bytes[..read]),
+        }
+    }
+}
+
+/// FNV-1a of nothing.
+const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
+
+/// FNV-1a of more bytes.
+fn hashed(hash: u64, bytes: &[u8]) -> u64 {
+    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 /// Refuses to mix results of different settings in one place, and notes the settings of the first ones.
@@ -177,20 +206,20 @@ mod tests {
         ahead(
             (0..20).collect(),
             |item| item * item,
-            |item, square| {
-                seen.push((item, square));
+            |square| {
+                seen.push(square);
                 Ok(())
             },
         )
         .unwrap();
-        assert_eq!(seen, (0..20).map(|item| (item, item * item)).collect::<Vec<_>>());
+        assert_eq!(seen, (0..20).map(|item| item * item).collect::<Vec<_>>());
 
         let mut last = 0;
-        let work = |item, _| {
+        let work = |item| {
             last = item;
             if item == 7 { Err(anyhow!("seven")) } else { Ok(()) }
         };
-        assert_eq!(ahead((0..1000).collect(), |_| (), work).unwrap_err().to_string(), "seven");
+        assert_eq!(ahead((0..1000).collect(), |item| item, work).unwrap_err().to_string(), "seven");
         assert_eq!(last, 7);
     }
 

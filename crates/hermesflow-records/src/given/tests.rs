@@ -15,16 +15,20 @@ fn records() -> Vec<InitialRecord> {
     ]
 }
 
-fn given(text: &str) -> Result<Given> {
+/// The questions that a file gives about the records, in their order, and what was found in it.
+fn given(text: &str) -> Result<(Vec<QuestionRecord>, Found)> {
     let folder = tempfile::tempdir().unwrap();
-    let path = folder.path().join("questions.json");
+    let [path, data] = ["questions.json", "initial_data.json"].map(|name| folder.path().join(name));
     std::fs::write(&path, text).unwrap();
-    given_questions(&path, &records(), "make it")
+    std::fs::write(&data, serde_json::to_string(&records()).unwrap()).unwrap();
+    let given = Given::open(&path, &Table::unique(&data, "").unwrap(), "make it")?;
+    let of = |(number, record)| given.questions(number, record).unwrap();
+    Ok((records().iter().enumerate().flat_map(of).collect(), given.found()))
 }
 
 /// Record, question, answer.
-fn shown(given: &Given) -> Vec<(&str, &str, &str)> {
-    given.questions.iter().map(|one| (one.id.as_str(), one.question.as_str(), one.answer.as_str())).collect()
+fn shown(questions: &[QuestionRecord]) -> Vec<(&str, &str, &str)> {
+    questions.iter().map(|one| (one.id.as_str(), one.question.as_str(), one.answer.as_str())).collect()
 }
 
 #[test]
@@ -43,11 +47,11 @@ fn our_own_form_is_joined_by_id() {
         one("coco_1", "yes")
     );
     for text in [text.clone(), format!("[{text}]"), text.replace("\n \"", " \"").replace("},", "}")] {
-        let given = given(&text).unwrap();
-        assert_eq!(given.form, Some(QuestionForm::Ours));
-        assert_eq!(shown(&given), [("coco_1", "q yes?", "yes"), ("two", "q no?", "no")], "in the records' order");
-        assert_eq!((given.elsewhere, given.unanswered, given.incomplete), (1, 1, 0));
-        assert_eq!(given.questions[0].caption, "c", "as it was given");
+        let (questions, found) = given(&text).unwrap();
+        assert_eq!(found.form, Some(QuestionForm::Ours));
+        assert_eq!(shown(&questions), [("coco_1", "q yes?", "yes"), ("two", "q no?", "no")], "in the records' order");
+        assert_eq!((found.elsewhere, found.unanswered, found.incomplete), (1, 1, 0));
+        assert_eq!(questions[0].caption, "c", "as it was given");
     }
 }
 
@@ -61,13 +65,13 @@ fn tifas_benchmark_is_joined_by_id_or_caption() {
         {"id": "x", "caption": "nothing", "element": "2", "question": "q?", "choices": ["1", "2"], "answer": "2"},
         {"id": "coco_1", "caption": "", "element": "car", "question": "b?", "choices": ["red", "blue"], "answer": "B"},
         {"id": "coco_1", "caption": "", "element": "car", "question": "b?", "choices": ["red", "red"], "answer": "red"}]"#;
-    let given = given(text).unwrap();
-    assert_eq!(given.form, Some(QuestionForm::Tifa));
+    let (questions, found) = given(text).unwrap();
+    assert_eq!(found.form, Some(QuestionForm::Tifa));
     let expected =
         [("coco_1", "what color is the car?", "red"), ("coco_1", "b?", "blue"), ("three", "how many dogs?", "2")];
-    assert_eq!(shown(&given), expected);
-    assert_eq!((given.elsewhere, given.unanswered, given.incomplete), (1, 0, 1));
-    let first = &given.questions[0];
+    assert_eq!(shown(&questions), expected);
+    assert_eq!((found.elsewhere, found.unanswered, found.incomplete), (1, 0, 1));
+    let first = &questions[0];
     assert_eq!((first.caption.as_str(), first.element.as_str()), ("A red car.", "car"), "the record's own caption");
 }
 
@@ -89,12 +93,41 @@ fn journeydbs_annotation_is_joined_by_image_or_caption() {
         of("999.jpg", "Two dogs.", bad),
         of("./1/zz.jpg", "nothing", lettered),
     ];
-    let given = given(&lines.join("\n")).unwrap();
-    assert_eq!(given.form, Some(QuestionForm::JourneyDb));
-    assert_eq!(shown(&given), [("coco_1", "What color?", "red"), ("two", "Where?", "roof")]);
-    assert_eq!(given.questions[1].choices, ["mat", "roof"]);
-    assert_eq!(given.questions[0].element, "content");
-    assert_eq!((given.elsewhere, given.unanswered, given.incomplete), (1, 1, 1));
+    let (questions, found) = given(&lines.join("\n")).unwrap();
+    assert_eq!(found.form, Some(QuestionForm::JourneyDb));
+    assert_eq!(shown(&questions), [("coco_1", "What color?", "red"), ("two", "Where?", "roof")]);
+    assert_eq!(questions[1].choices, ["mat", "roof"]);
+    assert_eq!(questions[0].element, "content");
+    assert_eq!((found.elsewhere, found.unanswered, found.incomplete), (1, 1, 1));
+}
+
+#[test]
+fn entries_of_a_record_are_found_wherever_they_stand() {
+    let one = |id: &str, caption: &str, number: usize| {
+        format!(
+            "{{\"id\": \"{id}\", \"caption\": \"{caption}\", \"question\": \"q{number}?\", \"choices\": [\"yes\", \"no\"], \
+             \"answer\": \"yes\"}}"
+        )
+    };
+    // Runs of one record, cut by another, by one of nobody, and by one of several records.
+    let entries = [
+        ("three", ""),
+        ("coco_1", ""),
+        ("coco_1", ""),
+        ("x", "nothing"),
+        ("coco_1", ""),
+        ("two", ""),
+        ("x", "Two dogs."),
+        ("coco_1", ""),
+    ];
+    let lines: Vec<String> = entries.iter().enumerate().map(|(at, (id, caption))| one(id, caption, at)).collect();
+    for text in [lines.join("\n"), format!("[{}]", lines.join(",\n"))] {
+        let (questions, found) = given(&text).unwrap();
+        let asked: Vec<(&str, &str)> = shown(&questions).into_iter().map(|(id, question, _)| (id, question)).collect();
+        let first = ["q1?", "q2?", "q4?", "q7?"].map(|question| ("coco_1", question));
+        assert_eq!(asked, [&first[..], &[("two", "q5?"), ("three", "q0?"), ("three", "q6?")]].concat());
+        assert_eq!(found.elsewhere, 1);
+    }
 }
 
 #[test]
@@ -135,7 +168,11 @@ fn what_is_broken_is_named() {
         let message = given(text).unwrap_err().to_string();
         parts.iter().for_each(|part| assert!(message.contains(part), "{part}: {message}"));
     }
-    let missing = given_questions(Path::new("no/such.json"), &records(), "give it").unwrap_err().to_string();
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path().join("initial_data.json");
+    std::fs::write(&data, serde_json::to_string(&records()).unwrap()).unwrap();
+    let records = Table::unique(&data, "").unwrap();
+    let missing = Given::open(Path::new("no/such.json"), &records, "give it").unwrap_err().to_string();
     assert!(missing.contains("no/such.json: does not exist; give it"), "{missing}");
-    assert_eq!(given("").unwrap().form, None);
+    assert_eq!(given("").unwrap().1.form, None);
 }

@@ -1,10 +1,8 @@
 //! `hermesflow answer`: the model answers the questions about its own images.
 
-use std::collections::{HashMap, HashSet};
-
 use anyhow::{Context, Result};
 use hermesflow_models::{ImageView, Reply, ReplyRequest, Sampling, UnifiedModel};
-use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, RecordId, three_decimals};
+use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, three_decimals};
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
@@ -40,8 +38,8 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// The accuracy of every image of an iteration, in the records' order; records without questions, or without captions where these
-/// are there, are left out.
+/// Scores every image of an iteration, in the records' order; records without questions, or without captions where
+/// these are there, are left out.
 ///
 /// # Errors
 /// Names the record and the file that stand in the way; answers already written are kept.
@@ -50,17 +48,14 @@ pub fn answer(
     config: &RunConfig,
     layout: &RunLayout,
     progress: &Progress,
-) -> Result<Vec<AnswerRecord>> {
+) -> Result<()> {
     let mut records = scenes::initial_data(config, layout, progress)?;
-    let mut questions: HashMap<RecordId, Vec<QuestionRecord>> = HashMap::new();
-    for question in files::questions(&layout.questions())? {
-        questions.entry(question.id.clone()).or_default().push(question);
-    }
-    records.retain(|record| questions.contains_key(&record.id));
+    let questions = files::questions(&layout.questions())?;
+    records.retain(|key| questions.has(key));
     if layout.captions().is_file() {
         // Without captions, as where its picture cannot be read, a record gives no pair whatever the answers.
-        let captioned: HashSet<RecordId> = files::captions(&layout.captions())?.into_iter().map(|one| one.id).collect();
-        records.retain(|record| captioned.contains(&record.id));
+        let captions = files::captions(&layout.captions())?;
+        records.retain(|key| captions.has(key));
     }
     let images = config.imagine.images;
     let mut settings = json!({ "answer": config.answer, "ask": config.ask, "images": images });
@@ -75,18 +70,20 @@ pub fn answer(
         matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
     };
     let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
-    let open = |record: &InitialRecord| -> Result<Vec<Opened>> {
-        (0..images).map(|number| examiner.reader.open(&layout.image(record.id.as_str(), number))).collect()
+    let open = |record: &InitialRecord| -> Result<(Vec<QuestionRecord>, Vec<Opened>)> {
+        let open = |number| examiner.reader.open(&layout.image(record.id.as_str(), number));
+        Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
     };
     let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
     stage.run(&records, progress, open, |chunk, opened, _| {
-        let answer = |(record, opened): (&InitialRecord, Result<Vec<Opened>>)| {
+        let answer = |(record, opened): (&InitialRecord, Result<(Vec<QuestionRecord>, Vec<Opened>)>)| {
             opened
-                .and_then(|opened| examiner.answer(record, &questions[&record.id], opened))
+                .and_then(|(questions, images)| examiner.answer(record, &questions, images))
                 .with_context(|| format!("record {}", record.id))
         };
         chunk.iter().zip(opened).map(answer).collect()
-    })
+    })?;
+    Ok(())
 }
 
 /// Asks a model about its own images.

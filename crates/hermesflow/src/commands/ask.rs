@@ -1,10 +1,9 @@
 //! `hermesflow ask`: questions with choices about every caption.
 
-use std::collections::HashSet;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_records::{InitialRecord, QuestionRecord, RecordId};
+use hermesflow_records::{ArrayFile, InitialRecord, QuestionRecord, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
 use super::{StageArgs, scenes};
@@ -37,28 +36,45 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Questions about every record of an iteration, in the records' order.
+/// Writes questions about every record of an iteration, in the records' order.
 ///
 /// # Errors
 /// When there is no question at all, or the questions' file is missing or broken.
-pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<QuestionRecord>> {
+pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
     let records = scenes::initial_data(config, layout, progress)?;
     let judges = Judges::of_run(config, layout, progress)?;
     let filter = judges.filter(config.ask.filter)?;
-    let questions = match judges.writer(config.ask.writer)? {
-        Some(writer) => written(&*writer, filter.as_deref(), &records, config.data.chunk, progress)?,
-        None => kept(given(config, &records, progress)?, filter.as_deref(), progress)?,
-    };
-    let asked: HashSet<&RecordId> = questions.iter().map(|question: &QuestionRecord| &question.id).collect();
-    let silent = records.iter().filter(|record| !asked.contains(&record.id)).count();
+    let own = config.ask.writer == Writer::File && same_file(config.ask.file.as_deref(), &layout.questions());
+    let mut sheet = Sheet { file: None, asked: 0 };
+    if !own {
+        sheet.file = Some(ArrayFile::create(&layout.questions())?);
+    }
+    match judges.writer(config.ask.writer)? {
+        Some(writer) => written(&*writer, filter.as_deref(), &records, config.data.chunk, &mut sheet, progress)?,
+        None => given(config, filter.as_deref(), &records, &mut sheet, progress)?,
+    }
+    let silent = records.len() - sheet.asked;
     ensure!(silent < records.len(), "{}: {}", layout.initial_data().display(), without_questions(config));
     if silent > 0 {
         progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
     }
-    if config.ask.writer != Writer::File || !same_file(config.ask.file.as_deref(), &layout.questions()) {
-        files::write_records(&layout.questions(), &questions)?;
+    sheet.file.map_or(Ok(()), ArrayFile::finish).context("cannot write the records")
+}
+
+/// Where questions go, record by record.
+struct Sheet {
+    /// None where they lie there already.
+    file: Option<ArrayFile>,
+    /// Records that have questions.
+    asked: usize,
+}
+
+impl Sheet {
+    fn add(&mut self, questions: &[QuestionRecord]) -> Result<()> {
+        self.asked += usize::from(!questions.is_empty());
+        let Some(file) = &mut self.file else { return Ok(()) };
+        questions.iter().try_for_each(|question| file.push(question)).context("cannot write the records")
     }
-    Ok(questions)
 }
 
 /// Whether the questions that were given already lie where they belong; they are not written over.
@@ -70,13 +86,15 @@ fn same_file(given: Option<&Path>, own: &Path) -> bool {
 fn written(
     writer: &dyn QuestionWriter,
     filter: Option<&dyn QuestionFilter>,
-    records: &[InitialRecord],
+    records: &Table<InitialRecord>,
     chunk: usize,
+    sheet: &mut Sheet,
     progress: &Progress,
-) -> Result<Vec<QuestionRecord>> {
+) -> Result<()> {
     let task = progress.task("ask", "captions", records.len(), 0);
-    let (mut questions, mut unanswerable) = (Vec::new(), 0);
-    for records in records.chunks(chunk) {
+    let mut unanswerable = 0;
+    for chunk in records.chunks(chunk) {
+        let records = records.read(chunk)?;
         let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
         let asked = writer.write(&captions).with_context(|| format!("records from {} on", records[0].id))?;
         for (record, mut asked) in records.iter().zip(asked) {
@@ -87,7 +105,8 @@ fn written(
             if let Some(filter) = filter {
                 asked = filter.keep(&record.caption, asked).with_context(|| format!("record {}", record.id))?;
             }
-            questions.extend(asked.into_iter().map(|question| about(record, question)));
+            let questions: Vec<QuestionRecord> = asked.into_iter().map(|question| about(record, question)).collect();
+            sheet.add(&questions)?;
             task.advance(1);
         }
     }
@@ -95,7 +114,7 @@ fn written(
     if unanswerable > 0 {
         progress.log(format!("ask: left out {unanswerable} questions whose answer is none of the choices"));
     }
-    Ok(questions)
+    Ok(())
 }
 
 fn about(record: &InitialRecord, question: Question) -> QuestionRecord {
@@ -111,29 +130,18 @@ fn about(record: &InitialRecord, question: Question) -> QuestionRecord {
     }
 }
 
-/// What a filter keeps of questions that were given, in their order.
-fn kept(
-    questions: Vec<QuestionRecord>,
-    filter: Option<&dyn QuestionFilter>,
-    progress: &Progress,
-) -> Result<Vec<QuestionRecord>> {
-    let Some(filter) = filter else { return Ok(questions) };
-    let task = progress.task("ask", "questions", questions.len(), 0);
-    let mut kept = Vec::new();
-    for asked in questions.chunk_by(|a, b| a.id == b.id) {
-        let plain = |one: &QuestionRecord| Question {
-            element: one.element.clone(),
-            question: one.question.clone(),
-            choices: one.choices.clone(),
-            answer: one.answer.clone(),
-        };
-        let good = filter
-            .keep(&asked[0].caption, asked.iter().map(plain).collect())
-            .with_context(|| format!("record {}", asked[0].id))?;
-        kept.extend(asked.iter().filter(|one| good.contains(&plain(one))).cloned());
-        task.advance(asked.len());
-    }
-    Ok(kept)
+/// What a filter keeps of a record's questions that were given, in their order.
+fn kept(questions: Vec<QuestionRecord>, filter: &dyn QuestionFilter) -> Result<Vec<QuestionRecord>> {
+    let Some(first) = questions.first() else { return Ok(questions) };
+    let plain = |one: &QuestionRecord| Question {
+        element: one.element.clone(),
+        question: one.question.clone(),
+        choices: one.choices.clone(),
+        answer: one.answer.clone(),
+    };
+    let asked = questions.iter().map(plain).collect();
+    let good = filter.keep(&first.caption, asked).with_context(|| format!("record {}", first.id))?;
+    Ok(questions.into_iter().filter(|one| good.contains(&plain(one))).collect())
 }
 
 /// Why no record has a question, and what to do.
@@ -161,19 +169,38 @@ fn without_questions(config: &RunConfig) -> String {
     }
 }
 
-/// The questions of a file about these records, in the records' order.
-fn given(config: &RunConfig, records: &[InitialRecord], progress: &Progress) -> Result<Vec<QuestionRecord>> {
+/// The questions of a file about these records, and what a filter keeps of them.
+fn given(
+    config: &RunConfig,
+    filter: Option<&dyn QuestionFilter>,
+    records: &Table<InitialRecord>,
+    sheet: &mut Sheet,
+    progress: &Progress,
+) -> Result<()> {
     let path = config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
     let given = files::given_questions(path, records)?;
+    let found = given.found();
     let lost = [
-        (given.unanswered, "whose answer is none of the choices"),
-        (given.incomplete, "that lack a part or have fewer than two choices"),
+        (found.unanswered, "whose answer is none of the choices"),
+        (found.incomplete, "that lack a part or have fewer than two choices"),
     ];
     for (count, why) in lost.into_iter().filter(|(count, _)| *count > 0) {
         progress.log(format!("ask: {}: left out {count} questions {why}", path.display()));
     }
-    if given.elsewhere > 0 {
-        progress.log(format!("ask: {}: {} entries are about none of the records", path.display(), given.elsewhere));
+    if found.elsewhere > 0 {
+        progress.log(format!("ask: {}: {} entries are about none of the records", path.display(), found.elsewhere));
     }
-    Ok(given.questions)
+    let task = progress.task("ask", "records", records.len(), 0);
+    for chunk in records.chunks(config.data.chunk) {
+        for (number, record) in chunk.clone().zip(records.read(chunk)?) {
+            let questions = given.questions(number, &record)?;
+            let questions = match filter {
+                Some(filter) => kept(questions, filter)?,
+                None => questions,
+            };
+            sheet.add(&questions)?;
+            task.advance(1);
+        }
+    }
+    Ok(())
 }

@@ -38,7 +38,7 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Captions of every record of an iteration, in the records' order.
+/// Makes the captions of every record of an iteration, in the records' order.
 ///
 /// # Errors
 /// Names the record and the file that stand in the way; captions already written are kept.
@@ -47,7 +47,7 @@ pub fn caption(
     config: &RunConfig,
     layout: &RunLayout,
     progress: &Progress,
-) -> Result<Vec<CaptionRecord>> {
+) -> Result<()> {
     let records = scenes::initial_data(config, layout, progress)?;
     stage::settled(layout, "caption", config, &json!({ "caption": config.caption }))?;
     let reader = Reader::new(model, &config.model, layout, progress)?;
@@ -74,11 +74,11 @@ pub fn caption(
         }
         caption_chunk(model, config, layout, &readable, &reader.views(pictures)?)
     })?;
-    if let Some(first) = skipped.finish(records.len()).filter(|_| captions.is_empty()) {
+    if let Some(first) = skipped.finish(records.len()).filter(|_| captions == 0) {
         let _ = std::fs::remove_file(layout.captions()); // no captions are no result
         bail!("no picture could be read: {first}; relative paths begin at data.root, {}", layout.data().display());
     }
-    Ok(captions)
+    Ok(())
 }
 
 fn caption_chunk(

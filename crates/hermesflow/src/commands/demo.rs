@@ -122,11 +122,11 @@ fn pairs_sheet(config: &RunConfig, path: &Path) -> Result<usize> {
     let pairs = files::pairs(&layout.pairs())?;
     let pictures = Pictures::new(layout.data(), hermesflow_scenes::SIDE);
     let step = (pairs.len() / ROWS).max(1);
-    let rows = pairs
-        .iter()
+    let rows = (0..pairs.len())
         .step_by(step)
         .take(ROWS)
-        .map(|pair| {
+        .map(|number| {
+            let pair = pairs.read(number..number + 1)?.remove(0);
             let load = |name: &str| pictures.load(name.as_ref()).with_context(|| format!("record {}", pair.id));
             let score = |name, score: f64, colour| Words::coloured(format!("{name} {score:.2}"), colour);
             Ok(vec![

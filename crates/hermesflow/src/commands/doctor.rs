@@ -105,23 +105,28 @@ impl Findings {
         };
         self.add(Verdict::Good, "records", format!("{} in {}", records.len(), path.display()));
         let pictures = Pictures::new(layout.data(), 1);
-        let broken = |record: &InitialRecord| {
+        let fault = |record: &InitialRecord| {
             let fault = pictures.find(record.img_path.as_ref()).and_then(|path| header(&path)).err()?;
             Some(format!("record {}: {fault:#}", record.id))
         };
-        let broken: Vec<String> = records.par_iter().filter_map(broken).collect();
-        match broken.first() {
+        let (mut broken, mut first) = (0, None);
+        for chunk in records.chunks(TOGETHER) {
+            let found: Vec<String> = match records.read(chunk) {
+                Ok(records) => records.par_iter().filter_map(fault).collect(),
+                Err(error) => vec![error.to_string()],
+            };
+            broken += found.len();
+            first = first.or(found.into_iter().next());
+        }
+        match first {
             None => self.add(Verdict::Good, "pictures", format!("{} can be read by their headers", records.len())),
-            Some(first) if broken.len() == records.len() => {
-                let text = format!("none of {} can be read; is data.root right? The first: {first}", records.len());
+            Some(first) if broken == records.len() => {
+                let text = format!("none of {broken} can be read; is data.root right? The first: {first}");
                 self.add(Verdict::Blocks, "pictures", text);
             }
             Some(first) => {
-                let text = format!(
-                    "{} of {} cannot be read and will be skipped; the first: {first}",
-                    broken.len(),
-                    records.len()
-                );
+                let text =
+                    format!("{broken} of {} cannot be read and will be skipped; the first: {first}", records.len());
                 self.add(Verdict::Note, "pictures", text);
             }
         }
@@ -282,6 +287,9 @@ impl Findings {
         }
     }
 }
+
+/// Records whose pictures are looked at side by side.
+const TOGETHER: usize = 4096;
 
 /// Reads a picture's header.
 fn header(path: &Path) -> Result<()> {

@@ -49,8 +49,14 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
     let images = config.imagine.images;
     let is_done = |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_str(), number).is_file());
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
-    let chunks: Vec<_> = records.chunks(config.data.chunk).map(|chunk| (chunk, chunk.iter().all(is_done))).collect();
-    let done = chunks.iter().filter(|(_, done)| *done).map(|(chunk, _)| chunk.len() * images).sum();
+    let (mut open, mut done) = (Vec::new(), 0);
+    for chunk in records.chunks(config.data.chunk) {
+        if records.read(chunk.clone())?.iter().all(is_done) {
+            done += chunk.len() * images;
+        } else {
+            open.push(chunk);
+        }
+    }
     let task = progress.task("imagine", "images", records.len() * images, done);
     let store = |made: Vec<Imagined>| {
         for image in &made {
@@ -62,8 +68,9 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
         Ok(())
     };
     stage::behind(store, |hand_on| {
-        chunks.iter().filter(|(_, done)| !done).try_for_each(|(chunk, _)| {
-            let made = imagine_chunk(model, config, layout, chunk)
+        open.into_iter().try_for_each(|chunk| {
+            let chunk = records.read(chunk)?;
+            let made = imagine_chunk(model, config, layout, &chunk)
                 .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
             hand_on(made)
         })

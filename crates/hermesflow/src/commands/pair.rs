@@ -1,17 +1,21 @@
 //! `hermesflow pair`: the best and the worst caption and image of every record.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::fmt;
 
 use anyhow::{Context, Result};
 
 use super::{StageArgs, scenes};
 use crate::config::{ImageJudge, RunConfig};
+use crate::files;
+use crate::judges::{self, Judges};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
 use crate::progress::Progress;
-use crate::{files, judges};
-use hermesflow_records::{Candidates, DropReason, InitialRecord, RecordId, first_round, later_round};
+use hermesflow_records::{
+    AnswerRecord, ArrayFile, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round,
+};
+use hermesflow_score::CaptionSimilarity;
 
 /// Choose the best and the worst caption and image of every record
 ///
@@ -65,70 +69,87 @@ impl fmt::Display for Chosen {
 /// # Errors
 /// Names the record and the file that stand in the way.
 pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Chosen> {
-    let candidates = candidates(config, layout, progress)?;
-    let (mut pairs, mut chosen) = (Vec::new(), Chosen::default());
+    let records = scenes::initial_data(config, layout, progress)?;
+    let competition = Competition::open(config, layout, progress)?;
+    let (mut pairs, mut chosen) = (ArrayFile::create(&layout.pairs())?, Chosen::default());
     match layout.previous().filter(|_| !config.data.fresh) {
         None => {
-            for candidates in &candidates {
-                match first_round(candidates, config.pair.min_accuracy) {
-                    Ok(pair) => pairs.push(pair),
-                    Err(reason) => *chosen.dropped.entry(reason).or_default() += 1,
+            let task = progress.task("similarity", "records", records.len(), 0);
+            for chunk in records.chunks(config.data.chunk) {
+                for record in records.read(chunk)? {
+                    match first_round(&competition.candidates(record)?, config.pair.min_accuracy) {
+                        Ok(pair) => pairs.push(&pair)?,
+                        Err(reason) => *chosen.dropped.entry(reason).or_default() += 1,
+                    }
+                    task.advance(1);
                 }
             }
         }
         Some(previous) => {
-            let by_id: HashMap<&RecordId, &Candidates> = candidates.iter().map(|c| (&c.record.id, c)).collect();
-            for old in files::pairs(&previous.pairs())? {
-                let (captions, images) =
-                    by_id.get(&old.id).map_or_else(Default::default, |new| (&*new.captions, &*new.images));
-                let renewed = later_round(&old, captions, images);
-                chosen.carried += usize::from(renewed == old);
-                pairs.push(renewed);
+            let old = files::pairs(&previous.pairs())?;
+            let task = progress.task("similarity", "pairs", old.len(), 0);
+            for chunk in old.chunks(config.data.chunk) {
+                for old in old.read(chunk)? {
+                    let new = records.of_id(&old.id)?.pop().map(|record| competition.candidates(record)).transpose()?;
+                    let (captions, images) = new.map_or_else(Default::default, |new| (new.captions, new.images));
+                    let renewed = later_round(&old, &captions, &images);
+                    chosen.carried += usize::from(renewed == old);
+                    pairs.push(&renewed)?;
+                    task.advance(1);
+                }
             }
         }
     }
     chosen.kept = pairs.len();
-    files::write_records(&layout.pairs(), &pairs)?;
+    pairs.finish().context("cannot write the records")?;
     Ok(chosen)
 }
 
-/// Every record with its captions and images and their scores, in the records' order.
-fn candidates(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<Candidates>> {
-    let records = scenes::initial_data(config, layout, progress)?;
-    let mut captions: HashMap<RecordId, Vec<String>> =
-        files::captions(&layout.captions())?.into_iter().map(|one| (one.id, one.caption_mmu)).collect();
-    let mut scores = match config.pair.judge {
-        ImageJudge::Itself => files::answers(&layout.answers())?.into_iter().map(|one| (one.id, one.result)).collect(),
-        ImageJudge::Oracle => oracle(config, layout, &records)?,
-    };
-    let images = |record: &InitialRecord, scores: Vec<f64>| {
-        let named = |(number, score): (usize, f64)| {
-            let path = layout.image(record.id.as_str(), number);
-            (path.strip_prefix(layout.data()).unwrap_or(&path).display().to_string(), score)
-        };
-        scores.into_iter().enumerate().map(named).collect()
-    };
-    let judge = judges::Judges::of_run(config, layout, progress)?.similarity(config.pair.similarity)?;
-    let task = progress.task("similarity", "records", records.len(), 0);
-    let candidates = |record: InitialRecord| {
-        let own = captions.remove(&record.id).unwrap_or_default();
-        let similarities =
-            judge.similarities(&record.caption, &own).with_context(|| format!("record {}", record.id))?;
-        task.advance(1);
-        let images = images(&record, scores.remove(&record.id).unwrap_or_default());
-        Ok(Candidates { captions: own.into_iter().zip(similarities).collect(), images, record })
-    };
-    records.into_iter().map(candidates).collect()
+/// What competes for the pairs of an iteration, and its judges.
+struct Competition<'a> {
+    config: &'a RunConfig,
+    layout: &'a RunLayout,
+    captions: Table<CaptionRecord>,
+    similarity: Box<dyn CaptionSimilarity>,
+    images: Images,
 }
 
-/// The control: the share of a caption's statements that the oracle sees in each image.
-fn oracle(config: &RunConfig, layout: &RunLayout, records: &[InitialRecord]) -> Result<HashMap<RecordId, Vec<f64>>> {
-    let pictures = Pictures::new(layout.data(), hermesflow_scenes::scene::SIDE);
-    let judge = |record: &InitialRecord| {
-        let image = |number| pictures.load(&layout.image(record.id.as_str(), number));
-        let score = |number| Ok(judges::oracle(&image(number)?, &record.caption));
-        let scores = (0..config.imagine.images).map(score).collect::<Result<_>>();
-        Ok((record.id.clone(), scores.with_context(|| format!("record {}", record.id))?))
-    };
-    records.iter().map(judge).collect()
+/// Where the scores of images come from.
+enum Images {
+    Answers(Table<AnswerRecord>),
+    /// The control: the share of a caption's statements that the oracle sees in each image.
+    Oracle(Pictures),
+}
+
+impl<'a> Competition<'a> {
+    fn open(config: &'a RunConfig, layout: &'a RunLayout, progress: &Progress) -> Result<Self> {
+        let captions = files::captions(&layout.captions())?;
+        let images = match config.pair.judge {
+            ImageJudge::Itself => Images::Answers(files::answers(&layout.answers())?),
+            ImageJudge::Oracle => Images::Oracle(Pictures::new(layout.data(), hermesflow_scenes::scene::SIDE)),
+        };
+        let similarity = Judges::of_run(config, layout, progress)?.similarity(config.pair.similarity)?;
+        Ok(Self { config, layout, captions, similarity, images })
+    }
+
+    /// A record with its captions and images and their scores.
+    fn candidates(&self, record: InitialRecord) -> Result<Candidates> {
+        let named = || format!("record {}", record.id);
+        let captions = self.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
+        let similarities = self.similarity.similarities(&record.caption, &captions).with_context(named)?;
+        let path = |number| self.layout.image(record.id.as_str(), number);
+        let scores = match &self.images {
+            Images::Answers(answers) => answers.of_id(&record.id)?.pop().map(|one| one.result).unwrap_or_default(),
+            Images::Oracle(pictures) => {
+                let score = |number| Ok(judges::oracle(&pictures.load(&path(number))?, &record.caption));
+                (0..self.config.imagine.images).map(score).collect::<Result<_>>().with_context(named)?
+            }
+        };
+        let image = |(number, score)| {
+            let path = path(number);
+            (path.strip_prefix(self.layout.data()).unwrap_or(&path).display().to_string(), score)
+        };
+        let images = scores.into_iter().enumerate().map(image).collect();
+        Ok(Candidates { captions: captions.into_iter().zip(similarities).collect(), images, record })
+    }
 }

@@ -1,7 +1,7 @@
 //! `hermesflow scenes`: a data root of procedural scenes.
 
 use anyhow::{Context, Result};
-use hermesflow_records::{InitialRecord, RecordId, derive_seed};
+use hermesflow_records::{ArrayFile, InitialRecord, RecordId, Table, derive_seed};
 
 use super::StageArgs;
 use crate::config::{RunConfig, ScenesSettings};
@@ -35,36 +35,30 @@ pub fn run(args: Args) -> Result<()> {
 ///
 /// # Errors
 /// When there are none, or the file is broken; the file and the record are named.
-pub fn initial_data(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<InitialRecord>> {
-    match config.data.scenes {
-        Some(settings) if !layout.initial_data().is_file() => scenes(settings, config, layout, progress),
-        _ => files::initial_data(&layout.initial_data()),
+pub fn initial_data(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Table<InitialRecord>> {
+    if let Some(settings) = config.data.scenes.filter(|_| !layout.initial_data().is_file()) {
+        scenes(settings, config, layout, progress)?;
     }
+    files::initial_data(&layout.initial_data())
 }
 
 /// Draws the scenes of an iteration and writes their pictures and records.
 ///
 /// # Errors
 /// Names the file that cannot be written.
-pub fn scenes(
-    settings: ScenesSettings,
-    config: &RunConfig,
-    layout: &RunLayout,
-    progress: &Progress,
-) -> Result<Vec<InitialRecord>> {
+pub fn scenes(settings: ScenesSettings, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
     let block = if config.data.fresh { layout.iteration() as u64 - 1 } else { 0 };
     let count = settings.records as u64;
     let task = progress.task("scenes", "scenes", settings.records, 0);
-    let mut records = Vec::with_capacity(settings.records);
+    let mut file = ArrayFile::create(&layout.initial_data())?;
     for index in block * count..(block + 1) * count {
         let scene = hermesflow_scenes::scene(settings.split, config.seed, index);
         let id = RecordId::new(format!("{}-{index:06}", settings.split.name()))?;
         let img_path = format!("images/{id}.png");
         save_png(&scene.render(), &layout.data().join(&img_path))?;
         let words = |of: u64| scene.caption(derive_seed(config.seed, &[index, of]));
-        records.push(InitialRecord { id, img_path, prompt: words(1), caption: words(0) });
+        file.push(&InitialRecord { id, img_path, prompt: words(1), caption: words(0) })?;
         task.advance(1);
     }
-    files::write_records(&layout.initial_data(), &records)?;
-    Ok(records)
+    file.finish().context("cannot write the records")
 }

@@ -1,12 +1,12 @@
 //! `hermesflow train`: Pair-DPO on the pairs of one iteration.
 
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
 use hermesflow_models::{DType, UnifiedModel};
-use hermesflow_records::PairRecord;
+use hermesflow_records::{PairRecord, Table};
 use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair};
 use serde_json::{Value, json};
 
@@ -81,7 +81,7 @@ pub fn train(
         "{}: no pair to train on; more records, images or captions, or a lower pair.min_accuracy, give some",
         layout.pairs().display()
     );
-    let input = stage::text_number(&std::fs::read_to_string(layout.pairs())?);
+    let input = stage::file_number(&layout.pairs())?;
     if let Some(model) = begin(player, config, layout, &json!({ "pairs": format!("{input:016x}") }), progress)? {
         return Ok(model);
     }
@@ -185,7 +185,7 @@ fn show(report: &StepReport, task: &Task, progress: &Progress) {
 /// Pairs ready for training.
 fn encode(
     model: &Showo,
-    pairs: &[PairRecord],
+    pairs: &Table<PairRecord>,
     config: &RunConfig,
     layout: &RunLayout,
     progress: &Progress,
@@ -200,11 +200,14 @@ fn encode(
     let task = progress.task("encode", "pairs", pairs.len(), 0);
     let mut encoded = Vec::with_capacity(pairs.len());
     let open = |pair: &PairRecord| source.open(pair).with_context(|| format!("record {}", pair.id));
-    let open = |chunk: &[PairRecord]| -> Result<Vec<Opened>> {
-        Ok(chunk.iter().map(open).collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+    let open = |chunk: Range<usize>| -> Result<(Vec<PairRecord>, Vec<Opened>)> {
+        let pairs = pairs.read(chunk)?;
+        let opened = pairs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Ok((pairs, opened.into_iter().flatten().collect()))
     };
-    stage::ahead(pairs.chunks(config.data.chunk).collect(), open, |chunk, opened| {
-        let codes = source.reader.codes(opened?)?;
+    stage::ahead(pairs.chunks(config.data.chunk).collect(), open, |opened| {
+        let (chunk, opened) = opened?;
+        let codes = source.reader.codes(opened)?;
         let (codes, _) = codes.as_chunks::<3>();
         for (pair, [image, image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
             encoded.push(TrainingPair {

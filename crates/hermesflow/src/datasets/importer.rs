@@ -1,12 +1,11 @@
 //! From entries of any source to a data root.
 
 use std::collections::{BTreeMap, HashSet};
-use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_records::{ArrayFile, InitialRecord, RecordId, journeydb_questions};
+use hermesflow_records::{ArrayFile, IdKey, InitialRecord, journeydb_questions};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
@@ -117,7 +116,7 @@ struct Importer<'a> {
     questions: Option<ArrayFile>,
     waiting: Vec<Waiting>,
     held: usize,
-    ids: HashSet<u64>,
+    ids: HashSet<IdKey>,
     skipped: BTreeMap<Reason, usize>,
     first: Option<String>,
     /// Questions that were left out: their answer is none of the choices, or they lack a part.
@@ -168,7 +167,7 @@ impl<'a> Importer<'a> {
     /// Looks a record's parts up.
     fn waiting(&mut self, mut entry: Entry) -> Result<Waiting, Broken> {
         let parts = self.settings.names.parts(&mut entry)?;
-        if !self.ids.insert(number(&parts.id)) {
+        if !self.ids.insert(parts.id.key()) {
             return Err(Broken::new(&entry.place, Reason::DuplicateId, parts.id.as_str()));
         }
         let journeydb = (is_journeydb(&entry.fields) && entry.fields.contains_key("Task3"))
@@ -216,14 +215,14 @@ impl<'a> Importer<'a> {
         self.records.push(record)?;
         let Some(entry) = journeydb else { return Ok(()) };
         let At::Line(line) = place.at else { return Ok(()) };
-        let Ok(given) = journeydb_questions(&place.file, line, &entry, record) else { return Ok(()) };
-        self.unanswered += given.unanswered;
-        self.incomplete += given.incomplete;
+        let Ok((questions, found)) = journeydb_questions(&place.file, line, &entry, record) else { return Ok(()) };
+        self.unanswered += found.unanswered;
+        self.incomplete += found.incomplete;
         let file = match &mut self.questions {
             Some(file) => file,
             none => none.insert(ArrayFile::create(&self.settings.root.join("journeydb_questions.json"))?),
         };
-        for question in &given.questions {
+        for question in &questions {
             file.push(question)?;
         }
         Ok(())
@@ -277,11 +276,4 @@ fn remedy(skipped: &BTreeMap<Reason, usize>) -> &'static str {
         Some(Reason::NoId | Reason::BadId | Reason::DuplicateId) => "name another field with --id",
         _ => "give JSON, JSON Lines, Parquet or WebDataset shards of images and captions",
     }
-}
-
-/// An id as a number: enough to see it again, in eight bytes.
-fn number(id: &RecordId) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    id.hash(&mut hasher);
-    hasher.finish()
 }

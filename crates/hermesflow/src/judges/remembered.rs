@@ -45,7 +45,7 @@ impl<J> Remembered<J> {
         keys: &[String],
         ask: impl FnOnce(&J, &[usize]) -> hermesflow_score::Result<Vec<T>>,
     ) -> hermesflow_score::Result<Vec<T>> {
-        let known = |key: &String| self.cache.as_ref().and_then(|cache| cache.borrow().get::<T>(key));
+        let known = |key: &String| self.cache.as_ref().and_then(|cache| cache.borrow_mut().get::<T>(key));
         let mut values: Vec<Option<T>> = keys.iter().map(known).collect();
         let mut seen = HashSet::new();
         let new: Vec<usize> = (0..keys.len()).filter(|&at| values[at].is_none() && seen.insert(&keys[at])).collect();
