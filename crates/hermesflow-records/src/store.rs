@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::read::{Scan, only};
-use crate::table::Parts;
+use crate::table::{FEW, Parts};
 use crate::{Error, IdKey, Identified, Record, Result};
 
 /// Results by record id; what was written before a kill is there again. Memory holds where they are.
@@ -67,6 +67,9 @@ impl<R: Record> Store<R> {
         let path = self.source(source).to_owned();
         let mut scan = Scan::new(File::open(&path).map_err(Error::io(&path))?, &path);
         while let Some((place, outline)) = scan.next::<R::Outline>()? {
+            if self.places.len() == FEW {
+                self.places.reserve(scan.expected(FEW));
+            }
             let kept = Kept { source, length: bounded(place.length, &path)?, offset: place.offset };
             self.places.insert(outline.id().key(), kept);
         }

@@ -10,6 +10,9 @@ use std::sync::{Mutex, PoisonError};
 use crate::read::{Place, Scan};
 use crate::{Error, IdKey, Identified, Record, RecordId, Result};
 
+/// So many entries tell how many there will be: a list that grows by doubling leaves as much behind as it needs.
+pub(crate) const FEW: usize = 256;
+
 /// The records of a file, read when they are wanted, in entries of one record or of all that stand together under one
 /// id. An entry takes 28 bytes of memory.
 ///
@@ -94,6 +97,9 @@ impl<R: Record> Table<R> {
             let key = outline.id().key();
             let last = entries.last_mut().filter(|last| together(last.key, key));
             if !last.is_some_and(|last| last.extend(place)) {
+                if entries.len() == FEW {
+                    entries.reserve_exact(scan.expected(FEW));
+                }
                 entries.push(Entry::new(key, place, path)?);
             }
         }
@@ -151,15 +157,14 @@ impl<R: Record> Table<R> {
     }
 
     /// The entries' numbers of a key.
-    fn numbers(&self, key: IdKey) -> &[u32] {
+    fn numbers(&self, key: IdKey) -> impl Iterator<Item = u32> {
         let start = self.by_key.partition_point(|number| self.entry(*number).key < key);
-        let length = self.by_key[start..].partition_point(|number| self.entry(*number).key == key);
-        &self.by_key[start..][..length]
+        self.by_key[start..].iter().copied().take_while(move |number| self.entry(*number).key == key)
     }
 
     /// Whether there is a record of an id.
     pub fn has(&self, key: IdKey) -> bool {
-        !self.numbers(key).is_empty()
+        self.numbers(key).next().is_some()
     }
 
     /// All records of an id, in the file's order.
@@ -168,7 +173,7 @@ impl<R: Record> Table<R> {
     /// As [`Table::read`].
     pub fn of_id(&self, id: &RecordId) -> Result<Vec<R>> {
         let mut records = Vec::new();
-        self.numbers(id.key()).iter().try_for_each(|number| self.read_entry(self.entry(*number), &mut records))?;
+        self.numbers(id.key()).try_for_each(|number| self.read_entry(self.entry(number), &mut records))?;
         records.retain(|record: &R| record.id() == id);
         Ok(records)
     }
