@@ -22,6 +22,7 @@ mod fused;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::ops::Range;
 use std::sync::Arc;
