@@ -4,9 +4,10 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::parallel;
+use rayon::prelude::*;
 
 use super::Showo;
 use super::config::ShowoConfig;
@@ -29,7 +30,9 @@ pub fn batch(config: &ShowoConfig, options: &ImagineOptions) -> usize {
 
 /// Codes of one image per job.
 pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
-    let batches: Vec<&[ImagineJob]> = jobs.chunks(batch(&model.config, options)).collect();
+    // Batches of nearly the same number.
+    let batches = jobs.len().div_ceil(batch(&model.config, options)).max(1);
+    let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
     let images = parallel::map(model.is_small(), &batches, |jobs| imagine_batch(model, jobs, options));
     Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
@@ -47,7 +50,8 @@ fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -
     let uncond = (options.guidance != 0.0).then(|| model.frames.imagine_text(&[]));
     let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
     let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
-    denoiser.run(images, options.steps.max(1), options.guidance, draws)
+    // From one of the pool's own threads, as replies.
+    rayon::scope(|_| denoiser.run(images, options.steps.max(1), options.guidance, draws))
 }
 
 /// What is known of an image before its first step.
@@ -110,7 +114,7 @@ impl<'a> Denoiser<'a> {
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn run<D: Draws>(
+    pub fn run<D: Draws + Send>(
         &mut self,
         mut images: Vec<Decoding>,
         steps: usize,
@@ -120,12 +124,14 @@ impl<'a> Denoiser<'a> {
         let codebook = self.config.codebook_size;
         for _ in 0..steps {
             let probabilities = self.probabilities(&images, guidance)?;
-            let mut start = 0;
+            let mut rest = probabilities.as_slice();
+            let mut work = Vec::with_capacity(images.len());
             for (image, draws) in images.iter_mut().zip(&mut draws) {
-                let rows = image.masked().count();
-                image.advance(&probabilities[start * codebook..(start + rows) * codebook], codebook, draws);
-                start += rows;
+                let (rows, behind) = rest.split_at(image.masked().count() * codebook);
+                work.push((image, draws, rows));
+                rest = behind;
             }
+            work.into_par_iter().for_each(|(image, draws, rows)| image.advance(rows, codebook, draws));
         }
         Ok(images.into_iter().map(Decoding::into_codes).collect())
     }
@@ -164,20 +170,24 @@ impl<'a> Denoiser<'a> {
             self.phi.forward(embedded, &packed.positions, &segments, Some((&self.cache, &Placement::Behind)))?;
         let offset = self.config.image_offset() as usize;
         let logits = self.phi.logits(&ops::gather_rows(&hidden, &rows)?, Some(offset..offset + codebook))?;
-        let mut logits = logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let (cond, uncond) = match self.uncond {
-            Some(_) => {
-                let (cond, uncond) = logits.split_at_mut(rows.len() / 2 * codebook);
-                (cond, Some(&*uncond))
-            }
-            None => (logits.as_mut_slice(), None),
+        let logits = logits.to_dtype(DType::F32)?;
+        let masked = if self.uncond.is_some() { rows.len() / 2 } else { rows.len() };
+        let mut probabilities = vec![0f32; masked * codebook];
+        let each = |probabilities: &mut Vec<f32>, logits: Tensor, work: fn(&mut [f32], &[f32], f64)| {
+            let rows = probabilities.chunks_exact_mut(codebook).collect();
+            ops::for_each_row(&logits, rows, |row, logits| work(row, logits, guidance))
         };
-        for (row, cond) in cond.chunks_exact_mut(codebook).enumerate() {
-            let uncond = uncond.map(|uncond| &uncond[row * codebook..(row + 1) * codebook]);
-            guided_softmax(cond, uncond, guidance);
+        let (cond, uncond) = (logits.narrow(0, 0, masked)?, logits.narrow(0, masked, rows.len() - masked)?);
+        match self.uncond {
+            None => each(&mut probabilities, cond, |row, cond, guidance| {
+                row.copy_from_slice(cond);
+                guided_softmax(row, None, guidance);
+            })?,
+            Some(_) => {
+                each(&mut probabilities, cond, |row, cond, _| row.copy_from_slice(cond))?;
+                each(&mut probabilities, uncond, |row, uncond, guidance| guided_softmax(row, Some(uncond), guidance))?;
+            }
         }
-        let rows = cond.len();
-        logits.truncate(rows);
-        Ok(logits)
+        Ok(probabilities)
     }
 }

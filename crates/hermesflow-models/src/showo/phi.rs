@@ -12,7 +12,7 @@ use hermesflow_nn::weights::{Scope, Weights};
 
 use super::clip::PROJECTOR_PARAMETERS;
 use super::config::{PhiConfig, ShowoConfig};
-use crate::Result;
+use crate::{Error, Result};
 
 /// Endings of names that a checkpoint may have beside the decoder's parameters.
 pub(super) fn ignored(showo: &ShowoConfig) -> Vec<&'static str> {
@@ -58,6 +58,12 @@ impl Affine {
 
     pub(super) fn linear(&self, xs: &Tensor) -> Result<Tensor> {
         Ok(ops::linear(xs, &self.weight, Some(&self.bias))?)
+    }
+
+    /// Several maps, each of its own input, in one go.
+    fn all<const N: usize>(maps: [(&Self, &Tensor); N]) -> Result<[Tensor; N]> {
+        let results = ops::linear_all(&maps.map(|(map, xs)| (xs, &map.weight, &map.bias)))?;
+        results.try_into().map_err(|_| Error::Invalid("as many results as maps".into()))
     }
 
     pub(super) fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
@@ -298,18 +304,19 @@ impl Phi {
         }
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = block.input_layernorm.norm(&xs, eps)?;
-            let split = |projection: &Affine| -> Result<Tensor> {
-                Ok(projection.linear(&normed)?.reshape((tokens, heads, head_dim))?)
-            };
-            let q = ops::rotary(&block.q_layernorm.norm(&split(&block.q_proj)?, eps)?, &cos, &sin)?;
-            let k = ops::rotary(&block.k_layernorm.norm(&split(&block.k_proj)?, eps)?, &cos, &sin)?;
-            let v = split(&block.v_proj)?;
+            // Attention and MLP both begin at the normed input.
+            let [q, k, v, inner] =
+                Affine::all([&block.q_proj, &block.k_proj, &block.v_proj, &block.fc1].map(|map| (map, &normed)))?;
+            let split = |x: Tensor| x.reshape((tokens, heads, head_dim));
+            let q = ops::rotary(&block.q_layernorm.norm(&split(q)?, eps)?, &cos, &sin)?;
+            let k = ops::rotary(&block.k_layernorm.norm(&split(k)?, eps)?, &cos, &sin)?;
+            let v = split(v)?;
             let (k, v) = match cache {
                 Some((cache, placement)) => cache.store(layer, &k, &v, placement)?,
                 None => (k, v),
             };
-            let seen = block.dense.linear(&ops::attention(&q, &k, &v, segments, scale)?)?;
-            let mlp = block.fc2.linear(&ops::gelu_tanh(&block.fc1.linear(&normed)?)?)?;
+            let seen = ops::attention(&q, &k, &v, segments, scale)?;
+            let [seen, mlp] = Affine::all([(&block.dense, &seen), (&block.fc2, &ops::gelu_tanh(&inner)?)])?;
             xs = ((xs + seen)? + mlp)?;
         }
         self.final_layernorm.norm(&xs, eps)

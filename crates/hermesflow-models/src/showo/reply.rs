@@ -12,7 +12,6 @@ use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::parallel;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
-use rayon::prelude::*;
 
 use super::Showo;
 use super::maskgit::draw_index;
@@ -84,7 +83,8 @@ fn reply_batch(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Resul
             Question { block, rows }
         })
         .collect();
-    decode(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot)?;
+    // From one of the pool's own threads: from outside, every product would wake two threads and wait for both.
+    rayon::scope(|_| decode(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot))?;
     let reply = |sample: Sample| -> Result<Reply> {
         Ok(Reply { text: model.tokenizer.decode(&sample.tokens)?, log_prob: sample.log_prob })
     };
@@ -140,9 +140,7 @@ impl Sample {
 }
 
 fn log_prob(logits: &[f32], token: u32) -> f64 {
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    let sum: f64 = logits.iter().map(|logit| f64::from(logit - highest).exp()).sum();
-    f64::from(logits[token as usize] - highest) - sum.ln()
+    f64::from(logits[token as usize]) - ops::log_sum_exp(logits)
 }
 
 /// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
@@ -232,10 +230,9 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
             Placement::Runs(active.iter().enumerate().map(|(row, &at)| (row, 1, start + at * size + column)).collect())
         };
         let hidden = phi.forward(phi.embed(&ids)?, &positions, &segments, Some((&cache, &placement)))?;
-        let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-        let vocabulary = logits.len() / active.len();
+        let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?;
         let takers: Vec<&mut Sample> = samples.iter_mut().filter(|sample| !sample.ended).collect();
-        takers.into_par_iter().zip(logits.par_chunks_exact(vocabulary)).for_each(|(sample, row)| sample.take(row, eot));
+        ops::for_each_row(&logits, takers, |sample, row| sample.take(row, eot))?;
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ pub(super) mod fused;
 mod plan;
 #[cfg(test)]
 mod tests;
+mod together;
 
 use std::ops::Range;
 use std::sync::Arc;

@@ -48,32 +48,84 @@ pub(super) trait Element: Copy + Sync {
     );
 }
 
-/// `x Wᵀ + b` of `x [n, depth]` and `weight [out, depth]`; only where the type is [`Element::available`].
-pub(super) fn linear<T: Element>(x: &[T], weight: &[T], bias: Option<&[f32]>, depth: usize) -> Vec<f32> {
-    debug_assert!(T::available());
-    let (n, out) = (x.len() / depth.max(1), weight.len() / depth.max(1));
-    let mut y = match bias {
-        Some(bias) => bias.repeat(n),
-        None => vec![0f32; n * out],
-    };
-    let target = Shared(y.as_mut_ptr());
-    // Several tasks a thread, so that none waits long for the last one.
-    let lines = out.div_ceil(8 * rayon::current_num_threads()).next_multiple_of(COLUMNS).max(LINES);
-    let step = DEPTH / size_of::<T>();
-    let task = |task: usize| {
-        let lines = task * lines..((task + 1) * lines).min(out);
-        for from in (0..depth).step_by(step) {
-            let part = from..(from + step).min(depth);
-            for first in (0..n).step_by(BLOCK) {
-                let rows = first..(first + BLOCK).min(n);
-                // SAFETY: the caller asked `available`; the task's columns of y are its alone.
-                unsafe { T::add_block(x, weight, depth, part.clone(), rows, lines.clone(), target, out) };
+/// One product `x Wᵀ + b` of `x [n, depth]` and `weight [out, depth]`.
+pub(super) struct Product<'a, T> {
+    pub(super) x: &'a [T],
+    pub(super) weight: &'a [T],
+    pub(super) bias: Option<&'a [f32]>,
+    pub(super) depth: usize,
+}
+
+impl<T: Element> Product<'_, T> {
+    fn rows(&self) -> usize {
+        self.x.len() / self.depth.max(1)
+    }
+
+    fn out(&self) -> usize {
+        self.weight.len() / self.depth.max(1)
+    }
+
+    /// The columns `lines` of the result, of which nothing is written yet.
+    ///
+    /// # Safety
+    /// [`Element::available`]; `y` has room for `[rows, out]`, and no other thread touches these columns.
+    unsafe fn columns(&self, lines: Range<usize>, y: Shared) {
+        let (n, out, step) = (self.rows(), self.out(), DEPTH / size_of::<T>());
+        // SAFETY: by the contract of this function.
+        unsafe {
+            for row in 0..n {
+                let y = y.at(row * out + lines.start);
+                match self.bias {
+                    Some(bias) => y.copy_from_nonoverlapping(bias[lines.clone()].as_ptr(), lines.len()),
+                    None => y.write_bytes(0, lines.len()),
+                }
+            }
+            for from in (0..self.depth).step_by(step) {
+                let part = from..(from + step).min(self.depth);
+                for first in (0..n).step_by(BLOCK) {
+                    let rows = first..(first + BLOCK).min(n);
+                    T::add_block(self.x, self.weight, self.depth, part.clone(), rows, lines.clone(), y, out);
+                }
             }
         }
-    };
-    let tasks = (0..out.div_ceil(lines)).into_par_iter();
-    crate::measure::product((n, out, depth), true, || tasks.for_each(task));
-    y
+    }
+}
+
+/// A product; only where the type is [`Element::available`].
+pub(super) fn linear<T: Element>(product: Product<'_, T>) -> Vec<f32> {
+    linear_all(&[product]).pop().unwrap_or_default()
+}
+
+/// Several products in one go: threads are woken and waited for once.
+pub(super) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32>> {
+    debug_assert!(T::available());
+    let mut results: Vec<Vec<f32>> =
+        products.iter().map(|product| Vec::with_capacity(product.rows() * product.out())).collect();
+    let targets: Vec<Shared> = results.iter_mut().map(|result| Shared(result.as_mut_ptr())).collect();
+    // Several tasks a thread, so that none waits long for the last one.
+    let work: usize = products.iter().map(|product| product.weight.len()).sum();
+    let share = work.div_ceil(8 * rayon::current_num_threads());
+    let tasks: Vec<(usize, Range<usize>)> = products
+        .iter()
+        .enumerate()
+        .flat_map(|(at, product)| {
+            let lines = share.div_ceil(product.depth.max(1)).next_multiple_of(COLUMNS).max(LINES);
+            let out = product.out();
+            (0..out).step_by(lines).map(move |first| (at, first..(first + lines).min(out)))
+        })
+        .collect();
+    let all = products.iter().map(|product| product.x.len() * product.out()).sum();
+    crate::measure::product((all, 1, 1), true, || {
+        tasks.into_par_iter().for_each(|(at, lines)| {
+            // SAFETY: the caller asked `available`; the task's columns are its alone.
+            unsafe { products[at].columns(lines, targets[at]) };
+        });
+    });
+    for (result, product) in results.iter_mut().zip(products) {
+        // SAFETY: the tasks have written every column of every row.
+        unsafe { result.set_len(product.rows() * product.out()) };
+    }
+    results
 }
 
 /// Rounded to the nearest bf16.
@@ -94,12 +146,13 @@ macro_rules! element {
             use std::arch::x86_64::*;
 
             /// `y[r][c] += Σ x[r][i]·w[c][i]` over `length` elements; rows of `x` and lines of `w` are `depth` apart,
-            /// rows of `y` `out`.
+            /// rows of `y` `out`. With `AHEAD` the `C` lines behind these are on their way into the cache meanwhile: a few
+            /// rows are done with a line before the CPU has noticed that the next one will be read.
             ///
             /// # Safety
             /// The CPU has the instructions; all that is named can be read, and `y` written.
             #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const C: usize>(
+            unsafe fn tile<const R: usize, const C: usize, const AHEAD: bool>(
                 x: *const $type,
                 w: *const $type,
                 depth: usize,
@@ -116,6 +169,11 @@ macro_rules! element {
                         let mut lines = [$load(w.add(at)); C];
                         for c in 1..C {
                             lines[c] = $load(w.add(c * depth + at));
+                        }
+                        if AHEAD {
+                            for c in C..2 * C {
+                                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(c * depth + at).cast());
+                            }
                         }
                         for r in 0..R {
                             let row = $load(x.add(r * depth + at));
@@ -167,16 +225,17 @@ macro_rules! element {
                         unsafe {
                             let y = y.at(row * out + line);
                             match (ROWS.min(rows.end - row), columns) {
-                                (6, 4) => tile::<6, 4>(x, w, depth, length, y, out),
-                                (5, 4) => tile::<5, 4>(x, w, depth, length, y, out),
-                                (4, 4) => tile::<4, 4>(x, w, depth, length, y, out),
-                                (3, 4) => tile::<3, 4>(x, w, depth, length, y, out),
-                                (2, 4) => tile::<2, 4>(x, w, depth, length, y, out),
-                                (1, 4) => tile::<1, 4>(x, w, depth, length, y, out),
+                                (6, 4) if row == rows.start => tile::<6, 4, true>(x, w, depth, length, y, out),
+                                (6, 4) => tile::<6, 4, false>(x, w, depth, length, y, out),
+                                (5, 4) => tile::<5, 4, true>(x, w, depth, length, y, out),
+                                (4, 4) => tile::<4, 4, true>(x, w, depth, length, y, out),
+                                (3, 4) => tile::<3, 4, true>(x, w, depth, length, y, out),
+                                (2, 4) => tile::<2, 4, true>(x, w, depth, length, y, out),
+                                (1, 4) => tile::<1, 4, true>(x, w, depth, length, y, out),
                                 (rows, columns) => {
                                     for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
                                         let (x, w) = (x.add(r * depth), w.add(c * depth));
-                                        tile::<1, 1>(x, w, depth, length, y.add(r * out + c), out);
+                                        tile::<1, 1, false>(x, w, depth, length, y.add(r * out + c), out);
                                     }
                                 }
                             }

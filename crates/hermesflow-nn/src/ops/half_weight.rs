@@ -9,8 +9,8 @@ use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use super::dot::{self, Element};
-use super::raw::{Operand, Shared, elements, product};
+use super::dot::{self, Element, Product};
+use super::raw::{Operand, Shared, cpu, elements, host, product};
 
 /// Weight elements that are widened at a time for few rows, about what a core's cache holds.
 const BLOCK: usize = 1 << 17;
@@ -35,6 +35,35 @@ pub(super) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
         Some(bias) => x.apply_op3(weight, bias, HalfLinear),
         None => x.apply_op2(weight, HalfLinear),
     }
+}
+
+/// Whether a tensor is a matrix in bf16 on the CPU.
+pub(super) fn is_brain(weight: &Tensor) -> bool {
+    is_half(weight) && weight.dtype() == DType::BF16
+}
+
+/// Several `x Wᵀ + b` of contiguous bf16 weights in one go, where the CPU multiplies bf16; an `x` that stands in several
+/// is narrowed once.
+pub(super) fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    let mut narrowed: Vec<(&Tensor, Vec<bf16>)> = Vec::new();
+    for (x, _, _) in products {
+        if !narrowed.iter().any(|(known, _)| known.id() == x.id()) {
+            let (store, layout) = x.storage_and_layout();
+            narrowed.push((x, dot::narrow(host(&store, layout)?)));
+        }
+    }
+    let stores: Vec<_> = products.iter().map(|(_, w, b)| [w, b].map(|tensor| tensor.storage_and_layout())).collect();
+    let mut prepared = Vec::with_capacity(products.len());
+    for ((x, _, _), [(w, wl), (b, bl)]) in products.iter().zip(&stores) {
+        let (Some((_, x)), Half::Brain(weight)) =
+            (narrowed.iter().find(|(known, _)| known.id() == x.id()), Half::new(cpu(w)?, wl)?)
+        else {
+            bail!("expected a weight in bf16");
+        };
+        prepared.push(Product { x, weight, bias: Some(host(b, bl)?), depth: wl.dims()[1] });
+    }
+    let results = dot::linear_all(&prepared).into_iter().zip(products);
+    results.map(|(y, (x, weight, _))| Tensor::from_vec(y, (x.dims()[0], weight.dims()[0]), x.device())).collect()
 }
 
 /// Rows of a 16-bit matrix, in f32.
@@ -81,7 +110,7 @@ struct HalfLinear;
 impl HalfLinear {
     fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
         if let (Half::Brain(weight), true) = (weight, bf16::available()) {
-            return dot::linear(&dot::narrow(x), weight, bias, input);
+            return dot::linear(Product { x: &dot::narrow(x), weight, bias, depth: input });
         }
         let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
         let mut y = vec![0f32; n * out];

@@ -9,16 +9,18 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 
 use rayon::prelude::*;
 
-use super::dot::{self, Element};
+use super::dot::{self, Element, Product};
 use super::half_weight;
 use super::raw::{Operand, column_sums, elements, fused, host, product};
 use super::simd::{LANES, vectorised};
 
 /// Below this many multiplications a product stays on one thread.
 const PARALLEL_FROM: usize = 64 * 1024;
-/// Up to so many rows of a [`LARGE`] weight are multiplied without packing where the CPU has AVX-512: reading the weight
-/// is what takes the time.
-const VERY_FEW: usize = 48;
+/// Up to so many rows of a [`MIDDLING`] weight of [`DEEP`] lines are multiplied without packing where the CPU has AVX-512:
+/// reading the weight is what takes the time.
+const VERY_FEW: usize = 96;
+const MIDDLING: usize = 1 << 18;
+const DEEP: usize = 256;
 /// Up to so many rows go through the transposed product.
 const FEW: usize = 192;
 /// A weight of at least so many elements is never packed for up to [`FEW_STRIPS`]
@@ -56,6 +58,46 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
         _ => plain(&flat, weight, bias)?,
     };
     y.reshape(dims)
+}
+
+/// Several [`linear`]s, `(x, weight, bias)` each, in one go where nothing of them is part of a graph: the products of few
+/// rows are so short that waking the threads for each would take as long.
+///
+/// # Shapes
+/// As [`linear`], each.
+pub fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    let one_by_one = || products.iter().map(|(x, weight, bias)| linear(x, weight, Some(bias))).collect();
+    let fits = |(x, weight, bias): &(&Tensor, &Tensor, &Tensor)| {
+        let in_graph = x.track_op() || weight.track_op() || bias.track_op();
+        let whole = x.is_contiguous() && weight.is_contiguous() && bias.is_contiguous();
+        let shapes = matches!((x.dims(), weight.dims(), bias.dims()),
+            (&[_, input], &[out, depth], &[bias]) if input == depth && out == bias);
+        !in_graph && whole && shapes && fused(&[x, bias])
+    };
+    if !products.iter().all(fits) {
+        return one_by_one();
+    }
+    if products.iter().all(|(_, weight, _)| half_weight::is_brain(weight)) && half_weight::multiplies_bf16() {
+        return half_weight::linear_all(products);
+    }
+    let unpacked = |(x, weight, _): &(&Tensor, &Tensor, &Tensor)| {
+        let rows = x.dims()[0];
+        fused(&[weight]) && Linear::is_unpacked(rows, weight.elem_count(), weight.dims()[1])
+    };
+    if !products.iter().all(unpacked) {
+        return one_by_one();
+    }
+    let stores: Vec<_> = products.iter().map(|(x, w, b)| [x, w, b].map(|tensor| tensor.storage_and_layout())).collect();
+    let prepared = stores
+        .iter()
+        .map(|[(x, xl), (w, wl), (b, bl)]| {
+            let depth = wl.dims()[1];
+            Ok(Product { x: host(x, xl)?, weight: host(w, wl)?, bias: Some(host(b, bl)?), depth })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let shape = |(x, weight, _): &(&Tensor, &Tensor, &Tensor)| (x.dims()[0], weight.dims()[0]);
+    let results = dot::linear_all(&prepared).into_iter().zip(products);
+    results.map(|(y, product)| Tensor::from_vec(y, shape(product), product.0.device())).collect()
 }
 
 /// The same by candle's operators.
@@ -106,6 +148,11 @@ vectorised! {
 }
 
 impl Linear {
+    /// Whether the weight is multiplied as it lies, by the vectors of AVX-512.
+    fn is_unpacked(n: usize, weight: usize, input: usize) -> bool {
+        n <= VERY_FEW && input >= DEEP && weight >= MIDDLING && f32::available()
+    }
+
     /// The rows of a strip of the transposed product, where that is the better one.
     fn strip(n: usize, weight: usize) -> Option<usize> {
         match n {
@@ -134,8 +181,8 @@ impl Linear {
 
     pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
         let (n, out) = (x.len() / input, weight.len() / input);
-        if n <= VERY_FEW && weight.len() >= LARGE && f32::available() {
-            return dot::linear(x, weight, bias, input);
+        if Self::is_unpacked(n, weight.len(), input) {
+            return dot::linear(Product { x, weight, bias, depth: input });
         }
         if let Some(strip) = Self::strip(n, weight.len()) {
             let mut y = vec![0f32; n * out];
@@ -253,7 +300,7 @@ impl CustomOp3 for Linear {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{agree, normal};
+    use super::super::testing::{agree, close, normal};
     use super::*;
 
     #[test]
@@ -262,6 +309,25 @@ mod tests {
             let args = [normal(&[n, input]), normal(&[out, input]), normal(&[out])];
             agree(&args, |v| linear(&v[0], &v[1], Some(&v[2])), |v| plain(&v[0], &v[1], Some(&v[2])));
             agree(&args[..2], |v| linear(&v[0], &v[1], None), |v| plain(&v[0], &v[1], None));
+        }
+    }
+
+    #[test]
+    fn several_at_once_are_each_alone() {
+        for dtype in [DType::F32, DType::BF16] {
+            for (n, input, out) in [(10, 512, 600), (3, 16, 24), (97, 512, 512)] {
+                let (x, other) = (normal(&[n, input]), normal(&[n, out]));
+                let (a, b) = (
+                    normal(&[out, input]).to_dtype(dtype).unwrap(),
+                    normal(&[out + 3, input]).to_dtype(dtype).unwrap(),
+                );
+                let (c, short, long) = (normal(&[5, out]).to_dtype(dtype).unwrap(), normal(&[out]), normal(&[out + 3]));
+                let five = normal(&[5]);
+                let products = [(&x, &a, &short), (&x, &b, &long), (&other, &c, &five)];
+                for (together, (x, weight, bias)) in linear_all(&products).unwrap().iter().zip(products) {
+                    close(together, &linear(x, weight, Some(bias)).unwrap(), 1e-5, "together");
+                }
+            }
         }
     }
 

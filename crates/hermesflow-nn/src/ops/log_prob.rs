@@ -2,11 +2,11 @@
 
 use std::sync::{Arc, OnceLock};
 
-use candle_core::{CpuStorage, CustomOp1, D, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::raw::{elements, fused, host};
-use super::simd::{exp, max_and_sum_exp, vectorised};
+use super::simd::{exp, max, max_and_sum_exp, sum_by, vectorised};
 
 /// `log softmax(logits)[target]` of each row, in `f32`, without ever holding
 /// the softmax: the backward pass writes `(onehot - softmax) g` at once.
@@ -29,6 +29,29 @@ pub fn log_prob(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     }
 }
 
+/// `ln Σ e^x`, summed in f64 over runs: the terms of a vocabulary are too many for one sum in f32.
+pub fn log_sum_exp(x: &[f32]) -> f64 {
+    const RUN: usize = 1024;
+    let highest = largest(x);
+    let sum: f64 = x.chunks(RUN).map(|run| f64::from(sum_exp(run, highest))).sum();
+    f64::from(highest) + sum.ln()
+}
+
+/// `work` on each item with its row, side by side.
+///
+/// # Shapes
+/// `rows [n, v]` in f32, n items
+pub fn for_each_row<T: Send>(rows: &Tensor, items: Vec<T>, work: impl Fn(T, &[f32]) + Sync + Send) -> Result<()> {
+    let (n, v) = rows.dims2()?;
+    if items.len() != n || v == 0 {
+        bail!("for_each_row: {} items for {:?}", items.len(), rows.dims());
+    }
+    let rows = rows.to_device(&Device::Cpu)?.contiguous()?;
+    let (store, layout) = rows.storage_and_layout();
+    items.into_par_iter().zip(host(&store, layout)?.par_chunks_exact(v)).for_each(|(item, row)| work(item, row));
+    Ok(())
+}
+
 /// The same by candle's operators.
 fn plain(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
@@ -44,6 +67,14 @@ struct LogProb {
 }
 
 vectorised! {
+    fn largest(x: &[f32]) -> f32 {
+        max(x)
+    }
+
+    fn sum_exp(x: &[f32], highest: f32) -> f32 {
+        sum_by(x, |x| exp(x - highest))
+    }
+
     /// Logits become `-grad · softmax`.
     pub(super) fn gradients(x: &mut [f32], normalizer: f32, grad: f32) {
         for x in x.iter_mut() {
@@ -95,6 +126,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::super::testing::{agree, close, normal};
     use super::*;
+
+    #[test]
+    fn the_log_of_a_sum_is_that_in_f64() {
+        let x = normal(&[58_498]).to_vec1::<f32>().unwrap();
+        let exact = x.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
+        assert!((log_sum_exp(&x) - exact).abs() < 1e-7);
+    }
 
     #[test]
     fn agrees_with_plain_candle() {

@@ -35,7 +35,7 @@ type Lanes = [f32; BLOCK];
 vectorised! {
     /// Turns scores into `e^(score - largest)`, and gives each query's
     /// reciprocal sum and log-sum-exp.
-    fn soften(scores: &mut [f32], lanes: usize, reciprocals: &mut Lanes, normalizers: &mut Lanes) {
+    pub(super) fn soften(scores: &mut [f32], lanes: usize, reciprocals: &mut Lanes, normalizers: &mut Lanes) {
         for first in (0..lanes).step_by(LANES) {
             let mut largest = [f32::NEG_INFINITY; LANES];
             for key in scores.chunks_exact(lanes) {
@@ -73,10 +73,27 @@ vectorised! {
     }
 
     /// `out += by * sum_j weights[j] rows[j]`, the rows `stride` apart.
-    fn weighted_sum(out: &mut [f32], weights: &[f32], rows: &[f32], stride: usize, by: f32) {
+    pub(super) fn weighted_sum(out: &mut [f32], weights: &[f32], rows: &[f32], stride: usize, by: f32) {
+        const WIDE: usize = 4;
         let whole = out.len() - out.len() % LANES;
         let (chunks, rest) = out.as_chunks_mut::<LANES>();
-        for (chunk, first) in chunks.iter_mut().zip((0..).step_by(LANES)) {
+        let wides = chunks.len() - chunks.len() % WIDE;
+        let (wide, narrow) = chunks.split_at_mut(wides);
+        // Several vectors side by side: the sums of one wait for each other.
+        for (chunks, first) in wide.chunks_exact_mut(WIDE).zip((0..).step_by(WIDE * LANES)) {
+            let mut sums = [0f32; WIDE * LANES];
+            for (weight, row) in weights.iter().zip(rows.chunks(stride)) {
+                if let Some(row) = row[first..].first_chunk::<{ WIDE * LANES }>() {
+                    for i in 0..WIDE * LANES {
+                        sums[i] += weight * row[i];
+                    }
+                }
+            }
+            for (out, sum) in chunks.as_flattened_mut().iter_mut().zip(sums) {
+                *out += by * sum;
+            }
+        }
+        for (chunk, first) in narrow.iter_mut().zip((wides * LANES..).step_by(LANES)) {
             let mut sums = [0f32; LANES];
             for (weight, row) in weights.iter().zip(rows.chunks(stride)) {
                 for (sum, x) in sums.iter_mut().zip(&row[first..first + LANES]) {
@@ -260,7 +277,7 @@ impl Inputs<'_> {
 }
 
 /// Disjoint parts of the given lengths, with any contents.
-fn sections<const N: usize>(scratch: &mut Vec<f32>, lengths: [usize; N]) -> [&mut [f32]; N] {
+pub(super) fn sections<const N: usize>(scratch: &mut Vec<f32>, lengths: [usize; N]) -> [&mut [f32]; N] {
     let total = lengths.iter().sum();
     if scratch.len() < total {
         scratch.resize(total, 0.0);

@@ -12,6 +12,8 @@ use crate::ops::raw::{HeadRows, Shared, cpu, host};
 
 /// Below this many multiplications everything stays on one thread.
 const PARALLEL_FROM: usize = 256 * 1024;
+/// Single queries on the same keys go together from this many elements of those keys.
+const TOGETHER_FROM: usize = 64 * 1024;
 
 pub(in crate::ops) struct Attention {
     blocks: Vec<Block>,
@@ -41,10 +43,17 @@ impl Attention {
         let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
         let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
         let (y, sums) = (Shared(out.as_mut_ptr()), Shared(normalizers.as_mut_ptr()));
-        self.run(heads * d, self.blocks.len() * heads, |scratch, i| {
+        let keys = TOGETHER_FROM.div_ceil((heads * d).max(1));
+        let runs = Block::together(&self.blocks, keys);
+        self.run(heads * d, runs.len() * heads, |scratch, i| {
             // SAFETY: `check` has seen that the segments lie in the inputs and
             // that their queries are disjoint.
-            unsafe { inputs.forward(&self.blocks[i / heads], i % heads, scratch, y, sums) }
+            unsafe {
+                match runs[i / heads] {
+                    [block] if !block.is_one_on(keys) => inputs.forward(block, i % heads, scratch, y, sums),
+                    blocks => inputs.forward_together(blocks, i % heads, scratch, y, sums),
+                }
+            }
         });
         self.normalizers.get_or_init(|| normalizers);
         out

@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::Segment;
+use crate::ops::simd::LANES;
 
 /// Most queries of one block: its scores stay in the cache, and a causal block
 /// computes few scores beyond its last query.
@@ -34,6 +35,23 @@ impl Block {
             }
         }
         blocks
+    }
+
+    /// The first range of keys.
+    pub(super) fn first_range(&self) -> Option<&Range<usize>> {
+        self.ranges.first()
+    }
+
+    /// Whether this is one query whose first range has at least so many keys.
+    pub(super) fn is_one_on(&self, keys: usize) -> bool {
+        self.rows == 1 && self.first_range().is_some_and(|range| range.len() >= keys)
+    }
+
+    /// Blocks that follow each other, one at a time, except for up to [`LANES`] single queries on the same first range
+    /// of at least `keys` keys.
+    pub(super) fn together(blocks: &[Self], keys: usize) -> Vec<&[Self]> {
+        let same = |a: &Self, b: &Self| a.is_one_on(keys) && b.is_one_on(keys) && a.first_range() == b.first_range();
+        blocks.chunk_by(same).flat_map(|run| run.chunks(LANES)).collect()
     }
 
     /// Each range with its first key's place among the block's keys.

@@ -99,6 +99,28 @@ fn agrees_with_a_dense_mask() {
     }
 }
 
+/// Replies about one image, one of which has no question and one of which is longer: together, and bit for bit alone.
+#[test]
+fn single_queries_on_the_same_keys_go_together() {
+    let (heads, d, block) = (4, 72, 301);
+    let segments: Vec<Segment> = (0..21)
+        .map(|i| {
+            let own = 400 + 10 * i..404 + 10 * i + i % 5;
+            let question = if i == 7 { 310..310 } else { 310..317 + i % 3 };
+            segment(i..i + 1, &[0..block, question], own, true)
+        })
+        .collect();
+    let (q, k, v) = (normal(&[21, heads, d]), normal(&[620, heads, d]), normal(&[620, heads, d]));
+    let together = attention(&q, &k, &v, &segments.clone().into(), 0.2).unwrap();
+    close(&together, &dense(&q, &k, &v, &segments, 0.2).unwrap(), 1e-5, "values");
+    for (i, one) in segments.into_iter().enumerate() {
+        let alone = [Segment { queries: 0..1, ..one }].into();
+        let alone = attention(&q.narrow(0, i, 1).unwrap(), &k, &v, &alone, 0.2).unwrap();
+        let row = together.narrow(0, i, 1).unwrap();
+        assert_eq!(alone.to_vec2::<f32>().unwrap(), row.to_vec2::<f32>().unwrap(), "{i}");
+    }
+}
+
 #[test]
 fn takes_slices_of_one_projection() {
     let (t, heads, d) = (70, 2, 6);
