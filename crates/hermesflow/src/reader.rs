@@ -169,16 +169,21 @@ impl KnownCodes {
         file.read_exact(&mut entry).ok()?;
         let (content, sum) = entry.split_at(entry.len() - 8);
         if *sum != checksum(content) || content[..key.len()] != *key {
+            self.places.remove(&half(key)); // it is kept anew
             return None;
         }
         let (codes, _) = content[key.len()..].as_chunks::<4>();
         Some(codes.iter().map(|code| u32::from_le_bytes(*code)).collect())
     }
 
-    /// Keeps codes, behind the last whole entry.
+    /// Keeps codes, behind the last whole entry; not those of a picture that was encoded again because it was opened
+    /// before its codes were known, so that what the file holds depends on no thread's pace.
     fn put<'c>(&mut self, new: impl Iterator<Item = (&'c Key, &'c Vec<u32>)>) -> Result<()> {
         let (mut bytes, mut keys) = (Vec::new(), Vec::new());
         for (key, codes) in new {
+            if self.places.contains_key(&half(key)) || keys.contains(key) {
+                continue;
+            }
             let start = bytes.len();
             bytes.extend_from_slice(key);
             codes.iter().for_each(|code| bytes.extend_from_slice(&code.to_le_bytes()));
@@ -241,6 +246,9 @@ mod tests {
         assert_eq!(known.get(&a), None);
         known.put([(&a, &vec![1, 2, 70_000]), (&b, &vec![4, 5, 6])].into_iter()).unwrap();
         assert_eq!(known.get(&a), Some(vec![1, 2, 70_000]));
+        let length = std::fs::metadata(&path).unwrap().len();
+        known.put([(&a, &vec![1, 2, 70_000])].into_iter()).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), length, "kept once");
 
         // A kill in the middle of the second entry.
         let bytes = std::fs::read(&path).unwrap();

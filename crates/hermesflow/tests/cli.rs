@@ -297,7 +297,11 @@ fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
     let whole = clock.elapsed();
     let same = |workshop: &Workshop| {
         for folder in ["data", "out"] {
-            let (expected, found) = (files(&undisturbed.path(folder)), files(&workshop.path(folder)));
+            let [expected, found] = [&undisturbed, workshop].map(|workshop| {
+                let mut files = files(&workshop.path(folder));
+                files.retain(|name, _| !name.starts_with(".codes")); // its name says where the model lies
+                files
+            });
             assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
             for (name, bytes) in expected {
                 assert!(found[&name] == bytes, "{folder}/{} differs", name.display());
