@@ -70,13 +70,13 @@ pub fn answer(
         matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
     };
     let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
-    let open = |record: &InitialRecord| -> Result<(Vec<QuestionRecord>, Vec<Opened>)> {
+    let open = |record: &InitialRecord| -> Result<Exam> {
         let open = |number| examiner.reader.open(&layout.image(record.id.as_str(), number));
         Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
     };
     let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
     stage.run(&records, progress, open, |chunk, opened, _| {
-        let answer = |(record, opened): (&InitialRecord, Result<(Vec<QuestionRecord>, Vec<Opened>)>)| {
+        let answer = |(record, opened): (&InitialRecord, Result<Exam>)| {
             opened
                 .and_then(|(questions, images)| examiner.answer(record, &questions, images))
                 .with_context(|| format!("record {}", record.id))
@@ -85,6 +85,9 @@ pub fn answer(
     })?;
     Ok(())
 }
+
+/// A record's questions and its images.
+type Exam = (Vec<QuestionRecord>, Vec<Opened>);
 
 /// Asks a model about its own images.
 struct Examiner<'a, M> {
