@@ -88,10 +88,17 @@ impl Norm {
         })
     }
 
-    /// Before a convolution.
-    fn before(&self, silu: bool) -> Around<'_> {
-        let norm = NormBefore { weight: &self.weight, bias: &self.bias, groups: self.groups, eps: NORM_EPS, silu };
-        Around { norm: Some(norm), ..Around::default() }
+    fn settings(&self, silu: bool) -> NormBefore<'_> {
+        NormBefore { weight: &self.weight, bias: &self.bias, groups: self.groups, eps: NORM_EPS, silu }
+    }
+
+    /// With SiLU, before a convolution.
+    fn before(&self) -> Around<'_> {
+        Around { norm: Some(self.settings(true)), ..Around::default() }
+    }
+
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        Ok(ops::norm_before(xs, self.settings(false))?)
     }
 }
 
@@ -121,10 +128,10 @@ impl ResnetBlock {
     }
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        let ys = self.conv1.with(xs, self.norm1.before(true))?;
+        let ys = self.conv1.with(xs, self.norm1.before())?;
         let shortcut = self.nin_shortcut.as_ref().map(|shortcut| shortcut.forward(xs)).transpose()?;
         let residual = Some(shortcut.as_ref().unwrap_or(xs));
-        self.conv2.with(&ys, Around { residual, ..self.norm2.before(true) })
+        self.conv2.with(&ys, Around { residual, ..self.norm2.before() })
     }
 }
 
@@ -151,9 +158,10 @@ impl AttentionBlock {
 
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (b, c, h, w) = xs.dims4()?;
+        let normed = self.norm.forward(xs)?;
         // One head over all pixels of each image, as packed rows [b*h*w, 1, c].
         let rows = |conv: &Conv| -> Result<Tensor> {
-            let ys = conv.with(xs, self.norm.before(false))?.permute((0, 2, 3, 1))?;
+            let ys = conv.forward(&normed)?.permute((0, 2, 3, 1))?;
             Ok(ys.contiguous()?.reshape((b * h * w, 1, c))?)
         };
         let segments: std::sync::Arc<[ops::Segment]> = (0..b)
@@ -247,7 +255,7 @@ impl Encoder {
                 xs = conv.forward(&xs)?;
             }
         }
-        let xs = self.conv_out.with(&self.mid.forward(&xs)?, self.norm_out.before(true))?;
+        let xs = self.conv_out.with(&self.mid.forward(&xs)?, self.norm_out.before())?;
         self.quant_conv.forward(&xs)
     }
 }
@@ -301,7 +309,7 @@ impl Decoder {
                 xs = conv.with(&xs, Around { upsample: true, ..Around::default() })?;
             }
         }
-        self.conv_out.with(&xs, self.norm_out.before(true))
+        self.conv_out.with(&xs, self.norm_out.before())
     }
 }
 

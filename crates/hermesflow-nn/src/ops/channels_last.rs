@@ -13,6 +13,7 @@ mod unfolded;
 mod winograd;
 
 use candle_core::{Layout, Result, Tensor, bail};
+use rayon::prelude::*;
 
 use self::lanes::{LANES, Lanes};
 use self::source::{Coefficients, Source};
@@ -113,6 +114,32 @@ pub fn norm_conv2d(
         Some(residual) => residual + ys,
         None => Ok(ys),
     }
+}
+
+/// GroupNorm, then SiLU if asked for, in the layout of `x`: of a channels-last tensor that nothing wants the gradient of
+/// as [`norm_conv2d`] has it, else [`group_norm_silu`].
+///
+/// # Shapes
+/// `x [b, c, h, w]` -> `[b, c, h, w]`
+///
+/// # Errors
+/// When shapes do not fit.
+pub fn norm_before(x: &Tensor, norm: NormBefore) -> Result<Tensor> {
+    let all = [x, norm.weight, norm.bias];
+    if !is_channels_last(x.layout()) || !fused(&all) || all.iter().any(|tensor| tensor.track_op()) {
+        return group_norm_silu(x, norm.weight, norm.bias, norm.groups, norm.eps, norm.silu);
+    }
+    let (b, c, h, w) = x.dims4()?;
+    let x = pixels(x)?;
+    let (store, layout) = x.storage_and_layout();
+    let xs = host(&store, layout)?;
+    let coefficients = Coefficients::new(xs, b, c, norm)?;
+    let pad = Padding { top: 0, bottom: 0, left: 0, right: 0 };
+    let sizes = Sizes { c, h, w, o: c, k: 1, oh: h, ow: w, stride: 1, pad };
+    let source = Source { x: xs, sizes, upsample: false, norm: Some(&coefficients) };
+    let mut y = vec![0f32; xs.len()];
+    y.par_chunks_mut(w * c).enumerate().for_each(|(row, to)| source.read(row / h, (row % h) as isize, 0, w, to));
+    Tensor::from_vec(y, (b, h, w, c), x.device())?.permute((0, 3, 1, 2))
 }
 
 fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding, around: Around) -> Result<Tensor> {

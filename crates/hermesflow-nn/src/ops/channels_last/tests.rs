@@ -44,6 +44,18 @@ fn values_are_those_of_the_operators_one_after_another() {
 }
 
 #[test]
+fn a_norm_alone_is_the_plain_one() {
+    for (b, c, h, w, _) in SHAPES {
+        let (x, scale, shift) = (normal(&[b, c, h, w]), normal(&[c]), normal(&[c]));
+        for silu in [false, true] {
+            let norm = NormBefore { weight: &scale, bias: &shift, groups: 1, eps: 1e-6, silu };
+            let ours = norm_before(&channels_last(&x).unwrap(), norm).unwrap();
+            close(&ours, &norm_before(&x, norm).unwrap(), 1e-5, "norm");
+        }
+    }
+}
+
+#[test]
 fn results_do_not_depend_on_the_threads() {
     let (x, weight, bias) = (normal(&[2, 24, 16, 19]), normal(&[70, 24, 3, 3]), normal(&[70]));
     let x = channels_last(&x).unwrap();
