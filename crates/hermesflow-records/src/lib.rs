@@ -1,6 +1,7 @@
 //! Records, their files and the preference rules: pure data, no tensors.
 
 mod error;
+mod fnv;
 mod given;
 mod id;
 pub mod pairing;
@@ -11,6 +12,7 @@ mod store;
 mod table;
 
 pub use error::{Error, Result};
+pub use fnv::Fnv1a;
 pub use given::{Found, Given, QuestionForm, journeydb_questions};
 pub use id::{IdKey, InvalidId, RecordId};
 pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, three_decimals};

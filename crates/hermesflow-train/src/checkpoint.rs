@@ -15,6 +15,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{Tensor, Var};
 use hermesflow_nn::weights;
+use hermesflow_records::Fnv1a;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -60,20 +61,10 @@ impl State {
 
 /// FNV-1a, 64 bits, of a value's JSON text, which memory need not hold.
 pub fn hash<T: Serialize + ?Sized>(value: &T) -> String {
-    struct Fnv(u64);
-    impl std::io::Write for Fnv {
-        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0 = bytes.iter().fold(self.0, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3));
-            Ok(bytes.len())
-        }
-        fn flush(&mut self) -> std::io::Result<()> {
-            Ok(())
-        }
-    }
-    let mut hash = Fnv(0xcbf2_9ce4_8422_2325);
+    let mut hash = Fnv1a::default();
     // Only keys that are no text could fail, and nothing here has such.
     let _ = serde_json::to_writer(&mut hash, value);
-    format!("{:016x}", hash.0)
+    format!("{:016x}", hash.number())
 }
 
 fn compare(key: &str, there: &Value, here: &Value, differences: &mut Vec<String>) {

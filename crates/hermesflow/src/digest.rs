@@ -5,15 +5,28 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use sha2::{Digest, Sha256};
 
-/// A digest of texts, each apart from the others.
-pub fn digest(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
-    let mut hash = Sha256::new();
-    for text in texts {
-        let text = text.as_ref();
-        hash.update((text.len() as u64).to_le_bytes());
-        hash.update(text);
+/// The SHA-256 of pieces, each apart from the others.
+#[derive(Default)]
+pub struct Pieces(Sha256);
+
+impl Pieces {
+    /// Adds a piece.
+    pub fn add(&mut self, piece: &[u8]) {
+        self.0.update((piece.len() as u64).to_le_bytes());
+        self.0.update(piece);
     }
-    hash.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
+
+    /// The digest, in hexadecimal digits.
+    pub fn text(self) -> String {
+        self.0.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
+
+/// Half a digest of texts, each apart from the others.
+pub fn digest(texts: impl IntoIterator<Item = impl AsRef<[u8]>>) -> String {
+    let mut pieces = Pieces::default();
+    texts.into_iter().for_each(|text| pieces.add(text.as_ref()));
+    pieces.text()[..32].to_owned()
 }
 
 /// What tells a model from another: where it really lies, and the names, sizes and times of its files.

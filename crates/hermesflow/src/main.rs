@@ -18,7 +18,7 @@ mod overrides;
 mod pictures;
 mod progress;
 mod reader;
-mod remembered;
+mod reference;
 mod report;
 mod stage;
 mod statistics;

@@ -5,13 +5,12 @@
 //! made again as a whole, so the numbers in a batch never depend on where a run was interrupted, and
 //! the files of an interrupted run are, byte for byte, those of an undisturbed one.
 
-use std::io::Read;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
 use anyhow::{Context, Result, anyhow, bail};
-use hermesflow_records::{IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed};
+use hermesflow_records::{Fnv1a, IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed};
 use serde_json::{Value, json};
 
 use crate::config::RunConfig;
@@ -123,7 +122,7 @@ pub fn seed(config: &RunConfig, layout: &RunLayout, stage: &str, parts: &[u64]) 
 
 /// A number for a text that is the same everywhere (FNV-1a).
 pub fn text_number(text: &str) -> u64 {
-    hashed(EMPTY, text.as_bytes())
+    Fnv1a::of(text.as_bytes())
 }
 
 /// The [`text_number`] of what a file holds.
@@ -131,23 +130,10 @@ pub fn text_number(text: &str) -> u64 {
 /// # Errors
 /// Names the file when it cannot be read.
 pub fn file_number(path: &Path) -> Result<u64> {
-    let named = || path.display().to_string();
-    let mut file = std::fs::File::open(path).with_context(named)?;
-    let (mut number, mut bytes) = (EMPTY, vec![0; 1 << 16]);
-    loop {
-        match file.read(&mut bytes).with_context(named)? {
-            0 => return Ok(number),
-            read => number = hashed(number, &bytes[..read]),
-        }
-    }
-}
-
-/// FNV-1a of nothing.
-const EMPTY: u64 = 0xcbf2_9ce4_8422_2325;
-
-/// FNV-1a of more bytes.
-fn hashed(hash: u64, bytes: &[u8]) -> u64 {
-    bytes.iter().fold(hash, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3))
+    let mut number = Fnv1a::default();
+    let copied = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut number));
+    copied.with_context(|| path.display().to_string())?;
+    Ok(number.number())
 }
 
 /// Refuses to mix results of different settings in one place, and notes the settings of the first ones.

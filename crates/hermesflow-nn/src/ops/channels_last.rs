@@ -17,7 +17,7 @@ use rayon::prelude::*;
 
 use self::lanes::{LANES, Lanes};
 use self::source::{Coefficients, Source};
-use super::conv::{Padding, conv2d};
+use super::conv::{Padding, conv2d, output_size};
 use super::group_norm::group_norm_silu;
 use super::raw::{fused, host};
 use super::upsample::upsample_nearest2x;
@@ -144,13 +144,10 @@ pub fn norm_before(x: &Tensor, norm: NormBefore) -> Result<Tensor> {
 
 fn forward(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding, around: Around) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    let (o, wc, k, k2) = weight.dims4()?;
+    let (o, _, k, _) = weight.dims4()?;
     let (h, w) = if around.upsample { (2 * h, 2 * w) } else { (h, w) };
-    let (high, wide) = (h + pad.top + pad.bottom, w + pad.left + pad.right);
-    if wc != c || k != k2 || bias.dims() != [o] || high < k || wide < k || stride == 0 {
-        bail!("conv2d: x {:?}, weight {:?}, bias {:?} do not fit", x.dims(), weight.dims(), bias.dims());
-    }
-    let sizes = Sizes { c, h, w, o, k, oh: (high - k) / stride + 1, ow: (wide - k) / stride + 1, stride, pad };
+    let (oh, ow) = output_size((c, h, w), weight, bias, stride, pad)?;
+    let sizes = Sizes { c, h, w, o, k, oh, ow, stride, pad };
     let residual = match around.residual {
         Some(residual) if residual.dims() != [b, o, sizes.oh, sizes.ow] => {
             bail!("conv2d: {:?} cannot be added to {:?}", residual.dims(), [b, o, sizes.oh, sizes.ow])

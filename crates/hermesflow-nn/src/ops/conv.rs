@@ -31,15 +31,30 @@ const TILE: usize = 1 << 18;
 /// `x [b, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` -> `[b, o, oh, ow]`
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding) -> Result<Tensor> {
     let (_, c, h, w) = x.dims4()?;
-    let (o, wc, k, k2) = weight.dims4()?;
-    let fits = wc == c && k == k2 && bias.dims() == [o] && h + pad.top + pad.bottom >= k;
-    if !fits || w + pad.left + pad.right < k || stride == 0 {
-        bail!("conv2d: x {:?}, weight {:?}, bias {:?} do not fit", x.dims(), weight.dims(), bias.dims());
-    }
+    output_size((c, h, w), weight, bias, stride, pad)?;
     if fused(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv { stride, pad });
     }
     plain(x, weight, bias, stride, pad)
+}
+
+/// Height and width of the output of `(c, h, w)` pixels.
+///
+/// # Errors
+/// When they, the weight and the bias do not fit.
+pub(super) fn output_size(
+    (c, h, w): (usize, usize, usize),
+    weight: &Tensor,
+    bias: &Tensor,
+    stride: usize,
+    pad: Padding,
+) -> Result<(usize, usize)> {
+    let (o, wc, k, k2) = weight.dims4()?;
+    let (high, wide) = (h + pad.top + pad.bottom, w + pad.left + pad.right);
+    if wc != c || k != k2 || bias.dims() != [o] || high < k || wide < k || stride == 0 {
+        bail!("conv2d: {:?} pixels, weight {:?}, bias {:?} do not fit", [c, h, w], weight.dims(), bias.dims());
+    }
+    Ok(((high - k) / stride + 1, (wide - k) / stride + 1))
 }
 
 /// The same by candle's operators.

@@ -5,13 +5,10 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
-
-use super::log_prob::gradients;
+use super::log_prob::{of_targets, to_gradients};
 use super::products::Products;
 use super::raw::{elements, host};
-use super::simd::max_and_sum_exp;
+use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// Rows at a time where nothing is kept: their product fills the CPU, their logits are a tenth of a gigabyte.
 const ROWS: usize = 512;
@@ -70,20 +67,11 @@ struct Saved {
 }
 
 impl Head {
-    /// Logits of rows, their log-sum-exps and their targets' log-probabilities.
-    fn rows(&self, x: &[f32], targets: &[u32]) -> Result<(Vec<f32>, Vec<f32>, Vec<f32>)> {
-        let v = self.weight.dim(0)?;
+    /// The log-probabilities of rows' targets, and what the backward pass needs.
+    fn rows(&self, x: &[f32], targets: &[u32]) -> Result<(Vec<f32>, Saved)> {
         let logits = self.products.affine(x, &self.weight, &self.bias)?;
-        let normalizers: Vec<f32> = logits
-            .par_chunks_exact(v)
-            .map(|row| {
-                let (largest, sum) = max_and_sum_exp(row);
-                largest + sum.ln()
-            })
-            .collect();
-        let rows = logits.chunks_exact(v).zip(targets).zip(&normalizers);
-        let y = rows.map(|((row, &target), normalizer)| row[target as usize] - normalizer).collect();
-        Ok((logits, normalizers, y))
+        let (y, normalizers) = of_targets(&logits, self.weight.dim(0)?, targets);
+        Ok((y, Saved { logits, normalizers }))
     }
 }
 
@@ -97,14 +85,14 @@ impl CustomOp1 for Head {
         let x = elements(x, layout)?;
         let y = match &self.saved {
             Some(saved) => {
-                let (logits, normalizers, y) = self.rows(x, &self.targets)?;
-                *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(Saved { logits, normalizers });
+                let (y, kept) = self.rows(x, &self.targets)?;
+                *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
                 y
             }
             None => {
                 let mut all = Vec::with_capacity(n);
                 for (x, targets) in x.chunks((ROWS * h).max(1)).zip(self.targets.chunks(ROWS)) {
-                    all.extend(self.rows(x, targets)?.2);
+                    all.extend(self.rows(x, targets)?.0);
                 }
                 all
             }
@@ -120,11 +108,7 @@ impl CustomOp1 for Head {
         let grad = grad.contiguous()?;
         let ((xs, x_layout), (gs, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
         let (data, grad) = (host(&xs, x_layout)?, host(&gs, g_layout)?);
-        let v = self.weight.dim(0)?;
-        logits.par_chunks_exact_mut(v).enumerate().for_each(|(row, logits)| {
-            gradients(logits, normalizers[row], grad[row]);
-            logits[self.targets[row] as usize] += grad[row];
-        });
+        to_gradients(&mut logits, self.weight.dim(0)?, &self.targets, &normalizers, grad);
         self.products.weight_gradients(&logits, data, &self.weight, &self.bias)?;
         let dx = self.products.input_gradient(&logits, &self.weight, None)?;
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))

@@ -76,11 +76,32 @@ vectorised! {
     }
 
     /// Logits become `-grad · softmax`.
-    pub(super) fn gradients(x: &mut [f32], normalizer: f32, grad: f32) {
+    fn gradients(x: &mut [f32], normalizer: f32, grad: f32) {
         for x in x.iter_mut() {
             *x = -grad * exp(*x - normalizer);
         }
     }
+}
+
+/// The log-probability of each row's target, and each row's log-sum-exp, of `logits [n, v]`.
+pub(super) fn of_targets(logits: &[f32], v: usize, targets: &[u32]) -> (Vec<f32>, Vec<f32>) {
+    let normalizers: Vec<f32> = logits
+        .par_chunks_exact(v)
+        .map(|row| {
+            let (largest, sum) = max_and_sum_exp(row);
+            largest + sum.ln()
+        })
+        .collect();
+    let rows = logits.chunks_exact(v).zip(targets).zip(&normalizers);
+    (rows.map(|((row, &target), normalizer)| row[target as usize] - normalizer).collect(), normalizers)
+}
+
+/// Turns `logits [n, v]` into their gradients, given those of [`of_targets`].
+pub(super) fn to_gradients(logits: &mut [f32], v: usize, targets: &[u32], normalizers: &[f32], grad: &[f32]) {
+    logits.par_chunks_exact_mut(v).enumerate().for_each(|(row, logits)| {
+        gradients(logits, normalizers[row], grad[row]);
+        logits[targets[row] as usize] += grad[row];
+    });
 }
 
 impl CustomOp1 for LogProb {
@@ -91,15 +112,7 @@ impl CustomOp1 for LogProb {
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (n, v) = layout.shape().dims2()?;
         let x = elements(x, layout)?;
-        let normalizers: Vec<f32> = x
-            .par_chunks_exact(v)
-            .map(|row| {
-                let (largest, sum) = max_and_sum_exp(row);
-                largest + sum.ln()
-            })
-            .collect();
-        let rows = x.chunks_exact(v).zip(self.targets.iter()).zip(&normalizers);
-        let y = rows.map(|((row, &target), normalizer)| row[target as usize] - normalizer).collect();
+        let (y, normalizers) = of_targets(x, v, &self.targets);
         self.normalizers.get_or_init(|| normalizers);
         Ok((CpuStorage::F32(y), n.into()))
     }
@@ -113,10 +126,7 @@ impl CustomOp1 for LogProb {
         let ((x_store, x_layout), (g_store, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
         let (data, grad) = (host(&x_store, x_layout)?, host(&g_store, g_layout)?);
         let mut dx = data.to_vec();
-        dx.par_chunks_exact_mut(v).enumerate().for_each(|(i, dx)| {
-            gradients(dx, normalizers[i], grad[i]);
-            dx[self.targets[i] as usize] += grad[i];
-        });
+        to_gradients(&mut dx, v, &self.targets, normalizers, grad);
         Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

@@ -1,7 +1,6 @@
 //! The three products of an affine map in training, on slices: forward, and the gradients of its input and weight.
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
-use serde::{Deserialize, Serialize};
 
 use super::gemm_bf16::{self, Matrix, Values};
 use super::linear::Linear;
@@ -9,8 +8,7 @@ use super::raw::{Operand, column_sums, cpu, product};
 use crate::gradients;
 
 /// How the matrix products of training are computed. Everything else is in f32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Products {
     /// In f32.
     #[default]

@@ -19,6 +19,28 @@ pub(crate) fn allowed(set: &str) -> bool {
     !forbidden.iter().any(|name| name == set)
 }
 
+/// Whether vectors of AVX-512 are there to be used, and what AVX2 has.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn avx512() -> bool {
+    use std::arch::is_x86_feature_detected as detected;
+    allowed("avx512")
+        && detected!("avx512f")
+        && detected!("avx512bw")
+        && detected!("avx512vl")
+        && detected!("avx512dq")
+        && detected!("avx2")
+        && detected!("fma")
+}
+
+/// Whether vectors of AVX2 are there to be used.
+#[cfg(target_arch = "x86_64")]
+#[inline]
+pub(crate) fn avx2() -> bool {
+    use std::arch::is_x86_feature_detected as detected;
+    allowed("avx2") && detected!("avx2") && detected!("fma")
+}
+
 /// Declares functions whose body is compiled once per instruction set.
 macro_rules! vectorised {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
@@ -41,21 +63,11 @@ macro_rules! vectorised {
                 fn avx2($($arg: $type),*) $(-> $ret)? {
                     body($($arg),*)
                 }
-                if $crate::ops::simd::allowed("avx512")
-                    && std::arch::is_x86_feature_detected!("avx512f")
-                    && std::arch::is_x86_feature_detected!("avx512bw")
-                    && std::arch::is_x86_feature_detected!("avx512vl")
-                    && std::arch::is_x86_feature_detected!("avx512dq")
-                    && std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                {
+                if $crate::ops::simd::avx512() {
                     // SAFETY: the instruction sets were just detected.
                     return unsafe { avx512($($arg),*) };
                 }
-                if $crate::ops::simd::allowed("avx2")
-                    && std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                {
+                if $crate::ops::simd::avx2() {
                     // SAFETY: the instruction sets were just detected.
                     return unsafe { avx2($($arg),*) };
                 }

@@ -133,7 +133,8 @@ pub fn run(args: Args) -> Result<()> {
             format!("{:.0}", median.gflops),
             peak.map_or_else(|| "unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9)),
         ]);
-        all.push(json!({ "stage": stage.label(), "median": median, "seconds": runs.iter().map(|run| run.seconds).collect::<Vec<_>>() }));
+        let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
+        all.push(json!({ "stage": stage.label(), "median": median, "seconds": seconds }));
     }
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&all)?),
@@ -213,12 +214,12 @@ impl Bench {
         let started = Instant::now();
         match stage {
             StageName::Multiply => return Ok(measure::large_product(self.dtype)?),
-            StageName::Encode => drop(self.model.encode_images(std::slice::from_ref(&self.picture))?),
+            StageName::Encode => drop(self.model.vq().encode_images(std::slice::from_ref(&self.picture))?),
             StageName::Decode => {
                 let (tokens, side) = (self.model.image_tokens(), self.model.resolution());
                 let side = self.picture.width() as usize * tokens.isqrt() / side;
                 let codes: Vec<u32> = self.codes[0].iter().copied().cycle().take(side * side).collect();
-                drop(self.model.decode_images(&[codes])?);
+                drop(self.model.vq().decode_images(&[codes])?);
             }
             StageName::Caption => {
                 let view = ImageView::Codes(self.codes[0].clone());

@@ -17,16 +17,17 @@ use crate::objectives::BasePretraining;
 use crate::pictures::Pictures;
 use crate::progress::{Progress, Task};
 use crate::reader::{Opened, Reader};
-use crate::remembered::ReferenceFile;
+use crate::reference::ReferenceFile;
 use crate::stage;
 use crate::{files, models};
 
 /// Train on the pairs: the best against the worst, captions and images
 ///
-/// Reads pair_dpo_data.json, encodes those of its images whose codes are not known yet, and minimises the Pair-DPO loss against the frozen model that
-/// the iteration began with. The training folder holds config.yaml (every number, resolved), metrics.jsonl (a line
-/// per step with TRL's names under und/ and gen/), checkpoint-{step}/ and, at the end, model/ in the published
-/// layout. A killed run continues from its newest checkpoint, bit for bit.
+/// Reads pair_dpo_data.json, encodes those of its images whose codes are not known yet, and minimises the Pair-DPO loss
+/// against the frozen model that the iteration began with. The training folder holds config.yaml (every number,
+/// resolved), metrics.jsonl (a line per step with TRL's names under und/ and gen/), reference.jsonl (what the reference
+/// says of the captions), checkpoint-{step}/ and, at the end, model/ in the published layout. A killed run continues
+/// from its newest checkpoint, bit for bit.
 ///
 /// Example: hermesflow train configs/scenes.yaml train.steps=100 train.anchor_gen=0
 #[derive(Debug, clap::Args)]

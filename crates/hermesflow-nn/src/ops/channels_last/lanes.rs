@@ -125,22 +125,11 @@ macro_rules! each_cpu {
                     // SAFETY: by the contract of the function.
                     unsafe { $body::<[f32; 16]>($($arg),*) }
                 }
-                use $crate::ops::simd::allowed;
-                if allowed("avx512")
-                    && std::arch::is_x86_feature_detected!("avx512f")
-                    && std::arch::is_x86_feature_detected!("avx512bw")
-                    && std::arch::is_x86_feature_detected!("avx512vl")
-                    && std::arch::is_x86_feature_detected!("avx512dq")
-                    && std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                {
+                if $crate::ops::simd::avx512() {
                     // SAFETY: the instruction sets were just detected; the rest by the contract of the function.
                     return unsafe { avx512($($arg),*) };
                 }
-                if allowed("avx2")
-                    && std::arch::is_x86_feature_detected!("avx2")
-                    && std::arch::is_x86_feature_detected!("fma")
-                {
+                if $crate::ops::simd::avx2() {
                     // SAFETY: as above.
                     return unsafe { avx2($($arg),*) };
                 }

@@ -14,8 +14,8 @@ use anyhow::{Context, Result};
 use hermesflow_models::showo::Showo;
 use hermesflow_train::{CaptionMemory, ObjectiveError, Pair, TrainingPair};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 
+use crate::digest::Pieces;
 use crate::files;
 
 /// A chunk of pairs. Log-probabilities are kept in f64, which JSON writes and reads exactly.
@@ -44,10 +44,10 @@ impl ReferenceFile {
     /// # Errors
     /// When the file is there and cannot be read.
     pub fn open(path: PathBuf, reference: &Showo) -> Result<Self> {
-        let mut digest = Sha256::new();
-        see(&mut digest, env!("CARGO_PKG_VERSION").as_bytes());
-        reference.each_part(|part| see(&mut digest, part))?;
-        Self::of(path, text(digest))
+        let mut digest = Pieces::default();
+        digest.add(env!("CARGO_PKG_VERSION").as_bytes());
+        reference.each_part(|part| digest.add(part))?;
+        Self::of(path, digest.text())
     }
 
     fn of(path: PathBuf, reference: String) -> Result<Self> {
@@ -76,16 +76,16 @@ impl ReferenceFile {
     }
 
     fn key(&self, pairs: &[&TrainingPair]) -> String {
-        let mut digest = Sha256::new();
-        see(&mut digest, self.reference.as_bytes());
+        let mut digest = Pieces::default();
+        digest.add(self.reference.as_bytes());
         for pair in pairs {
             for text in [&pair.id, &pair.question, &pair.caption_win, &pair.caption_lose] {
-                see(&mut digest, text.as_bytes());
+                digest.add(text.as_bytes());
             }
             let codes: Vec<u8> = pair.image.iter().flat_map(|code| code.to_le_bytes()).collect();
-            see(&mut digest, &codes);
+            digest.add(&codes);
         }
-        text(digest)
+        digest.text()
     }
 
     fn append(&mut self, line: &[u8]) -> Result<()> {
@@ -139,16 +139,6 @@ fn read(path: &Path) -> Result<Vec<u8>> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
         Err(error) => Err(error).with_context(|| path.display().to_string()),
     }
-}
-
-/// Adds a piece to a digest, apart from what follows.
-fn see(digest: &mut Sha256, part: &[u8]) {
-    digest.update((part.len() as u64).to_le_bytes());
-    digest.update(part);
-}
-
-fn text(digest: Sha256) -> String {
-    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]
