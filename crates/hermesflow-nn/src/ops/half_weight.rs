@@ -10,6 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::dot::{self, Element, Product};
+use super::gemm_bf16::{self, Matrix, Values};
 use super::raw::{Operand, Shared, cpu, elements, host, product};
 
 /// Weight elements that are widened at a time for few rows, about what a core's cache holds.
@@ -18,6 +19,8 @@ const BLOCK: usize = 1 << 17;
 const LARGE_BLOCK: usize = 1 << 20;
 /// Up to so many rows go through the transposed product, as in [`super::linear`].
 const FEW: usize = 192;
+/// From so many rows on packing a weight in bf16 costs less than its product gains.
+const PACKED_FROM: usize = 384;
 
 /// Whether this CPU multiplies bf16 faster than f32.
 pub fn multiplies_bf16() -> bool {
@@ -45,6 +48,9 @@ pub(super) fn is_brain(weight: &Tensor) -> bool {
 /// Several `x Wᵀ + b` of contiguous bf16 weights in one go, where the CPU multiplies bf16; an `x` that stands in several
 /// is narrowed once.
 pub(super) fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    if products.iter().any(|(x, _, _)| x.dims()[0] >= PACKED_FROM) {
+        return products.iter().map(|(x, weight, bias)| linear(x, weight, Some(bias))).collect();
+    }
     let mut narrowed: Vec<(&Tensor, Vec<bf16>)> = Vec::new();
     for (x, _, _) in products {
         if !narrowed.iter().any(|(known, _)| known.id() == x.id()) {
@@ -109,10 +115,14 @@ struct HalfLinear;
 
 impl HalfLinear {
     fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+        let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
         if let (Half::Brain(weight), true) = (weight, bf16::available()) {
+            if n >= PACKED_FROM {
+                let weight = Matrix::new(Values::Brain(weight), input);
+                return gemm_bf16::multiply(Matrix::wide(x, input), weight.t(), bias);
+            }
             return dot::linear(Product { x: &dot::narrow(x), weight, bias, depth: input });
         }
-        let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
         let mut y = vec![0f32; n * out];
         let target = Shared(y.as_mut_ptr());
         let block = if n <= FEW { BLOCK } else { LARGE_BLOCK };
