@@ -164,7 +164,9 @@ impl Sizes {
         let prefix = (block + questions * words) as u64;
         let vocabulary = self.showo.vocab_size;
         let logits = together * replies as u64 * vocabulary as u64 * 2 * F32;
-        let bytes = together * rows as u64 * self.cache_row() + (together * self.pass(prefix)).max(logits);
+        let embedded = together * prefix * self.phi.hidden_size as u64 * F32;
+        let pass = self.pass((together * prefix).min((reply::PASS + block) as u64));
+        let bytes = together * rows as u64 * self.cache_row() + (embedded + pass).max(logits);
         let keys = block as f64 / 2.0;
         let operations = prefix as f64 * self.row(keys)
             + (replies * length) as f64 * (self.row(block as f64 + words as f64) + self.head(vocabulary));

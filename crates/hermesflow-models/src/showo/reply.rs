@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::parallel;
 use rand::{Rng, SeedableRng};
@@ -15,15 +15,17 @@ use rand_chacha::ChaCha8Rng;
 
 use super::Showo;
 use super::maskgit::draw_index;
-use super::phi::{Phi, Placement};
+use super::phi::{KvCache, Phi, Placement};
 use super::sequence::Packed;
 use crate::Result;
 use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
-const BATCH: usize = 64;
+const BATCH: usize = 32;
 /// Up to so many likeliest tokens are found in one pass over the vocabulary.
 const FEW: usize = 64;
+/// About so many tokens of images and questions go through the decoder at once.
+pub(super) const PASS: usize = 1024;
 /// Bytes of a batch's cache, at most, unless one image needs more.
 const CACHE: usize = 2 << 30;
 
@@ -184,6 +186,27 @@ fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
     few
 }
 
+/// Puts images and questions into the cache, some at a time; what the decoder says at each question's end.
+///
+/// # Shapes
+/// `[questions, hidden]`
+fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCache) -> Result<Tensor> {
+    let embedded = prefix.embed(phi)?;
+    let mut ends = Vec::with_capacity(questions.len());
+    for (rows, segments) in prefix.parts(PASS) {
+        let (xs, placement) = (embedded.narrow(0, rows.start, rows.len())?, Placement::Rows(rows.start));
+        let hidden = phi.forward(xs, &prefix.positions[rows.clone()], &segments, Some((cache, &placement)))?;
+        let here: Vec<u32> = questions
+            .iter()
+            .map(|question| question.rows.end - 1)
+            .filter(|end| rows.contains(end))
+            .map(|end| (end - rows.start) as u32)
+            .collect();
+        ends.push(ops::gather_rows(&hidden, &here)?);
+    }
+    Ok(Tensor::cat(&ends, 0)?)
+}
+
 /// Writes all replies.
 ///
 /// # Errors
@@ -192,13 +215,14 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
     let start = prefix.ids.len();
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
     let cache = phi.cache(start + samples.len() * size)?;
-    let placement = Placement::Rows(0);
-    let hidden = phi.forward(prefix.embed(phi)?, &prefix.positions, &prefix.segments(), Some((&cache, &placement)))?;
-    let last: Vec<u32> = questions.iter().map(|question| question.rows.end as u32 - 1).collect();
-    let first = phi.logits(&ops::gather_rows(&hidden, &last)?, None)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+    let hidden = read_prefix(phi, prefix, questions, &cache)?;
+    let first = phi.logits(&hidden, None)?.to_dtype(DType::F32)?;
+    let mut takers: Vec<Vec<&mut Sample>> = questions.iter().map(|_| Vec::new()).collect();
     for sample in samples.iter_mut().filter(|sample| !sample.ended) {
-        sample.take(&first[sample.question], eot);
+        takers[sample.question].push(sample);
     }
+    ops::for_each_row(&first, takers, |samples, row| samples.into_iter().for_each(|sample| sample.take(row, eot)))?;
+    drop(first);
     for column in 0..size {
         let active: Vec<usize> = (0..samples.len()).filter(|&at| !samples[at].ended).collect();
         if active.is_empty() {

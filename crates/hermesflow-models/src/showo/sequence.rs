@@ -79,6 +79,27 @@ impl Packed {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
+    /// Whole segments in parts of about `most` rows and nearly the same size: each part's rows, and its segments, whose
+    /// queries are counted from the part's first row and whose keys are rows of all.
+    pub fn parts(&self, most: usize) -> Vec<(Range<usize>, Arc<[Segment]>)> {
+        let rows = self.ids.len();
+        let size = rows.div_ceil(rows.div_ceil(most).max(1));
+        let mut parts = Vec::new();
+        let mut rest = self.segments.as_slice();
+        while let Some(first) = rest.first().map(|segment| segment.queries.start) {
+            let enough = rest.iter().position(|segment| segment.queries.end - first >= size);
+            let (part, behind) = rest.split_at(enough.map_or(rest.len(), |at| at + 1));
+            let end = part.last().map_or(first, |segment| segment.queries.end);
+            let segments = part.iter().map(|segment| {
+                let queries = segment.queries.start - first..segment.queries.end - first;
+                Segment { queries, ..segment.clone() }
+            });
+            parts.push((first..end, segments.collect()));
+            rest = behind;
+        }
+        parts
+    }
+
     /// The segments as the operators take them.
     pub fn segments(&self) -> Arc<[Segment]> {
         self.segments.clone().into()
@@ -163,4 +184,31 @@ pub const SYSTEM_PROMPT: &str = "A chat between a curious user and an artificial
 /// The frame around a question to the CLIP variant: LLaVA's conversation.
 pub fn conversation_text(question: &str) -> String {
     format!("USER: {question} ASSISTANT:")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_hold_every_row_once_and_keep_their_keys() {
+        let mut packed = Packed::default();
+        let block = packed.push(&[1; 10], 0, vec![], false);
+        for length in [3, 4, 9, 2] {
+            packed.push(&vec![2; length], 10, vec![block.clone()], true);
+        }
+        for (most, count) in [(1, 5), (12, 3), (15, 2), (28, 1), (1000, 1)] {
+            let parts = packed.parts(most);
+            assert_eq!(parts.len(), count, "{most}");
+            let whole = parts.iter().flat_map(|(rows, segments)| {
+                segments.iter().map(|segment| {
+                    let queries = segment.queries.start + rows.start..segment.queries.end + rows.start;
+                    Segment { queries, ..segment.clone() }
+                })
+            });
+            assert_eq!(whole.collect::<Vec<_>>(), packed.segments);
+            assert!(parts.windows(2).all(|pair| pair[0].0.end == pair[1].0.start));
+        }
+        assert!(Packed::default().parts(5).is_empty());
+    }
 }
