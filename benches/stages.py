@@ -29,7 +29,7 @@ from released import WORK, add_work
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 STAGES = "multiply,encode,decode,encode@512,decode@512,caption,answer,imagine,train"
-FEW = {"caption_tokens": 10, "images": 2, "steps": 2, "answer_tokens": 4, "pairs": 1}
+FEW = {"caption_tokens": 10, "images": 2, "steps": 2, "answer_tokens": 20, "pairs": 1}
 
 
 def folder_of(size: str, program: str, layers: int | None = None) -> pathlib.Path:

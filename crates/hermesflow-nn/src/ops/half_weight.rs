@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::dot::{self, Element, Product};
-use super::gemm_bf16::{self, Matrix, Values};
+use super::packed::{self, Matrix, Values};
 use super::raw::{Operand, Shared, cpu, elements, host, product};
 
 /// Weight elements that are widened at a time for few rows, about what a core's cache holds.
@@ -119,7 +119,7 @@ impl HalfLinear {
         if let (Half::Brain(weight), true) = (weight, bf16::available()) {
             if n >= PACKED_FROM {
                 let weight = Matrix::new(Values::Brain(weight), input);
-                return gemm_bf16::multiply(Matrix::wide(x, input), weight.t(), bias);
+                return packed::multiply(Matrix::wide(x, input), weight.t(), bias);
             }
             return dot::linear(Product { x: &dot::narrow(x), weight, bias, depth: input });
         }

@@ -2,8 +2,8 @@
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
-use super::gemm_bf16::{self, Matrix, Values};
 use super::linear::Linear;
+use super::packed::{self, Matrix, Values};
 use super::raw::{Operand, column_sums, cpu, product};
 use crate::gradients;
 
@@ -41,10 +41,10 @@ impl Products {
         let ((w, w_layout), (b, b_layout)) = (weight.storage_and_layout(), bias.storage_and_layout());
         let bias = super::raw::host(&b, b_layout)?;
         Ok(match (self, values(cpu(&w)?, w_layout)?) {
-            (Self::F32, Values::Wide(weight)) => Linear::forward(x, weight, Some(bias), input),
+            (Self::F32, Values::Wide(weight) | Values::Exact(weight)) => Linear::forward(x, weight, Some(bias), input),
             (Self::F32, Values::Brain(_)) => bail!("products in f32 of a weight in bf16"),
             (Self::Bf16, weight) => {
-                gemm_bf16::multiply(Matrix::wide(x, input), Matrix::new(weight, input).t(), Some(bias))
+                packed::multiply(Matrix::wide(x, input), Matrix::new(weight, input).t(), Some(bias))
             }
         })
     }
@@ -54,7 +54,7 @@ impl Products {
         let (out, input) = weight.dims2()?;
         let (w, layout) = weight.storage_and_layout();
         match (self, values(cpu(&w)?, layout)?) {
-            (Self::F32, Values::Wide(weight)) => {
+            (Self::F32, Values::Wide(weight) | Values::Exact(weight)) => {
                 let (g, w) = (Operand::rows(grad.as_ptr(), out), Operand::rows(weight.as_ptr(), input));
                 // SAFETY: g is [n, out], w [out, input].
                 Ok(unsafe { wide((grad.len() / out, input, out), g, w, sum) })
@@ -63,9 +63,9 @@ impl Products {
             (Self::Bf16, weight) => {
                 let (g, w) = (Matrix::wide(grad, out), Matrix::new(weight, input));
                 Ok(match sum {
-                    None => gemm_bf16::multiply(g, w, None),
+                    None => packed::multiply(g, w, None),
                     Some(mut sum) => {
-                        gemm_bf16::add(&mut sum, g, w);
+                        packed::add(&mut sum, g, w);
                         sum
                     }
                 })
@@ -83,12 +83,12 @@ impl Products {
         gradients::add(
             weight,
             || match self {
-                Self::Bf16 => gemm_bf16::multiply(g, by, None),
+                Self::Bf16 => packed::multiply(g, by, None),
                 // SAFETY: g is [n, out], x [n, input].
                 Self::F32 => unsafe { wide(size, g_wide, x_wide, None) },
             },
             |sum| match self {
-                Self::Bf16 => gemm_bf16::add(sum, g, by),
+                Self::Bf16 => packed::add(sum, g, by),
                 // SAFETY: as above, and the sum is [out, input].
                 Self::F32 => unsafe { product(size, sum.as_mut_ptr(), input, true, g_wide, x_wide, 1.0, parallel) },
             },

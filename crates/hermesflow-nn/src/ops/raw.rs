@@ -133,6 +133,11 @@ pub(crate) unsafe fn product(
     scale: f32,
     parallel: bool,
 ) {
+    // SAFETY: by the contract of this function; a contiguous `out`.
+    if parallel && scale == 1.0 && stride == n && unsafe { super::packed::exact((m, n, k), out, accumulate, lhs, rhs) }
+    {
+        return;
+    }
     let parallelism = match parallel {
         true => gemm::Parallelism::Rayon(rayon::current_num_threads()),
         false => gemm::Parallelism::None,

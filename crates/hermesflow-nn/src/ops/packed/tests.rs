@@ -56,3 +56,36 @@ fn neither_threads_nor_other_rows_change_a_result() {
         assert_eq!(all[..31 * n], run(3, 31));
     }
 }
+
+#[test]
+fn numbers_in_f32_are_multiplied_as_they_are() {
+    for (m, n, k) in [(LARGE, LARGE, LARGE), (771, 801, 1000), (1500, 770, 777)] {
+        let (a, b, start) = (numbers(&[m, k]), numbers(&[k, n]), numbers(&[m, n]));
+        let turn = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+            (0..rows * columns).map(|at| x[at % rows * columns + at / rows]).collect()
+        };
+        let (a_t, b_t) = (turn(&a, m, k), turn(&b, k, n));
+        let mut expected = start.clone();
+        for (row, y) in expected.chunks_exact_mut(n).enumerate() {
+            for (x, line) in a[row * k..][..k].iter().zip(b.chunks_exact(n)) {
+                y.iter_mut().zip(line).for_each(|(y, b)| *y += x * b);
+            }
+        }
+        for lhs in [Operand::rows(a.as_ptr(), k), Operand::rows(a_t.as_ptr(), m).t()] {
+            for rhs in [Operand::rows(b.as_ptr(), n), Operand::rows(b_t.as_ptr(), k).t()] {
+                let mut out = start.clone();
+                // SAFETY: the operands and out are [m, k], [k, n] and [m, n].
+                let done = unsafe { exact((m, n, k), out.as_mut_ptr(), true, lhs, rhs) };
+                assert_eq!(done, crate::ops::multiplies_bf16());
+                if done {
+                    near(&out, &expected, &format!("{m} {n} {k}"));
+                }
+            }
+        }
+        let mut out = start.clone();
+        let (lhs, rhs) = (Operand::rows(a.as_ptr(), k + 1), Operand::rows(b.as_ptr(), n));
+        // SAFETY: nothing is read of an operand whose rows lie apart.
+        assert!(!unsafe { exact((m, n, k), out.as_mut_ptr(), true, lhs, rhs) });
+        assert_eq!(out, start);
+    }
+}

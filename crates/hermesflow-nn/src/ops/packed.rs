@@ -1,8 +1,10 @@
-//! Products of matrices whose elements are rounded to bf16, with sums in f32, for training: `x Wᵀ`, `g W` and `gᵀ x`.
+//! Large products of packed matrices, with sums in f32: `x Wᵀ`, `g W` and `gᵀ x`, of elements that are rounded to bf16 or
+//! of f32 as they are.
 //!
-//! The operands are packed while they are rounded, so that they may lie either way and be f32 or bf16: pairs along the
-//! summed dimension side by side, as AVX512-BF16 takes them. Packed parts of both stay in the third cache, the left
-//! rows of a task in the second. Without the instruction the same rounded elements are multiplied in f32.
+//! The operands are packed while they are rounded, so that they may lie either way and be f32 or bf16: a lane of 32 bits
+//! holds a number in f32, or two neighbours along the summed dimension in bf16, as AVX512-BF16 takes them. Packed parts of
+//! both stay in the third cache, the left rows of a task in the second. Without the instruction the same rounded elements
+//! are multiplied in f32 by the library's product, which f32 has anyway ([`super::raw::product`] chooses).
 //!
 //! A result's order of summation follows from the summed dimension alone: not from the threads, nor from the other rows.
 
@@ -21,6 +23,8 @@ mod tests;
 pub(super) enum Values<'a> {
     /// Rounded when they are packed.
     Wide(&'a [f32]),
+    /// As they are, in f32; both operands are, or none.
+    Exact(&'a [f32]),
     /// As they are.
     Brain(&'a [bf16]),
 }
@@ -28,7 +32,7 @@ pub(super) enum Values<'a> {
 impl Values<'_> {
     fn len(self) -> usize {
         match self {
-            Self::Wide(values) => values.len(),
+            Self::Wide(values) | Self::Exact(values) => values.len(),
             Self::Brain(values) => values.len(),
         }
     }
@@ -38,6 +42,7 @@ impl Values<'_> {
         let mut wide = vec![0f32; self.len()];
         match self {
             Self::Wide(values) => super::dot::narrow(values).convert_to_f32_slice(&mut wide),
+            Self::Exact(values) => wide.copy_from_slice(values),
             Self::Brain(values) => values.convert_to_f32_slice(&mut wide),
         }
         wide
@@ -100,6 +105,39 @@ pub(super) fn add(out: &mut [f32], lhs: Matrix<'_>, rhs: Matrix<'_>) {
     assert_eq!(out.len(), lhs.rows * rhs.columns);
     // SAFETY: out is [m, n].
     unsafe { run(out.as_mut_ptr(), lhs, rhs, Start::Kept) }
+}
+
+/// The least of each dimension from which [`exact`] is faster than the library's product.
+const LARGE: usize = 768;
+
+/// `out [m, n] = out (if accumulate) + lhs [m, k] rhs [k, n]` in f32, all contiguous, if the product is large and this CPU
+/// has the kernel; whether it was done.
+///
+/// # Safety
+/// Both operands are readable and `out` is writable in the given shapes, and no other thread touches `out`.
+pub(super) unsafe fn exact(
+    (m, n, k): (usize, usize, usize),
+    out: *mut f32,
+    accumulate: bool,
+    lhs: Operand,
+    rhs: Operand,
+) -> bool {
+    if m.min(n).min(k) < LARGE || !super::half_weight::multiplies_bf16() {
+        return false;
+    }
+    let matrix = |operand: Operand, rows: usize, columns: usize| {
+        // SAFETY: by the contract of this function, for a contiguous operand.
+        let values = || Values::Exact(unsafe { std::slice::from_raw_parts(operand.start, rows * columns) });
+        match (operand.row, operand.column) {
+            (row, 1) if row == columns => Some(Matrix::new(values(), columns)),
+            (1, column) if column == rows => Some(Matrix::new(values(), rows).t()),
+            _ => None,
+        }
+    };
+    let (Some(lhs), Some(rhs)) = (matrix(lhs, m, k), matrix(rhs, k, n)) else { return false };
+    // SAFETY: by the contract of this function.
+    unsafe { run(out, lhs, rhs, if accumulate { Start::Kept } else { Start::Zero }) };
+    true
 }
 
 /// # Safety

@@ -1,4 +1,4 @@
-//! The product by AVX512-BF16.
+//! The product by AVX-512: of pairs in bf16, and of numbers in f32.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -11,20 +11,25 @@ use super::{Matrix, Start, Values};
 /// Rows and columns of a tile: 24 vectors of sums leave registers for two of the right operand and one of the left.
 const ROWS: usize = 12;
 const COLUMNS: usize = 32;
-/// The most of the summed dimension that is taken at a time.
-const DEPTH: usize = 1536;
-/// Elements of the left operand that a task multiplies with what passes by: a quarter of a core's second cache.
-const BLOCK: usize = 128 << 10;
-/// Elements of each operand that are packed at a time: an eighth of the third cache.
-const PACKED: usize = 2 << 20;
+/// The most lanes of the summed dimension that are taken at a time.
+const DEPTH: usize = 768;
+/// Lanes of the left operand that a task multiplies with what passes by: a quarter of a core's second cache.
+const BLOCK: usize = 64 << 10;
+/// Lanes of each operand that are packed at a time: an eighth of the third cache.
+const PACKED: usize = 1 << 20;
 
-/// Sixteen pairs of bf16, as a vector takes them.
+/// Sixteen lanes, as a vector takes them.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Pairs(#[allow(dead_code)] [u32; 16]);
+struct Vector(#[allow(dead_code)] [u32; 16]);
 
-/// A packed operand: panels of so many lines, pair by pair. Only what was packed may be read.
-struct Packed(Vec<Pairs>);
+/// A packed operand: panels of so many lines, lane by lane. Only what was packed may be read.
+struct Packed(Vec<Vector>);
+
+/// An element that is packed as it is.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct Exact(#[allow(dead_code)] f32);
 
 /// A pointer that tasks share, each for its own part.
 #[derive(Clone, Copy)]
@@ -45,9 +50,9 @@ impl<T> Place<T> {
 }
 
 impl Packed {
-    /// Room for `lines` in panels of `WIDTH`, over `depth` of the summed dimension.
-    fn new<const WIDTH: usize>(lines: usize, depth: usize) -> Self {
-        Self(Vec::with_capacity((lines.next_multiple_of(WIDTH) * depth.div_ceil(2)).div_ceil(16)))
+    /// Room for `lines` in panels of `WIDTH`, over `lanes` of the summed dimension.
+    fn new<const WIDTH: usize>(lines: usize, lanes: usize) -> Self {
+        Self(Vec::with_capacity((lines.next_multiple_of(WIDTH) * lanes).div_ceil(16)))
     }
 
     /// Packs `lines` of a matrix whose columns are the summed dimension, over `part` of that.
@@ -55,14 +60,18 @@ impl Packed {
     /// # Safety
     /// The CPU has the instructions, and there is room.
     unsafe fn fill<const WIDTH: usize>(&mut self, matrix: Matrix<'_>, lines: Range<usize>, part: Range<usize>) {
-        let (to, pairs) = (Place(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(2));
+        let (to, lanes) = (Place(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(matrix.values.in_a_lane()));
         (0..lines.len().div_ceil(WIDTH)).into_par_iter().with_min_len(4).for_each(|panel| {
             let first = lines.start + panel * WIDTH;
             let few = WIDTH.min(lines.end - first);
             // SAFETY: by the contract of this function; each panel is one task's.
             unsafe {
-                let to = to.at(panel * WIDTH * pairs);
+                let to = to.at(panel * WIDTH * lanes);
                 match matrix.values {
+                    Values::Exact(values) => {
+                        let values = std::slice::from_raw_parts(values.as_ptr().cast::<Exact>(), values.len());
+                        pack::<Exact, WIDTH>(to, values, matrix, first, few, part.clone());
+                    }
                     Values::Wide(values) => pack::<f32, WIDTH>(to, values, matrix, first, few, part.clone()),
                     Values::Brain(values) => pack::<bf16, WIDTH>(to, values, matrix, first, few, part.clone()),
                 }
@@ -79,10 +88,14 @@ impl Packed {
 /// As [`super::run`]; the CPU has AVX512-BF16, and nothing is empty.
 pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>) {
     let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
-    let depth = k.div_ceil(k.div_ceil(DEPTH)).next_multiple_of(2);
-    let most = |width: usize, lines: usize| (PACKED / depth / width * width).min(lines.next_multiple_of(width));
+    let each = lhs.values.in_a_lane();
+    assert_eq!(each, rhs.values.in_a_lane());
+    let all = k.div_ceil(each);
+    let lanes = all.div_ceil(all.div_ceil(DEPTH));
+    let depth = lanes * each;
+    let most = |width: usize, lines: usize| (PACKED / lanes / width * width).min(lines.next_multiple_of(width));
     let (high, wide) = (most(ROWS, m), most(COLUMNS, n));
-    let (mut left, mut right) = (Packed::new::<ROWS>(high, depth), Packed::new::<COLUMNS>(wide, depth));
+    let (mut left, mut right) = (Packed::new::<ROWS>(high, lanes), Packed::new::<COLUMNS>(wide, lanes));
     let out = Place(out);
     for column in (0..n).step_by(wide) {
         let columns = column..(column + wide).min(n);
@@ -96,35 +109,39 @@ pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start:
                 // SAFETY: as above; both are packed, and out is [m, n] by the contract of this function.
                 unsafe {
                     left.fill::<ROWS>(lhs, rows.clone(), part.clone());
-                    tasks(out, n, &left, &right, rows, columns.clone(), part.len(), start);
+                    let lanes = part.len().div_ceil(each);
+                    match each {
+                        1 => tasks::<true>(out, n, &left, &right, rows, columns.clone(), lanes, start),
+                        _ => tasks::<false>(out, n, &left, &right, rows, columns.clone(), lanes, start),
+                    }
                 }
             }
         }
     }
 }
 
-/// All tiles of packed rows and columns.
+/// All tiles of packed rows and columns; `EXACT` are numbers in f32, others pairs in bf16.
 ///
 /// # Safety
 /// As [`run`]; the operands are packed.
 #[allow(clippy::too_many_arguments)]
-unsafe fn tasks(
+unsafe fn tasks<const EXACT: bool>(
     out: Place<f32>,
     stride: usize,
     left: &Packed,
     right: &Packed,
     rows: Range<usize>,
     columns: Range<usize>,
-    depth: usize,
+    lanes: usize,
     start: Start<'_>,
 ) {
     let (down, across) = (rows.len().div_ceil(ROWS), columns.len().div_ceil(COLUMNS));
-    let tall = (BLOCK / depth / ROWS).clamp(1, down);
+    let tall = (BLOCK / lanes / ROWS).clamp(1, down);
     let down_tasks = down.div_ceil(tall);
     // Several tasks a thread, so that none waits long for the last one.
     let across_tasks = (8 * rayon::current_num_threads()).div_ceil(down_tasks).min(across);
     let broad = across.div_ceil(across_tasks);
-    let (left, right, pairs) = (left.start(), right.start(), depth.div_ceil(2));
+    let (left, right) = (left.start(), right.start());
     (0..down_tasks * across.div_ceil(broad)).into_par_iter().for_each(|task| {
         let (down_from, across_from) = (task % down_tasks * tall, task / down_tasks * broad);
         let block = Block {
@@ -132,11 +149,11 @@ unsafe fn tasks(
             across: across_from..(across_from + broad).min(across),
             rows: rows.clone(),
             columns: columns.clone(),
-            pairs,
+            lanes,
             stride,
         };
         // SAFETY: by the contract of this function; the tiles of a task are its alone.
-        unsafe { block.run(out, left, right, start) }
+        unsafe { block.run::<EXACT>(out, left, right, start) }
     });
 }
 
@@ -148,14 +165,14 @@ struct Block {
     /// What the operands hold.
     rows: Range<usize>,
     columns: Range<usize>,
-    pairs: usize,
+    lanes: usize,
     /// The distance of two rows of the result.
     stride: usize,
 }
 
 impl Block {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn run(&self, out: Place<f32>, left: Place<u32>, right: Place<u32>, start: Start<'_>) {
+    unsafe fn run<const EXACT: bool>(&self, out: Place<f32>, left: Place<u32>, right: Place<u32>, start: Start<'_>) {
         for panel in self.across.clone() {
             let column = self.columns.start + panel * COLUMNS;
             let few = COLUMNS.min(self.columns.end - column);
@@ -165,8 +182,8 @@ impl Block {
                 let rows = ROWS.min(self.rows.end - row);
                 // SAFETY: the panels are packed; of the tile only what lies in the result is touched.
                 unsafe {
-                    let (a, b) = (left.at(strip * ROWS * self.pairs), right.at(panel * COLUMNS * self.pairs));
-                    let sums = tile(a, b, self.pairs);
+                    let (a, b) = (left.at(strip * ROWS * self.lanes), right.at(panel * COLUMNS * self.lanes));
+                    let sums = tile::<EXACT>(a, b, self.lanes);
                     for (r, sums) in sums.iter().enumerate().take(rows) {
                         let y = out.at((row + r) * self.stride + column);
                         for (half, &sum) in sums.iter().enumerate() {
@@ -191,16 +208,20 @@ impl Block {
 /// The products of two panels.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile(mut a: *const u32, mut b: *const u32, pairs: usize) -> [[__m512; 2]; ROWS] {
+unsafe fn tile<const EXACT: bool>(mut a: *const u32, mut b: *const u32, lanes: usize) -> [[__m512; 2]; ROWS] {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
-    for _ in 0..pairs {
-        // SAFETY: the panels hold so many pairs.
+    for _ in 0..lanes {
+        // SAFETY: the panels hold so many lanes.
         unsafe {
-            let columns = [bits(_mm512_load_si512(b.cast())), bits(_mm512_load_si512(b.add(16).cast()))];
+            let columns = [_mm512_load_si512(b.cast()), _mm512_load_si512(b.add(16).cast())];
             for (r, sums) in sums.iter_mut().enumerate() {
-                let row = bits(_mm512_set1_epi32(*a.add(r) as i32));
-                sums[0] = _mm512_dpbf16_ps(sums[0], row, columns[0]);
-                sums[1] = _mm512_dpbf16_ps(sums[1], row, columns[1]);
+                let row = _mm512_set1_epi32(*a.add(r) as i32);
+                for (sum, column) in sums.iter_mut().zip(columns) {
+                    *sum = match EXACT {
+                        true => _mm512_fmadd_ps(_mm512_castsi512_ps(row), _mm512_castsi512_ps(column), *sum),
+                        false => _mm512_dpbf16_ps(*sum, bits(row), bits(column)),
+                    };
+                }
             }
             a = a.add(ROWS);
             b = b.add(COLUMNS);
@@ -209,7 +230,7 @@ unsafe fn tile(mut a: *const u32, mut b: *const u32, pairs: usize) -> [[__m512; 
     sums
 }
 
-/// Packs `few` lines from `first` into a panel of `WIDTH`; the others, and half a last pair, are zeros.
+/// Packs `few` lines from `first` into a panel of `WIDTH`; the others, and what a last lane lacks, are zeros.
 ///
 /// # Safety
 /// The matrix holds the lines and the part, and the panel has room.
@@ -222,41 +243,41 @@ unsafe fn pack<T: Packable, const WIDTH: usize>(
     few: usize,
     part: Range<usize>,
 ) {
-    let pairs = part.len().div_ceil(2);
+    let lanes = part.len().div_ceil(T::IN_A_LANE);
     // SAFETY: by the contract of this function; beyond the part and the lines nothing is read or written.
     unsafe {
         if matrix.turned {
-            for pair in 0..pairs {
-                let at = part.start + 2 * pair;
+            for lane in 0..lanes {
+                let at = part.start + T::IN_A_LANE * lane;
                 let line = values.as_ptr().add(at * matrix.rows + first);
-                let second = (at + 1 < part.end).then(|| line.add(matrix.rows));
-                for lane in (0..WIDTH).step_by(16) {
-                    let here = few.saturating_sub(lane).min(16);
-                    let both = T::zipped(line.wrapping_add(lane), second.map(|line| line.wrapping_add(lane)), here);
-                    let room = mask((WIDTH - lane).min(16));
-                    _mm512_mask_storeu_epi32(to.add(pair * WIDTH + lane).cast(), room, both);
+                let second = (at + 1 < part.end).then(|| line.wrapping_add(matrix.rows));
+                for from in (0..WIDTH).step_by(16) {
+                    let here = few.saturating_sub(from).min(16);
+                    let both = T::zipped(line.wrapping_add(from), second.map(|line| line.wrapping_add(from)), here);
+                    let room = mask((WIDTH - from).min(16));
+                    _mm512_mask_storeu_epi32(to.add(lane * WIDTH + from).cast(), room, both);
                 }
             }
             return;
         }
-        for pair in (0..pairs).step_by(16) {
-            let at = part.start + 2 * pair;
-            let length = (part.end - at).min(32);
-            for lane in (0..WIDTH).step_by(16) {
+        for lane in (0..lanes).step_by(16) {
+            let at = part.start + T::IN_A_LANE * lane;
+            let length = (part.end - at).min(16 * T::IN_A_LANE);
+            for from in (0..WIDTH).step_by(16) {
                 let mut lines = [_mm512_setzero_si512(); 16];
-                for (line, number) in lines.iter_mut().zip(lane..few) {
+                for (line, number) in lines.iter_mut().zip(from..few) {
                     *line = T::run(values.as_ptr().add((first + number) * matrix.columns + at), length);
                 }
-                let room = mask((WIDTH - lane).min(16));
-                for (p, turned) in turned(lines).into_iter().enumerate().take(pairs - pair) {
-                    _mm512_mask_storeu_epi32(to.add((pair + p) * WIDTH + lane).cast(), room, turned);
+                let room = mask((WIDTH - from).min(16));
+                for (l, turned) in turned(lines).into_iter().enumerate().take(lanes - lane) {
+                    _mm512_mask_storeu_epi32(to.add((lane + l) * WIDTH + from).cast(), room, turned);
                 }
             }
         }
     }
 }
 
-/// Sixteen lines of sixteen pairs, transposed.
+/// Sixteen lines of sixteen lanes, transposed.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn turned(lines: [__m512i; 16]) -> [__m512i; 16] {
@@ -282,16 +303,50 @@ fn turned(lines: [__m512i; 16]) -> [__m512i; 16] {
     columns
 }
 
+impl Values<'_> {
+    /// Elements of the summed dimension in a lane of a packed operand.
+    fn in_a_lane(self) -> usize {
+        match self {
+            Self::Exact(_) => Exact::IN_A_LANE,
+            Self::Wide(_) => f32::IN_A_LANE,
+            Self::Brain(_) => bf16::IN_A_LANE,
+        }
+    }
+}
+
 /// What operands hold.
 trait Packable: Copy {
-    /// Up to 32 elements in bf16, then zeros.
+    /// Elements of the summed dimension in a lane.
+    const IN_A_LANE: usize;
+
+    /// Up to as many elements as a vector holds, then zeros.
     unsafe fn run(from: *const Self, few: usize) -> __m512i;
 
-    /// Up to 16 elements of two lines in turn, in bf16, then zeros.
+    /// Up to 16 elements of one line, then zeros; or of two in turn, where a lane holds two.
     unsafe fn zipped(line: *const Self, second: Option<*const Self>, few: usize) -> __m512i;
 }
 
+impl Packable for Exact {
+    const IN_A_LANE: usize = 1;
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn run(from: *const Exact, few: usize) -> __m512i {
+        // SAFETY: what is read under the mask is there by the contract.
+        unsafe { _mm512_maskz_loadu_epi32(mask(few), from.cast()) }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+    unsafe fn zipped(line: *const Exact, _: Option<*const Exact>, few: usize) -> __m512i {
+        // SAFETY: as above.
+        unsafe { Self::run(line, few) }
+    }
+}
+
 impl Packable for f32 {
+    const IN_A_LANE: usize = 2;
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(from: *const f32, few: usize) -> __m512i {
@@ -316,6 +371,8 @@ impl Packable for f32 {
 }
 
 impl Packable for bf16 {
+    const IN_A_LANE: usize = 2;
+
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(from: *const bf16, few: usize) -> __m512i {
