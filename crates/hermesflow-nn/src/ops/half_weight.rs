@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::dot::{self, Element, Product};
-use super::raw::{Operand, Shared, cpu, elements, host, product};
+use super::raw::{Operand, Shared, cpu, elements, host, on_cpu, product};
 
 /// Weight elements that are widened at a time for few rows, about what a core's cache holds.
 const BLOCK: usize = 1 << 17;
@@ -26,7 +26,7 @@ pub fn multiplies_bf16() -> bool {
 
 /// Whether a tensor is a matrix in 16 bits on the CPU.
 pub(super) fn is_half(weight: &Tensor) -> bool {
-    weight.device().is_cpu() && matches!(weight.dtype(), DType::BF16 | DType::F16)
+    on_cpu(weight.device()) && matches!(weight.dtype(), DType::BF16 | DType::F16)
 }
 
 /// `x Wᵀ + b` of contiguous `x [n, in]` in f32 and `weight [out, in]` in 16 bits -> `[n, out]` in f32.

@@ -46,6 +46,7 @@ fn block(args: &[Var], products: Products) -> DecoderBlock {
         heads: HEADS,
         eps: EPS,
         products,
+        checkpoint: false,
     }
 }
 
@@ -81,6 +82,40 @@ fn agrees_with_the_operators_it_is_made_of() {
             for (at, (ours, plain)) in ours.iter().zip(&plain).enumerate() {
                 let worst = worst(ours, plain);
                 assert!(worst < tolerance, "{products:?} {n}: {worst} in {at} (values, input, weights in order)");
+            }
+        }
+    }
+}
+
+#[test]
+fn the_composition_agrees_with_the_kernels() {
+    for n in [3, 250] {
+        let (args, (cos, sin, segments)) = (args(n), setting(n));
+        // With operands in bf16 the composition's attention is, too; the kernels' is in f32.
+        for (products, tolerance) in [(Products::F32, 2e-5), (Products::Bf16, 2e-1)] {
+            let ours =
+                collected(&args, |a| composed::block::block(&a[0], &block(a, products), (&cos, &sin), &segments));
+            let kernels = collected(&args, |a| decoder_block(&a[0], &block(a, products), (&cos, &sin), &segments));
+            for (at, (ours, kernels)) in ours.iter().zip(&kernels).enumerate() {
+                let worst = worst(ours, kernels);
+                assert!(worst < tolerance, "{products:?} {n}: {worst} in {at} (values, input, weights in order)");
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_computed_again_gives_the_same_gradients() {
+    let (args, (cos, sin, segments)) = (args(70), setting(70));
+    for products in [Products::F32, Products::Bf16] {
+        let again = |args: &[Var]| DecoderBlock { checkpoint: true, ..block(args, products) };
+        let forms: [fn(&Tensor, &DecoderBlock, (&Tensor, &Tensor), &Arc<[Segment]>) -> Result<Tensor>; 2] =
+            [decoder_block, composed::block::block];
+        for form in forms {
+            let kept = collected(&args, |a| form(&a[0], &block(a, products), (&cos, &sin), &segments));
+            let again = collected(&args, |a| form(&a[0], &again(a), (&cos, &sin), &segments));
+            for (kept, again) in kept.iter().zip(&again) {
+                assert_eq!(worst(kept, again), 0.0, "{products:?}");
             }
         }
     }
