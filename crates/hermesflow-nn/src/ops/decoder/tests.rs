@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use super::super::testing::{collected, normal, worst};
+use super::super::testing::{collected, normal_of, worst};
 use super::*;
 use crate::ops;
 use candle_core::Var;
@@ -10,6 +10,11 @@ const EPS: f64 = 1e-5;
 
 /// The input and the weights of a block, in the order of [`block`].
 fn args(n: usize) -> Vec<Tensor> {
+    let seed = std::cell::Cell::new(1000 * n as u64);
+    let normal = |shape: &[usize]| {
+        seed.set(seed.get() + 1);
+        normal_of(seed.get(), shape)
+    };
     let mut args = vec![normal(&[n, WIDTH])];
     let d = WIDTH / HEADS;
     let affine = |out: usize, input: usize| (normal(&[out, input]) * 0.2).unwrap();
@@ -68,7 +73,7 @@ fn plain(args: &[Var], (cos, sin): (&Tensor, &Tensor), segments: &Arc<[Segment]>
 fn setting(n: usize) -> (Tensor, Tensor, Arc<[Segment]>) {
     let first = n / 3;
     let segments = [Segment::block(0..first, 0..first), Segment::causal(first..n, first..n).seeing(0..first)];
-    (normal(&[n, 4]), normal(&[n, 4]), segments.into())
+    (normal_of(n as u64, &[n, 4]), normal_of(1 + n as u64, &[n, 4]), segments.into())
 }
 
 #[test]
