@@ -33,7 +33,7 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     } else if fused(&[x]) {
         x.contiguous()?.apply_op1(GatherRows { rows: rows.into() })
     } else {
-        x.index_select(&Tensor::new(rows, x.device())?, 0)?.to_dtype(DType::F32)
+        x.contiguous()?.index_select(&Tensor::new(rows, x.device())?, 0)?.to_dtype(DType::F32)
     }
 }
 
