@@ -43,6 +43,14 @@ pub(crate) fn agree(
     }
 }
 
+/// Whether the CPU's kernels run; not under `HERMESFLOW_CPU=plain`, where what only they promise is left out.
+pub(crate) fn kernels_run(promise: &str) -> bool {
+    if super::simd::plain() {
+        eprintln!("left out without the CPU's kernels: {promise}");
+    }
+    !super::simd::plain()
+}
+
 /// Largest difference within `tolerance * (1 + largest value)`.
 pub(crate) fn close(ours: &Tensor, theirs: &Tensor, tolerance: f32, what: &str) {
     let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();

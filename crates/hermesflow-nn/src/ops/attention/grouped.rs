@@ -24,11 +24,10 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segm
     let given = [q, k, v];
     let trained = given.iter().any(|tensor| tensor.track_op());
     let grouped = Grouped::new([q, k, v], segments, scale, trained)?;
-    let out = grouped.forward()?;
     let dtypes = given.map(Tensor::dtype);
-    let values = out.to_dtype(dtypes[0])?;
+    let values = grouped.forward()?.to_dtype(dtypes[0])?;
     node3("attention", given, values, move |grad| {
-        let [dq, dk, dv] = grouped.backward(&out, grad)?;
+        let [dq, dk, dv] = grouped.backward(grad)?;
         Ok([Some(dq.to_dtype(dtypes[0])?), Some(dk.to_dtype(dtypes[1])?), Some(dv.to_dtype(dtypes[2])?)])
     })
 }
@@ -139,28 +138,29 @@ impl Grouped {
 
     /// The gradients of queries, keys and values from that of what they saw, in f32.
     ///
+    /// The gradients of a query's scores sum to zero, however the operands were rounded: what is taken from each is the
+    /// mean of those very numbers, not the product of values and gradient that it is without rounding.
+    ///
     /// # Shapes
-    /// `seen`, `grad` `[tq, heads · d]` -> `[tq, heads, d]`, `[tk, heads, d]`, `[tk, heads, d]`
-    pub(in crate::ops) fn backward(&self, seen: &Tensor, grad: &Tensor) -> Result<[Tensor; 3]> {
+    /// `grad [tq, heads · d]` -> `[tq, heads, d]`, `[tk, heads, d]`, `[tk, heads, d]`
+    pub(in crate::ops) fn backward(&self, grad: &Tensor) -> Result<[Tensor; 3]> {
         let (plan, dtype) = (&self.plan, self.v.dtype());
-        let wide = |x: &Tensor| x.detach().to_dtype(DType::F32)?.contiguous();
-        let (seen, grad) = (wide(seen)?, wide(grad)?);
+        let grad = grad.detach().to_dtype(dtype)?.contiguous()?;
         let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());
         for batch in &plan.batches {
             let segments = batch.segments;
             let queries = |x: &Tensor| self.by_head(&batch.queries.select(x)?, segments);
             let of = |x: &Tensor| self.by_head(&batch.keys.select(x)?, segments);
             let (q, k, v) = (queries(&self.q)?, of(&self.k)?, of(&self.v)?);
-            let (out, grad) = (queries(&seen)?, queries(&grad)?);
-            let inner = (&out * &grad)?.sum_keepdim(D::Minus1)?;
-            let grad = grad.to_dtype(dtype)?;
+            let grad = queries(&grad)?;
             let scores = self.scores(batch, &q, &k)?;
             let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
             drop(scores);
             let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
             dv.push(self.by_row(&multiply(&weights.to_dtype(dtype)?.t()?, &grad)?, segments)?);
-            let d_weights = multiply(&grad, &v.t()?)?;
-            let d_scores = (weights * d_weights.broadcast_sub(&inner)?)?.to_dtype(dtype)?;
+            let weighted = (multiply(&grad, &v.t()?)? * &weights)?;
+            let mean = weighted.sum_keepdim(D::Minus1)?;
+            let d_scores = (weighted - weights.broadcast_mul(&mean)?)?.to_dtype(dtype)?;
             dq.push((self.by_row(&multiply(&d_scores, &k)?, segments)? * self.scale)?);
             // The queries are scaled already.
             dk.push(self.by_row(&multiply(&d_scores.t()?, &q)?, segments)?);

@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Device, Var};
 
 use super::*;
-use crate::ops::testing::{agree, close, normal};
+use crate::ops::testing::{agree, close, kernels_run, normal};
 
 /// The whole score matrix with a mask: an account of `Segment` of its own.
 fn dense(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -> Result<Tensor> {
@@ -113,11 +113,16 @@ fn single_queries_on_the_same_keys_go_together() {
     let (q, k, v) = (normal(&[21, heads, d]), normal(&[620, heads, d]), normal(&[620, heads, d]));
     let together = attention(&q, &k, &v, &segments.clone().into(), 0.2).unwrap();
     close(&together, &dense(&q, &k, &v, &segments, 0.2).unwrap(), 1e-5, "values");
+    let bit_for_bit = kernels_run("a query of the same bits alone");
     for (i, one) in segments.into_iter().enumerate() {
         let alone = [Segment { queries: 0..1, ..one }].into();
         let alone = attention(&q.narrow(0, i, 1).unwrap(), &k, &v, &alone, 0.2).unwrap();
         let row = together.narrow(0, i, 1).unwrap();
-        assert_eq!(alone.to_vec2::<f32>().unwrap(), row.to_vec2::<f32>().unwrap(), "{i}");
+        if bit_for_bit {
+            assert_eq!(alone.to_vec2::<f32>().unwrap(), row.to_vec2::<f32>().unwrap(), "{i}");
+        } else {
+            close(&alone, &row, 1e-5, "alone");
+        }
     }
 }
 

@@ -119,7 +119,7 @@ impl Run {
         let d_normed = back(&block.up, &d_up, &normed, None)?;
         drop(d_up);
         let d_seen = back(&block.dense, grad, &seen, None)?;
-        let [d_query, d_key, d_value] = attention.backward(&seen, &d_seen)?;
+        let [d_query, d_key, d_value] = attention.backward(&d_seen)?;
         drop((attention, seen, d_seen));
         back(&block.value, &d_value.reshape((n, width))?, &normed, Some(&d_normed))?;
         let d_query = self.turned_back(&query, &block.query_norm, &d_query)?;
