@@ -26,6 +26,10 @@ pretrain:
 controls:
     cargo run --release -- controls configs/scenes.yaml
 
+# The GPU's code, without a GPU (needs the CUDA toolkit; CUDA_COMPUTE_CAP names the GPU's architecture, such as 90).
+cuda-check:
+    cargo check --workspace --features hermesflow/cuda
+
 # Licences and advisories (needs cargo-deny).
 deny:
     cargo deny check

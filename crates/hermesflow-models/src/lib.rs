@@ -13,9 +13,9 @@ pub mod showo;
 pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
 pub use grid::{Direction, Grid};
-pub use hermesflow_nn::measure;
 pub use hermesflow_nn::ops::{Products, multiplies_bf16};
 pub use hermesflow_nn::weights::{FileFormat, Weights};
+pub use hermesflow_nn::{device, measure};
 pub use mask_schedule::{MaskSchedule, SigmoidParams};
 pub use model::{
     CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, Sampling,

@@ -8,6 +8,7 @@
 //! other than the CPU, or for a type other than `f32`, the plain composition
 //! runs instead.
 
+pub mod device;
 pub mod gradients;
 pub mod measure;
 pub mod ops;

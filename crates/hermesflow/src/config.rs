@@ -280,7 +280,8 @@ impl RunConfig {
         let mut config: Self = overrides::read(&tree)?;
         config.resolve_judges();
         config.model.resolve();
-        config.train.products = config.train.products.resolved(config.model.dtype);
+        let device = config.model.device().ok();
+        config.train.products = config.train.products.resolved(config.model.dtype, device.as_ref());
         config.validate()?;
         Ok((config, warnings))
     }
@@ -394,6 +395,21 @@ mod tests {
         let auto = |model: &str| parse("model: {dtype: auto}", &[model]).unwrap().model.dtype;
         assert_eq!(auto("model.showo=embedded"), DTypeName::F32);
         assert_eq!(auto("model.showo=m"), if multiplies_bf16() { DTypeName::BF16 } else { DTypeName::F32 });
+    }
+
+    #[test]
+    fn a_device_is_named_or_chosen() {
+        let device = |overrides: &[&str]| parse("", overrides).map(|config| config.model.device);
+        assert_eq!(device(&[]).unwrap(), "cpu");
+        assert_eq!(device(&["model.device=auto"]).unwrap(), "cpu", "the embedded model");
+        assert_ne!(device(&["model.showo=m", "model.device=auto"]).unwrap(), "auto");
+        let message = |name: &str| format!("{:#}", device(&[name]).unwrap_err());
+        assert_eq!(
+            message("model.device=gpu"),
+            "model.device: \"gpu\" is no device; expected auto, cpu or cuda:N, such as cuda:0"
+        );
+        #[cfg(not(feature = "cuda"))]
+        assert!(message("model.device=cuda:0").contains("built without CUDA: cargo build --release --features cuda"));
     }
 
     #[test]

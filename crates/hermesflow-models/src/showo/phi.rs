@@ -120,6 +120,7 @@ impl Block {
             heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
             products,
+            checkpoint: false,
         }
     }
 }
@@ -155,6 +156,7 @@ pub struct KvCache {
 impl KvCache {
     fn store(&self, layer: usize, keys: &Tensor, values: &Tensor, placement: &Placement) -> Result<(Tensor, Tensor)> {
         let (k, v) = &self.layers[layer];
+        let (keys, values) = (&keys.to_dtype(k.dtype())?, &values.to_dtype(v.dtype())?);
         if matches!(placement, Placement::Behind) {
             return Ok((Tensor::cat(&[k, keys], 0)?, Tensor::cat(&[v, values], 0)?));
         }
@@ -222,7 +224,7 @@ impl Phi {
     /// The same model, whose likelihoods are computed by whole blocks with these products, where they take its weights:
     /// faster, and their gradients come from [`hermesflow_nn::gradients::backward`] only.
     pub fn whole(mut self, products: Products) -> Self {
-        self.whole = (self.device().is_cpu() && products.take(self.dtype())).then_some(products);
+        self.whole = products.take(self.dtype()).then_some(products);
         self
     }
 
@@ -241,9 +243,9 @@ impl Phi {
         self.embed_tokens.dtype()
     }
 
-    /// The type of activations: on the CPU f32, whatever the weights are held in.
-    fn activations(&self) -> DType {
-        if self.device().is_cpu() { DType::F32 } else { self.dtype() }
+    /// The type in which keys and values are kept: that of the products, which on the CPU is f32 beside them.
+    fn kept(&self) -> DType {
+        if ops::by_kernels(self.device()) { DType::F32 } else { self.dtype() }
     }
 
     /// Embeddings of tokens.
@@ -259,7 +261,7 @@ impl Phi {
 
     /// Bytes of a cache per row.
     pub fn cache_bytes_per_row(&self) -> usize {
-        2 * self.blocks.len() * self.config.hidden_size * self.activations().size_in_bytes()
+        2 * self.blocks.len() * self.config.hidden_size * self.kept().size_in_bytes()
     }
 
     /// An empty cache of `rows` rows.
@@ -268,7 +270,7 @@ impl Phi {
     /// When memory runs out.
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
         let shape = (rows, self.config.num_attention_heads, self.config.head_dim());
-        let empty = || Tensor::zeros(shape, self.activations(), self.device());
+        let empty = || Tensor::zeros(shape, self.kept(), self.device());
         let layers = (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
         Ok(KvCache { layers })
     }

@@ -19,6 +19,7 @@
 
 mod block;
 pub(super) mod fused;
+pub(super) mod grouped;
 mod plan;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ mod together;
 use std::ops::Range;
 use std::sync::Arc;
 
-use candle_core::{D, DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 
 use super::raw::{self, HeadRows};
 
@@ -88,7 +89,7 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segment]>, 
         let (q, k, v) = (HeadRows::arrange(q)?, HeadRows::arrange(k)?, HeadRows::arrange(v)?);
         q.apply_op3(&k, &v, fused::Attention::new(segments, scale))
     } else {
-        plain(q, k, v, segments, scale)
+        grouped::attention(q, k, v, segments, scale)
     }
 }
 
@@ -114,37 +115,4 @@ pub(super) fn check(segments: &[Segment], tq: usize, tk: usize) -> Result<()> {
         bail!("attention: the segments hold {next} of {tq} queries");
     }
     Ok(())
-}
-
-/// The same by candle's operators, segment by segment.
-fn plain(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -> Result<Tensor> {
-    let (_, heads, d) = q.dims3()?;
-    let mut order: Vec<&Segment> = segments.iter().filter(|s| !s.queries.is_empty()).collect();
-    order.sort_by_key(|segment| segment.queries.start);
-    let mut out = Vec::with_capacity(order.len());
-    for Segment { queries, sees, own, causal } in order {
-        let ranges: Vec<&Range<usize>> = sees.iter().chain([own]).filter(|r| !r.is_empty()).collect();
-        if ranges.is_empty() {
-            out.push(Tensor::zeros((queries.len(), heads * d), q.dtype(), q.device())?);
-            continue;
-        }
-        let gather = |x: &Tensor| {
-            let parts: Result<Vec<Tensor>> = ranges.iter().map(|r| x.narrow(0, r.start, r.len())).collect();
-            Tensor::cat(&parts?, 0)?.transpose(0, 1)?.contiguous()
-        };
-        let q = q.narrow(0, queries.start, queries.len())?.transpose(0, 1)?.contiguous()?;
-        let scores = q.matmul(&gather(k)?.transpose(1, 2)?)?.to_dtype(DType::F32)?;
-        let mut scores = (scores * f64::from(scale))?;
-        if *causal {
-            let (before, keys) = (scores.dim(2)? - queries.len(), scores.dim(2)?);
-            let mask: Vec<f32> = (0..queries.len())
-                .flat_map(|i| (0..keys).map(move |j| if j <= before + i { 0.0 } else { f32::NEG_INFINITY }))
-                .collect();
-            scores = scores.broadcast_add(&Tensor::from_vec(mask, (queries.len(), keys), q.device())?)?;
-        }
-        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?.detach())?.exp()?;
-        let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?.to_dtype(q.dtype())?;
-        out.push(weights.matmul(&gather(v)?)?.transpose(0, 1)?.reshape((queries.len(), heads * d))?);
-    }
-    Tensor::cat(&out, 0)
 }

@@ -11,9 +11,9 @@ use rayon::prelude::*;
 
 use super::attention::fused::Attention;
 use super::products::Products;
-use super::raw::{HeadRows, elements, host};
+use super::raw::{HeadRows, elements, host, on_cpu};
 use super::rotary::Rotary;
-use super::{Segment, gelu, layer_norm};
+use super::{Segment, composed, gelu, layer_norm};
 use crate::gradients;
 
 /// A weight and its bias: of an affine map, or of a normalisation.
@@ -60,6 +60,8 @@ pub struct DecoderBlock {
     pub heads: usize,
     pub eps: f64,
     pub products: Products,
+    /// Whether the backward pass keeps only the input and computes the rest again: the same numbers for less memory.
+    pub checkpoint: bool,
 }
 
 /// `x + attention(norm(x)) + mlp(norm(x))`, with normalised and turned queries and keys.
@@ -85,6 +87,9 @@ pub fn decoder_block(
         bail!("decoder block: its weights are trained, what it is applied to is not");
     }
     super::attention::check(segments, n, n)?;
+    if !on_cpu(x.device()) {
+        return composed::block::block(x, block, (cos, sin), segments);
+    }
     let d = width / block.heads;
     let table = |table: &Tensor| -> Result<Arc<[f32]>> { Ok(table.flatten_all()?.to_vec1::<f32>()?.into()) };
     let run = Run {
@@ -92,7 +97,7 @@ pub fn decoder_block(
         block: block.clone(),
         cos: table(cos)?,
         sin: table(sin)?,
-        saved: x.track_op().then(Mutex::default),
+        saved: (x.track_op() && !block.checkpoint).then(Mutex::default),
     };
     x.contiguous()?.apply_op1(run)
 }
@@ -127,7 +132,7 @@ impl Run {
         Rotary::all(rows, (n, heads, width / heads), &self.cos, &self.sin, back)
     }
 
-    fn forward(&self, x: &[f32], width: usize) -> Result<Vec<f32>> {
+    fn forward(&self, x: &[f32], width: usize) -> Result<(Vec<f32>, Saved)> {
         let (block, n) = (&self.block, x.len() / width);
         let eps = block.eps as f32;
         let affine = |pair: &Pair, x: &[f32]| block.products.affine(x, &pair.weight, &pair.bias);
@@ -143,17 +148,15 @@ impl Run {
         let mut y = affine(&block.dense, &seen)?;
         let mlp = affine(&block.down, &gelu::tanh_forward(&up))?;
         add_residual(&mut y, x, &mlp);
-        if let Some(saved) = &self.saved {
-            *saved.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some(Saved { query, key, turned_query, turned_key, value, seen, up });
-        }
-        Ok(y)
+        Ok((y, Saved { query, key, turned_query, turned_key, value, seen, up }))
     }
 
     fn backward(&self, x: &[f32], grad: &[f32], width: usize) -> Result<Vec<f32>> {
         let saved = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let Some(Saved { query, key, turned_query, turned_key, value, seen, up }) = saved else {
-            bail!("decoder block: backward before forward, or twice");
+        let Saved { query, key, turned_query, turned_key, value, seen, up } = match saved {
+            Some(saved) => saved,
+            None if self.block.checkpoint => self.forward(x, width)?.1,
+            None => bail!("decoder block: backward before forward, or twice"),
         };
         let (block, n) = (&self.block, x.len() / width);
         let eps = block.eps as f32;
@@ -204,7 +207,11 @@ impl CustomOp1 for Run {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (_, width) = layout.shape().dims2()?;
-        Ok((CpuStorage::F32(self.forward(elements(x, layout)?, width)?), layout.shape().clone()))
+        let (y, kept) = self.forward(elements(x, layout)?, width)?;
+        if let Some(saved) = &self.saved {
+            *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
+        }
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {

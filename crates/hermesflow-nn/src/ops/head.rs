@@ -5,9 +5,11 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use super::composed;
+use super::decoder::Pair;
 use super::log_prob::{of_targets, to_gradients};
 use super::products::Products;
-use super::raw::{elements, host};
+use super::raw::{elements, host, on_cpu};
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
 /// Rows at a time where nothing is kept: their product fills the CPU, their logits are a tenth of a gigabyte.
@@ -44,6 +46,10 @@ pub fn head_log_prob(
     }
     if weight.track_op() && !x.track_op() {
         bail!("head: its weight is trained, what it is applied to is not");
+    }
+    if !on_cpu(x.device()) {
+        let head = Pair { weight: weight.clone(), bias: bias.clone() };
+        return composed::head::log_prob(x, head, targets, products);
     }
     let saved = x.track_op().then(Mutex::default);
     let (weight, bias) = (weight.clone(), bias.clone());
@@ -138,6 +144,23 @@ mod tests {
             let alone = head_log_prob(&args[0], &args[1], &args[2], &targets, Products::F32).unwrap();
             let plain = ops::log_prob(&ops::linear(&args[0], &args[1], Some(&args[2])).unwrap(), &targets).unwrap();
             assert!(worst(&alone, &plain) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn the_composition_agrees_with_the_kernels() {
+        let (n, h, v) = (1100, 24, 90);
+        let targets: Vec<u32> = (0..n as u32).map(|row| row * 37 % v as u32).collect();
+        let args = [normal(&[n, h]), normal(&[v, h]), normal(&[v])];
+        for (products, tolerance) in [(Products::F32, 1e-4), (Products::Bf16, 3e-2)] {
+            let kernels = collected(&args, |a| head_log_prob(&a[0], &a[1], &a[2], &targets, products));
+            let pair =
+                |a: &[candle_core::Var]| Pair { weight: a[1].as_tensor().clone(), bias: a[2].as_tensor().clone() };
+            let ours = collected(&args, |a| composed::head::log_prob(&a[0], pair(a), &targets, products));
+            for (at, (ours, kernels)) in ours.iter().zip(&kernels).enumerate() {
+                let worst = worst(ours, kernels);
+                assert!(worst < tolerance, "{products:?}: {worst} in {at} (values, then gradients)");
+            }
         }
     }
 

@@ -10,9 +10,9 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 use rayon::prelude::*;
 
 use super::dot::{self, Element, Product};
-use super::half_weight;
 use super::raw::{Operand, column_sums, elements, fused, host, product};
 use super::simd::{LANES, vectorised};
+use super::{half_weight, wide};
 
 /// Below this many multiplications a product stays on one thread.
 const PARALLEL_FROM: usize = 64 * 1024;
@@ -102,7 +102,14 @@ pub fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor
 
 /// The same by candle's operators.
 fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-    let y = x.matmul(&weight.t()?)?;
+    // A frozen weight in 16 bits under an input in f32, on a GPU: the product is of 16 bits, its sums and result in f32.
+    let y = if weight.dtype() == x.dtype() {
+        x.matmul(&weight.t()?)?
+    } else if x.track_op() || weight.track_op() {
+        x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(x.dtype())?
+    } else {
+        wide::multiply(&x.to_dtype(weight.dtype())?, &weight.t()?)?.to_dtype(x.dtype())?
+    };
     match bias {
         Some(bias) => y.broadcast_add(bias),
         None => Ok(y),

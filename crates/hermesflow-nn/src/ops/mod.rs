@@ -6,6 +6,7 @@
 
 pub mod attention;
 pub mod channels_last;
+mod composed;
 pub mod conv;
 pub mod decoder;
 mod dot;
@@ -16,6 +17,7 @@ pub mod head;
 pub mod layer_norm;
 pub mod linear;
 pub mod log_prob;
+mod node;
 mod packed;
 mod panels;
 pub mod products;
@@ -26,6 +28,7 @@ pub(crate) mod simd;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod upsample;
+mod wide;
 
 #[allow(unused_imports)]
 pub use self::{
@@ -33,3 +36,4 @@ pub use self::{
     log_prob::*, products::*, rotary::*, rows::*, upsample::*,
 };
 pub use half_weight::multiplies_bf16;
+pub use raw::on_cpu as by_kernels;

@@ -1,10 +1,15 @@
 //! Access to tensor storage on the host, shared by the fused operators.
 
-use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+
+/// Whether the kernels for the CPU apply to this device, not compositions of candle's operators.
+pub fn on_cpu(device: &Device) -> bool {
+    device.is_cpu() && !super::simd::plain()
+}
 
 /// Whether the fused kernels apply: every tensor on the CPU and `f32`.
 pub(crate) fn fused(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| t.device().is_cpu() && t.dtype() == DType::F32)
+    tensors.iter().all(|t| on_cpu(t.device()) && t.dtype() == DType::F32)
 }
 
 /// The elements of a contiguous `f32` tensor on the CPU.

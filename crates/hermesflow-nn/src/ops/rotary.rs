@@ -30,7 +30,7 @@ pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
 }
 
 /// The same by candle's operators.
-fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+pub(super) fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (half, d) = (cos.dim(1)?, x.dim(2)?);
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);

@@ -1,6 +1,6 @@
 //! Rows of a matrix by number: token embedding and the choice of positions.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::half_weight;
@@ -19,7 +19,7 @@ pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     gather_rows(table, ids)
 }
 
-/// The numbered rows, in the order asked; a row may be asked for often. Those of a 16-bit matrix come in f32 on the CPU.
+/// The numbered rows, in the order asked; a row may be asked for often. Those of a 16-bit matrix come in f32.
 ///
 /// # Shapes
 /// `x [n, h]`, `rows` m of them -> `[m, h]`
@@ -33,7 +33,7 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     } else if fused(&[x]) {
         x.contiguous()?.apply_op1(GatherRows { rows: rows.into() })
     } else {
-        x.index_select(&Tensor::new(rows, x.device())?, 0)
+        x.contiguous()?.index_select(&Tensor::new(rows, x.device())?, 0)?.to_dtype(DType::F32)
     }
 }
 

@@ -8,15 +8,24 @@
 /// Partial results of a reduction.
 pub(crate) const LANES: usize = 16;
 
+/// The words of `HERMESFLOW_CPU`.
+fn words() -> &'static [String] {
+    static WORDS: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
+    WORDS.get_or_init(|| {
+        let named = std::env::var("HERMESFLOW_CPU").unwrap_or_default();
+        named.split(',').map(|name| name.trim().to_owned()).collect()
+    })
+}
+
 /// Whether the environment leaves an instruction set to us: `HERMESFLOW_CPU` names those to do without, such as
 /// `no-avx512,no-bf16`, so that the code for other machines can be tried on this one.
 pub(crate) fn allowed(set: &str) -> bool {
-    static FORBIDDEN: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
-    let forbidden = FORBIDDEN.get_or_init(|| {
-        let named = std::env::var("HERMESFLOW_CPU").unwrap_or_default();
-        named.split(',').filter_map(|name| name.trim().strip_prefix("no-").map(str::to_owned)).collect()
-    });
-    !forbidden.iter().any(|name| name == set)
+    !words().iter().any(|name| name.strip_prefix("no-") == Some(set))
+}
+
+/// Whether `HERMESFLOW_CPU=plain` asks for what a GPU runs, on the CPU: the compositions of candle's operators.
+pub(crate) fn plain() -> bool {
+    words().iter().any(|name| name == "plain")
 }
 
 /// Whether vectors of AVX-512 are there to be used, and what AVX2 has.

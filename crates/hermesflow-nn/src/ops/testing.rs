@@ -11,7 +11,12 @@ static SEED: AtomicU64 = AtomicU64::new(1);
 
 /// Independent numbers of mean 0 and variance 1.
 pub(crate) fn normal(shape: &[usize]) -> Tensor {
-    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(SEED.fetch_add(1, Ordering::Relaxed));
+    normal_of(SEED.fetch_add(1, Ordering::Relaxed), shape)
+}
+
+/// As [`normal`], the same numbers whatever other tests have drawn: where rounding decides how near two forms come.
+pub(crate) fn normal_of(seed: u64, shape: &[usize]) -> Tensor {
+    let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let n = shape.iter().product();
     let one = |rng: &mut rand_chacha::ChaCha8Rng| (0..12).map(|_| rng.random::<f32>()).sum::<f32>() - 6.0;
     let data: Vec<f32> = (0..n).map(|_| one(&mut rng)).collect();
@@ -36,6 +41,14 @@ pub(crate) fn agree(
         let ours = ours.get(var).unwrap_or_else(|| panic!("argument {i} has no gradient"));
         close(ours, theirs.get(var).unwrap(), 1e-4, &format!("gradient {i}"));
     }
+}
+
+/// Whether the CPU's kernels run; not under `HERMESFLOW_CPU=plain`, where what only they promise is left out.
+pub(crate) fn kernels_run(promise: &str) -> bool {
+    if super::simd::plain() {
+        eprintln!("left out without the CPU's kernels: {promise}");
+    }
+    !super::simd::plain()
 }
 
 /// Largest difference within `tolerance * (1 + largest value)`.

@@ -10,8 +10,12 @@ use super::raw::{elements, fused, host};
 /// # Shapes
 /// `[b, c, h, w]` -> `[b, c, 2h, 2w]`
 pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
-    let (_, _, h, w) = x.dims4()?;
-    if fused(&[x]) { x.contiguous()?.apply_op1(Upsample) } else { x.upsample_nearest2d(2 * h, 2 * w) }
+    let (b, c, h, w) = x.dims4()?;
+    if fused(&[x]) {
+        return x.contiguous()?.apply_op1(Upsample);
+    }
+    // The backward pass of candle's own upsampling forgets the gradients that were there before it.
+    x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?.reshape((b, c, 2 * h, 2 * w))
 }
 
 struct Upsample;

@@ -1,7 +1,8 @@
 //! The `model` section of a run's configuration: which checkpoint, in which type, on which device.
 
-use anyhow::{Result, bail, ensure};
-use hermesflow_models::{DType, Device, multiplies_bf16};
+use anyhow::{Context, Result, ensure};
+use hermesflow_models::device::{DeviceName, multiplies_bf16};
+use hermesflow_models::{DType, Device};
 use serde::{Deserialize, Serialize};
 
 use super::Expect;
@@ -22,7 +23,8 @@ pub struct ModelSettings {
     /// The type in which the decoder's matrices are held while it captions, imagines and answers, and those of the
     /// reference while it trains. What is trained is in f32; its products follow `train.products`.
     pub dtype: DTypeName,
-    /// `cpu`, or `cuda:N` where this build has it.
+    /// `cpu`, `cuda:N` where this build has it, or `auto`: the first GPU, if there is one and the model is not the embedded
+    /// one, else the CPU; what was chosen stands in config.yaml.
     pub device: String,
     /// What the checkpoint must be.
     #[serde(skip_serializing_if = "Expect::is_empty")]
@@ -53,10 +55,15 @@ impl Default for ModelSettings {
 }
 
 impl ModelSettings {
-    /// Names the tokenizers that were left open: the published ones, for any model but the embedded one.
+    /// Names the device, the type and the tokenizers that were left open; the tokenizers are the published ones, for any
+    /// model but the embedded one. What cannot be opened is left for [`validate`](Self::validate) to report.
     pub(super) fn resolve(&mut self) {
+        if let Ok(name @ DeviceName::Auto) = self.device.parse::<DeviceName>() {
+            let name = if self.showo == EMBEDDED { DeviceName::Cpu } else { name.resolved() };
+            self.device = name.to_string();
+        }
         if self.dtype == DTypeName::Auto {
-            let faster = self.showo != EMBEDDED && multiplies_bf16();
+            let faster = self.showo != EMBEDDED && self.device().is_ok_and(|device| multiplies_bf16(&device));
             self.dtype = if faster { DTypeName::BF16 } else { DTypeName::F32 };
         }
         if self.showo != EMBEDDED {
@@ -83,10 +90,7 @@ impl ModelSettings {
 
     /// The device, if this build has it.
     pub fn device(&self) -> Result<Device> {
-        match self.device.as_str() {
-            "cpu" => Ok(Device::Cpu),
-            other => bail!("model.device: {other:?} is not in this build; use `cpu`"),
-        }
+        self.device.parse::<DeviceName>().and_then(DeviceName::open).context("model.device")
     }
 }
 
@@ -94,7 +98,8 @@ impl ModelSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeName {
-    /// `bf16` where the CPU multiplies it faster (AVX512-BF16), else `f32`; what was chosen stands in config.yaml.
+    /// `bf16` where the device multiplies it faster (AVX512-BF16, or a GPU from compute capability 8 on), else `f32`; what
+    /// was chosen stands in config.yaml.
     Auto,
     /// 32 bits.
     F32,

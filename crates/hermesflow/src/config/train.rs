@@ -1,6 +1,7 @@
 //! The `train` section of a run's configuration.
 
-use hermesflow_models::{MaskSchedule, Products, multiplies_bf16};
+use hermesflow_models::device::multiplies_bf16;
+use hermesflow_models::{Device, MaskSchedule, Products};
 use hermesflow_train::{
     AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
 };
@@ -101,7 +102,7 @@ pub enum ImageCodes {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum ProductsName {
-    /// As the model's are (`model.dtype`): `bf16` for that type, where the CPU multiplies it; what was chosen stands in
+    /// As the model's are (`model.dtype`): `bf16` for that type, where the device multiplies it; what was chosen stands in
     /// config.yaml.
     Auto,
     /// In f32.
@@ -112,9 +113,9 @@ pub enum ProductsName {
 
 impl ProductsName {
     /// With nothing left open.
-    pub(super) fn resolved(self, model: DTypeName) -> Self {
+    pub(super) fn resolved(self, model: DTypeName, device: Option<&Device>) -> Self {
         match self {
-            Self::Auto if model == DTypeName::BF16 && multiplies_bf16() => Self::Bf16,
+            Self::Auto if model == DTypeName::BF16 && device.is_some_and(multiplies_bf16) => Self::Bf16,
             Self::Auto => Self::F32,
             chosen => chosen,
         }

@@ -1,10 +1,10 @@
 //! Attention against a softmax under a dense mask.
 #![allow(clippy::unwrap_used, clippy::single_range_in_vec_init)]
 
-use candle_core::{Device, Var};
+use candle_core::{D, DType, Device, Var};
 
 use super::*;
-use crate::ops::testing::{agree, close, normal};
+use crate::ops::testing::{agree, close, kernels_run, normal};
 
 /// The whole score matrix with a mask: an account of `Segment` of its own.
 fn dense(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -> Result<Tensor> {
@@ -92,7 +92,7 @@ fn agrees_with_a_dense_mask() {
             );
             agree(
                 &args,
-                |x| plain(&x[0], &x[1], &x[2], &segments, scale),
+                |x| grouped::attention(&x[0], &x[1], &x[2], &segments, scale),
                 |x| dense(&x[0], &x[1], &x[2], &segments, scale),
             );
         }
@@ -113,11 +113,16 @@ fn single_queries_on_the_same_keys_go_together() {
     let (q, k, v) = (normal(&[21, heads, d]), normal(&[620, heads, d]), normal(&[620, heads, d]));
     let together = attention(&q, &k, &v, &segments.clone().into(), 0.2).unwrap();
     close(&together, &dense(&q, &k, &v, &segments, 0.2).unwrap(), 1e-5, "values");
+    let bit_for_bit = kernels_run("a query of the same bits alone");
     for (i, one) in segments.into_iter().enumerate() {
         let alone = [Segment { queries: 0..1, ..one }].into();
         let alone = attention(&q.narrow(0, i, 1).unwrap(), &k, &v, &alone, 0.2).unwrap();
         let row = together.narrow(0, i, 1).unwrap();
-        assert_eq!(alone.to_vec2::<f32>().unwrap(), row.to_vec2::<f32>().unwrap(), "{i}");
+        if bit_for_bit {
+            assert_eq!(alone.to_vec2::<f32>().unwrap(), row.to_vec2::<f32>().unwrap(), "{i}");
+        } else {
+            close(&alone, &row, 1e-5, "alone");
+        }
     }
 }
 
@@ -164,7 +169,7 @@ fn unseen_keys_change_nothing() {
 fn a_query_without_keys_gets_zeros() {
     let (q, k) = (normal(&[2, 1, 4]), normal(&[1, 1, 4]));
     let segments: Arc<[Segment]> = [segment(0..1, &[], 0..0, false), segment(1..2, &[], 0..1, false)].into();
-    for form in [attention, |q: &_, k: &_, v: &_, s: &Arc<[Segment]>, scale| plain(q, k, v, s, scale)] {
+    for form in [attention, grouped::attention] {
         let y = form(&q, &k, &k, &segments, 1.0).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(y, [vec![0.0; 4], k.flatten_all().unwrap().to_vec1::<f32>().unwrap()]);
     }
@@ -188,7 +193,7 @@ fn gradients_do_not_depend_on_the_threads() {
 }
 
 #[test]
-fn half_precision_runs_the_plain_form() {
+fn half_precision_runs_in_groups() {
     let (q, k, v) = (normal(&[6, 2, 8]), normal(&[6, 2, 8]), normal(&[6, 2, 8]));
     let segments: Arc<[Segment]> = [segment(0..6, &[], 0..6, true)].into();
     let narrow = |x: &Tensor| x.to_dtype(DType::BF16).unwrap();
