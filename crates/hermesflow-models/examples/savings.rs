@@ -49,7 +49,8 @@ fn main() -> Done {
 
 /// Medians of both, in turns, as a line.
 fn compare(what: &str, mut without: impl FnMut() -> Done, mut with: impl FnMut() -> Done) -> Done {
-    (without()?, with()?);
+    without()?;
+    with()?;
     let mut times = [const { Vec::new() }; 2];
     for _ in 0..ROUNDS {
         let started = Instant::now();
@@ -193,7 +194,9 @@ fn training(model: &Showo, phi: &Phi, codes: &[Vec<u32>], text: &[u32]) -> Done 
     let padded: Vec<u32> = text.iter().copied().cycle().take(TEXT).collect();
     let sequences = |text: &[u32]| -> Done {
         let mut packed = Packed::default();
-        codes.iter().for_each(|codes| drop(understanding(&mut packed, model, codes, text)));
+        for codes in codes {
+            understanding(&mut packed, model, codes, text);
+        }
         black_box(forward(phi, &packed)?);
         Ok(())
     };

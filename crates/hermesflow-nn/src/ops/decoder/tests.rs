@@ -76,6 +76,9 @@ fn setting(n: usize) -> (Tensor, Tensor, Arc<[Segment]>) {
     (normal_of(n as u64, &[n, 4]), normal_of(1 + n as u64, &[n, 4]), segments.into())
 }
 
+/// A way to compute a block.
+type Form = fn(&Tensor, &DecoderBlock, (&Tensor, &Tensor), &Arc<[Segment]>) -> Result<Tensor>;
+
 #[test]
 fn agrees_with_the_operators_it_is_made_of() {
     for n in [3, 250] {
@@ -116,8 +119,7 @@ fn what_is_computed_again_gives_the_same_gradients() {
     let (args, (cos, sin, segments)) = (args(70), setting(70));
     for products in [Products::F32, Products::Bf16] {
         let again = |args: &[Var]| DecoderBlock { checkpoint: true, ..block(args, products) };
-        let forms: [fn(&Tensor, &DecoderBlock, (&Tensor, &Tensor), &Arc<[Segment]>) -> Result<Tensor>; 2] =
-            [decoder_block, composed::block::block];
+        let forms: [Form; 2] = [decoder_block, composed::block::block];
         for form in forms {
             let kept = collected(&args, |a| form(&a[0], &block(a, products), (&cos, &sin), &segments));
             let again = collected(&args, |a| form(&a[0], &again(a), (&cos, &sin), &segments));
