@@ -27,6 +27,8 @@ mod world;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use hermesflow_models::FileBacked;
+use mimalloc::MiMalloc;
 
 use commands::{
     answer, ask, bench, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint,
@@ -37,7 +39,7 @@ use commands::{
 const BUG: &str = "this is a bug; please report it with the lines above";
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: FileBacked<MiMalloc> = FileBacked(MiMalloc);
 
 /// Align a unified multimodal model with itself.
 ///

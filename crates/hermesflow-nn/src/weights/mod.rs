@@ -10,9 +10,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 
+mod mapped;
 mod read;
 mod write;
 
+pub use mapped::FileBacked;
 pub use read::{Entry, each_tensor, entries, files};
 pub use write::{FileFormat, save_tensors};
 

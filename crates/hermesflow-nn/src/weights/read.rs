@@ -1,16 +1,21 @@
 //! Reading weight files a tensor at a time: what a model needs in memory is its weights and one tensor more.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use candle_core::pickle::PthTensors;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor, WithDType};
+use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 
 use super::Error;
+use super::mapped::{Mapped, Plain};
 
+/// Bytes from which a tensor is worth leaving in its file.
+const IN_FILE: usize = 1 << 16;
 /// The names under which a checkpoint folder may keep its weights, in order of preference.
 const FILE_NAMES: [&str; 4] =
     ["pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
@@ -120,11 +125,18 @@ pub fn each_tensor(
         match Source::open(&file)? {
             Source::Safetensors(map) => {
                 let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
+                let mapped = if device.is_cpu() { Mapped::open(&file) } else { None };
                 for (name, view) in tensors.iter() {
-                    let found = DType::try_from(view.dtype()).map_err(broken(&file))?;
-                    let dtype = dtype.map_or(found, |dtype| held(found, dtype, view.shape().len()));
-                    let tensor = from_bytes(view.data(), found, dtype, view.shape(), device).map_err(broken(&file))?;
-                    release(&map, view.data());
+                    let (found, shape) = (DType::try_from(view.dtype()).map_err(broken(&file))?, view.shape());
+                    let dtype = dtype.map_or(found, |dtype| held(found, dtype, shape.len()));
+                    let part = part(&map, view.data());
+                    let there = mapped.as_ref().filter(|_| dtype == found && part.len() >= IN_FILE);
+                    let tensor = match there.and_then(|mapped| in_file(mapped, part.clone(), dtype, shape)) {
+                        Some(tensor) => tensor,
+                        None => from_bytes(view.data(), found, dtype, shape, device),
+                    };
+                    let tensor = tensor.map_err(broken(&file))?;
+                    release(&map, part);
                     take(name.to_string(), tensor)?;
                 }
             }
@@ -167,16 +179,34 @@ fn broken<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {
     move |error| Error::Broken { path: path.clone(), message: error.to_string() }
 }
 
+/// Where values stand in their file.
+fn part(map: &Mmap, data: &[u8]) -> Range<usize> {
+    let from = data.as_ptr() as usize - map.as_ptr() as usize;
+    from..from + data.len()
+}
+
 /// Gives the pages behind values that have been copied back, so that a file does not stay in memory beside its model.
 #[cfg(unix)]
-fn release(map: &Mmap, data: &[u8]) {
-    let from = data.as_ptr() as usize - map.as_ptr() as usize;
+fn release(map: &Mmap, part: Range<usize>) {
     // SAFETY: the mapping is of a file and read-only: pages that are read again come from the file.
-    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, from, data.len()) };
+    let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len()) };
 }
 
 #[cfg(not(unix))]
-fn release(_map: &Mmap, _data: &[u8]) {}
+fn release(_map: &Mmap, _part: Range<usize>) {}
+
+/// A tensor whose values stay in the file, where that can be.
+fn in_file(mapped: &Mapped, part: Range<usize>, dtype: DType, shape: &[usize]) -> Option<candle_core::Result<Tensor>> {
+    fn tensor<T: Plain + WithDType>(values: Option<Vec<T>>, shape: &[usize]) -> Option<candle_core::Result<Tensor>> {
+        values.map(|values| Tensor::from_vec(values, shape, &Device::Cpu))
+    }
+    match dtype {
+        DType::F32 => tensor(mapped.values::<f32>(part), shape),
+        DType::BF16 => tensor(mapped.values::<bf16>(part), shape),
+        DType::F16 => tensor(mapped.values::<f16>(part), shape),
+        _ => None,
+    }
+}
 
 /// A tensor from little-endian bytes; floats change their type on the way.
 fn from_bytes(
@@ -186,7 +216,6 @@ fn from_bytes(
     shape: &[usize],
     device: &Device,
 ) -> candle_core::Result<Tensor> {
-    use half::{bf16, f16};
     let f32s = |at: &[u8]| f32::from_le_bytes([at[0], at[1], at[2], at[3]]);
     let f16s = |at: &[u8]| f16::from_le_bytes([at[0], at[1]]).to_f32();
     let bf16s = |at: &[u8]| bf16::from_le_bytes([at[0], at[1]]).to_f32();
