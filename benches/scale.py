@@ -10,6 +10,7 @@ kept if it is given, and a run that was cut off goes on in it.
 
 import argparse
 import json
+import multiprocessing
 import os
 import pathlib
 import random
@@ -92,7 +93,12 @@ def main() -> None:
         for records in map(int, arguments.records.split(",")):
             root = work / str(records)
             root.mkdir(exist_ok=True)
-            prepare(root, records)
+            # In a process of its own: what this one holds would count as its children's peak.
+            made = multiprocessing.Process(target=prepare, args=(root, records))
+            made.start()
+            made.join()
+            if made.exitcode:
+                sys.exit(f"{root}: could not be made")
             settings = work / f"{records}.yaml"
             settings.write_text(SETTINGS.format(root=root, model=work / "model"))
             for stage in STAGES:

@@ -7,18 +7,22 @@ use std::hint::black_box;
 use std::path::Path;
 use std::time::Instant;
 
+use hermesflow_models::showo::reply::draw;
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{Phi, Showo};
 use hermesflow_models::{
-    CaptionExample, DType, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Products,
-    ReplyRequest, Sampling, UnifiedModel,
+    CaptionExample, DType, Device, FileBacked, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel,
+    Products, ReplyRequest, Sampling, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 use image::RgbImage;
+use mimalloc::MiMalloc;
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 /// The allocator of the program itself.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: FileBacked<MiMalloc> = FileBacked(MiMalloc);
 
 type Done = Result<(), Box<dyn std::error::Error>>;
 
@@ -122,6 +126,27 @@ fn replies(model: &Showo, phi: &Phi, codes: &[Vec<u32>], text: &[u32]) -> Done {
         },
         || {
             black_box(model.reply_many(&all)?);
+            Ok(())
+        },
+    )?;
+    let rows = phi.logits(&phi.embed(&[text[0]; 10])?, None)?.to_vec2::<f32>()?;
+    let sampling = Sampling { top_k: 4, temperature: 2.0 };
+    let [mut first, mut second] = [0, 1].map(ChaCha8Rng::seed_from_u64);
+    compare(
+        "the likeliest 4 found without a sort of the vocabulary (10)",
+        || {
+            for logits in &rows {
+                let mut all: Vec<u32> = (0..logits.len() as u32).collect();
+                all.sort_unstable_by(|&a, &b| logits[b as usize].total_cmp(&logits[a as usize]));
+                let few: Vec<f32> = all[..4].iter().map(|&token| logits[token as usize]).collect();
+                black_box(draw(&few, sampling, &mut first));
+            }
+            Ok(())
+        },
+        || {
+            for logits in &rows {
+                black_box(draw(logits, sampling, &mut second));
+            }
             Ok(())
         },
     )?;

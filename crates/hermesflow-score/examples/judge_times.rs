@@ -10,13 +10,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use candle_core::Device;
+use hermesflow_nn::weights::FileBacked;
 use hermesflow_score::neural::{Bert, SentenceBert};
 use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Choosing};
+use mimalloc::MiMalloc;
 use serde::Deserialize;
 use serde_json::json;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: FileBacked<MiMalloc> = FileBacked(MiMalloc);
 
 #[derive(Deserialize)]
 #[serde(untagged)]

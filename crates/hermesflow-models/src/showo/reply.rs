@@ -3,7 +3,7 @@
 //! Each image's block and each question are computed once and shared by all their replies; the
 //! replies of a batch advance together, one token a step, and leave it when they end.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -27,13 +27,15 @@ const FEW: usize = 64;
 /// About so many tokens of images and questions go through the decoder at once.
 pub(super) const PASS: usize = 1024;
 /// Bytes of a batch's cache, at most, unless one image needs more.
-const CACHE: usize = 2 << 30;
+const CACHE: usize = 512 << 20;
 
 /// Replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
-    let most = |of: fn(&(&ImageView, &[ReplyRequest])) -> usize| images.iter().map(of).max().unwrap_or(0);
-    let (replies, rows) =
-        (most(|(_, requests)| requests.len()), most(|(image, requests)| cached_rows(image, requests)));
+    let replies = images.iter().map(|(_, requests)| requests.len()).max().unwrap_or(0);
+    let mut rows = 0;
+    for (image, requests) in images {
+        rows = rows.max(cached_rows(model, image, requests)?);
+    }
     let together = images_together(images.len(), replies, rows, model.phi.cache_bytes_per_row());
     let batches: Vec<_> = images.chunks(together).collect();
     let replies = parallel::map(model.is_small(), &batches, |images| reply_batch(model, images));
@@ -47,14 +49,19 @@ pub(super) fn images_together(images: usize, replies: usize, rows: usize, bytes_
     images.div_ceil(batches).max(1)
 }
 
-/// About how many rows the replies about an image take in a cache.
-fn cached_rows(image: &ImageView, requests: &[ReplyRequest]) -> usize {
+/// How many rows an image, the questions about it and the replies take in a cache.
+fn cached_rows(model: &Showo, image: &ImageView, requests: &[ReplyRequest]) -> Result<usize> {
     let longest = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
     let block = match image {
         ImageView::Codes(codes) => codes.len(),
         ImageView::Features(features) => features.dims().first().copied().unwrap_or(0),
     };
-    block + requests.len() * longest
+    let questions: HashSet<&str> = requests.iter().map(|request| request.question.as_str()).collect();
+    let mut rows = block + requests.len() * longest;
+    for question in questions {
+        rows += model.question_ids(question)?.len();
+    }
+    Ok(rows)
 }
 
 fn reply_batch(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
@@ -146,7 +153,7 @@ fn log_prob(logits: &[f32], token: u32) -> f64 {
 }
 
 /// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
-fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
+pub fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
     let candidates: Vec<u32> = match sampling.top_k {
         0 => (0..logits.len() as u32).collect(),
         1 => return most_likely(logits, 1).first().copied().unwrap_or(0),
