@@ -23,7 +23,7 @@ mod train;
 pub use expect::Expect;
 pub use judges::{AskSettings, Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use model::{CLIP, DTypeName, EMBEDDED, MAGVIT, ModelSettings, PHI};
-pub use train::{ImageCodes, ObjectiveName, ProductsName, Reference, TrainSettings};
+pub use train::{Checkpointing, ImageCodes, ObjectiveName, OptimizerState, ProductsName, Reference, TrainSettings};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -245,6 +245,16 @@ impl RunConfig {
     /// # Errors
     /// Names the file or the override, the key and what is expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+        let config = Self::load_for_any_device(path, overrides)?;
+        config.model.device().with_context(|| path.display().to_string())?;
+        Ok(config)
+    }
+
+    /// As [`RunConfig::load`], of a run on a device that need not be here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_for_any_device(path: &Path, overrides: &[String]) -> Result<Self> {
         let path = match path.to_str().and_then(|argument| argument.strip_prefix("config=")) {
             Some(named) if !path.exists() => Path::new(named),
             _ => path,
@@ -263,7 +273,9 @@ impl RunConfig {
     /// # Errors
     /// Names the override, the key and what is expected.
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
-        Ok(Self::read(yaml, overrides)?.0)
+        let (config, _) = Self::read(yaml, overrides)?;
+        config.model.device()?;
+        Ok(config)
     }
 
     /// The configuration, and what its user must be told.
@@ -280,8 +292,7 @@ impl RunConfig {
         let mut config: Self = overrides::read(&tree)?;
         config.resolve_judges();
         config.model.resolve();
-        let device = config.model.device().ok();
-        config.train.products = config.train.products.resolved(config.model.dtype, device.as_ref());
+        config.train.resolve(&config.model);
         config.validate()?;
         Ok((config, warnings))
     }
@@ -422,6 +433,29 @@ mod tests {
         assert_eq!(products(&["model.dtype=bf16", "train.products=f32"]), ProductsName::F32);
         assert_eq!(products(&["train.products=bf16"]), ProductsName::Bf16);
         assert_eq!(parse("model: {dtype: auto}", &[]).unwrap().train.products, ProductsName::F32, "the embedded model");
+    }
+
+    #[test]
+    fn on_the_cpu_nothing_of_training_is_left_open() {
+        let train = |overrides: &[&str]| parse("", overrides).unwrap().train;
+        let open = train(&[]);
+        assert_eq!((open.checkpointing, open.optimizer_state), (Checkpointing::Off, OptimizerState::Device));
+        let chosen = train(&["train.checkpointing=true", "train.optimizer_state=host"]);
+        assert_eq!((chosen.checkpointing, chosen.optimizer_state), (Checkpointing::On, OptimizerState::Host));
+        let yaml = parse("", &["train.checkpointing=true"]).unwrap().to_yaml().unwrap();
+        assert!(yaml.contains("checkpointing: true"), "{yaml}");
+        assert!(parse(&yaml, &["train.checkpointing=auto"]).is_ok());
+        assert!(problem("", &["train.checkpointing=some"]).contains("expected auto, true or false"));
+        assert!(problem("", &["train.optimizer_state=gpu"]).contains("optimizer_state"));
+    }
+
+    #[test]
+    fn a_gpu_that_is_not_here_can_be_predicted_for() {
+        let overrides = ["model.showo=m", "model.device=cuda:7", "model.dtype=auto"].map(String::from);
+        let (config, _) = RunConfig::read("", &overrides).unwrap();
+        assert_eq!((config.model.dtype, config.train.products), (DTypeName::BF16, ProductsName::Bf16));
+        assert_eq!(config.train.checkpointing, Checkpointing::Auto, "until the model is known");
+        assert_eq!(config.train.optimizer_state, OptimizerState::Auto);
     }
 
     #[test]
