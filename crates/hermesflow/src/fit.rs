@@ -14,7 +14,7 @@ pub const PROGRAM: u64 = 150_000_000;
 /// What the driver and its libraries need of a GPU.
 pub const DRIVER: u64 = 700_000_000;
 
-/// The forms of training, the fastest first: computing blocks again takes a quarter more time, the host's memory several
+/// The forms of training, the fastest first: computing blocks again takes a seventh more time, the host's memory several
 /// seconds a step for a large model.
 pub const FORMS: [(Checkpointing, OptimizerState); 4] = [
     (Checkpointing::Off, OptimizerState::Device),

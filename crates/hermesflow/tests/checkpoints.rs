@@ -142,8 +142,14 @@ fn the_doctor_predicts_for_a_gpu_that_is_not_here() {
     let workshop = Workshop::new();
     let gpu = ["doctor", "run.yaml", "model.device=cuda:9", "model.dtype=bf16"];
     let said = workshop.succeeds(&[&gpu[..], &["--gpu-memory", "80"]].concat());
-    for part in ["! device    cuda:9 is taken for a GPU of 80.0 GB", "✓ training", "true, host", "✓ memory", "✓ host"]
-    {
+    for part in [
+        "! device    cuda:9 is taken for a GPU of 80.0 GB",
+        "✓ training",
+        "true, host",
+        "here: false, device",
+        "✓ memory",
+        "✓ host",
+    ] {
         assert!(said.contains(part), "{part}: {said}");
     }
     let output = workshop.hermesflow(&[&gpu[..], &["--gpu-memory", "0.001"]].concat());

@@ -289,10 +289,13 @@ impl Findings {
                 gigabytes(need.device)
             )
         });
+        let mut text = format!("by train.checkpointing, train.optimizer_state: {}", needs.join("; "));
         if let Some(memory) = gpu {
             fit::choose(config, sizes, memory.total);
+            let host = config.train.optimizer_state == OptimizerState::Host;
+            let place = if host { "host" } else { "device" };
+            text.push_str(&format!("; here: {}, {place}", config.train.checkpoints()));
         }
-        let text = format!("by train.checkpointing, train.optimizer_state: {}", needs.join("; "));
         self.add(Verdict::Good, "training", text);
     }
 

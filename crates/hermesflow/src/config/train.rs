@@ -23,7 +23,7 @@ pub struct TrainSettings {
     /// How matrix products are computed. Weights, activations, gradients and the optimizer are in f32 either way.
     pub products: ProductsName,
     /// Whether the decoder's blocks keep their inputs only for the backward pass and compute the rest again: the same
-    /// numbers for less memory and a quarter more time. Small models in f32 run operator by operator and stay as they are.
+    /// numbers for less memory and a seventh more time. Small models in f32 run operator by operator and stay as they are.
     /// `auto`: where a step would not fit the GPU without it; what was chosen stands in the training folder's config.yaml.
     pub checkpointing: Checkpointing,
     /// Where AdamW's moments lie: on the model's `device`, or on the `host`, where its steps are computed then. On the CPU

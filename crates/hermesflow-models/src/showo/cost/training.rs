@@ -80,8 +80,9 @@ impl Sizes {
         let waiting = if work.accumulation > 1 { weights } else { 0 };
         let (held, host) =
             if work.host_state && self.gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
-        // Forward, twice that backward, and the reference forward; forward once more where little was kept.
-        let passes = if work.checkpointing { 5.0 } else { 4.0 };
+        // Forward, twice that backward, and the reference forward; all but two of a block's products once more where
+        // little was kept.
+        let passes = if work.checkpointing { 4.6 } else { 4.0 };
         Cost { held, passing, host, operations: passes * forward }
     }
 
@@ -137,6 +138,8 @@ impl Sizes {
         };
         let operand = operand.size_in_bytes() as u64;
         let block = (self.showo.num_vq_tokens + 3) as u64;
+        let labels = 2 * work.pairs * work.masks * self.showo.num_vq_tokens;
+        let rows = labels.min(ops::HEAD_ROWS_ON_A_GPU) as u64;
         let scores = self.scores(2 * (work.pairs * work.masks) as u64 * block, block + work.words as u64);
         Kept {
             output: hidden * F32,
@@ -147,7 +150,7 @@ impl Sizes {
             reference: (6 * hidden + 2 * mlp) * F32 + (4 * hidden + mlp) * operand,
             logits: 0,
             // Logits, what is made of them, and their gradients; the weight as an operand.
-            head: 9 * ops::HEAD_ROWS_ON_A_GPU as u64 * vocabulary * F32 / 2 + vocabulary * hidden * operand,
+            head: 9 * rows * vocabulary * F32 / 2 + vocabulary * hidden * operand,
             fixed: hidden * mlp * operand + 5 * scores,
         }
     }
