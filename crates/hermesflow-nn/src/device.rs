@@ -91,6 +91,28 @@ pub fn multiplies_bf16(device: &Device) -> bool {
     }
 }
 
+/// Bytes of a device's own memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    /// All of it.
+    pub total: u64,
+    /// What nobody uses at the moment.
+    pub free: u64,
+}
+
+/// A GPU's memory, as its driver says; none for the CPU, whose memory the system knows.
+#[cfg(feature = "cuda")]
+pub fn memory(device: &Device) -> Option<Memory> {
+    let (free, total) = device.as_cuda_device().ok()?.cuda_stream().context().mem_get_info().ok()?;
+    Some(Memory { total: total as u64, free: free as u64 })
+}
+
+/// A GPU's memory, as its driver says; none for the CPU, whose memory the system knows.
+#[cfg(not(feature = "cuda"))]
+pub fn memory(_: &Device) -> Option<Memory> {
+    None
+}
+
 #[cfg(feature = "cuda")]
 fn has_gpu() -> bool {
     candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count > 0)

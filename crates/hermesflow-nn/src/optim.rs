@@ -1,14 +1,16 @@
 //! AdamW in place, as `torch.optim.AdamW` computes it (arXiv 1711.05101).
 //!
 //! The storage of the parameter and of its moments is written directly, so every clone that shares
-//! the storage sees the update.
+//! the storage sees the update. On the CPU it is one pass over them. On a GPU it is a composition of candle's operators,
+//! on a slice at a time, so that what lies between them stays small however large a parameter is; nothing is copied to
+//! the host but the parts of a norm, in one go.
 
 use std::sync::{Mutex, PoisonError};
 
-use candle_core::{CpuStorage, DType, Device, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var};
+use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use crate::ops::raw::host;
+use crate::ops::raw::{host, on_cpu};
 use crate::ops::simd::vectorised;
 
 /// The numbers of AdamW that do not change from step to step.
@@ -43,29 +45,62 @@ pub fn adamw_step(
 ) -> Result<()> {
     let AdamWConfig { beta1, beta2, eps } = *config;
     let (correction1, correction2) = (1.0 - beta1.powi(step as i32), 1.0 - beta2.powi(step as i32));
-    let fused = param.device().is_cpu() && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
-    if fused && [param, m, v].iter().all(|var| var.is_contiguous()) {
+    let update = Update {
+        beta1: beta1 as f32,
+        rest1: (1.0 - beta1) as f32,
+        beta2: beta2 as f32,
+        rest2: (1.0 - beta2) as f32,
+        scale: grad_scale as f32,
+        keep: (1.0 - lr * weight_decay) as f32,
+        rate: (lr / correction1) as f32,
+        root: correction2.sqrt() as f32,
+        eps: eps as f32,
+    };
+    if [grad.elem_count(), m.elem_count(), v.elem_count()] != [param.elem_count(); 3] {
+        bail!("adamw: a gradient or moments of another size than their parameter {:?}", param.dims());
+    }
+    if [param, m, v].iter().any(|var| !var.is_contiguous()) {
+        bail!("adamw: a parameter or its moments do not lie in one piece");
+    }
+    let fused = on_cpu(param.device()) && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
+    if fused {
         let grad = grad.detach().contiguous()?;
-        let update = Update {
-            beta1: beta1 as f32,
-            rest1: (1.0 - beta1) as f32,
-            beta2: beta2 as f32,
-            rest2: (1.0 - beta2) as f32,
-            scale: grad_scale as f32,
-            keep: (1.0 - lr * weight_decay) as f32,
-            rate: (lr / correction1) as f32,
-            root: correction2.sqrt() as f32,
-            eps: eps as f32,
-        };
         return m.inplace_op1(&WithFirst { second: v, param, grad: &grad, update });
     }
-    let grad = (grad.detach().to_dtype(DType::F32)? * grad_scale)?;
-    m.set(&((m.as_detached_tensor() * beta1)? + (&grad * (1.0 - beta1))?)?)?;
-    v.set(&((v.as_detached_tensor() * beta2)? + (grad.sqr()? * (1.0 - beta2))?)?)?;
-    let denominator = ((v.as_detached_tensor().sqrt()? * (1.0 / correction2.sqrt()))? + eps)?;
-    let update = (m.as_detached_tensor() * (lr / correction1))?.div(&denominator)?;
-    let kept = (param.as_detached_tensor().to_dtype(DType::F32)? * (1.0 - lr * weight_decay))?;
-    param.set(&(kept - update)?.to_dtype(param.dtype())?)
+    by_slices(param, grad, m, v, update)
+}
+
+/// A step as a composition, on any device.
+fn by_slices(param: &Var, grad: &Tensor, m: &Var, v: &Var, by: Update) -> Result<()> {
+    let [beta1, rest1, beta2, rest2, scale] = [by.beta1, by.rest1, by.beta2, by.rest2, by.scale].map(f64::from);
+    let [keep, rate, root, eps] = [by.keep, by.rate, by.root, by.eps].map(f64::from);
+    let (param, grad, m, v) = (flat(param)?, flat(grad)?, flat(m)?, flat(v)?);
+    for (start, len) in slices(param.elem_count()) {
+        let part = |all: &Tensor| all.narrow(0, start, len);
+        let grad = (part(&grad)?.to_dtype(DType::F32)? * scale)?;
+        let first = ((part(&m)? * beta1)? + (&grad * rest1)?)?;
+        let second = ((part(&v)? * beta2)? + (grad.sqr()? * rest2)?)?;
+        drop(grad);
+        m.slice_set(&first, 0, start)?;
+        v.slice_set(&second, 0, start)?;
+        let change = (first * rate)?.div(&second.sqrt()?.affine(1.0 / root, eps)?)?;
+        let kept = (part(&param)?.to_dtype(DType::F32)? * keep)?;
+        param.slice_set(&(kept - change)?.to_dtype(param.dtype())?, 0, start)?;
+    }
+    Ok(())
+}
+
+/// Elements of a slice: some 32 MB in f32, a handful of which lie between the operators.
+const SLICE: usize = 1 << 23;
+
+/// Starts and lengths of the slices of so many elements.
+fn slices(elements: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..elements).step_by(SLICE).map(move |start| (start, SLICE.min(elements - start)))
+}
+
+/// The elements in one row, without a graph; of a contiguous tensor they are the very same, not a copy.
+fn flat(tensor: &Tensor) -> Result<Tensor> {
+    tensor.detach().flatten_all()
 }
 
 /// The norm of all gradients together, in f64 and in a fixed order.
@@ -73,9 +108,15 @@ pub fn adamw_step(
 /// # Errors
 /// When a gradient cannot be read.
 pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
+    let (here, there): (Vec<&Tensor>, Vec<&Tensor>) = grads.iter().partition(|grad| on_cpu(grad.device()));
+    Ok((squares_here(&here)? + squares_there(&there)?).sqrt())
+}
+
+/// The sum of the squares on the CPU.
+fn squares_here(grads: &[&Tensor]) -> Result<f64> {
     let mut total = 0.0;
     for grad in grads {
-        let grad = grad.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+        let grad = grad.detach().to_dtype(DType::F32)?.contiguous()?;
         let (storage, layout) = grad.storage_and_layout();
         let parts: Vec<f64> = host(&storage, layout)?
             .par_chunks(CHUNK)
@@ -83,7 +124,22 @@ pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
             .collect();
         total += parts.iter().sum::<f64>();
     }
-    Ok(total.sqrt())
+    Ok(total)
+}
+
+/// The sum of the squares on a GPU: of each slice there, and of all slices from one transfer.
+fn squares_there(grads: &[&Tensor]) -> Result<f64> {
+    let mut parts = Vec::new();
+    for grad in grads {
+        let grad = flat(grad)?;
+        for (start, len) in slices(grad.elem_count()) {
+            parts.push(grad.narrow(0, start, len)?.to_dtype(DType::F32)?.sqr()?.sum_all()?);
+        }
+    }
+    if parts.is_empty() {
+        return Ok(0.0);
+    }
+    Ok(Tensor::stack(&parts, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
 }
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -99,7 +155,7 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
     let (start, end) = contiguous(layout)?;
     match storage {
         CpuStorage::F32(values) => Ok(&mut values[start..end]),
-        other => candle_core::bail!("adamw keeps f32, not {:?}", candle_core::backend::BackendStorage::dtype(other)),
+        other => bail!("adamw keeps f32, not {:?}", candle_core::backend::BackendStorage::dtype(other)),
     }
 }
 
@@ -185,7 +241,7 @@ impl InplaceOp2 for WithBoth<'_, '_> {
         let mut first = self.first.lock().unwrap_or_else(PoisonError::into_inner);
         let mut second = self.second.lock().unwrap_or_else(PoisonError::into_inner);
         if [grad.len(), first.len(), second.len()] != [param.len(); 3] {
-            candle_core::bail!("adamw: a gradient or moments of another size than their parameter of {}", param.len());
+            bail!("adamw: a gradient or moments of another size than their parameter of {}", param.len());
         }
         let moments = first.par_chunks_mut(CHUNK).zip(second.par_chunks_mut(CHUNK));
         param
@@ -194,5 +250,78 @@ impl InplaceOp2 for WithBoth<'_, '_> {
             .zip(moments)
             .for_each(|((param, grad), (first, second))| update(param, grad, first, second, self.update));
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::ops::testing::{normal, worst};
+    use candle_core::Device;
+
+    const CONFIG: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 };
+
+    #[test]
+    fn slices_cover_all_once() {
+        for elements in [0, 1, SLICE - 1, SLICE, 2 * SLICE + 3] {
+            let mut next = 0;
+            for (start, len) in slices(elements) {
+                assert!(start == next && (1..=SLICE).contains(&len));
+                next += len;
+            }
+            assert_eq!(next, elements);
+        }
+    }
+
+    #[test]
+    fn a_step_by_slices_is_the_step() {
+        // Two whole rows of a slice, and a little.
+        let shape = [2, SLICE / 2 + 5];
+        let (start, grad) = (normal(&shape), normal(&shape));
+        let vars = || {
+            let zeros = || Var::zeros(&shape, DType::F32, &Device::Cpu).unwrap();
+            [Var::from_tensor(&start).unwrap(), zeros(), zeros()]
+        };
+        let update = Update {
+            beta1: 0.9,
+            rest1: 0.1,
+            beta2: 0.99,
+            rest2: 0.01,
+            scale: 0.5,
+            keep: 0.999,
+            rate: 0.01,
+            root: 0.1,
+            eps: 1e-8,
+        };
+        let (kernel, slices) = (vars(), vars());
+        for _ in 0..2 {
+            let [param, first, second] = &kernel;
+            first.inplace_op1(&WithFirst { second, param, grad: &grad, update }).unwrap();
+            by_slices(&slices[0], &grad, &slices[1], &slices[2], update).unwrap();
+        }
+        for (kernel, slices) in kernel.iter().zip(&slices) {
+            assert!(worst(kernel, slices) < 1e-5);
+        }
+    }
+
+    #[test]
+    fn both_norms_agree() {
+        let grads = [normal(&[3, 700]), normal(&[5]), normal(&[2, SLICE / 2 + 1])];
+        let grads: Vec<&Tensor> = grads.iter().collect();
+        let (here, there) = (squares_here(&grads).unwrap(), squares_there(&grads).unwrap());
+        assert!((here / there - 1.0).abs() < 1e-4, "{here} and {there}");
+        assert_eq!(squares_there(&[]).unwrap(), 0.0);
+    }
+
+    #[test]
+    fn moments_of_another_size_are_refused() {
+        let var = |size: usize| Var::zeros(size, DType::F32, &Device::Cpu).unwrap();
+        let step = |grad: &Var, m: &Var, v: &Var| adamw_step(&var(3), grad, m, v, 0.1, 0.0, &CONFIG, 1, 1.0);
+        assert!(step(&var(3), &var(3), &var(3)).is_ok());
+        for (grad, m, v) in [(4, 3, 3), (3, 4, 3), (3, 3, 4)] {
+            let message = step(&var(grad), &var(m), &var(v)).unwrap_err().to_string();
+            assert!(message.contains("another size than their parameter [3]"), "{message}");
+        }
     }
 }

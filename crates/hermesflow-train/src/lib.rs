@@ -29,7 +29,7 @@ pub use draws::{Masking, mask_positions};
 pub use error::{Error, Result};
 pub use loss::{LossKind, Pair, PairLogProbs, SideLoss};
 pub use metrics::{Metrics, StepRecord};
-pub use optimizer::{AdamW, AdamWSettings, Gradients};
+pub use optimizer::{AdamW, AdamWSettings, Gradients, StatePlace};
 pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, Sides, TrainingPair};
 pub use schedule::{Schedule, ScheduleKind};
 pub use trainer::{Objective, ObjectiveError, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};

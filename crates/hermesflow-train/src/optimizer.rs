@@ -4,12 +4,15 @@
 //! Weight decay falls on matrices only: never on biases, norms or embeddings. A parameter's group
 //! follows from its name and rank (see [`decays`]); the released code's list of exceptions matched no
 //! layer, so everything decayed.
+//!
+//! The moments lie beside the parameters, or on the host ([`StatePlace`]) so that a GPU need hold weights and gradients
+//! only. Both give the same numbers, and a state that was saved of one is restored into the other.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use hermesflow_nn::optim::{AdamWConfig, adamw_step, global_norm};
 use hermesflow_nn::weights::{self, Entry};
 use serde::{Deserialize, Serialize};
@@ -52,6 +55,27 @@ impl AdamWSettings {
     }
 }
 
+/// Where the optimizer's state lies, and where its steps are computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StatePlace {
+    /// Beside the parameters.
+    #[default]
+    Device,
+    /// In the computer's memory: gradients are summed there, and parameters go there and back, one at a time.
+    Host,
+}
+
+impl StatePlace {
+    /// The device of the state of a parameter on `device`.
+    fn of(self, device: &Device) -> &Device {
+        match self {
+            Self::Device => device,
+            Self::Host => &Device::Cpu,
+        }
+    }
+}
+
 /// Whether a parameter decays: rank 2 or more (matrices, convolutions), and not an embedding by name.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
     shape.len() >= 2 && !name.split('.').any(|part| part.starts_with("embed") || part.ends_with("embedding"))
@@ -59,17 +83,21 @@ pub fn decays(name: &str, shape: &[usize]) -> bool {
 
 /// The summed gradients of a step, one per parameter, in the parameters' order.
 #[derive(Debug)]
-pub struct Gradients(Vec<Option<Tensor>>);
+pub struct Gradients {
+    sums: Vec<Option<Tensor>>,
+    place: StatePlace,
+}
 
 impl Gradients {
     /// Adds what one micro batch's backward pass found.
     pub fn add(&mut self, parameters: &[(String, Var)], found: &GradStore) -> Result<()> {
-        for (sum, (_, var)) in self.0.iter_mut().zip(parameters) {
+        for (sum, (_, var)) in self.sums.iter_mut().zip(parameters) {
             if let Some(gradient) = found.get(var) {
+                // A gradient's own graph (the backward pass keeps one) is of no use.
+                let gradient = gradient.detach().to_device(self.place.of(var.device()))?;
                 *sum = Some(match sum.take() {
-                    // A gradient's own graph (the backward pass keeps one) is of no use.
-                    None => gradient.detach(),
-                    Some(before) => (before + gradient.detach())?,
+                    None => gradient,
+                    Some(before) => (before + gradient)?,
                 });
             }
         }
@@ -78,7 +106,7 @@ impl Gradients {
 
     /// The gradients, if every parameter has one.
     fn complete(&self, parameters: &[(String, Var)]) -> Result<Vec<Tensor>> {
-        self.0
+        self.sums
             .iter()
             .zip(parameters)
             .map(|(gradient, (name, _))| gradient.clone().ok_or_else(|| Error::NoGradient { name: name.clone() }))
@@ -87,7 +115,7 @@ impl Gradients {
 
     /// The Euclidean norm of all gradients as one vector.
     pub fn norm(&self) -> Result<f64> {
-        let present: Vec<&Tensor> = self.0.iter().flatten().collect();
+        let present: Vec<&Tensor> = self.sums.iter().flatten().collect();
         Ok(global_norm(&present)?)
     }
 }
@@ -96,6 +124,7 @@ impl Gradients {
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
+    place: StatePlace,
     parameters: Vec<(String, Var)>,
     moments: Vec<Moments>,
     step: usize,
@@ -109,8 +138,13 @@ struct Moments {
 }
 
 impl AdamW {
-    /// An optimizer whose moments are zero. Parameters are kept in the order of their names.
-    pub fn new(mut parameters: Vec<(String, Var)>, settings: AdamWSettings) -> Result<Self> {
+    /// An optimizer whose moments are zero and lie beside the parameters, which are kept in the order of their names.
+    pub fn new(parameters: Vec<(String, Var)>, settings: AdamWSettings) -> Result<Self> {
+        Self::with_state(parameters, settings, StatePlace::Device)
+    }
+
+    /// As [`Self::new`], with its state in this place.
+    pub fn with_state(mut parameters: Vec<(String, Var)>, settings: AdamWSettings, place: StatePlace) -> Result<Self> {
         settings.validate()?;
         parameters.sort_by(|a, b| a.0.cmp(&b.0));
         if let Some(twins) = parameters.windows(2).find(|two| two[0].0 == two[1].0) {
@@ -119,12 +153,12 @@ impl AdamW {
         let moments = parameters
             .iter()
             .map(|(name, var)| {
-                let zeros = || Var::zeros(var.shape(), DType::F32, var.device());
+                let zeros = || Var::zeros(var.shape(), DType::F32, place.of(var.device()));
                 let weight_decay = if decays(name, var.dims()) { settings.weight_decay } else { 0.0 };
                 Ok(Moments { first: zeros()?, second: zeros()?, weight_decay })
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(Self { settings, parameters, moments, step: 0 })
+        Ok(Self { settings, place, parameters, moments, step: 0 })
     }
 
     /// The parameters, sorted by name.
@@ -139,7 +173,7 @@ impl AdamW {
 
     /// Empty sums, for the micro batches of one step.
     pub fn gradients(&self) -> Gradients {
-        Gradients(vec![None; self.parameters.len()])
+        Gradients { sums: vec![None; self.parameters.len()], place: self.place }
     }
 
     /// One step. Every gradient is multiplied by `scale` first (1 / micro batches, times the clipping
@@ -151,7 +185,16 @@ impl AdamW {
         self.step += 1;
         for (((_, var), moments), gradient) in self.parameters.iter().zip(&self.moments).zip(&gradients) {
             let Moments { first, second, weight_decay } = moments;
-            adamw_step(var, gradient, first, second, learning_rate, *weight_decay, &config, self.step, scale)?;
+            let step = |parameter: &Var| {
+                adamw_step(parameter, gradient, first, second, learning_rate, *weight_decay, &config, self.step, scale)
+            };
+            if first.device().same_device(var.device()) {
+                step(var)?;
+            } else {
+                let parameter = Var::from_tensor(&var.as_detached_tensor().to_device(first.device())?)?;
+                step(&parameter)?;
+                var.set(&parameter.as_detached_tensor().to_device(var.device())?)?;
+            }
         }
         Ok(())
     }
@@ -214,7 +257,6 @@ pub(crate) fn set_all(targets: &[(String, &Var)], path: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use candle_core::Device;
 
     fn parameter(name: &str, value: f32, rows: usize) -> (String, Var) {
         (name.into(), Var::from_tensor(&Tensor::full(value, (rows, 2), &Device::Cpu).unwrap()).unwrap())

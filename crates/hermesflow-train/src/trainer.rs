@@ -15,7 +15,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint::{self, State};
 use crate::metrics::{Metrics, MetricsFile, StepRecord};
-use crate::optimizer::{AdamW, AdamWSettings};
+use crate::optimizer::{AdamW, AdamWSettings, StatePlace};
 use crate::schedule::Schedule;
 use crate::watch::{LikelihoodFalls, LikelihoodWatch, WatchSettings};
 use crate::{Error, Result};
@@ -97,6 +97,9 @@ pub struct TrainerSettings {
     pub schedule: Schedule,
     /// AdamW's other numbers.
     pub optimizer: AdamWSettings,
+    /// Where its moments lie.
+    #[serde(default)]
+    pub optimizer_state: StatePlace,
     /// Micro batches per step.
     pub accumulation: usize,
     /// The gradient is scaled down to this norm.
@@ -116,6 +119,7 @@ impl TrainerSettings {
         Self {
             schedule,
             optimizer: AdamWSettings::default(),
+            optimizer_state: StatePlace::Device,
             accumulation: 1,
             max_grad_norm: None,
             watch: Some(WatchSettings::default()),
@@ -141,7 +145,8 @@ impl TrainerSettings {
         Ok(())
     }
 
-    /// What decides the numbers of a run: not how often and how many checkpoints are written.
+    /// What decides the numbers of a run: not where the optimizer's state lies, nor how often and how many checkpoints
+    /// are written.
     fn decisive(&self, objective: Value) -> Value {
         json!({
             "schedule": self.schedule,
@@ -202,7 +207,7 @@ impl<O: Objective> Trainer<O> {
     pub fn new(objective: O, settings: TrainerSettings, folder: &Path) -> Result<Self> {
         settings.validate()?;
         std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
-        let mut optimizer = AdamW::new(objective.parameters(), settings.optimizer)?;
+        let mut optimizer = AdamW::with_state(objective.parameters(), settings.optimizer, settings.optimizer_state)?;
         let decisive = settings.decisive(objective.settings());
         let resumed = checkpoint::latest(folder)?;
         let step = match &resumed {

@@ -9,6 +9,7 @@ mod datasets;
 mod digest;
 mod evaluate;
 mod files;
+mod fit;
 mod hub;
 mod judges;
 mod layout;

@@ -119,6 +119,49 @@ fn models_are_found_by_name_in_the_cache() {
     assert_eq!(found, captions(&workshop, "plain", &[]));
 }
 
+#[test]
+fn what_saves_memory_trains_the_same_model() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["run", "run.yaml", "iterations=1", "train.steps=3", "train.products=bf16"]);
+    let model = |output: &str| fs::read(workshop.path(output).join("train/model/pytorch_model.safetensors")).unwrap();
+    let kept = model("out");
+    let saving = ["train.checkpointing=true", "train.optimizer_state=host"];
+    let train = ["train", "run.yaml", "iterations=1", "train.steps=3", "train.products=bf16", "output=less"];
+    workshop.succeeds(&[&train[..], &saving].concat());
+    assert!(kept == model("less"));
+    let config = fs::read_to_string(workshop.path("less/train/config.yaml")).unwrap();
+    assert!(config.contains("checkpointing: true") && config.contains("optimizer_state: host"), "{config}");
+    // A folder is not refused for them.
+    workshop.succeeds(
+        &[&["run", "run.yaml", "iterations=1", "train.steps=3", "train.products=bf16"], &saving[..]].concat(),
+    );
+}
+
+#[test]
+fn the_doctor_predicts_for_a_gpu_that_is_not_here() {
+    let workshop = Workshop::new();
+    let gpu = ["doctor", "run.yaml", "model.device=cuda:9", "model.dtype=bf16"];
+    let said = workshop.succeeds(&[&gpu[..], &["--gpu-memory", "80"]].concat());
+    for part in [
+        "! device    cuda:9 is taken for a GPU of 80.0 GB",
+        "✓ training",
+        "true, host",
+        "here: false, device",
+        "✓ memory",
+        "✓ host",
+    ] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    let output = workshop.hermesflow(&[&gpu[..], &["--gpu-memory", "0.001"]].concat());
+    assert!(text(&output.stdout).contains("✗ memory"), "{}", text(&output.stdout));
+    let output = workshop.hermesflow(&gpu);
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stdout);
+    assert!(said.contains("✗ device") && said.contains("--gpu-memory") && said.contains("✓ training"), "{said}");
+    let message = workshop.fails(&["doctor", "run.yaml", "--gpu-memory", "80"]);
+    assert!(message.contains("model.device=cuda:0"), "{message}");
+}
+
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {

@@ -3,9 +3,12 @@
 //!
 //! Memory is weights, key/value cache, and the activations that are alive at once; the counts of the latter follow the
 //! order in which [`super::phi`] and [`super::magvit`] make and drop them. Operations are two per weight and row, and
-//! the attention's products.
+//! the attention's products. What training takes is counted in [`training`].
+
+pub mod training;
 
 use candle_core::DType;
+use hermesflow_nn::ops;
 
 use super::config::{MagvitConfig, PhiConfig, ShowoConfig};
 use super::{Magvit, imagine, magvit, phi, reply};
@@ -48,6 +51,10 @@ pub struct Sizes {
     /// Numbers in matrices, and in vectors.
     matrices: u64,
     vectors: u64,
+    /// Whether a GPU runs it, by compositions.
+    gpu: bool,
+    /// The type of keys and values that are kept.
+    kept: DType,
 }
 
 impl Sizes {
@@ -62,7 +69,26 @@ impl Sizes {
             *(if shape.len() > 1 { &mut matrices } else { &mut vectors }) += count;
         }
         let magvit = Magvit::parameter_shapes(vq)?;
-        Ok(Self { showo: showo.clone(), phi: phi.clone(), magvit, vq: vq.clone(), matrices, vectors })
+        Ok(Self {
+            showo: showo.clone(),
+            phi: phi.clone(),
+            magvit,
+            vq: vq.clone(),
+            matrices,
+            vectors,
+            gpu: false,
+            kept: DType::F32,
+        })
+    }
+
+    /// The same model on a GPU, its matrices held as `dtype`, which is the type of keys and values there.
+    pub fn on_gpu(self, dtype: DType) -> Self {
+        Self { gpu: true, kept: dtype, ..self }
+    }
+
+    /// Whether a GPU runs it.
+    pub fn is_on_gpu(&self) -> bool {
+        self.gpu
     }
 
     /// Numbers in the decoder.
@@ -99,7 +125,7 @@ impl Sizes {
 
     /// Bytes of a key/value cache per row.
     fn cache_row(&self) -> u64 {
-        2 * self.blocks() * self.hidden() * F32
+        2 * self.blocks() * self.hidden() * self.kept.size_in_bytes() as u64
     }
 
     /// Operations of the decoder for one row that sees `keys` keys, head aside.
@@ -113,12 +139,18 @@ impl Sizes {
         2.0 * self.hidden() as f64 * columns as f64
     }
 
-    /// Bytes of a pass of the decoder over `rows` rows: the residual stream, its norm, queries, keys and values before
-    /// and after their norms, or the two halves of the MLP.
+    /// Bytes of a pass of the decoder over `rows` rows that see as many keys at most: the residual stream, its norm,
+    /// queries, keys and values before and after their norms, or the two halves of the MLP; on a GPU the scores, too.
     fn pass(&self, rows: u64) -> u64 {
         let attention = 10 * self.hidden();
         let mlp = 4 * self.hidden() + 2 * self.mlp();
-        rows * attention.max(mlp) * F32
+        let scores = if self.gpu { self.scores(rows, rows) } else { 0 };
+        rows * attention.max(mlp) * F32 + 3 * scores
+    }
+
+    /// Bytes of the scores of `rows` queries and `keys` keys that a GPU has at a time.
+    fn scores(&self, rows: u64, keys: u64) -> u64 {
+        (rows * keys * self.phi.num_attention_heads as u64).min(ops::SCORES as u64) * F32
     }
 
     /// Encoding (or decoding) `images` pictures.
@@ -188,28 +220,6 @@ impl Sizes {
         let operations = (images * options.steps) as f64 * passes as f64 * pass;
         Cost { bytes, operations }.then(self.decode(images))
     }
-
-    /// A step of training on `pairs` pairs of texts of `words` tokens, with the gradient's and the optimizer's memory;
-    /// `masks` draws of masks per pair.
-    pub fn train(&self, pairs: usize, words: usize, masks: usize) -> Cost {
-        let image = self.showo.num_vq_tokens + 3;
-        let captions = pairs * (image + 20 + 2 * words);
-        let images = pairs * masks * (words + 2 * image);
-        let labels = |masked: usize| pairs * (2 * words + masks * 2 * masked);
-        // A draw may mask all positions; about two thirds on average.
-        let (most, usual) = (labels(self.showo.num_vq_tokens), labels(self.showo.num_vq_tokens * 2 / 3));
-        // What the graph keeps of each row and block: the stream in three sums, the norm, queries and keys in three
-        // stages and values in one, the attention, its projection, and the MLP in three.
-        let kept = 17 * self.hidden() + 2 * self.mlp();
-        let rows = (captions + images) as u64;
-        let graph = rows * self.blocks() * kept * F32 + most as u64 * 3 * self.showo.vocab_size as u64 * F32;
-        // Gradients, and AdamW's two moments.
-        let bytes = graph + 3 * self.parameters() * F32;
-        let head = usual as f64 * self.head(self.showo.vocab_size);
-        // Forward and twice that backward; the reference forward.
-        let forward = rows as f64 * self.row(image as f64) + head;
-        Cost { bytes, operations: 4.0 * forward }
-    }
 }
 
 /// Floating-point operations per second that this machine reaches in large products with matrices held as `dtype`,
@@ -225,7 +235,7 @@ pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
     let mut best = f64::INFINITY;
     while started.elapsed().as_secs_f64() < 0.3 {
         let once = std::time::Instant::now();
-        hermesflow_nn::ops::linear(&ones, &weight, None)?;
+        ops::linear(&ones, &weight, None)?;
         best = best.min(once.elapsed().as_secs_f64());
     }
     Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)

@@ -159,6 +159,12 @@ impl Showo {
         Self { phi, ..self.clone() }
     }
 
+    /// The model, whose whole blocks ([`Self::training`]) keep for the backward pass their inputs only, if `on`, and compute
+    /// the rest again: the same numbers for less memory and more time. One that runs operator by operator stays as it is.
+    pub fn checkpointing(&self, on: bool) -> Self {
+        Self { phi: self.phi.clone().checkpointing(on), ..self.clone() }
+    }
+
     /// Everything that decides the model's likelihoods, piece by piece, for a digest: configurations, tokenizer, weights
     /// as they are held, and how they are multiplied.
     ///

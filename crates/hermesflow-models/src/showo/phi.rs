@@ -106,7 +106,7 @@ impl Block {
     }
 
     /// As one operator.
-    fn whole(&self, config: &PhiConfig, products: Products) -> DecoderBlock {
+    fn whole(&self, config: &PhiConfig, products: Products, checkpoint: bool) -> DecoderBlock {
         DecoderBlock {
             norm: self.input_layernorm.pair(),
             query: self.q_proj.pair(),
@@ -120,7 +120,7 @@ impl Block {
             heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
             products,
-            checkpoint: false,
+            checkpoint,
         }
     }
 }
@@ -192,6 +192,8 @@ pub struct Phi {
     inverse_frequencies: Vec<f64>,
     /// How likelihoods are computed by whole blocks; none is operator by operator.
     whole: Option<Products>,
+    /// Whether whole blocks keep their inputs only.
+    checkpointing: bool,
 }
 
 impl Phi {
@@ -218,6 +220,7 @@ impl Phi {
             lm_head: Affine::load(&root.pp("lm_head"), &[vocab, hidden])?,
             inverse_frequencies,
             whole: None,
+            checkpointing: false,
         })
     }
 
@@ -225,6 +228,13 @@ impl Phi {
     /// faster, and their gradients come from [`hermesflow_nn::gradients::backward`] only.
     pub fn whole(mut self, products: Products) -> Self {
         self.whole = products.take(self.dtype()).then_some(products);
+        self
+    }
+
+    /// The same model, whose [`Self::whole`] blocks keep for the backward pass their inputs only, if `on`, and compute the
+    /// rest again: the same numbers for less memory and more time.
+    pub fn checkpointing(mut self, on: bool) -> Self {
+        self.checkpointing = on;
         self
     }
 
@@ -300,7 +310,8 @@ impl Phi {
         let mut xs = xs;
         if let (Some(products), None) = (self.whole, cache) {
             for block in &self.blocks {
-                xs = ops::decoder_block(&xs, &block.whole(&self.config, products), (&cos, &sin), segments)?;
+                let block = block.whole(&self.config, products, self.checkpointing);
+                xs = ops::decoder_block(&xs, &block, (&cos, &sin), segments)?;
             }
             return self.final_layernorm.norm(&xs, eps);
         }

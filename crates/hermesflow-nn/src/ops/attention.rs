@@ -25,6 +25,8 @@ mod plan;
 mod tests;
 mod together;
 
+pub use self::grouped::SCORES;
+
 use std::ops::Range;
 use std::sync::Arc;
 

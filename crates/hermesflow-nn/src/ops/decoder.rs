@@ -132,10 +132,15 @@ impl Run {
         Rotary::all(rows, (n, heads, width / heads), &self.cos, &self.sin, back)
     }
 
-    fn forward(&self, x: &[f32], width: usize) -> Result<(Vec<f32>, Saved)> {
+    fn affine(&self, pair: &Pair, x: &[f32]) -> Result<Vec<f32>> {
+        self.block.products.affine(x, &pair.weight, &pair.bias)
+    }
+
+    /// What the backward pass needs, and all but the last two products.
+    fn inner(&self, x: &[f32], width: usize) -> Result<Saved> {
         let (block, n) = (&self.block, x.len() / width);
         let eps = block.eps as f32;
-        let affine = |pair: &Pair, x: &[f32]| block.products.affine(x, &pair.weight, &pair.bias);
+        let affine = |pair: &Pair, x: &[f32]| self.affine(pair, x);
         let normed = block.norm.norm(x, eps)?;
         let (query, key) = (affine(&block.query, &normed)?, affine(&block.key, &normed)?);
         let value = affine(&block.value, &normed)?;
@@ -144,18 +149,22 @@ impl Run {
         let heads = [&turned_query, &turned_key, &value].map(|data| HeadRows { data, stride: width });
         let seen = self.attention.forward(heads, n, block.heads, width / block.heads);
         let up = affine(&block.up, &normed)?;
-        drop(normed);
-        let mut y = affine(&block.dense, &seen)?;
-        let mlp = affine(&block.down, &gelu::tanh_forward(&up))?;
+        Ok(Saved { query, key, turned_query, turned_key, value, seen, up })
+    }
+
+    fn forward(&self, x: &[f32], width: usize) -> Result<(Vec<f32>, Saved)> {
+        let saved = self.inner(x, width)?;
+        let mut y = self.affine(&self.block.dense, &saved.seen)?;
+        let mlp = self.affine(&self.block.down, &gelu::tanh_forward(&saved.up))?;
         add_residual(&mut y, x, &mlp);
-        Ok((y, Saved { query, key, turned_query, turned_key, value, seen, up }))
+        Ok((y, saved))
     }
 
     fn backward(&self, x: &[f32], grad: &[f32], width: usize) -> Result<Vec<f32>> {
         let saved = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
         let Saved { query, key, turned_query, turned_key, value, seen, up } = match saved {
             Some(saved) => saved,
-            None if self.block.checkpoint => self.forward(x, width)?.1,
+            None if self.block.checkpoint => self.inner(x, width)?,
             None => bail!("decoder block: backward before forward, or twice"),
         };
         let (block, n) = (&self.block, x.len() / width);

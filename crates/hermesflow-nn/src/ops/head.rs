@@ -5,6 +5,8 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+pub use super::composed::head::ROWS as HEAD_ROWS_ON_A_GPU;
+
 use super::composed;
 use super::decoder::Pair;
 use super::log_prob::{of_targets, to_gradients};

@@ -7,18 +7,17 @@ use std::time::Instant;
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hermesflow_models::showo::Showo;
-use hermesflow_models::{
-    DType, ImageView, ImagineJob, ImagineOptions, Products, ReplyRequest, Sampling, UnifiedModel, measure,
-};
+use hermesflow_models::{DType, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel, measure};
 use hermesflow_train::{PairDpo, PairDpoSettings, Schedule, ScheduleKind, Trainer, TrainerSettings, TrainingPair};
 use image::RgbImage;
 use serde::Serialize;
 use serde_json::json;
 
 use super::ConfigArgs;
-use crate::models;
+use crate::config::{RunConfig, TrainSettings};
 use crate::progress::Progress;
 use crate::report::table;
+use crate::{fit, models};
 
 /// Time each stage on a model
 ///
@@ -107,8 +106,8 @@ enum StageName {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let model = models::open(&config.model, &Progress::stderr())?;
-    let (dtype, products) = (config.model.dtype.into(), config.train.products.into());
-    let mut bench = Bench::new(model, args.work, dtype, products)?;
+    let config = fit::chosen(&config, &model)?;
+    let mut bench = Bench::new(model, args.work, &config)?;
     if let Some(stage) = args.serve {
         println!("{}", json!({ "ready": stage.label() }));
         for line in std::io::stdin().lock().lines() {
@@ -165,7 +164,7 @@ struct Run {
 struct Bench {
     model: Showo,
     work: Work,
-    products: Products,
+    training: TrainSettings,
     picture: RgbImage,
     codes: Vec<Vec<u32>>,
     trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Showo>>)>,
@@ -173,7 +172,7 @@ struct Bench {
 }
 
 impl Bench {
-    fn new(model: Showo, work: Work, dtype: DType, products: Products) -> Result<Self> {
+    fn new(model: Showo, work: Work, config: &RunConfig) -> Result<Self> {
         ensure!(!model.config().w_clip_vit, "bench: the CLIP variant is not timed; give another checkpoint");
         let side = if work.picture == 0 { model.resolution() as u32 } else { work.picture };
         let picture = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x ^ y) as u8, (x / 2) as u8, (y * 3) as u8]));
@@ -181,7 +180,8 @@ impl Bench {
         let code =
             |image: u64| (0..tokens).map(|at| ((at * 2_654_435_761 + image * 40_503) % codebook) as u32).collect();
         let codes = (0..work.images.max(3 * work.pairs) as u64).map(code).collect();
-        Ok(Self { model, work, dtype, products, picture, codes, trainer: None })
+        let (dtype, training) = (config.model.dtype.into(), config.train.clone());
+        Ok(Self { model, work, dtype, training, picture, codes, trainer: None })
     }
 
     /// One run.
@@ -271,13 +271,15 @@ impl Bench {
         };
         let pairs = (0..self.work.pairs).map(pair).collect();
         let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
-        let model = |model: Showo| model.training(self.products);
-        let (policy, reference) = (model(self.model.trainable()?), model(self.model.frozen()?));
+        let products = self.training.products.into();
+        let policy = self.model.trainable()?.training(products).checkpointing(self.training.checkpoints());
+        let reference = self.model.frozen()?.training(products);
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule =
             Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, total_steps: 1_000_000 };
         let folder = tempfile::tempdir()?;
-        let settings = TrainerSettings { max_grad_norm: Some(1.0), ..TrainerSettings::new(schedule) };
+        let TrainerSettings { optimizer_state, .. } = self.training.trainer();
+        let settings = TrainerSettings { max_grad_norm: Some(1.0), optimizer_state, ..TrainerSettings::new(schedule) };
         let trainer = Trainer::new(objective, settings, folder.path())?;
         Ok((folder, trainer))
     }

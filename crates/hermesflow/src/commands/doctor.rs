@@ -1,21 +1,25 @@
 //! `hermesflow doctor`: everything that a run will need, checked in seconds; what it will cost.
 
+mod memory;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
-use hermesflow_models::DType;
 use hermesflow_models::showo::check_files;
 use hermesflow_models::showo::cost::{self, Cost, Sizes};
+use hermesflow_models::{DType, Products};
 use hermesflow_records::InitialRecord;
 use rayon::prelude::*;
-use sysinfo::{Disks, System};
+use sysinfo::Disks;
 
 use super::ConfigArgs;
 use crate::config::{
-    CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ObjectiveName, PHI, RunConfig, Similarity, Writer,
+    CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ModelSettings, ObjectiveName, PHI, RunConfig, Similarity,
+    Writer,
 };
+use crate::fit::{self, DRIVER, PROGRAM, WORDS};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::pictures::Pictures;
@@ -27,26 +31,38 @@ use crate::{files, models};
 /// Looks at the records and the header of every picture, the checkpoint's files and whether they fit each other and the
 /// configuration, the judges' models, the free disk and the memory; loads no weights and downloads nothing. Then it
 /// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
-/// about how long. Exits with 1 if something stands in the way.
+/// about how long. For a GPU (model.device) it counts the GPU's memory, and says what training takes with and without
+/// train.checkpointing and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
+/// way.
 ///
-/// Example: hermesflow doctor configs/paper.yaml data.root=datasets/mine model.dtype=bf16
+/// Examples: hermesflow doctor configs/paper.yaml data.root=datasets/mine model.dtype=bf16
+///
+/// hermesflow doctor configs/paper.yaml model.device=cuda:0 model.dtype=auto --gpu-memory 24
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+
+    /// Predict for a GPU of so many GB, whether one is here or not
+    #[arg(long, value_name = "GB")]
+    gpu_memory: Option<f64>,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let config = args.config.load()?;
+    let mut config = args.config.load_for_any_device()?;
     let layout = RunLayout::new(&config, 1);
     let mut findings = Findings::default();
     let records = findings.records(&config, &layout);
     findings.judges(&config)?;
+    let gpu = findings.gpu(&config, args.gpu_memory)?;
     let sizes = findings.model(&config)?;
     if let Some(sizes) = &sizes {
+        if sizes.is_on_gpu() {
+            findings.forms(&mut config, sizes, gpu);
+        }
         let stages = stages(&config, sizes, records);
-        findings.memory(&stages);
+        findings.memory(&stages, sizes, gpu);
         findings.disk(&config, &layout, sizes, records);
         findings.print();
         println!("{}", costs(&config, sizes, &stages, records)?);
@@ -195,7 +211,7 @@ impl Findings {
         if settings.showo == EMBEDDED {
             let model = models::open(settings, &Progress::stderr())?;
             self.add(Verdict::Good, "model", "the embedded one");
-            return Ok(Some(Sizes::new(model.config(), model.phi_config(), model.vq().config())?));
+            return Ok(Some(placed(Sizes::new(model.config(), model.phi_config(), model.vq().config())?, settings)));
         }
         let (vq, tokenizer) = (settings.vq.as_deref().unwrap_or(MAGVIT), settings.tokenizer.as_deref().unwrap_or(PHI));
         let showo = self.present("model", "model.showo", &settings.showo, Parts::Checkpoint)?;
@@ -209,7 +225,7 @@ impl Findings {
                     let tower = settings.clip.as_deref().unwrap_or(CLIP);
                     self.present("model", "model.clip", tower, Parts::Checkpoint)?;
                 }
-                let sizes = Sizes::new(&facts.showo, &facts.phi, &facts.vq)?;
+                let sizes = placed(Sizes::new(&facts.showo, &facts.phi, &facts.vq)?, settings);
                 let text = format!(
                     "{}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",
                     showo.display(),
@@ -229,38 +245,6 @@ impl Findings {
                 self.add(Verdict::Blocks, "model", format!("{:#}", anyhow::Error::from(error)));
                 Ok(None)
             }
-        }
-    }
-
-    /// Whether each stage fits the machine.
-    fn memory(&mut self, stages: &[Stage]) {
-        let system = System::new_with_specifics(
-            sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::everything()),
-        );
-        let (all, free) = (system.total_memory(), system.available_memory());
-        let least = stages.iter().map(|stage| stage.bytes).max().unwrap_or(0);
-        let over = |limit: u64| {
-            let names: Vec<String> = stages
-                .iter()
-                .filter(|stage| stage.bytes > limit)
-                .map(|stage| format!("{} ({})", stage.name, gigabytes(stage.bytes)))
-                .collect();
-            names.join(", ")
-        };
-        if least > all {
-            let text = format!(
-                "{} of memory are too little for {}; a smaller data.chunk, train.batch_size or imagine.images, or \
-                 model.dtype=bf16 needs less; the other stages run on this machine",
-                gigabytes(all),
-                over(all)
-            );
-            self.add(Verdict::Blocks, "memory", text);
-        } else if least > free {
-            let text = format!("{} of {} are free, {} needs more", gigabytes(free), gigabytes(all), over(free));
-            self.add(Verdict::Note, "memory", text);
-        } else {
-            let text = format!("{} at most, of {} that are free", gigabytes(least), gigabytes(free));
-            self.add(Verdict::Good, "memory", text);
         }
     }
 
@@ -320,27 +304,32 @@ fn disk_of(disks: &Disks, folder: &Path) -> Option<(PathBuf, u64)> {
 struct Stage {
     name: &'static str,
     work: String,
+    /// Of the memory that the model lies in.
     bytes: u64,
+    /// Of the host's, beside a GPU's.
+    host: u64,
     operations: f64,
 }
 
-/// What the program needs besides weights and activations: itself, text tokenizer, allocator.
-const PROGRAM: u64 = 150_000_000;
+/// A model's sizes where it will run.
+fn placed(sizes: Sizes, settings: &ModelSettings) -> Sizes {
+    if settings.names_a_gpu() { sizes.on_gpu(settings.dtype.into()) } else { sizes }
+}
+
 /// The stage that is always in f32.
 const TRAIN: &str = "train";
-/// Tokens of a caption or a question, typically.
-const WORDS: usize = 30;
 /// Questions about a caption, typically.
 const QUESTIONS: usize = 8;
 
 /// The stages of one iteration with their peaks.
 fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
-    let weights = sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes() + PROGRAM;
+    let (program, host) = if sizes.is_on_gpu() { (DRIVER, PROGRAM) } else { (PROGRAM, 0) };
+    let weights = sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes() + program;
     let stage = |name: &'static str, work: String, cost: Cost| Stage {
         name,
         work,
-        // The allocator keeps freed memory for a while (LAB.md): about a fifth on top.
-        bytes: weights + cost.bytes * 6 / 5,
+        bytes: weights + fit::with_slack(cost.bytes),
+        host,
         operations: cost.operations,
     };
     let chunk = config.data.chunk.min(records.max(1));
@@ -358,29 +347,37 @@ fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
         stages.push(stage("answer", format!("{records} × {images} images × about {QUESTIONS} questions"), answer));
     }
     let train = &config.train;
-    let step = sizes.train(train.batch_size, WORDS, train.masks_per_pair).times(train.steps * train.accumulation);
-    let mut trained = stage(TRAIN, format!("{} steps of {} pairs", train.steps, train.batch_size), step);
-    // The policy in f32 beside the model that plays, which is the reference.
-    trained.bytes += sizes.decoder_bytes(DType::F32);
-    stages.push(trained);
+    let need = fit::need(config, sizes, (train.checkpointing, train.optimizer_state));
+    stages.push(Stage {
+        name: TRAIN,
+        work: format!("{} steps of {} pairs", train.steps, train.batch_size),
+        bytes: need.device,
+        host: host + need.host,
+        operations: need.operations * (train.steps * train.accumulation) as f64,
+    });
     stages
 }
 
 /// The table of what the stages cost.
 fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) -> Result<String> {
-    let (device, held) = (config.model.device()?, DType::from(config.model.dtype));
-    let (curating, training) = (cost::speed(held, &device)?, cost::speed(DType::F32, &device)?);
+    let held = DType::from(config.model.dtype);
+    let products = match Products::from(config.train.products) {
+        Products::F32 => DType::F32,
+        Products::Bf16 => DType::BF16,
+    };
+    let speed = |dtype: DType| config.model.device().ok().map(|device| cost::speed(dtype, &device)).transpose();
+    let (curating, training) = (speed(held)?, speed(products)?);
     let mut table = Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["stage", "work", "memory", "operations", "about"]);
     for stage in stages {
         let speed = if stage.name == TRAIN { training } else { curating };
-        let time = Duration::from_secs_f64((stage.operations / speed).min(1e15));
+        let time = speed.map(|speed| Duration::from_secs_f64((stage.operations / speed).min(1e15)));
         table.add_row([
             stage.name.to_string(),
             stage.work.clone(),
             gigabytes(stage.bytes),
             format!("{:.3} PFLOP", stage.operations / 1e15),
-            brief(time),
+            time.map_or_else(|| "unknown".into(), brief),
         ]);
     }
     for column in 2..5 {
@@ -389,10 +386,12 @@ fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) ->
         }
     }
     let weights = gigabytes(sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes());
+    let reached = curating.map_or_else(String::new, |speed| {
+        format!(" at the {:.0} GFLOP/s ({held:?}) that this machine reaches now", speed / 1e9)
+    });
     Ok(format!(
-        "\nOne iteration with {records} records at the {:.0} GFLOP/s ({held:?}) that this machine reaches now; {weights} \
-         of each figure are weights. Replies that end early cost less; judges come on top.\n{table}",
-        curating / 1e9
+        "\nOne iteration with {records} records{reached}; {weights} of each figure are weights. Replies that end early \
+         cost less; judges come on top.\n{table}"
     ))
 }
 

@@ -64,9 +64,20 @@ impl ConfigArgs {
     /// # Errors
     /// Names the file, the key and what is expected.
     pub fn load(&self) -> Result<RunConfig> {
-        let mut overrides = self.overrides.clone();
-        overrides.extend(self.seed.map(|seed| format!("seed={seed}")));
-        RunConfig::load(&self.config, &overrides)
+        RunConfig::load(&self.config, &self.overrides())
+    }
+
+    /// As [`ConfigArgs::load`], of a run on a device that need not be here.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn load_for_any_device(&self) -> Result<RunConfig> {
+        RunConfig::load_for_any_device(&self.config, &self.overrides())
+    }
+
+    fn overrides(&self) -> Vec<String> {
+        let seed = self.seed.map(|seed| format!("seed={seed}"));
+        self.overrides.iter().cloned().chain(seed).collect()
     }
 }
 

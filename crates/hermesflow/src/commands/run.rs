@@ -101,6 +101,8 @@ fn save_config(config: &RunConfig) -> Result<()> {
         // More iterations continue a run; what does not decide a number may change.
         there.iterations = config.iterations;
         (there.train.checkpoint_every, there.train.keep) = (config.train.checkpoint_every, config.train.keep);
+        there.train.checkpointing = config.train.checkpointing;
+        there.train.optimizer_state = config.train.optimizer_state;
         there.model.expect = config.model.expect;
         if there != *config {
             let there = there.to_yaml()?;

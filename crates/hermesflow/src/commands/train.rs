@@ -19,7 +19,7 @@ use crate::progress::{Progress, Task};
 use crate::reader::{Opened, Reader};
 use crate::reference::ReferenceFile;
 use crate::stage;
-use crate::{files, models};
+use crate::{files, fit, models};
 
 /// Train on the pairs: the best against the worst, captions and images
 ///
@@ -73,6 +73,7 @@ pub fn train(
     layout: &RunLayout,
     progress: &Progress,
 ) -> Result<Showo> {
+    let config = &fit::chosen(config, player)?;
     if config.train.objective == ObjectiveName::ContinuePretraining {
         return continue_pretraining(player, config, layout, progress);
     }
@@ -91,7 +92,8 @@ pub fn train(
     let mut seen = 0;
     let settings = config.train.pair_dpo(stage::seed(config, layout, "train", &[]));
     let products = config.train.products.into();
-    let (policy, reference) = (player.trainable()?.training(products), reference.frozen()?.training(products));
+    let policy = player.trainable()?.training(products).checkpointing(config.train.checkpoints());
+    let reference = reference.frozen()?.training(products);
     let mut memory = ReferenceFile::open(layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
@@ -131,7 +133,7 @@ fn begin(
     let mut settings = json!({ "train": config.train, "question": config.caption.question, "input": input });
     // These leave the model as it is; folders from before there was a choice of products were trained in f32.
     let usual = (config.train.products == ProductsName::F32).then_some("products");
-    for key in ["checkpoint_every", "keep"].into_iter().chain(usual) {
+    for key in ["checkpoint_every", "keep", "checkpointing", "optimizer_state"].into_iter().chain(usual) {
         settings["train"].as_object_mut().and_then(|train| train.remove(key));
     }
     stage::settled(layout, "train", config, &settings)?;

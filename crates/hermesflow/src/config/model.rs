@@ -63,7 +63,7 @@ impl ModelSettings {
             self.device = name.to_string();
         }
         if self.dtype == DTypeName::Auto {
-            let faster = self.showo != EMBEDDED && self.device().is_ok_and(|device| multiplies_bf16(&device));
+            let faster = self.showo != EMBEDDED && self.multiplies_bf16();
             self.dtype = if faster { DTypeName::BF16 } else { DTypeName::F32 };
         }
         if self.showo != EMBEDDED {
@@ -75,7 +75,7 @@ impl ModelSettings {
     /// Checks the keys against each other.
     pub(super) fn validate(&self) -> Result<()> {
         let ModelSettings { showo, vq, tokenizer, .. } = self;
-        self.device()?;
+        self.device.parse::<DeviceName>().context("model.device")?;
         self.expect.validate()?;
         for (key, value) in [("vq", vq), ("tokenizer", tokenizer)] {
             ensure!(
@@ -86,6 +86,16 @@ impl ModelSettings {
         let unwanted = showo == EMBEDDED && self.clip.is_some();
         ensure!(!unwanted, "model.clip: the embedded model understands image tokens; remove the key");
         Ok(())
+    }
+
+    /// Whether the device multiplies bf16 faster. One that is not there is taken for a GPU that does.
+    pub(super) fn multiplies_bf16(&self) -> bool {
+        self.device().map_or(self.names_a_gpu(), |device| multiplies_bf16(&device))
+    }
+
+    /// Whether the device is a GPU, there or not.
+    pub fn names_a_gpu(&self) -> bool {
+        matches!(self.device.parse(), Ok(DeviceName::Cuda(_)))
     }
 
     /// The device, if this build has it.

@@ -1,13 +1,13 @@
 //! The `train` section of a run's configuration.
 
-use hermesflow_models::device::multiplies_bf16;
-use hermesflow_models::{Device, MaskSchedule, Products};
+use hermesflow_models::{MaskSchedule, Products};
 use hermesflow_train::{
-    AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, TrainerSettings, WatchSettings,
+    AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, StatePlace, TrainerSettings,
+    WatchSettings,
 };
 use serde::{Deserialize, Serialize};
 
-use super::DTypeName;
+use super::{DTypeName, ModelSettings};
 use crate::objectives::PretrainingMix;
 
 /// How the model is trained.
@@ -22,6 +22,13 @@ pub struct TrainSettings {
     pub codes: ImageCodes,
     /// How matrix products are computed. Weights, activations, gradients and the optimizer are in f32 either way.
     pub products: ProductsName,
+    /// Whether the decoder's blocks keep their inputs only for the backward pass and compute the rest again: the same
+    /// numbers for less memory and a seventh more time. Small models in f32 run operator by operator and stay as they are.
+    /// `auto`: where a step would not fit the GPU without it; what was chosen stands in the training folder's config.yaml.
+    pub checkpointing: Checkpointing,
+    /// Where AdamW's moments lie: on the model's `device`, or on the `host`, where its steps are computed then. On the CPU
+    /// these are one. `auto`: on the host where a step would not fit the GPU otherwise, even with `checkpointing`.
+    pub optimizer_state: OptimizerState,
     /// The strength of the comparison.
     pub beta: f64,
     /// The captions' anchor λ; 0 is the paper.
@@ -113,9 +120,9 @@ pub enum ProductsName {
 
 impl ProductsName {
     /// With nothing left open.
-    pub(super) fn resolved(self, model: DTypeName, device: Option<&Device>) -> Self {
+    fn resolved(self, model: DTypeName, multiplies_bf16: bool) -> Self {
         match self {
-            Self::Auto if model == DTypeName::BF16 && device.is_some_and(multiplies_bf16) => Self::Bf16,
+            Self::Auto if model == DTypeName::BF16 && multiplies_bf16 => Self::Bf16,
             Self::Auto => Self::F32,
             chosen => chosen,
         }
@@ -128,6 +135,75 @@ impl From<ProductsName> for Products {
             ProductsName::Auto | ProductsName::F32 => Self::F32,
             ProductsName::Bf16 => Self::Bf16,
         }
+    }
+}
+
+/// Whether blocks keep their inputs only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "Written", into = "Written")]
+pub enum Checkpointing {
+    /// Where training does not fit a GPU without.
+    Auto,
+    /// They do.
+    On,
+    /// They keep what they computed.
+    Off,
+}
+
+/// [`Checkpointing`] as it stands in YAML.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum Written {
+    Chosen(bool),
+    Other(serde_yaml_ng::Value),
+}
+
+impl Checkpointing {
+    /// Itself, or `choice` where it is left open.
+    pub fn or(self, choice: Self) -> Self {
+        if self == Self::Auto { choice } else { self }
+    }
+}
+
+impl TryFrom<Written> for Checkpointing {
+    type Error = String;
+
+    fn try_from(written: Written) -> Result<Self, String> {
+        match written {
+            Written::Chosen(true) => Ok(Self::On),
+            Written::Chosen(false) => Ok(Self::Off),
+            Written::Other(name) if name == "auto" => Ok(Self::Auto),
+            Written::Other(_) => Err("expected auto, true or false".into()),
+        }
+    }
+}
+
+impl From<Checkpointing> for Written {
+    fn from(checkpointing: Checkpointing) -> Self {
+        match checkpointing {
+            Checkpointing::Auto => Self::Other("auto".into()),
+            Checkpointing::On => Self::Chosen(true),
+            Checkpointing::Off => Self::Chosen(false),
+        }
+    }
+}
+
+/// Where AdamW's moments lie.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerState {
+    /// On the host where training does not fit a GPU otherwise.
+    Auto,
+    /// Beside the model.
+    Device,
+    /// In the computer's memory.
+    Host,
+}
+
+impl OptimizerState {
+    /// Itself, or `choice` where it is left open.
+    pub fn or(self, choice: Self) -> Self {
+        if self == Self::Auto { choice } else { self }
     }
 }
 
@@ -153,6 +229,8 @@ impl Default for TrainSettings {
             sides,
             codes: ImageCodes::Encoded,
             products: ProductsName::Auto,
+            checkpointing: Checkpointing::Auto,
+            optimizer_state: OptimizerState::Auto,
             beta,
             anchor_und: 0.0,
             anchor_gen: 0.0,
@@ -184,6 +262,22 @@ impl Default for TrainSettings {
 }
 
 impl TrainSettings {
+    /// Names what was left open and does not depend on the model: on the CPU, where one memory holds everything, that is
+    /// all; on a GPU what fits is chosen when the model is known ([`crate::fit`]).
+    pub(super) fn resolve(&mut self, model: &ModelSettings) {
+        let device = model.device().ok();
+        self.products = self.products.resolved(model.dtype, model.multiplies_bf16());
+        if device.is_some_and(|device| device.is_cpu()) {
+            self.checkpointing = self.checkpointing.or(Checkpointing::Off);
+            self.optimizer_state = self.optimizer_state.or(OptimizerState::Device);
+        }
+    }
+
+    /// Whether blocks keep their inputs only; what is still open is not done.
+    pub fn checkpoints(&self) -> bool {
+        self.checkpointing == Checkpointing::On
+    }
+
     /// The loop's settings.
     pub fn trainer(&self) -> TrainerSettings {
         TrainerSettings {
@@ -198,6 +292,10 @@ impl TrainSettings {
                 beta2: self.beta2,
                 eps: self.eps,
                 weight_decay: self.weight_decay,
+            },
+            optimizer_state: match self.optimizer_state {
+                OptimizerState::Auto | OptimizerState::Device => StatePlace::Device,
+                OptimizerState::Host => StatePlace::Host,
             },
             accumulation: self.accumulation,
             max_grad_norm: self.max_grad_norm,

@@ -7,6 +7,8 @@
 
 mod plan;
 
+pub use self::plan::SCORES;
+
 use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor};

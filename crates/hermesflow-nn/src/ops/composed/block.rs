@@ -32,7 +32,7 @@ pub(in crate::ops) fn block(
         let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let saved = match kept {
             Some(saved) => saved,
-            None if run.block.checkpoint => run.forward(&given)?.1,
+            None if run.block.checkpoint => run.inner(&given)?,
             None => bail!("decoder block: backward twice"),
         };
         run.backward(&given, saved, &grad.contiguous()?)
@@ -78,7 +78,8 @@ impl Run {
         norm_back(&x.reshape((n * heads, d))?, pair, &grad, self.block.eps)?.reshape((n, heads * d))
     }
 
-    fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
+    /// What the backward pass needs, and all but the last two products.
+    fn inner(&self, x: &Tensor) -> Result<Saved> {
         let (block, products) = (&self.block, self.block.products);
         let (_, width) = x.dims2()?;
         let normed = products.operand(&norm(x, &block.norm, block.eps)?)?;
@@ -92,11 +93,17 @@ impl Run {
         drop((turned_query, turned_key, value));
         let seen = products.operand(&attention.forward()?)?;
         let up = products.composed_affine(&normed, &block.up)?;
-        drop(normed);
+        Ok(Saved { query, key, attention, seen, up })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
+        let (block, products) = (&self.block, self.block.products);
+        let saved = self.inner(x)?;
+        let Saved { seen, up, .. } = &saved;
         let y = x.broadcast_add(&(block.dense.bias.detach() + block.down.bias.detach())?)?;
-        wide::add(&y, &seen, &products.operand(&block.dense.weight)?.t()?)?;
+        wide::add(&y, seen, &products.operand(&block.dense.weight)?.t()?)?;
         wide::add(&y, &products.operand(&up.gelu()?)?, &products.operand(&block.down.weight)?.t()?)?;
-        Ok((y, Saved { query, key, attention, seen, up }))
+        Ok((y, saved))
     }
 
     fn backward(&self, x: &Tensor, saved: Saved, grad: &Tensor) -> Result<Tensor> {

@@ -11,7 +11,7 @@ use crate::ops::node::node;
 use crate::ops::wide;
 
 /// Rows at a time: their logits over a large vocabulary are a quarter of a gigabyte.
-const ROWS: usize = 1024;
+pub const ROWS: usize = 1024;
 
 /// As [`crate::ops::head_log_prob`], of arguments that fit each other.
 pub(in crate::ops) fn log_prob(x: &Tensor, head: Pair, targets: &[u32], products: Products) -> Result<Tensor> {

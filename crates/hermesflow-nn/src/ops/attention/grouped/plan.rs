@@ -10,7 +10,7 @@ use candle_core::{DType, Device, DeviceLocation, Result, Tensor};
 use crate::ops::Segment;
 
 /// Scores of one batch, at most, unless one segment has more: a quarter of a gigabyte in f32.
-const SCORES: usize = 1 << 26;
+pub const SCORES: usize = 1 << 26;
 /// Keys that single queries share are left where they are from so many on.
 const SHARED_FROM: usize = 64;
 

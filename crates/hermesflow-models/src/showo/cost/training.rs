@@ -1,0 +1,248 @@
+//! What a step of Pair-DPO takes, and what stays in memory from one step to the next.
+//!
+//! Captions and images of a micro batch are two graphs, both of which are there when the backward pass begins; it goes
+//! through the images first. The reference computes its images when the policy's graphs stand already. So there are two
+//! peaks: at the end of all forward passes, and when the images' part is done, all weights have gradients and the
+//! captions' part is left. What a block keeps and has at a time follows `ops/decoder.rs` (the CPU's kernels) and
+//! `ops/composed/block.rs` (a GPU).
+
+use candle_core::DType;
+use hermesflow_nn::ops::{self, Products};
+use hermesflow_nn::parallel;
+
+use super::{F32, Sizes};
+
+/// How training is done, as far as its memory depends on it.
+#[derive(Debug, Clone, Copy)]
+pub struct Work {
+    /// Pairs of a micro batch.
+    pub pairs: usize,
+    /// Tokens of a text.
+    pub words: usize,
+    /// Draws of masks per pair.
+    pub masks: usize,
+    /// Micro batches of a step.
+    pub accumulation: usize,
+    /// How its matrix products are computed.
+    pub products: Products,
+    /// Whether blocks keep their inputs only.
+    pub checkpointing: bool,
+    /// Whether sums of gradients and the optimizer's moments lie on the host.
+    pub host_state: bool,
+}
+
+/// What training needs beside the model that plays, which is the reference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cost {
+    /// Bytes that stay on the device: the policy in f32, and the optimizer's state if it lies there.
+    pub held: u64,
+    /// Bytes that a step has on the device at its peak: gradients, what the graphs keep, and what lies between operators.
+    pub passing: u64,
+    /// Bytes on the host, if that is another place.
+    pub host: u64,
+    /// Operations of a micro batch.
+    pub operations: f64,
+}
+
+/// Bytes per row, and for all rows.
+#[derive(Debug, Clone, Copy)]
+struct Kept {
+    /// What a block puts into the graph, until the step is over.
+    output: u64,
+    /// What a block keeps for its backward pass, until that.
+    inner: u64,
+    /// What a block's backward pass has at a time.
+    back: u64,
+    /// What a block without a graph has at a time.
+    reference: u64,
+    /// What the head keeps of each labelled row, until its backward pass.
+    logits: u64,
+    /// What the head has at a time, for all rows.
+    head: u64,
+    /// What lies between a GPU's operators whatever the number of rows: a weight as an operand, scores.
+    fixed: u64,
+}
+
+impl Sizes {
+    /// A step of training with everything around it.
+    pub fn train(&self, work: &Work) -> Cost {
+        let block = self.showo.num_vq_tokens + 3;
+        let captions = (work.pairs * (block + 20 + 2 * work.words)) as u64;
+        let images = (work.pairs * work.masks * (work.words + 2 * block)) as u64;
+        let (said, drawn) = (2 * work.pairs * work.words, 2 * work.pairs * work.masks);
+        // A draw may mask all positions; about two thirds on average.
+        let (most, usual) = (drawn * self.showo.num_vq_tokens, drawn * self.showo.num_vq_tokens * 2 / 3);
+        let forward = (captions + images) as f64 * self.row(block as f64)
+            + (said + usual) as f64 * self.head(self.showo.vocab_size);
+        let weights = self.parameters() * F32;
+        let passing = self.step(work, [captions, images], [said as u64, most as u64]);
+        // Sums of earlier micro batches wait where the optimizer is.
+        let waiting = if work.accumulation > 1 { weights } else { 0 };
+        let (held, host) =
+            if work.host_state && self.gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
+        // Forward, twice that backward, and the reference forward; all but two of a block's products once more where
+        // little was kept.
+        let passes = if work.checkpointing { 4.6 } else { 4.0 };
+        Cost { held, passing, host, operations: passes * forward }
+    }
+
+    /// Bytes at the peak of a micro batch, of so many rows and labels of captions and of images.
+    fn step(&self, work: &Work, rows: [u64; 2], labels: [u64; 2]) -> u64 {
+        let weights = self.parameters() * F32;
+        if !self.gpu && work.products == Products::F32 && (self.parameters() as usize) < parallel::SMALL {
+            return weights + self.by_operators(rows, labels);
+        }
+        let kept = self.kept(work);
+        let ([captions, images], blocks) = (rows, self.blocks());
+        // The stream between the blocks, and around the last norm.
+        let outputs = (captions + images) * (blocks * kept.output + 3 * self.hidden() * F32);
+        let inner = |rows: u64| rows * blocks * kept.inner;
+        let logits = |labels: u64| labels * (kept.logits + self.hidden() * F32);
+        let head = kept.head + self.showo.vocab_size as u64 * self.hidden() * F32;
+        let between = (images * kept.back).max(images * kept.reference).max(head) + kept.fixed;
+        let first = outputs + inner(captions + images) + logits(labels[0] + labels[1]) + between;
+        let table = if self.gpu { self.showo.vocab_size as u64 * self.hidden() * F32 } else { 0 };
+        let last = captions * kept.back;
+        let second = weights + table + outputs + inner(captions) + logits(labels[0]) + last + kept.fixed;
+        first.max(second)
+    }
+
+    /// What a block and the head keep and have at a time.
+    fn kept(&self, work: &Work) -> Kept {
+        let kept = if self.gpu { self.kept_by_compositions(work) } else { self.kept_by_kernels() };
+        match work.checkpointing {
+            false => kept,
+            true => Kept { inner: 0, back: kept.back + kept.inner, ..kept },
+        }
+    }
+
+    fn kept_by_kernels(&self) -> Kept {
+        let (hidden, mlp, heads) = (self.hidden(), self.mlp(), self.phi.num_attention_heads as u64);
+        Kept {
+            output: hidden * F32,
+            // Queries and keys before and after norm and turn, values, what was seen, the MLP before its activation.
+            inner: (6 * hidden + mlp + heads) * F32,
+            back: (2 * hidden + 2 * mlp).max(8 * hidden) * F32,
+            reference: (9 * hidden + 2 * mlp) * F32,
+            logits: self.showo.vocab_size as u64 * F32,
+            head: 0,
+            fixed: 0,
+        }
+    }
+
+    fn kept_by_compositions(&self, work: &Work) -> Kept {
+        let (hidden, mlp, vocabulary) = (self.hidden(), self.mlp(), self.showo.vocab_size as u64);
+        let operand = match work.products {
+            Products::F32 => DType::F32,
+            Products::Bf16 => DType::BF16,
+        };
+        let operand = operand.size_in_bytes() as u64;
+        let block = (self.showo.num_vq_tokens + 3) as u64;
+        let labels = 2 * work.pairs * work.masks * self.showo.num_vq_tokens;
+        let rows = labels.min(ops::HEAD_ROWS_ON_A_GPU) as u64;
+        let scores = self.scores(2 * (work.pairs * work.masks) as u64 * block, block + work.words as u64);
+        Kept {
+            output: hidden * F32,
+            // Queries and keys before their norms, the MLP before its activation, and four operands of attention.
+            inner: (2 * hidden + mlp) * F32 + 4 * hidden * operand,
+            // The activation's gradient is computed in eight parts.
+            back: (7 * mlp + 3 * hidden) * F32 + hidden * operand,
+            reference: (6 * hidden + 2 * mlp) * F32 + (4 * hidden + mlp) * operand,
+            logits: 0,
+            // Logits, what is made of them, and their gradients; the weight as an operand.
+            head: 9 * rows * vocabulary * F32 / 2 + vocabulary * hidden * operand,
+            fixed: hidden * mlp * operand + 5 * scores,
+        }
+    }
+
+    /// What the graphs of a small model keep, which runs operator by operator: of each row and block the stream in three
+    /// sums, the norm, queries and keys in three stages and values in one, the attention, its projection, and the MLP in
+    /// three; and the logits three times.
+    fn by_operators(&self, rows: [u64; 2], labels: [u64; 2]) -> u64 {
+        let kept = 17 * self.hidden() + 2 * self.mlp();
+        let vocabulary = self.showo.vocab_size as u64;
+        (rows.iter().sum::<u64>() * self.blocks() * kept + labels.iter().sum::<u64>() * 3 * vocabulary) * F32
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::showo::{MagvitConfig, PhiConfig, ShowoConfig};
+
+    const GIGABYTE: u64 = 1_000_000_000;
+
+    /// The published size, of pictures of 256² (256 tokens) or 512² (1024).
+    fn published(tokens: usize) -> Sizes {
+        let showo = format!(
+            r#"{{"_class_name": "Showo", "vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192,
+                "num_vq_tokens": {tokens}, "w_clip_vit": false, "llm_model_path": "microsoft/phi-1_5"}}"#
+        );
+        let showo: ShowoConfig = serde_json::from_str(&showo).unwrap();
+        let vq: MagvitConfig = serde_json::from_str(r#"{"_class_name": "MAGVITv2"}"#).unwrap();
+        Sizes::new(&showo, &PhiConfig::default(), &vq).unwrap()
+    }
+
+    fn work() -> Work {
+        Work {
+            pairs: 4,
+            words: 30,
+            masks: 1,
+            accumulation: 1,
+            products: Products::Bf16,
+            checkpointing: false,
+            host_state: false,
+        }
+    }
+
+    /// With the model that plays and the image tokenizer.
+    fn on_the_device(sizes: &Sizes, work: &Work) -> u64 {
+        let cost = sizes.train(work);
+        sizes.decoder_bytes(DType::BF16) + sizes.tokenizer_bytes() + cost.held + cost.passing
+    }
+
+    #[test]
+    fn the_published_size_by_hand() {
+        let sizes = published(1024).on_gpu(DType::BF16);
+        // 24 blocks of 4·2048² + 2·2048·8192 weights, 9·2048 + 8192 vector elements of biases and norms and 4·64 of the
+        // heads' norms; table and head of 58,498 · 2048, the head's bias, the last norm.
+        let block = 4 * 2048 * 2048 + 2 * 2048 * 8192 + 7 * 2048 + 8192 + 4 * 64;
+        let parameters = 24 * block + 2 * 58498 * 2048 + 58498 + 2 * 2048;
+        assert_eq!(sizes.parameters(), parameters);
+        let cost = sizes.train(&work());
+        assert_eq!((cost.held, cost.host), (3 * 4 * parameters, 0));
+        // 4 × (1027 + 20 + 60) and 4 × (30 + 2 · 1027) rows; each keeps in each block its input, queries, keys and the
+        // MLP in f32, and four operands in bf16.
+        let rows = 4 * (1027 + 20 + 60) + 4 * (30 + 2 * 1027);
+        let graphs = rows * 24 * (4 * (3 * 2048 + 8192) + 2 * 4 * 2048);
+        assert!(cost.passing > graphs && cost.passing < graphs + 4 * GIGABYTE, "{} {graphs}", cost.passing);
+    }
+
+    #[test]
+    fn the_published_size_fits_the_cards_it_should() {
+        let large = published(1024).on_gpu(DType::BF16);
+        let needed = on_the_device(&large, &work());
+        assert!(needed < 70 * GIGABYTE, "512², 4 pairs on 80 GB: {needed}");
+        let small = published(256).on_gpu(DType::BF16);
+        let least = Work { checkpointing: true, host_state: true, ..work() };
+        let needed = on_the_device(&small, &least);
+        assert!(needed < 20 * GIGABYTE, "256², 4 pairs on 24 GB: {needed}");
+        let host = small.train(&least).host;
+        assert!(host > 17 * GIGABYTE && host < 18 * GIGABYTE, "gradients and moments: {host}");
+    }
+
+    #[test]
+    fn each_saving_saves() {
+        for sizes in [published(256), published(256).on_gpu(DType::BF16)] {
+            let whole = sizes.train(&work());
+            let again = sizes.train(&Work { checkpointing: true, ..work() });
+            assert!(again.passing < whole.passing && again.held == whole.held);
+            assert!(again.operations > whole.operations);
+            let host = sizes.train(&Work { host_state: true, ..work() });
+            assert_eq!(host.held < whole.held, sizes.is_on_gpu(), "on the CPU there is one memory");
+            let several = sizes.train(&Work { accumulation: 2, ..work() });
+            assert_eq!(several.held, whole.held + sizes.parameters() * F32);
+        }
+    }
+}

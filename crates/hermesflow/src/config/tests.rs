@@ -1,0 +1,154 @@
+#![allow(clippy::unwrap_used)]
+use super::*;
+use hermesflow_models::multiplies_bf16;
+
+fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
+    RunConfig::parse(yaml, &overrides.iter().map(|one| (*one).to_string()).collect::<Vec<_>>())
+}
+
+fn problem(yaml: &str, overrides: &[&str]) -> String {
+    format!("{:#}", parse(yaml, overrides).unwrap_err())
+}
+
+#[test]
+fn defaults_are_the_papers() {
+    let config = parse("", &[]).unwrap();
+    assert_eq!((config.iterations, config.imagine.images, config.imagine.steps), (3, 16, 50));
+    let grid: Vec<_> = config.caption.candidates.iter().map(|one| (one.top_k, one.temperature)).collect();
+    assert_eq!(grid.len(), 10);
+    assert_eq!(grid[..4], [(1, 1.0), (2, 0.1), (2, 0.7), (2, 2.0)]);
+    assert_eq!((config.train.beta, config.train.learning_rate, config.train.steps), (0.2, 2e-5, 3000));
+    assert_eq!((config.train.anchor_und, config.train.anchor_gen), (0.0, 0.0));
+}
+
+#[test]
+fn the_judges_are_the_models_own_or_the_originals() {
+    let judges =
+        |config: &RunConfig| (config.pair.similarity, config.answer.matcher, config.ask.writer, config.ask.filter);
+    let embedded = (Similarity::Lexical, Matcher::Lexical, Writer::Scenes, Filter::None);
+    let original = (Similarity::Bert, Matcher::Sbert, Writer::Llama, Filter::Unifiedqa);
+    assert_eq!(judges(&parse("", &[]).unwrap()), embedded);
+    let model = ["model.showo=m", "model.vq=v", "model.tokenizer=t"];
+    assert_eq!(judges(&parse("", &model).unwrap()), original);
+    let template = parse("", &[&model[..], &["ask.writer=template", "pair.similarity=sbert"]].concat()).unwrap();
+    assert_eq!(judges(&template), (Similarity::Sbert, Matcher::Sbert, Writer::Template, Filter::None));
+    assert!(problem("", &["judges.beams=0"]).contains("judges.beams"));
+    assert!(problem("", &["pair.similarity=bart"]).contains("bart"));
+    for (preset, expected) in [
+        (include_str!("../../../../configs/scenes.yaml"), embedded),
+        (include_str!("../../../../configs/released.yaml"), original),
+        (include_str!("../../../../configs/paper.yaml"), original),
+    ] {
+        assert_eq!(judges(&parse(preset, &[]).unwrap()), expected);
+    }
+}
+
+#[test]
+fn a_checkpoint_has_the_published_tokenizers() {
+    let model = parse("model: {showo: showlab/show-o, dtype: bf16}", &[]).unwrap().model;
+    assert_eq!((model.vq.as_deref(), model.tokenizer.as_deref()), (Some(MAGVIT), Some(PHI)));
+    assert_eq!(parse("", &["model.showo=m", "model.vq=v"]).unwrap().model.vq.as_deref(), Some("v"));
+    assert_eq!(parse("", &[]).unwrap().model.vq, None);
+    let auto = |model: &str| parse("model: {dtype: auto}", &[model]).unwrap().model.dtype;
+    assert_eq!(auto("model.showo=embedded"), DTypeName::F32);
+    assert_eq!(auto("model.showo=m"), if multiplies_bf16() { DTypeName::BF16 } else { DTypeName::F32 });
+}
+
+#[test]
+fn a_device_is_named_or_chosen() {
+    let device = |overrides: &[&str]| parse("", overrides).map(|config| config.model.device);
+    assert_eq!(device(&[]).unwrap(), "cpu");
+    assert_eq!(device(&["model.device=auto"]).unwrap(), "cpu", "the embedded model");
+    assert_ne!(device(&["model.showo=m", "model.device=auto"]).unwrap(), "auto");
+    let message = |name: &str| format!("{:#}", device(&[name]).unwrap_err());
+    assert_eq!(
+        message("model.device=gpu"),
+        "model.device: \"gpu\" is no device; expected auto, cpu or cuda:N, such as cuda:0"
+    );
+    #[cfg(not(feature = "cuda"))]
+    assert!(message("model.device=cuda:0").contains("built without CUDA: cargo build --release --features cuda"));
+}
+
+#[test]
+fn products_of_training_follow_the_models_type() {
+    let products = |overrides: &[&str]| parse("model: {showo: m}", overrides).unwrap().train.products;
+    let rounded = if multiplies_bf16() { ProductsName::Bf16 } else { ProductsName::F32 };
+    assert_eq!(products(&[]), ProductsName::F32);
+    assert_eq!(products(&["model.dtype=auto"]), rounded);
+    assert_eq!(products(&["model.dtype=bf16"]), rounded);
+    assert_eq!(products(&["model.dtype=bf16", "train.products=f32"]), ProductsName::F32);
+    assert_eq!(products(&["train.products=bf16"]), ProductsName::Bf16);
+    assert_eq!(parse("model: {dtype: auto}", &[]).unwrap().train.products, ProductsName::F32, "the embedded model");
+}
+
+#[test]
+fn on_the_cpu_nothing_of_training_is_left_open() {
+    let train = |overrides: &[&str]| parse("", overrides).unwrap().train;
+    let open = train(&[]);
+    assert_eq!((open.checkpointing, open.optimizer_state), (Checkpointing::Off, OptimizerState::Device));
+    let chosen = train(&["train.checkpointing=true", "train.optimizer_state=host"]);
+    assert_eq!((chosen.checkpointing, chosen.optimizer_state), (Checkpointing::On, OptimizerState::Host));
+    let yaml = parse("", &["train.checkpointing=true"]).unwrap().to_yaml().unwrap();
+    assert!(yaml.contains("checkpointing: true"), "{yaml}");
+    assert!(parse(&yaml, &["train.checkpointing=auto"]).is_ok());
+    assert!(problem("", &["train.checkpointing=some"]).contains("expected auto, true or false"));
+    assert!(problem("", &["train.optimizer_state=gpu"]).contains("optimizer_state"));
+}
+
+#[test]
+fn a_gpu_that_is_not_here_can_be_predicted_for() {
+    let overrides = ["model.showo=m", "model.device=cuda:7", "model.dtype=auto"].map(String::from);
+    let (config, _) = RunConfig::read("", &overrides).unwrap();
+    assert_eq!((config.model.dtype, config.train.products), (DTypeName::BF16, ProductsName::Bf16));
+    assert_eq!(config.train.checkpointing, Checkpointing::Auto, "until the model is known");
+    assert_eq!(config.train.optimizer_state, OptimizerState::Auto);
+}
+
+#[test]
+fn overrides_win_and_reach_new_sections() {
+    let yaml = "seed: 1\ntrain: {steps: 10, warmup_steps: 2}\n";
+    let overrides = ["seed=7", "train.steps=20", "data.scenes.records=5", "train.watch.stop=true"];
+    let config = parse(yaml, &overrides).unwrap();
+    assert_eq!((config.seed, config.train.steps, config.train.warmup_steps), (7, 20, 2));
+    assert_eq!(config.data.scenes, Some(ScenesSettings { records: 5, split: Split::Train }));
+    assert!(config.train.watch.unwrap().stop);
+    let config = parse(yaml, &["caption.candidates=[{top_k: 1, temperature: 1.0}, {top_k: 3, temperature: 0.5}]"]);
+    assert_eq!(config.unwrap().caption.candidates[1], SamplingSettings { top_k: 3, temperature: 0.5 });
+    assert_eq!(parse(yaml, &["train.max_grad_norm=null"]).unwrap().train.max_grad_norm, None);
+}
+
+#[test]
+fn mask_schedules_are_named_as_in_the_original() {
+    let config = parse("", &[]).unwrap();
+    assert_eq!((config.imagine.schedule, config.train.mask_schedule), Default::default());
+    let sigmoid = "imagine.schedule={schedule: sigmoid, params: {start: -2, tau: 0.5}}";
+    let config = parse("", &["train.mask_schedule=pow2", sigmoid]).unwrap();
+    assert_eq!(config.train.masking().mask_schedule, MaskSchedule::Pow(2.0));
+    assert_eq!(ImagineOptions::from(config.imagine).schedule.to_string(), "sigmoid");
+    assert_eq!(parse(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+}
+
+#[test]
+fn what_was_resolved_reads_back_as_it_was() {
+    let config = parse("seed: 3", &["train.learning_rate=1e-4", "data.scenes.records=5"]).unwrap();
+    assert_eq!(parse(&config.to_yaml().unwrap(), &[]).unwrap(), config);
+}
+
+#[test]
+fn problems_name_the_key() {
+    assert!(problem("trian: {}", &[]).contains("trian"));
+    assert!(problem("", &["train.stepz=3"]).contains("stepz"));
+    assert!(problem("", &["train.steps"]).contains("key=value"));
+    assert!(problem("seed: 1", &["seed.x=3"]).contains("\"x\""));
+    assert!(problem("", &["train.steps=many"]).contains("train.steps"));
+    assert!(problem("", &["train.warmup_steps=5000"]).contains("5000"), "the released 512 configuration");
+    assert!(problem("", &["imagine.images=1"]).contains("imagine.images"));
+    assert!(problem("", &["caption.candidates=[]"]).contains("caption.candidates"));
+    assert!(problem("", &["model.vq=models/magvit"]).contains("embedded"));
+    assert!(problem("", &["ask.writer=file"]).contains("ask.file"));
+    assert!(problem("", &["imagine.schedule=cosin"]).contains("imagine: \"cosin\" is no mask schedule"));
+    assert!(problem("", &["train.mask_schedule=3"]).contains("train: a mask schedule is cosine, linear, pow2"));
+    assert!(problem("", &["train.min_masking_rate=2"]).contains("min_masking_rate"));
+    assert!(problem("", &["train.mask_contiguous_region_prob=-1"]).contains("mask_contiguous_region_prob"));
+    assert!(problem("", &["pair.min_accuracy=60"]).contains("pair.min_accuracy"));
+}

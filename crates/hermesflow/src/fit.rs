@@ -1,0 +1,86 @@
+//! What training takes of a device's memory, and how `train.checkpointing` and `train.optimizer_state` are chosen so that
+//! it fits a GPU.
+
+use hermesflow_models::device::memory;
+use hermesflow_models::showo::Showo;
+use hermesflow_models::showo::cost::{Sizes, training};
+
+use crate::config::{Checkpointing, OptimizerState, Reference, RunConfig};
+
+/// Tokens of a caption or a question, typically.
+pub const WORDS: usize = 30;
+/// What the program needs besides weights and activations: itself, text tokenizer, allocator.
+pub const PROGRAM: u64 = 150_000_000;
+/// What the driver and its libraries need of a GPU.
+pub const DRIVER: u64 = 700_000_000;
+
+/// The forms of training, the fastest first: computing blocks again takes a seventh more time, the host's memory several
+/// seconds a step for a large model.
+pub const FORMS: [(Checkpointing, OptimizerState); 4] = [
+    (Checkpointing::Off, OptimizerState::Device),
+    (Checkpointing::On, OptimizerState::Device),
+    (Checkpointing::Off, OptimizerState::Host),
+    (Checkpointing::On, OptimizerState::Host),
+];
+
+/// What a form of training takes.
+#[derive(Debug, Clone, Copy)]
+pub struct Need {
+    /// Bytes of the device, everything included.
+    pub device: u64,
+    /// Bytes of the host beside a GPU.
+    pub host: u64,
+    /// Operations of a micro batch.
+    pub operations: f64,
+}
+
+/// Names what `train` leaves open: the fastest form that fits a GPU of `total` bytes, else the smallest.
+pub fn choose(config: &mut RunConfig, sizes: &Sizes, total: u64) {
+    let train = &config.train;
+    let forms =
+        FORMS.map(|(checkpointing, state)| (train.checkpointing.or(checkpointing), train.optimizer_state.or(state)));
+    let fits = |form: &(Checkpointing, OptimizerState)| need(config, sizes, *form).device <= total;
+    let [.., smallest] = forms;
+    (config.train.checkpointing, config.train.optimizer_state) = forms.into_iter().find(fits).unwrap_or(smallest);
+}
+
+/// As [`choose`], of a model that is there, for its own device.
+///
+/// # Errors
+/// Never for a model that was loaded.
+pub fn chosen(config: &RunConfig, model: &Showo) -> anyhow::Result<RunConfig> {
+    let mut config = config.clone();
+    if let Some(memory) = memory(model.vq().device()) {
+        let sizes = Sizes::new(model.config(), model.phi_config(), model.vq().config())?.on_gpu(model.dtype());
+        choose(&mut config, &sizes, memory.total);
+    }
+    Ok(config)
+}
+
+/// What a form of a configuration's training takes of the device.
+pub fn need(config: &RunConfig, sizes: &Sizes, (checkpointing, state): (Checkpointing, OptimizerState)) -> Need {
+    let train = &config.train;
+    let cost = sizes.train(&training::Work {
+        pairs: train.batch_size,
+        words: WORDS,
+        masks: train.masks_per_pair,
+        accumulation: train.accumulation,
+        products: train.products.into(),
+        checkpointing: checkpointing == Checkpointing::On,
+        host_state: state == OptimizerState::Host,
+    });
+    // The model that plays is the reference, unless that is the run's first one.
+    let models = if train.reference == Reference::Run && config.iterations > 1 { 2 } else { 1 };
+    let models = models * sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes();
+    let program = if sizes.is_on_gpu() { DRIVER } else { PROGRAM };
+    Need {
+        device: models + program + cost.held + with_slack(cost.passing),
+        host: cost.host,
+        operations: cost.operations,
+    }
+}
+
+/// The allocator keeps freed memory for a while (LAB.md): about a fifth on top of what comes and goes.
+pub fn with_slack(passing: u64) -> u64 {
+    passing / 5 * 6
+}
