@@ -192,7 +192,7 @@ impl Sizes {
         let block = self.showo.num_vq_tokens + 3;
         let replies = questions * samples;
         let rows = block + questions * words + replies * length;
-        let together = reply::images_together(images, replies, rows, self.cache_row() as usize) as u64;
+        let together = reply::images_together(images, replies, rows, (self.cache_row() as usize, self.gpu)) as u64;
         let prefix = (block + questions * words) as u64;
         let vocabulary = self.showo.vocab_size;
         let logits = together * replies as u64 * vocabulary as u64 * 2 * F32;

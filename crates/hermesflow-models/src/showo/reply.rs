@@ -26,8 +26,10 @@ const BATCH: usize = 32;
 const FEW: usize = 64;
 /// About so many tokens of images and questions go through the decoder at once.
 pub(super) const PASS: usize = 1024;
-/// Bytes of a batch's cache, at most, unless one image needs more.
+/// Bytes of a batch's cache at most, unless one image needs more: on the CPU, where at the published size several images
+/// together are a tenth faster than one, and on a GPU.
 const CACHE: usize = 512 << 20;
+const CACHE_ON_GPU: usize = 2 << 30;
 
 /// Replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
@@ -36,16 +38,18 @@ pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]
     for (image, requests) in images {
         rows = rows.max(cached_rows(model, image, requests)?);
     }
-    let together = images_together(images.len(), replies, rows, model.phi.cache_bytes_per_row());
+    let cache = (model.phi.cache_bytes_per_row(), !model.phi.device().is_cpu());
+    let together = images_together(images.len(), replies, rows, cache);
     let batches: Vec<_> = images.chunks(together).collect();
     let replies = parallel::map(model.is_small(), &batches, |images| reply_batch(model, images));
     Ok(replies.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// Images whose replies advance as one batch, of `images` with `replies` replies and `rows` rows of the cache each:
-/// batches of nearly the same number.
-pub(super) fn images_together(images: usize, replies: usize, rows: usize, bytes_per_row: usize) -> usize {
-    let batches = (images * replies).div_ceil(BATCH).max((images * rows * bytes_per_row).div_ceil(CACHE)).max(1);
+/// Images whose replies advance as one batch, of `images` with `replies` replies and `rows` rows of the cache each, of so
+/// many bytes a row: batches of nearly the same number.
+pub(super) fn images_together(images: usize, replies: usize, rows: usize, (row, on_gpu): (usize, bool)) -> usize {
+    let cache = if on_gpu { CACHE_ON_GPU } else { CACHE };
+    let batches = (images * replies).div_ceil(BATCH).max((images * rows * row).div_ceil(cache)).max(1);
     images.div_ceil(batches).max(1)
 }
 
