@@ -33,7 +33,7 @@ pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptio
     // Batches of nearly the same number.
     let batches = jobs.len().div_ceil(batch(&model.config, options)).max(1);
     let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
-    let images = parallel::map(model.is_small(), &batches, |jobs| imagine_batch(model, jobs, options));
+    let images = parallel::map(model.works_apart(), &batches, |jobs| imagine_batch(model, jobs, options));
     Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
