@@ -55,7 +55,7 @@ pub(crate) fn product<R>((m, n, k): (usize, usize, usize), together: bool, work:
     result
 }
 
-/// Reports `batch` products `[m, k] [k, n]` that a GPU does when it comes to them.
+/// Reports `batch` products `[m, k] [k, n]` that a GPU does when it comes to them; the CPU's report themselves.
 #[inline]
 pub(crate) fn queued(batch: usize, (m, n, k): (usize, usize, usize)) {
     if WATCHED.load(Ordering::Relaxed) {
