@@ -233,7 +233,7 @@ class Session:
 
     def start(self, stage: str, commands: dict) -> dict:
         """The processes, loaded at the same time; one that does not start is reported and left out."""
-        sides = {name: Side(name, command, self.scratch / f"{stage}-{name}.log") for name, command in commands.items()}
+        sides = {name: Side(name, command, self.scratch / f"{stage}-{name}.log".replace(" ", "-")) for name, command in commands.items()}
         for name, side in list(sides.items()):
             try:
                 ready = side.answer(self.clock.left())
@@ -252,7 +252,7 @@ class Session:
                 break
             for name in list(sides):
                 try:
-                    run = sides[name].ask(stage, self.clock.left())
+                    run = sides[name].ask(stage, min(2 * self.arguments.patience, self.clock.left()))
                 except Failed as problem:
                     self.fail(stage, str(problem))
                     del sides[name]
@@ -278,12 +278,18 @@ class Session:
         self.record["ceilings"] = found
 
     def benches(self) -> None:
-        sides = self.start("benches", self.sides("multiply"))
+        commands = self.sides("multiply")
+        sides = self.start("benches", commands)
         try:
             self.ceilings(sides)
             for stage in STAGES:
-                if self.clock.left() == 0 or not sides:
-                    raise Failed(f"{stage} and what is behind it: no time was left, or nobody")
+                if self.clock.left() == 0:
+                    raise Failed(f"{stage} and what is behind it: no time was left")
+                # What ended in a stage before begins again, once.
+                ended = {name: commands.pop(name) for name in list(commands) if name not in sides}
+                sides |= self.start(f"{stage} again", ended) if ended else {}
+                if not sides:
+                    raise Failed(f"{stage} and what is behind it: nobody is left")
                 self.stage(stage, sides)
         finally:
             for side in sides.values():

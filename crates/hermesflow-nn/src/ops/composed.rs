@@ -10,7 +10,7 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::decoder::Pair;
 use super::products::Products;
-use super::wide;
+use super::{by_rows, wide};
 use crate::gradients;
 use crate::measure::{Part, part};
 
@@ -67,8 +67,12 @@ fn centred(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
 /// LayerNorm of rows `[n, d]`.
 fn norm(x: &Tensor, pair: &Pair, eps: f64) -> Result<Tensor> {
     part(Part::Norms, x.device(), || {
+        let (weight, bias) = (pair.weight.detach(), pair.bias.detach());
+        if let Some(done) = by_rows::layer_norm(x, &weight, &bias, eps) {
+            return done;
+        }
         let (x, scale) = centred(x, eps)?;
-        x.broadcast_mul(&scale)?.broadcast_mul(&pair.weight.detach())?.broadcast_add(&pair.bias.detach())
+        x.broadcast_mul(&scale)?.broadcast_mul(&weight)?.broadcast_add(&bias)
     })
 }
 

@@ -3,6 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::by_rows;
 use super::raw::{elements, fused, host};
 use super::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
 use crate::measure::{Part, part};
@@ -23,7 +24,7 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
         if fused(&[x, weight, bias]) {
             x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps: eps as f32 })
         } else {
-            plain(x, weight, bias, eps)
+            by_rows::layer_norm(x, weight, bias, eps).unwrap_or_else(|| plain(x, weight, bias, eps))
         }
     })
 }

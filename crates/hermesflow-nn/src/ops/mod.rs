@@ -5,6 +5,7 @@
 //! `v` vocabulary, `b` batch, `c` channels.
 
 pub mod attention;
+mod by_rows;
 pub mod channels_last;
 mod composed;
 pub mod conv;
