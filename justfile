@@ -30,6 +30,14 @@ controls:
 cuda-check:
     cargo check --workspace --features hermesflow/cuda
 
+# The program for GPUs (needs the CUDA toolkit).
+cuda-build:
+    cargo build --release --features cuda
+
+# Checks, ceilings, benches and profile on a GPU, in nine minutes at most; --device cpu --size tiny tries it without one.
+gpu-session *ARGS:
+    python3 benches/gpu_session.py {{ARGS}}
+
 # Licences and advisories (needs cargo-deny).
 deny:
     cargo deny check

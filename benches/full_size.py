@@ -70,7 +70,7 @@ class Phi:
         b, n = ids.shape
         x = F.embedding(ids, self.w["showo.model.embed_tokens.weight"])
         angles = torch.arange(n).float()[:, None] * self.frequencies[None]
-        cos, sin = torch.cat([angles, angles], -1).cos(), torch.cat([angles, angles], -1).sin()
+        cos, sin = (turn(torch.cat([angles, angles], -1)).to(x.dtype) for turn in (torch.cos, torch.sin))
         for layer in range(self.layers):
             at = f"showo.model.layers.{layer}"
             h = self.norm(x, f"{at}.input_layernorm")

@@ -2,6 +2,7 @@
 
     cargo build --release
     python benches/stages.py medium [--dtype bf16] [--stages caption,train] [--repeat 3] [--json FILE]
+    python benches/stages.py full --device cuda --dtype bf16 --torch f32,bf16
 
 The first argument is a size, or a folder with showo/, vq/ and tokenizer.json:
 
@@ -10,8 +11,9 @@ The first argument is a size, or a folder with showo/, vq/ and tokenizer.json:
     full    the published size at 256², a few tokens, steps and one pair; its training has 2 of the 24 blocks
 
 Sizes are made with random weights in target/bench. Every stage has a process of its own on either side, a warm-up, and
-medians of turns. PyTorch is in f32 (see released.py); what it repeats many times is timed once and multiplied, as the table
-says; ours always does all of the work. `products` is the share of our threads' time in matrix products and their rate,
+medians of turns. PyTorch is in f32, or in bf16 too (--torch; see released.py); what it repeats many times is timed once and
+multiplied, as the table says; ours always does all of the work. On a GPU (--device cuda, and a program built for it) every
+clock stops when the GPU is done, and memory is that of tensors on it; gpu_session.py does all of that in one go. `products` is the share of our threads' time in matrix products and their rate,
 `multiply` a large product alone, against oneDNN's in the same type. With --minilm FOLDER (all-MiniLM-L6-v2, for its
 vocabulary) the judges of captions and replies are timed too (judges.py).
 """
@@ -68,39 +70,69 @@ class Side:
         self.process.wait()
 
 
-def sides(stage: str, folder: pathlib.Path, settings: pathlib.Path, work: dict, arguments) -> tuple[Side, Side]:
-    name, _, picture = stage.partition("@")
-    options = [f"--{key.replace('_', '-')}={value}" for key, value in (work | {"picture": int(picture or 0)}).items()]
+def ours(stage: str, folder: pathlib.Path, settings: pathlib.Path, options: list, arguments) -> Side:
     model = [f"model.{key}={folder / path}" for key, path in
              (("showo", "showo"), ("vq", "vq"), ("tokenizer", "tokenizer.json"))]
-    ours = [arguments.program, "bench", settings, *model, f"model.dtype={arguments.dtype}", f"--serve={name}", *options]
+    device = "cuda:0" if arguments.device == "cuda" else arguments.device
+    model += [f"model.device={device}", f"model.dtype={arguments.dtype}"]
+    return Side([arguments.program, "bench", settings, *model, f"--serve={stage}", *options])
+
+
+def sides(stage: str, folder: pathlib.Path, settings: pathlib.Path, work: dict, arguments) -> list[Side]:
+    """Ours, and PyTorch's in each type."""
+    name, _, picture = stage.partition("@")
+    options = [f"--{key.replace('_', '-')}={value}" for key, value in (work | {"picture": int(picture or 0)}).items()]
+    own = ours(name, folder, settings, options, arguments)
     if name == "multiply" and arguments.dtype == "bf16":
         name = "multiply_bf16"
-    return Side(ours), Side([sys.executable, HERE / "released.py", folder, name, *options])
+    released = [sys.executable, HERE / "released.py", folder, name, f"--device={arguments.device}", *options]
+    return [own, *(Side([*released, f"--torch={dtype}"]) for dtype in arguments.torch.split(","))]
 
 
-def compare(ours: Side, theirs: Side, repeat: int) -> dict:
-    ours(), theirs()
-    turns = [(ours(), theirs()) for _ in range(repeat)]
-    mine, other = ([turn[side]["seconds"] for turn in turns] for side in (0, 1))
-    last = turns[-1]
-    return {
-        "ours": mine,
-        "pytorch": other,
-        "ratio": statistics.median(other) / statistics.median(mine),
-        "extrapolated": last[1]["how"],
-        "share": last[0]["share"],
-        "gflops": last[0]["gflops"],
-        "peak": max(turn[0]["peak"] or 0 for turn in turns),
-        "pytorch_peak": max(turn[1]["peak"] for turn in turns),
+def peak(run: dict) -> int:
+    """Of the GPU where there is one."""
+    return run.get("gpu_peak") or run["peak"] or 0
+
+
+def compare(sides: list[Side], repeat: int, dtypes: list[str]) -> dict:
+    for side in sides:
+        side()
+    turns = [[side() for side in sides] for _ in range(repeat)]
+    own = [turn[0] for turn in turns]
+    found = {
+        "ours": [run["seconds"] for run in own],
+        "share": own[-1]["share"],
+        "gflops": own[-1]["gflops"],
+        "peak": max(map(peak, own)),
     }
+    for at, dtype in enumerate(dtypes, 1):
+        # The first one has the names that there were before there were two.
+        ending = "" if at == 1 else f"_{dtype}"
+        other = [turn[at] for turn in turns]
+        seconds = [run["seconds"] for run in other]
+        found |= {
+            f"pytorch{ending}": seconds,
+            f"ratio{ending}": statistics.median(seconds) / statistics.median(found["ours"]),
+            f"extrapolated{ending}": other[-1]["how"],
+            f"pytorch{ending}_peak": max(map(peak, other)),
+        }
+    return found
 
 
-def row(stage: str, found: dict) -> str:
-    mine, other = statistics.median(found["ours"]), statistics.median(found["pytorch"])
-    return (f"| {stage} | {mine:.3g} s | {other:.4g} s | {found['ratio']:.1f}× | {found['extrapolated'] or 'measured'} | "
-            f"{found['share']:.0%}, {found['gflops']:.0f} GFLOP/s | {found['peak'] / 1e9:.2f} GB | "
-            f"{found['pytorch_peak'] / 1e9:.2f} GB |")
+def head(dtypes: list[str]) -> str:
+    theirs = "".join(f" PyTorch {dtype} | ratio |" for dtype in dtypes)
+    peaks = "".join(f" PyTorch {dtype} peak |" for dtype in dtypes)
+    line = f"| stage | ours |{theirs} PyTorch's time is | products | our peak |{peaks}"
+    return line + "\n" + "|---" * (line.count("|") - 1) + "|"
+
+
+def row(stage: str, found: dict, dtypes: list[str]) -> str:
+    endings = ["", *(f"_{dtype}" for dtype in dtypes[1:])]
+    theirs = "".join(f" {statistics.median(found[f'pytorch{e}']):.4g} s | {found[f'ratio{e}']:.1f}× |" for e in endings)
+    peaks = "".join(f" {found[f'pytorch{e}_peak'] / 1e9:.2f} GB |" for e in endings)
+    share = "" if found["share"] is None else f"{found['share']:.0%}, "
+    return (f"| {stage} | {statistics.median(found['ours']):.3g} s |{theirs} {found['extrapolated'] or 'measured'} | "
+            f"{share}{found['gflops']:.0f} GFLOP/s | {found['peak'] / 1e9:.2f} GB |{peaks}")
 
 
 def main() -> None:
@@ -108,6 +140,8 @@ def main() -> None:
     parser.add_argument("size", help="small, medium, full, or a folder")
     parser.add_argument("--program", default=str(ROOT / "target/release/hermesflow"))
     parser.add_argument("--dtype", default="f32", help="our matrices: f32 or bf16")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
+    parser.add_argument("--torch", default="f32", help="PyTorch's types: f32, bf16, or f32,bf16")
     parser.add_argument("--stages", default=STAGES)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--minilm", type=pathlib.Path)
@@ -124,20 +158,21 @@ def main() -> None:
         for number, stage in enumerate(arguments.stages.split(",")):
             few_blocks = 2 if (arguments.size, stage) == ("full", "train") else None
             folder = folder_of(arguments.size, arguments.program, few_blocks)
-            pair = sides(stage, folder, settings, work, arguments)
+            dtypes = arguments.torch.split(",")
+            rivals = sides(stage, folder, settings, work, arguments)
             if number == 0:
-                print(f"{pair[1].ready}; ours in {arguments.dtype}; medians of {arguments.repeat} in turns\n")
-                print("| stage | ours | PyTorch | ratio | PyTorch's time is | products | our peak | PyTorch's |")
-                print("|---|---|---|---|---|---|---|---|")
-            results[stage] = compare(*pair, arguments.repeat)
-            print(row(stage, results[stage]), flush=True)
-            for side in pair:
+                print(f"{rivals[1].ready}; ours in {arguments.dtype}; medians of {arguments.repeat} in turns\n")
+                print(head(dtypes))
+            results[stage] = compare(rivals, arguments.repeat, dtypes)
+            print(row(stage, results[stage], dtypes), flush=True)
+            for side in rivals:
                 side.close()
     if arguments.minilm:
         print()
         subprocess.run([sys.executable, HERE / "judges.py", arguments.minilm], check=True)
     if arguments.json:
-        record = {"size": arguments.size, "dtype": arguments.dtype, "work": work, "stages": results}
+        record = {"size": arguments.size, "device": arguments.device, "dtype": arguments.dtype, "work": work,
+                  "stages": results}
         arguments.json.write_text(json.dumps(record, indent=1) + "\n")
 
 

@@ -2,8 +2,10 @@
 //! parameter receives a gradient.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use hermesflow_models::showo::imagine::Denoiser;
+use hermesflow_models::showo::maskgit::{Decoding, SeededDraws};
 use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
-use hermesflow_models::showo::{Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
+use hermesflow_models::showo::{Frames, Magvit, MagvitConfig, Phi, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
 use hermesflow_models::{
     CaptionExample, DType, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Products,
     ReplyRequest, Sampling, Tensor, UnifiedModel,
@@ -240,6 +242,35 @@ fn images_of_a_batch_are_those_of_one_by_one() {
         assert_eq!(codes.len(), 16);
     }
     assert_ne!(together[0], together[1], "other seeds, other images");
+}
+
+/// Where the CPU's kernels do not run (`HERMESFLOW_CPU=plain`, a GPU), codes are drawn where the logits are: the same ones
+/// as from probabilities on the host.
+#[test]
+fn images_are_those_of_probabilities_on_the_host() {
+    let model = model();
+    let phi = Phi::new(model.weights(), model.config(), model.phi_config()).unwrap();
+    let frames = Frames::new(model.config(), model.tokenizer().special);
+    for guidance in [0.0, 2.0] {
+        let options = ImagineOptions { steps: 6, guidance, ..ImagineOptions::default() };
+        let jobs: Vec<ImagineJob> =
+            (0..5).map(|seed| ImagineJob { prompt: "small blue squares".into(), seed, known: vec![] }).collect();
+        let ours = model.imagine(&jobs, &options).unwrap();
+        let text = frames.imagine_text(&model.tokenizer().encode("small blue squares").unwrap());
+        let empty = frames.imagine_text(&[]);
+        let uncond = (guidance != 0.0).then_some(empty.as_slice());
+        let denoiser = Denoiser::new(&phi, model.config(), &frames, &[text], uncond).unwrap();
+        for (job, ours) in jobs.iter().zip(&ours) {
+            let mut image = [Decoding::new(16, options.steps, options.temperature)];
+            let mut draws = SeededDraws::new(job.seed);
+            for _ in 0..options.steps {
+                let probabilities = denoiser.probabilities(&image, guidance).unwrap();
+                image[0].advance(&probabilities, 32, &mut draws);
+            }
+            let [image] = image;
+            assert_eq!(*ours, image.into_codes(), "guidance {guidance}, seed {}", job.seed);
+        }
+    }
 }
 
 #[test]

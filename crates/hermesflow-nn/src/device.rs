@@ -1,9 +1,16 @@
-//! Devices by name: `cpu`, `cuda:N`, and `auto` for the first GPU that this build can use.
+//! Devices by name: `cpu`, `cuda:N`, and `auto` for the first GPU that this build can use; and what a device tells of
+//! itself.
+
+#[cfg(feature = "cuda")]
+mod gpu;
+#[cfg(not(feature = "cuda"))]
+#[path = "device/no_gpu.rs"]
+mod gpu;
 
 use std::fmt::{Display, Formatter};
 use std::str::FromStr;
 
-use candle_core::Device;
+use candle_core::{Device, DeviceLocation};
 
 /// A device, as it is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,10 +30,14 @@ pub enum Error {
     #[error("{0:?} is no device; expected auto, cpu or cuda:N, such as cuda:0")]
     Name(String),
     /// A GPU in a build for the CPU.
-    #[error("{0}: this program was built without CUDA: cargo build --release --features cuda, or model.device=cpu")]
+    #[error(
+        "{0}: this program was built without CUDA: cargo build --release --features cuda, or choose the CPU (model.device=cpu)"
+    )]
     NotBuilt(DeviceName),
     /// A GPU that cannot be opened.
-    #[error("{name}: the GPU cannot be opened ({message}); see what nvidia-smi lists, or model.device=cpu")]
+    #[error(
+        "{name}: the GPU cannot be opened ({message}); see what nvidia-smi lists, or choose the CPU (model.device=cpu)"
+    )]
     NotOpened {
         /// The device.
         name: DeviceName,
@@ -65,7 +76,7 @@ impl DeviceName {
     /// With nothing left open: what `auto` stands for here.
     pub fn resolved(self) -> Self {
         match self {
-            Self::Auto if has_gpu() => Self::Cuda(0),
+            Self::Auto if gpu::any() => Self::Cuda(0),
             Self::Auto => Self::Cpu,
             named => named,
         }
@@ -77,8 +88,16 @@ impl DeviceName {
     /// When this build or this machine does not have it.
     pub fn open(self) -> Result<Device, Error> {
         match self.resolved() {
-            Self::Cuda(number) => gpu(number),
+            Self::Cuda(number) => gpu::open(number),
             _ => Ok(Device::Cpu),
+        }
+    }
+
+    /// As [`multiplies_bf16`], without opening the device; a GPU that is not there is taken for one that does.
+    pub fn multiplies_bf16(self) -> bool {
+        match self.resolved() {
+            Self::Cuda(number) => gpu::capability_of(number).is_none_or(is_modern),
+            _ => crate::ops::multiplies_bf16(),
         }
     }
 }
@@ -87,7 +106,7 @@ impl DeviceName {
 pub fn multiplies_bf16(device: &Device) -> bool {
     match device {
         Device::Cpu => crate::ops::multiplies_bf16(),
-        _ => capability(device).is_some_and(|(major, _)| major >= 8),
+        _ => gpu::capability(device).is_some_and(is_modern),
     }
 }
 
@@ -101,57 +120,35 @@ pub struct Memory {
 }
 
 /// A GPU's memory, as its driver says; none for the CPU, whose memory the system knows.
-#[cfg(feature = "cuda")]
 pub fn memory(device: &Device) -> Option<Memory> {
-    let (free, total) = device.as_cuda_device().ok()?.cuda_stream().context().mem_get_info().ok()?;
-    Some(Memory { total: total as u64, free: free as u64 })
+    gpu::memory(device)
 }
 
-/// A GPU's memory, as its driver says; none for the CPU, whose memory the system knows.
-#[cfg(not(feature = "cuda"))]
-pub fn memory(_: &Device) -> Option<Memory> {
-    None
+/// Whether tensor cores of this capability multiply bf16.
+fn is_modern((major, _): (i32, i32)) -> bool {
+    major >= 8
 }
 
-#[cfg(feature = "cuda")]
-fn has_gpu() -> bool {
-    candle_core::cuda_backend::cudarc::driver::CudaContext::device_count().is_ok_and(|count| count > 0)
-}
-
-#[cfg(not(feature = "cuda"))]
-fn has_gpu() -> bool {
-    false
-}
-
-#[cfg(feature = "cuda")]
-fn gpu(number: usize) -> Result<Device, Error> {
-    use std::collections::BTreeMap;
-    use std::sync::{Mutex, PoisonError};
-    static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());
-    let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(device) = open.get(&number) {
-        return Ok(device.clone());
+/// A device in words: `cpu`, or a GPU's number with what the driver calls it.
+pub fn describe(device: &Device) -> String {
+    match device.location() {
+        DeviceLocation::Cuda { gpu_id } => {
+            let name = gpu::name(device).unwrap_or_else(|| "a GPU without a name".into());
+            format!("{} ({name})", DeviceName::Cuda(gpu_id))
+        }
+        _ => DeviceName::Cpu.to_string(),
     }
-    // With a stream of its own: candle's default is one of each thread, and nothing orders two of them.
-    let device = Device::new_cuda_with_stream(number)
-        .map_err(|error| Error::NotOpened { name: DeviceName::Cuda(number), message: error.to_string() })?;
-    open.insert(number, device.clone());
-    Ok(device)
 }
 
-#[cfg(not(feature = "cuda"))]
-fn gpu(number: usize) -> Result<Device, Error> {
-    Err(Error::NotBuilt(DeviceName::Cuda(number)))
+/// Forgets the most memory that tensors on a GPU have had; nothing on the CPU.
+pub fn reset_peak(device: &Device) {
+    gpu::reset_peak(device);
 }
 
-#[cfg(feature = "cuda")]
-fn capability(device: &Device) -> Option<(i32, i32)> {
-    device.as_cuda_device().ok()?.cuda_stream().context().compute_capability().ok()
-}
-
-#[cfg(not(feature = "cuda"))]
-fn capability(_: &Device) -> Option<(i32, i32)> {
-    None
+/// The most memory that tensors on a GPU have had since, in bytes; none on the CPU. What CUDA and cuBLAS keep for
+/// themselves is not counted.
+pub fn peak(device: &Device) -> Option<u64> {
+    gpu::peak(device)
 }
 
 #[cfg(test)]
@@ -181,12 +178,16 @@ mod tests {
         assert!(DeviceName::Cpu.open().unwrap().is_cpu());
         assert_eq!(DeviceName::Cuda(3).resolved(), DeviceName::Cuda(3));
         assert_ne!(DeviceName::Auto.resolved(), DeviceName::Auto);
+        assert_eq!(describe(&Device::Cpu), "cpu");
+        assert_eq!(peak(&Device::Cpu), None);
+        assert_eq!(DeviceName::Cpu.multiplies_bf16(), multiplies_bf16(&Device::Cpu));
     }
 
     #[cfg(not(feature = "cuda"))]
     #[test]
     fn a_gpu_in_a_build_without_cuda_is_an_error_with_a_remedy() {
         assert_eq!(DeviceName::Auto.resolved(), DeviceName::Cpu);
+        assert!(DeviceName::Cuda(0).multiplies_bf16(), "another machine's");
         let message = DeviceName::Cuda(1).open().unwrap_err().to_string();
         assert!(message.starts_with("cuda:1: this program was built without CUDA: cargo build"), "{message}");
         assert!(message.contains("--features cuda") && message.contains("model.device=cpu"), "{message}");

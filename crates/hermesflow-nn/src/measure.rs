@@ -1,13 +1,18 @@
-//! What a piece of work spends in matrix products, for `hermesflow bench`.
+//! What a piece of work spends in matrix products and other parts, and what a device can do, for `hermesflow bench`.
 //!
-//! The kernels report to two counters of the process while [`products`] runs, and look at one flag otherwise.
+//! The kernels report to two counters of the process while [`products`] runs, and look at one flag otherwise. On a GPU,
+//! which works behind the host's back, they count operations only; where its time goes is told by [`profile`], which
+//! waits for it at both ends of each part.
+
+mod ceilings;
+mod profile;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Instant;
 
-use candle_core::{DType, Device, Result, Tensor};
-
-use crate::ops;
+pub use ceilings::{copies, large_product};
+pub use profile::{Part, Profile, profile};
+pub(crate) use profile::{on_host, part};
 
 static WATCHED: AtomicBool = AtomicBool::new(false);
 static NANOSECONDS: AtomicU64 = AtomicU64::new(0);
@@ -36,22 +41,6 @@ pub fn products<R>(work: impl FnOnce() -> R) -> (R, Products) {
     (result, products)
 }
 
-/// Seconds of `x [1024, 2048] Wᵀ [2048, 4096]` with `W` in this type, the best of nine: about what this machine can do.
-///
-/// # Errors
-/// When the type has no product.
-pub fn large_product(dtype: DType) -> Result<f64> {
-    let factor = |rows| Tensor::randn(0f32, 1.0, (rows, 2048), &Device::Cpu);
-    let (x, weight) = (factor(1024)?, factor(4096)?.to_dtype(dtype)?);
-    let mut best = f64::INFINITY;
-    for _ in 0..9 {
-        let started = Instant::now();
-        ops::linear(&x, &weight, None)?;
-        best = best.min(started.elapsed().as_secs_f64());
-    }
-    Ok(best)
-}
-
 /// Reports a product `[m, k] [k, n]` that all of this thread's pool work on together, or this thread alone.
 #[inline]
 pub(crate) fn product<R>((m, n, k): (usize, usize, usize), together: bool, work: impl FnOnce() -> R) -> R {
@@ -64,6 +53,14 @@ pub(crate) fn product<R>((m, n, k): (usize, usize, usize), together: bool, work:
     NANOSECONDS.fetch_add(started.elapsed().as_nanos() as u64 * threads, Ordering::Relaxed);
     OPERATIONS.fetch_add(2 * (m * n * k) as u64, Ordering::Relaxed);
     result
+}
+
+/// Reports `batch` products `[m, k] [k, n]` that a GPU does when it comes to them; the CPU's report themselves.
+#[inline]
+pub(crate) fn queued(batch: usize, (m, n, k): (usize, usize, usize)) {
+    if WATCHED.load(Ordering::Relaxed) {
+        OPERATIONS.fetch_add(2 * (batch * m * n * k) as u64, Ordering::Relaxed);
+    }
 }
 
 #[cfg(test)]

@@ -15,6 +15,8 @@ mod scorers;
 
 use std::path::{Path, PathBuf};
 
+use candle_core::Device;
+
 pub use check::{Check, Report, Verdict};
 
 /// The result of a replay.
@@ -93,13 +95,14 @@ fn kinds(folder: &Path) -> Vec<Kind> {
     kinds
 }
 
-/// Replays a case folder, or every case below a folder, in the order of their names.
+/// Replays a case folder, or every case below a folder, in the order of their names, on a device.
 ///
-/// A case that cannot be replayed is a failed check that says why.
+/// A case that cannot be replayed is a failed check that says why. The tolerances are those of the CPU whatever the
+/// device: models and products are in f32, and a GPU only adds in another order.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn verify(path: &Path, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>> {
+pub fn verify(path: &Path, device: &Device, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     walk(path, &mut |folder, kind| {
         on_case(folder);
@@ -107,13 +110,13 @@ pub fn verify(path: &Path, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>>
             folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
         let mut report = Report::new(name);
         let outcome = match kind {
-            Kind::Model => model::replay(folder, &mut report),
-            Kind::Logits => logits::replay(folder, &mut report),
+            Kind::Model => model::replay(folder, device, &mut report),
+            Kind::Logits => logits::replay(folder, device, &mut report),
             Kind::Pairs => rules::replay(folder, &mut report),
             Kind::Questions => questions::replay(folder, &mut report),
             Kind::Image => others::images(folder, &mut report),
             Kind::Tokenizer => others::tokenizer(folder, &mut report),
-            Kind::Scorer => scorers::replay(folder, &mut report),
+            Kind::Scorer => scorers::replay(folder, device, &mut report),
         };
         if let Err(error) = outcome {
             report.fail("replay", error.to_string());

@@ -21,7 +21,7 @@ const PICTURES: f64 = 1e-3;
 ///
 /// # Errors
 /// When files are missing, broken or contradictory.
-pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
+pub fn replay(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let file = folder.join(FILE);
     let recorded = candle_core::safetensors::load(&file, &Device::Cpu).map_err(|e| Error::file(&file, e))?;
     let get = |name: &str| recorded.get(name).ok_or_else(|| Error::file(&file, format!("has no {name}")));
@@ -30,9 +30,9 @@ pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
         recorded.keys().filter_map(|name| name.strip_prefix("vq.")?.strip_suffix(".image")).collect();
     sizes.sort_unstable();
     if !sizes.is_empty() {
-        let vq = load_magvit(&folder.join("vq"), &Device::Cpu)?;
+        let vq = load_magvit(&folder.join("vq"), device)?;
         for size in sizes {
-            let encoded = vq.encode(get(&format!("vq.{size}.image"))?)?;
+            let encoded = vq.encode(&get(&format!("vq.{size}.image"))?.to_device(device)?)?;
             let wanted = get(&format!("vq.{size}.encoder_out"))?;
             report.close(format!("vq encoder, {size}²"), &encoded, wanted, PICTURES)?;
             let features = vq.features(&vq.quantize(wanted)?)?;
@@ -46,7 +46,7 @@ pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
     }
 
     let (config, phi_config) = read_configs(&folder.join("showo"))?;
-    let weights = Weights::load(&folder.join("showo"), DType::F32, &Device::Cpu)?;
+    let weights = Weights::load(&folder.join("showo"), DType::F32, device)?;
     let phi = Phi::new(&weights, &config, &phi_config)?;
     let (pad, segment) = (config.llm_vocab_size as u32, config.num_vq_tokens + 2);
     for kind in ["t2i", "mmu"] {
@@ -72,7 +72,7 @@ pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
         let chosen = ids(get(&format!("{kind}.rows"))?, kind)?.concat();
         let chosen: Vec<u32> = chosen.into_iter().map(|at| at + first as u32).collect();
         let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
-        let hidden = hidden.index_select(&Tensor::new(chosen, &Device::Cpu)?, 0)?;
+        let hidden = hidden.index_select(&Tensor::new(chosen, device)?, 0)?;
         report.close(format!("{kind} logits"), &phi.logits(&hidden, None)?, get(&format!("{kind}.logits"))?, LOGITS)?;
     }
     Ok(())

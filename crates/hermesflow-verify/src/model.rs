@@ -48,7 +48,7 @@ pub(crate) struct ScheduleNumbers {
     pub(crate) total_steps: usize,
 }
 
-/// A case with its tensors and models.
+/// A case with its recorded tensors, which stay on the host, and its models.
 pub(crate) struct Loaded {
     pub(crate) folder: PathBuf,
     pub(crate) case: Case,
@@ -58,10 +58,11 @@ pub(crate) struct Loaded {
     pub(crate) weights: Weights,
     pub(crate) pad: u32,
     frames: Frames,
+    pub(crate) device: Device,
 }
 
 impl Loaded {
-    fn new(folder: &Path) -> Result<Self> {
+    fn new(folder: &Path, device: &Device) -> Result<Self> {
         let file = folder.join("case.json");
         let text = std::fs::read_to_string(&file).map_err(|e| Error::file(&file, e))?;
         let case: Case = serde_json::from_str(&text).map_err(|e| Error::file(&file, e))?;
@@ -70,7 +71,7 @@ impl Loaded {
         let (mut config, phi_config) = read_configs(&folder.join("showo"))?;
         // The original counts the text without its first token.
         config.max_text_len = case.max_text_len + 1;
-        let weights = Weights::load(&folder.join("showo"), DType::F32, &Device::Cpu)?;
+        let weights = Weights::load(&folder.join("showo"), DType::F32, device)?;
         let id = |name: &str| {
             let missing = || Error::file(&folder.join("case.json"), format!("special_ids has no {name}"));
             case.special_ids.get(name).copied().ok_or_else(missing)
@@ -85,7 +86,8 @@ impl Loaded {
         };
         let pad = id("[PAD]")?;
         let frames = Frames::new(&config, special);
-        Ok(Self { folder: folder.into(), case, trace, config, phi_config, weights, pad, frames })
+        let device = device.clone();
+        Ok(Self { folder: folder.into(), case, trace, config, phi_config, weights, pad, frames, device })
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<&Tensor> {
@@ -127,12 +129,12 @@ impl Loaded {
     }
 }
 
-/// Replays one model case.
+/// Replays one model case on a device.
 ///
 /// # Errors
 /// When files are missing, broken or contradictory.
-pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
-    let loaded = Loaded::new(folder)?;
+pub fn replay(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
+    let loaded = Loaded::new(folder, device)?;
     let phi = Phi::new(&loaded.weights, &loaded.config, &loaded.phi_config)?;
     image_tokenizer(&loaded, report)?;
     imagine(&loaded, &phi, report)?;
@@ -143,8 +145,8 @@ pub fn replay(folder: &Path, report: &mut Report) -> Result<()> {
 }
 
 fn image_tokenizer(loaded: &Loaded, report: &mut Report) -> Result<()> {
-    let vq = load_magvit(&loaded.folder.join("vq"), &Device::Cpu)?;
-    let encoded = vq.encode(loaded.get("vq.image")?)?;
+    let vq = load_magvit(&loaded.folder.join("vq"), &loaded.device)?;
+    let encoded = vq.encode(&loaded.get("vq.image")?.to_device(&loaded.device)?)?;
     let recorded = loaded.get("vq.encoder_out")?;
     report.close("vq encoder", &encoded, recorded, 1e-4)?;
     let codes = vq.quantize(&encoded)?;

@@ -28,13 +28,13 @@ struct Config {
     model_type: String,
 }
 
-pub(crate) fn replay(folder: &Path, report: &mut Report) -> Result<()> {
+pub(crate) fn replay(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let config: Config = read(&folder.join("config.json"))?;
     match config.model_type.as_str() {
-        "bert" => bert(folder, report),
-        "mpnet" => sentence_bert(folder, report),
-        "t5" => t5(folder, report),
-        "llama" => llama(folder, report),
+        "bert" => bert(folder, device, report),
+        "mpnet" => sentence_bert(folder, device, report),
+        "t5" => t5(folder, device, report),
+        "llama" => llama(folder, device, report),
         other => {
             report.skip("scorer", format!("no judge of the kind {other:?} in this build"));
             Ok(())
@@ -79,9 +79,9 @@ struct BertCase {
     cosine: Vec<Vec<f64>>,
 }
 
-fn bert(folder: &Path, report: &mut Report) -> Result<()> {
+fn bert(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let case: BertCase = read(&folder.join("expected.json"))?;
-    let judge = Bert::load(folder, &Device::Cpu)?;
+    let judge = Bert::load(folder, device)?;
     let sentences = || case.sentences.iter().map(String::as_str);
     report.equal("ids (differing texts)", &judge.ids(sentences())?, &case.ids);
     let states = judge.first_states(sentences())?;
@@ -107,9 +107,9 @@ struct ChoiceCase {
     chosen: String,
 }
 
-fn sentence_bert(folder: &Path, report: &mut Report) -> Result<()> {
+fn sentence_bert(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let case: SentenceCase = read(&folder.join("expected.json"))?;
-    let judge = SentenceBert::load(folder, &Device::Cpu)?;
+    let judge = SentenceBert::load(folder, device)?;
     let sentences: Vec<&str> = case.sentences.iter().map(String::as_str).collect();
     report.equal("ids (differing texts)", &judge.ids(sentences.iter().copied())?, &case.ids);
     let embeddings = judge.embed(&sentences)?.iter().map(|embedding| widened(embedding)).collect();
@@ -140,9 +140,9 @@ fn longest(lengths: impl Iterator<Item = usize>) -> usize {
     lengths.max().unwrap_or(0)
 }
 
-fn t5(folder: &Path, report: &mut Report) -> Result<()> {
+fn t5(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let cases: Vec<ReplyCase> = read(&folder.join("expected.json"))?;
-    let model = T5::load(folder, DType::F32, &Device::Cpu)?;
+    let model = T5::load(folder, DType::F32, device)?;
     let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
     let ids = tokenizer.ids(cases.iter().map(|case| case.text.as_str()))?;
     let recorded: Vec<&Vec<u32>> = cases.iter().map(|case| &case.ids).collect();
@@ -167,12 +167,12 @@ struct WritingCase {
     beam5_score: f64,
 }
 
-fn llama(folder: &Path, report: &mut Report) -> Result<()> {
+fn llama(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let cases: Vec<WritingCase> = read(&folder.join("expected.json"))?;
     if cases.is_empty() {
         report.fail("texts", "expected.json is empty");
     }
-    let model = Llama::load(folder, DType::F32, &Device::Cpu)?;
+    let model = Llama::load(folder, DType::F32, device)?;
     let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
     let recorded = cases
         .iter()

@@ -29,7 +29,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn the_recorded_cases_pass() {
-    let checks = verify(&golden(), |_| {}).unwrap();
+    let checks = verify(&golden(), &Device::Cpu, |_| {}).unwrap();
     assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
     assert!(checks.iter().filter(|check| check.verdict == Verdict::Passed).count() > 60);
     assert!(checks.iter().all(|check| check.verdict != Verdict::Skipped));
@@ -41,7 +41,7 @@ fn all_cases_of_a_given_folder_pass() {
         println!("skipped: HERMESFLOW_GOLDEN names no folder of recorded cases");
         return;
     };
-    let checks = verify(Path::new(&folder), |_| {}).unwrap();
+    let checks = verify(Path::new(&folder), &Device::Cpu, |_| {}).unwrap();
     assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
 }
 
@@ -78,13 +78,13 @@ fn a_wrong_number_in_a_model_case_fails() {
         let mut changed = trace.clone();
         changed.insert(name.to_string(), altered(&trace[name], name));
         candle_core::safetensors::save(&changed, &file).unwrap();
-        let checks = verify(folder.path(), |_| {}).unwrap();
+        let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
         assert!(!failures(&checks).is_empty(), "{name}: a wrong number passed");
     }
     let mut without = trace.clone();
     without.remove("gen.2.uniform");
     candle_core::safetensors::save(&without, &file).unwrap();
-    let checks = verify(folder.path(), |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
     assert!(failures(&checks).iter().any(|check| check.note.contains("gen.2.uniform")));
 }
 
@@ -125,7 +125,7 @@ fn a_number_that_is_none_fails() {
     let nan = Tensor::full(f32::NAN, logits.shape(), &Device::Cpu).unwrap();
     trace.insert("mmu.logits".into(), nan);
     candle_core::safetensors::save(&trace, &file).unwrap();
-    let checks = verify(folder.path(), |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
     assert!(failures(&checks).iter().any(|check| check.what == "mmu logits"));
 }
 
@@ -147,7 +147,7 @@ fn wrong_pictures_pairs_and_questions_fail() {
     cases[0]["kept"][0]["answer"] = "perhaps".into();
     cases[1]["parsed"][0]["choices"][0] = "perhaps".into();
     fs::write(&questions, serde_json::to_string(&cases).unwrap()).unwrap();
-    let checks = verify(folder.path(), |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
     let failed = failures(&checks);
     for (case, what) in
         [("image", "in_1"), ("rules", "first round"), ("rules", "reply 0: kept"), ("rules", "reply 1: q")]
@@ -190,7 +190,7 @@ fn a_wrong_number_of_a_judge_fails() {
                 number => *number = (number.as_f64().unwrap() + 0.002).into(),
             }
             fs::write(&file, changed.to_string()).unwrap();
-            let checks = verify(folder.path(), |_| {}).unwrap();
+            let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
             assert!(!failures(&checks).is_empty(), "{judge} {path}: a wrong number passed");
         }
     }
@@ -203,10 +203,10 @@ fn a_judge_of_an_unknown_kind_is_skipped_and_a_broken_one_fails() {
     let weights = folder.path().join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    let checks = verify(folder.path(), |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
     assert!(failures(&checks)[0].note.contains("model.safetensors"), "{checks:?}");
     fs::write(folder.path().join("config.json"), r#"{"model_type": "roberta"}"#).unwrap();
-    let checks = verify(folder.path(), |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
     assert_eq!(checks[0].verdict, Verdict::Skipped);
 }
 
@@ -215,6 +215,6 @@ fn a_broken_case_is_a_failure_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("case.json"), "{").unwrap();
     fs::write(folder.path().join("trace.safetensors"), "").unwrap();
-    let checks = verify(folder.path(), |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
     assert!(failures(&checks)[0].note.contains("case.json"));
 }

@@ -245,16 +245,6 @@ impl RunConfig {
     /// # Errors
     /// Names the file or the override, the key and what is expected.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
-        let config = Self::load_for_any_device(path, overrides)?;
-        config.model.device().with_context(|| path.display().to_string())?;
-        Ok(config)
-    }
-
-    /// As [`RunConfig::load`], of a run on a device that need not be here.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn load_for_any_device(path: &Path, overrides: &[String]) -> Result<Self> {
         let path = match path.to_str().and_then(|argument| argument.strip_prefix("config=")) {
             Some(named) if !path.exists() => Path::new(named),
             _ => path,
@@ -273,9 +263,7 @@ impl RunConfig {
     /// # Errors
     /// Names the override, the key and what is expected.
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
-        let (config, _) = Self::read(yaml, overrides)?;
-        config.model.device()?;
-        Ok(config)
+        Ok(Self::read(yaml, overrides)?.0)
     }
 
     /// The configuration, and what its user must be told.

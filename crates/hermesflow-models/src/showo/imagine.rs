@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::Showo;
 use super::config::ShowoConfig;
-use super::maskgit::{Decoding, Draws, SeededDraws, guided_softmax};
+use super::maskgit::{Decoding, SeededDraws, guided_softmax};
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::{Frames, Packed};
 use crate::model::{ImagineJob, ImagineOptions};
@@ -33,7 +33,7 @@ pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptio
     // Batches of nearly the same number.
     let batches = jobs.len().div_ceil(batch(&model.config, options)).max(1);
     let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
-    let images = parallel::map(model.is_small(), &batches, |jobs| imagine_batch(model, jobs, options));
+    let images = parallel::map(model.works_apart(), &batches, |jobs| imagine_batch(model, jobs, options));
     Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
@@ -110,30 +110,58 @@ impl<'a> Denoiser<'a> {
         Ok(Self { phi, config, frames, cache, prefixes, uncond, prefix_rows })
     }
 
-    /// All steps; the final codes of every image.
+    /// All steps; the final codes of every image. Where the CPU's kernels do not run, codes are drawn on the device, by the
+    /// same numbers.
     ///
     /// # Errors
     /// When a tensor operation fails.
-    pub fn run<D: Draws + Send>(
+    pub fn run(
         &mut self,
         mut images: Vec<Decoding>,
         steps: usize,
         guidance: f64,
-        mut draws: Vec<D>,
+        mut draws: Vec<SeededDraws>,
     ) -> Result<Vec<Vec<u32>>> {
-        let codebook = self.config.codebook_size;
         for _ in 0..steps {
-            let probabilities = self.probabilities(&images, guidance)?;
-            let mut rest = probabilities.as_slice();
-            let mut work = Vec::with_capacity(images.len());
-            for (image, draws) in images.iter_mut().zip(&mut draws) {
-                let (rows, behind) = rest.split_at(image.masked().count() * codebook);
-                work.push((image, draws, rows));
-                rest = behind;
+            match ops::by_kernels(self.phi.device()) {
+                true => self.step(&mut images, guidance, &mut draws)?,
+                false => self.step_on_device(&mut images, guidance, &mut draws)?,
             }
-            work.into_par_iter().for_each(|(image, draws, rows)| image.advance(rows, codebook, draws));
         }
         Ok(images.into_iter().map(Decoding::into_codes).collect())
+    }
+
+    fn step(&self, images: &mut [Decoding], guidance: f64, draws: &mut [SeededDraws]) -> Result<()> {
+        let codebook = self.config.codebook_size;
+        let probabilities = self.probabilities(images, guidance)?;
+        let mut rest = probabilities.as_slice();
+        let mut work = Vec::with_capacity(images.len());
+        for (image, draws) in images.iter_mut().zip(draws) {
+            let (rows, behind) = rest.split_at(image.masked().count() * codebook);
+            work.push((image, draws, rows));
+            rest = behind;
+        }
+        work.into_par_iter().for_each(|(image, draws, rows)| image.advance(rows, codebook, draws));
+        Ok(())
+    }
+
+    /// As [`Self::step`]; only what was drawn comes to the host.
+    fn step_on_device(&self, images: &mut [Decoding], guidance: f64, draws: &mut [SeededDraws]) -> Result<()> {
+        let drawn = match self.masked_logits(images)? {
+            None => Vec::new(),
+            Some((cond, None)) => ops::draw_rows(&cond, &marks(images, draws))?,
+            Some((cond, Some(uncond))) => {
+                let guided = ((cond * (1.0 + guidance))? - (uncond * guidance)?)?;
+                ops::draw_rows(&guided, &marks(images, draws))?
+            }
+        };
+        let mut rest = drawn.as_slice();
+        for (image, draws) in images.iter_mut().zip(draws) {
+            let (own, behind) = rest.split_at(image.masked().count());
+            image.advance_by(own, draws);
+            rest = behind;
+        }
+        Ok(())
     }
 
     /// Probabilities over the codebook at the masked positions, after guidance and softmax: one row of
@@ -142,6 +170,34 @@ impl<'a> Denoiser<'a> {
     /// # Errors
     /// When a tensor operation fails.
     pub fn probabilities(&self, images: &[Decoding], guidance: f64) -> Result<Vec<f32>> {
+        let Some((cond, uncond)) = self.masked_logits(images)? else {
+            return Ok(Vec::new()); // all codes are known
+        };
+        let (masked, codebook) = cond.dims2()?;
+        let mut probabilities = vec![0f32; masked * codebook];
+        let each = |probabilities: &mut Vec<f32>, logits: Tensor, work: fn(&mut [f32], &[f32], f64)| {
+            let rows = probabilities.chunks_exact_mut(codebook).collect();
+            ops::for_each_row(&logits, rows, |row, logits| work(row, logits, guidance))
+        };
+        match uncond {
+            None => each(&mut probabilities, cond, |row, cond, guidance| {
+                row.copy_from_slice(cond);
+                guided_softmax(row, None, guidance);
+            })?,
+            Some(uncond) => {
+                each(&mut probabilities, cond, |row, cond, _| row.copy_from_slice(cond))?;
+                each(&mut probabilities, uncond, |row, uncond, guidance| guided_softmax(row, Some(uncond), guidance))?;
+            }
+        }
+        Ok(probabilities)
+    }
+
+    /// Logits over the codebook at the masked positions, images in order: with the text and, where there is guidance, those
+    /// without; none where all codes are known.
+    ///
+    /// # Shapes
+    /// `[masked, codebook]` in f32
+    fn masked_logits(&self, images: &[Decoding]) -> Result<Option<(Tensor, Option<Tensor>)>> {
         let codebook = self.config.codebook_size;
         let (mut packed, mut rows) = (Packed::default(), Vec::new());
         let mut add = |image: &Decoding, prefix: &Range<usize>| {
@@ -154,7 +210,7 @@ impl<'a> Denoiser<'a> {
             images.iter().for_each(|image| add(image, prefix));
         }
         if rows.is_empty() {
-            return Ok(Vec::new()); // all codes are known
+            return Ok(None);
         }
         // Keys of this step stand behind the prefixes.
         let segments: Arc<[Segment]> = packed
@@ -171,23 +227,16 @@ impl<'a> Denoiser<'a> {
         let offset = self.config.image_offset() as usize;
         let logits = self.phi.logits(&ops::gather_rows(&hidden, &rows)?, Some(offset..offset + codebook))?;
         let logits = logits.to_dtype(DType::F32)?;
-        let masked = if self.uncond.is_some() { rows.len() / 2 } else { rows.len() };
-        let mut probabilities = vec![0f32; masked * codebook];
-        let each = |probabilities: &mut Vec<f32>, logits: Tensor, work: fn(&mut [f32], &[f32], f64)| {
-            let rows = probabilities.chunks_exact_mut(codebook).collect();
-            ops::for_each_row(&logits, rows, |row, logits| work(row, logits, guidance))
-        };
-        let (cond, uncond) = (logits.narrow(0, 0, masked)?, logits.narrow(0, masked, rows.len() - masked)?);
-        match self.uncond {
-            None => each(&mut probabilities, cond, |row, cond, guidance| {
-                row.copy_from_slice(cond);
-                guided_softmax(row, None, guidance);
-            })?,
-            Some(_) => {
-                each(&mut probabilities, cond, |row, cond, _| row.copy_from_slice(cond))?;
-                each(&mut probabilities, uncond, |row, uncond, guidance| guided_softmax(row, Some(uncond), guidance))?;
-            }
+        if self.uncond.is_none() {
+            return Ok(Some((logits, None)));
         }
-        Ok(probabilities)
+        let masked = rows.len() / 2;
+        Ok(Some((logits.narrow(0, 0, masked)?, Some(logits.narrow(0, masked, masked)?))))
     }
+}
+
+/// The number that decides the code of each masked position, images in order.
+fn marks(images: &[Decoding], draws: &mut [SeededDraws]) -> Vec<f32> {
+    let of = |(image, draws): (&Decoding, &mut SeededDraws)| image.masked().map(|_| draws.mark()).collect::<Vec<_>>();
+    images.iter().zip(draws).flat_map(of).collect()
 }

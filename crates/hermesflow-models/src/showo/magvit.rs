@@ -321,8 +321,8 @@ pub struct Magvit {
     decoder: Decoder,
     dtype: DType,
     device: Device,
-    /// Its operators are too small to be shared between threads.
-    small: bool,
+    /// Whether pieces of work are done side by side: its operators are too small to be shared between threads.
+    apart: bool,
 }
 
 impl Magvit {
@@ -354,7 +354,7 @@ impl Magvit {
             config: config.clone(),
             dtype: probe.dtype(),
             device: probe.device().clone(),
-            small: weights.parameter_count() < parallel::SMALL,
+            apart: weights.parameter_count() < parallel::SMALL && probe.device().is_cpu(),
         })
     }
 
@@ -390,9 +390,10 @@ impl Magvit {
         self.decoder.forward(&self.laid_out(features)?)
     }
 
-    /// As a large model's convolutions are fastest; a small one keeps to the exact order of its operators.
+    /// As a large model's convolutions are fastest on the CPU; a small one keeps to the exact order of its operators.
     fn laid_out(&self, xs: &Tensor) -> Result<Tensor> {
-        Ok(if self.small { xs.clone() } else { ops::channels_last(xs)? })
+        let last = !self.apart && ops::by_kernels(&self.device);
+        Ok(if last { ops::channels_last(xs)? } else { xs.clone() })
     }
 
     /// Codes from the encoder's output: the sign bits, most significant first.
@@ -471,7 +472,7 @@ impl Magvit {
     pub fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
         let pixels = images.first().map_or(0, |image| (image.width() * image.height()) as usize);
         let chunks: Vec<&[RgbImage]> = images.chunks(batch(pixels)).collect();
-        let codes = parallel::map(self.small, &chunks, |chunk| self.quantize(&self.encode(&self.pixels(chunk)?)?));
+        let codes = parallel::map(self.apart, &chunks, |chunk| self.quantize(&self.encode(&self.pixels(chunk)?)?));
         Ok(codes.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
@@ -492,7 +493,7 @@ impl Magvit {
         let chunks: Vec<&[Vec<u32>]> =
             codes.chunks(batch(height * width * self.config.downsampling().pow(2))).collect();
         let decode = |chunk: &&[Vec<u32>]| self.decode_chunk(&self.grid_features(chunk, height, width)?);
-        let images = parallel::map(self.small, &chunks, decode);
+        let images = parallel::map(self.apart, &chunks, decode);
         Ok(images.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
     }
 

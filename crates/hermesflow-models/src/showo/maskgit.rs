@@ -33,12 +33,17 @@ impl SeededDraws {
     pub fn new(seed: u64) -> Self {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
+
+    /// The share of all weight, in `[0, 1)`, that decides a position's code.
+    pub fn mark(&mut self) -> f32 {
+        self.0.random()
+    }
 }
 
 impl Draws for SeededDraws {
     fn code(&mut self, _position: usize, probabilities: &[f32]) -> u32 {
         let total: f32 = probabilities.iter().sum();
-        draw_index(probabilities, self.0.random::<f32>() * total) as u32
+        draw_index(probabilities, self.mark() * total) as u32
     }
 
     fn uniform(&mut self, _position: usize) -> f32 {
@@ -97,14 +102,22 @@ impl Decoding {
 
     /// One step. `probabilities` has one row of codebook size per masked position, ascending.
     pub fn advance(&mut self, probabilities: &[f32], codebook: usize, draws: &mut impl Draws) {
+        let draw = |(position, row): (usize, &[f32])| {
+            let code = draws.code(position, row);
+            (code, row[code as usize])
+        };
+        let drawn: Vec<(u32, f32)> = self.masked().zip(probabilities.chunks_exact(codebook)).map(draw).collect();
+        self.advance_by(&drawn, draws);
+    }
+
+    /// One step, with the code that was drawn for each masked position, ascending, and its probability.
+    pub fn advance_by(&mut self, drawn: &[(u32, f32)], draws: &mut impl Draws) {
         let masked: Vec<usize> = self.masked().collect();
         let mut sampled: Vec<u32> = self.codes.iter().map(|code| code.unwrap_or(0)).collect();
         let mut confidence = vec![f32::INFINITY; sampled.len()];
-        for (row, &position) in masked.iter().enumerate() {
-            let row = &probabilities[row * codebook..(row + 1) * codebook];
-            let code = draws.code(position, row);
+        for (&(code, probability), &position) in drawn.iter().zip(&masked) {
             sampled[position] = code;
-            confidence[position] = row[code as usize].ln();
+            confidence[position] = probability.ln();
         }
         let ratio = (self.step + 1) as f64 / self.steps as f64;
         self.temperature *= 1.0 - ratio;

@@ -18,7 +18,8 @@ pub mod tokenizer;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use hermesflow_nn::ops::{Products, multiplies_bf16};
+use hermesflow_nn::device::multiplies_bf16;
+use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::parallel;
 use hermesflow_nn::weights::{self, Weights};
 use image::RgbImage;
@@ -175,12 +176,21 @@ impl Showo {
         see(&serde_json::to_vec(&self.config).map_err(parse)?);
         see(&serde_json::to_vec(&self.phi_config).map_err(parse)?);
         see(self.tokenizer.to_json()?.as_bytes());
-        see(format!("{:?} {}", self.phi.products(), multiplies_bf16()).as_bytes());
+        see(format!("{:?} {}", self.phi.products(), multiplies_bf16(self.phi.device())).as_bytes());
+        if let Some(operators) = self.operators() {
+            see(operators.as_bytes());
+        }
         self.weights.each_bytes(|described, bytes| {
             see(described.as_bytes());
             see(bytes);
         })?;
         Ok(())
+    }
+
+    /// Which operators compute its likelihoods, where they are not the CPU's kernels: they round otherwise.
+    fn operators(&self) -> Option<String> {
+        let device = self.phi.device();
+        (!ops::by_kernels(device)).then(|| format!("compositions on {}", hermesflow_nn::device::describe(device)))
     }
 
     /// The model's configuration.
@@ -203,9 +213,15 @@ impl Showo {
         self.phi.dtype()
     }
 
-    /// Whether its operators are too small to be shared between threads.
-    pub(crate) fn is_small(&self) -> bool {
+    /// Whether its operators are small ones.
+    fn is_small(&self) -> bool {
         self.weights.parameter_count() < parallel::SMALL
+    }
+
+    /// Whether pieces of work are done side by side, as its operators are too small to be shared between threads; those of
+    /// a GPU are put into one stream by one thread.
+    pub(crate) fn works_apart(&self) -> bool {
+        self.is_small() && self.phi.device().is_cpu()
     }
 
     /// The text tokenizer.

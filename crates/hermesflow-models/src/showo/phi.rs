@@ -4,6 +4,7 @@
 //! [`Segment`]s say which keys each run of queries sees. There is no padding and no mask.
 //! Weight paths mirror the checkpoint's names.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{D, DType, Device, Tensor};
@@ -147,6 +148,29 @@ pub enum Placement {
     Behind,
 }
 
+impl Placement {
+    /// The row of each number of `new`, where it goes to several runs of rows and the CPU's kernels do not run: a GPU takes
+    /// as long for each run as for all of them.
+    ///
+    /// # Shapes
+    /// `new [tokens, heads, head_dim]` -> the same
+    fn rows_on_device(&self, new: &Tensor) -> Result<Option<Tensor>> {
+        let Self::Runs(runs) = self else { return Ok(None) };
+        let mut rows = Vec::with_capacity(new.dim(0)?);
+        for &(first, count, row) in runs {
+            if first != rows.len() {
+                return Ok(None);
+            }
+            rows.extend(row as u32..(row + count) as u32);
+        }
+        if ops::by_kernels(new.device()) || runs.len() < 2 || rows.len() != new.dim(0)? {
+            return Ok(None);
+        }
+        let rows = Tensor::from_vec(rows, (new.dim(0)?, 1, 1), new.device())?;
+        Ok(Some(rows.broadcast_as(new.shape())?.contiguous()?))
+    }
+}
+
 /// Keys and values of earlier tokens, per layer `[rows, heads, head_dim]`.
 #[derive(Debug)]
 pub struct KvCache {
@@ -159,6 +183,11 @@ impl KvCache {
         let (keys, values) = (&keys.to_dtype(k.dtype())?, &values.to_dtype(v.dtype())?);
         if matches!(placement, Placement::Behind) {
             return Ok((Tensor::cat(&[k, keys], 0)?, Tensor::cat(&[v, values], 0)?));
+        }
+        if let Some(rows) = placement.rows_on_device(keys)? {
+            k.scatter_set(&rows, keys, 0)?;
+            v.scatter_set(&rows, values, 0)?;
+            return Ok((k.clone(), v.clone()));
         }
         for (cache, new) in [(k, keys), (v, values)] {
             let (_, heads, head_dim) = new.dims3()?;
@@ -370,7 +399,15 @@ impl Phi {
         let half = self.inverse_frequencies.len();
         let mut cos = Vec::with_capacity(positions.len() * half);
         let mut sin = Vec::with_capacity(positions.len() * half);
+        // Where each position stands first: the sequences of a batch have the same ones.
+        let mut known: HashMap<u32, usize> = HashMap::new();
         for &position in positions {
+            if let Some(&at) = known.get(&position) {
+                cos.extend_from_within(at..at + half);
+                sin.extend_from_within(at..at + half);
+                continue;
+            }
+            known.insert(position, cos.len());
             for &frequency in &self.inverse_frequencies {
                 // The reference multiplies f32 position and f32 frequency.
                 let angle = position as f32 * frequency as f32;

@@ -41,7 +41,7 @@ pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]
     let cache = (model.phi.cache_bytes_per_row(), !model.phi.device().is_cpu());
     let together = images_together(images.len(), replies, rows, cache);
     let batches: Vec<_> = images.chunks(together).collect();
-    let replies = parallel::map(model.is_small(), &batches, |images| reply_batch(model, images));
+    let replies = parallel::map(model.works_apart(), &batches, |images| reply_batch(model, images));
     Ok(replies.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 

@@ -33,6 +33,7 @@ use std::sync::Arc;
 use candle_core::{Result, Tensor, bail};
 
 use super::raw::{self, HeadRows};
+use crate::measure::{Part, part};
 
 /// A run of queries that see the same keys.
 ///
@@ -87,12 +88,14 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segment]>, 
         bail!("attention: q {:?}, k {:?}, v {:?}", q.dims(), k.dims(), v.dims());
     }
     check(segments, tq, tk)?;
-    if raw::fused(&[q, k, v]) {
-        let (q, k, v) = (HeadRows::arrange(q)?, HeadRows::arrange(k)?, HeadRows::arrange(v)?);
-        q.apply_op3(&k, &v, fused::Attention::new(segments, scale))
-    } else {
-        grouped::attention(q, k, v, segments, scale)
-    }
+    part(Part::Attention, q.device(), || {
+        if raw::fused(&[q, k, v]) {
+            let (q, k, v) = (HeadRows::arrange(q)?, HeadRows::arrange(k)?, HeadRows::arrange(v)?);
+            q.apply_op3(&k, &v, fused::Attention::new(segments, scale))
+        } else {
+            grouped::attention(q, k, v, segments, scale)
+        }
+    })
 }
 
 /// Every query once, every key in the tensor, and a causal run no longer than its keys.

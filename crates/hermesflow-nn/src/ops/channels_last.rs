@@ -21,6 +21,7 @@ use super::conv::{Padding, conv2d, output_size};
 use super::group_norm::group_norm_silu;
 use super::raw::{fused, host};
 use super::upsample::upsample_nearest2x;
+use crate::measure::{Part, part};
 
 /// A GroupNorm before a convolution, with SiLU if asked for.
 #[derive(Debug, Clone, Copy)]
@@ -100,7 +101,7 @@ pub fn norm_conv2d(
     others.extend(around.norm.iter().flat_map(|norm| [norm.weight, norm.bias]));
     others.extend(around.residual);
     if is_channels_last(x.layout()) && fused(&others) && !others.iter().any(|tensor| tensor.track_op()) {
-        return forward(x, weight, bias, stride, pad, around);
+        return part(Part::Convolutions, x.device(), || forward(x, weight, bias, stride, pad, around));
     }
     let mut xs = x.clone();
     if let Some(norm) = around.norm {

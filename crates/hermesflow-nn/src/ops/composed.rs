@@ -10,8 +10,9 @@ use candle_core::{D, DType, Device, Result, Tensor};
 
 use super::decoder::Pair;
 use super::products::Products;
-use super::wide;
+use super::{by_rows, wide};
 use crate::gradients;
+use crate::measure::{Part, part};
 
 impl Products {
     /// The type of a product's operands.
@@ -65,21 +66,29 @@ fn centred(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
 
 /// LayerNorm of rows `[n, d]`.
 fn norm(x: &Tensor, pair: &Pair, eps: f64) -> Result<Tensor> {
-    let (x, scale) = centred(x, eps)?;
-    x.broadcast_mul(&scale)?.broadcast_mul(&pair.weight.detach())?.broadcast_add(&pair.bias.detach())
+    part(Part::Norms, x.device(), || {
+        let (weight, bias) = (pair.weight.detach(), pair.bias.detach());
+        if let Some(done) = by_rows::layer_norm(x, &weight, &bias, eps) {
+            return done;
+        }
+        let (x, scale) = centred(x, eps)?;
+        x.broadcast_mul(&scale)?.broadcast_mul(&weight)?.broadcast_add(&bias)
+    })
 }
 
 /// With `n = (x - mean) scale` and `a = g weight`: `dx = scale (a - mean(a) - n mean(a n))`; the gradients of weight and
 /// bias, `Σ g n` and `Σ g`, are collected.
 fn norm_back(x: &Tensor, pair: &Pair, grad: &Tensor, eps: f64) -> Result<Tensor> {
-    let (x, scale) = centred(x, eps)?;
-    let x = x.broadcast_mul(&scale)?;
-    collect(&pair.weight, || column_sums(&(grad * &x)?))?;
-    collect(&pair.bias, || column_sums(grad))?;
-    let grad = grad.broadcast_mul(&pair.weight.detach())?;
-    let along = (&grad * &x)?.mean_keepdim(D::Minus1)?;
-    let grad = grad.broadcast_sub(&grad.mean_keepdim(D::Minus1)?)?;
-    (grad - x.broadcast_mul(&along)?)?.broadcast_mul(&scale)
+    part(Part::Norms, x.device(), || {
+        let (x, scale) = centred(x, eps)?;
+        let x = x.broadcast_mul(&scale)?;
+        collect(&pair.weight, || column_sums(&(grad * &x)?))?;
+        collect(&pair.bias, || column_sums(grad))?;
+        let grad = grad.broadcast_mul(&pair.weight.detach())?;
+        let along = (&grad * &x)?.mean_keepdim(D::Minus1)?;
+        let grad = grad.broadcast_sub(&grad.mean_keepdim(D::Minus1)?)?;
+        (grad - x.broadcast_mul(&along)?)?.broadcast_mul(&scale)
+    })
 }
 
 /// The gradient of `gelu_tanh` at `x`.

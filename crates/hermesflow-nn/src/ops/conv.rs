@@ -8,6 +8,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use super::raw::{Operand, elements, fused, host, product};
+use crate::measure::{self, Part, part};
 
 /// Zero padding per side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,12 +31,18 @@ const TILE: usize = 1 << 18;
 /// # Shapes
 /// `x [b, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` -> `[b, o, oh, ow]`
 pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding) -> Result<Tensor> {
-    let (_, c, h, w) = x.dims4()?;
-    output_size((c, h, w), weight, bias, stride, pad)?;
-    if fused(&[x, weight, bias]) {
-        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv { stride, pad });
-    }
-    plain(x, weight, bias, stride, pad)
+    let (b, c, h, w) = x.dims4()?;
+    let (oh, ow) = output_size((c, h, w), weight, bias, stride, pad)?;
+    part(Part::Convolutions, x.device(), || {
+        if fused(&[x, weight, bias]) {
+            return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv { stride, pad });
+        }
+        if !x.device().is_cpu() {
+            let o = bias.elem_count();
+            measure::queued(b, (oh * ow, o, weight.elem_count() / o.max(1)));
+        }
+        plain(x, weight, bias, stride, pad)
+    })
 }
 
 /// Height and width of the output of `(c, h, w)` pixels.

@@ -15,6 +15,7 @@ use super::raw::{HeadRows, elements, host, on_cpu};
 use super::rotary::Rotary;
 use super::{Segment, composed, gelu, layer_norm};
 use crate::gradients;
+use crate::measure::{Part, on_host};
 
 /// A weight and its bias: of an affine map, or of a normalisation.
 #[derive(Debug, Clone)]
@@ -28,14 +29,16 @@ pub struct Pair {
 impl Pair {
     fn norm(&self, x: &[f32], eps: f32) -> Result<Vec<f32>> {
         let ((w, w_layout), (b, b_layout)) = (self.weight.storage_and_layout(), self.bias.storage_and_layout());
-        Ok(layer_norm::forward(x, host(&w, w_layout)?, host(&b, b_layout)?, eps))
+        let (w, b) = (host(&w, w_layout)?, host(&b, b_layout)?);
+        on_host(Part::Norms, || Ok(layer_norm::forward(x, w, b, eps)))
     }
 
     /// `dx`; the gradients of weight and bias are collected.
     fn norm_back(&self, x: &[f32], grad: &[f32], eps: f32) -> Result<Vec<f32>> {
         let (dx, sums) = {
             let (w, layout) = self.weight.storage_and_layout();
-            layer_norm::backward(x, host(&w, layout)?, grad, eps)
+            let w = host(&w, layout)?;
+            on_host(Part::Norms, || Ok(layer_norm::backward(x, w, grad, eps)))?
         };
         let (dw, db) = sums.split_at(sums.len() / 2);
         gradients::add_vector(&self.weight, dw)?;
@@ -147,7 +150,8 @@ impl Run {
         let turned_query = self.turn(&block.query_norm.norm(&query, eps)?, width, false);
         let turned_key = self.turn(&block.key_norm.norm(&key, eps)?, width, false);
         let heads = [&turned_query, &turned_key, &value].map(|data| HeadRows { data, stride: width });
-        let seen = self.attention.forward(heads, n, block.heads, width / block.heads);
+        let attend = || Ok(self.attention.forward(heads, n, block.heads, width / block.heads));
+        let seen = on_host(Part::Attention, attend)?;
         let up = affine(&block.up, &normed)?;
         Ok(Saved { query, key, turned_query, turned_key, value, seen, up })
     }
@@ -183,7 +187,8 @@ impl Run {
         let d_seen = back(&block.dense, grad, &seen, None)?;
         let heads = [&turned_query, &turned_key, &value].map(|data| HeadRows { data, stride: width });
         let size = (n, n, block.heads, width / block.heads);
-        let [d_query, d_key, d_value] = self.attention.backward(heads, &seen, &d_seen, size)?;
+        let attend = || self.attention.backward(heads, &seen, &d_seen, size);
+        let [d_query, d_key, d_value] = on_host(Part::Attention, attend)?;
         drop((turned_query, turned_key, value, seen, d_seen));
         let d_normed = back(&block.value, &d_value, &normed, Some(d_normed))?;
         let d_query = block.query_norm.norm_back(&query, &self.turn(&d_query, width, true), eps)?;

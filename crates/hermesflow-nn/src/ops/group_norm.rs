@@ -5,6 +5,7 @@ use rayon::prelude::*;
 
 use super::raw::{elements, fused, host};
 use super::simd::{add_to, exp, sum_by};
+use crate::measure::{Part, part};
 
 /// GroupNorm, then SiLU if asked for.
 ///
@@ -22,11 +23,13 @@ pub fn group_norm_silu(
     if groups == 0 || c % groups != 0 || weight.dims() != [c] || bias.dims() != [c] {
         bail!("group_norm: x {:?}, weight {:?}, {groups} groups do not fit", x.dims(), weight.dims());
     }
-    if fused(&[x, weight, bias]) {
-        let op = GroupNorm { groups, eps: eps as f32, silu };
-        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
-    }
-    plain(x, weight, bias, groups, eps, silu)
+    part(Part::Norms, x.device(), || {
+        if fused(&[x, weight, bias]) {
+            let op = GroupNorm { groups, eps: eps as f32, silu };
+            return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
+        }
+        plain(x, weight, bias, groups, eps, silu)
+    })
 }
 
 /// The same by candle's operators.

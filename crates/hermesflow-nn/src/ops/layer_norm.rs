@@ -3,8 +3,10 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::by_rows;
 use super::raw::{elements, fused, host};
 use super::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
+use crate::measure::{Part, part};
 
 /// Rows of one task; fixed, so that the sums over rows have one order.
 const ROWS: usize = 64;
@@ -18,11 +20,13 @@ pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resul
     if weight.dims() != [d] || bias.dims() != [d] {
         bail!("layer_norm: weight {:?} and bias {:?} on x {:?}", weight.dims(), bias.dims(), x.dims());
     }
-    if fused(&[x, weight, bias]) {
-        x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps: eps as f32 })
-    } else {
-        plain(x, weight, bias, eps)
-    }
+    part(Part::Norms, x.device(), || {
+        if fused(&[x, weight, bias]) {
+            x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps: eps as f32 })
+        } else {
+            by_rows::layer_norm(x, weight, bias, eps).unwrap_or_else(|| plain(x, weight, bias, eps))
+        }
+    })
 }
 
 /// The same by candle's operators.

@@ -10,9 +10,10 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 use rayon::prelude::*;
 
 use super::dot::{self, Element, Product};
-use super::raw::{Operand, column_sums, elements, fused, host, product};
+use super::raw::{Operand, column_sums, elements, fused, host, on_cpu, product};
 use super::simd::{LANES, vectorised};
 use super::{half_weight, wide};
+use crate::measure::{self, Part, part};
 
 /// Below this many multiplications a product stays on one thread.
 const PARALLEL_FROM: usize = 64 * 1024;
@@ -45,19 +46,22 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     {
         bail!("linear: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims());
     }
-    let flat = x.reshape(((), input))?;
+    part(Part::Products, x.device(), || affine(&x.reshape(((), input))?, weight, bias)?.reshape(dims))
+}
+
+/// [`linear`] of `x [n, in]`.
+fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if half_weight::is_half(weight) && x.dtype() == DType::F32 {
         let bias = bias.map(Tensor::contiguous).transpose()?;
-        return half_weight::linear(&flat.contiguous()?, &weight.contiguous()?, bias.as_ref())?.reshape(dims);
+        return half_weight::linear(&x.contiguous()?, &weight.contiguous()?, bias.as_ref());
     }
-    let y = match bias {
+    match bias {
         Some(bias) if fused(&[x, weight, bias]) => {
-            flat.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)?
+            x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Linear)
         }
-        None if fused(&[x, weight]) => flat.contiguous()?.apply_op2(&weight.contiguous()?, Linear)?,
-        _ => plain(&flat, weight, bias)?,
-    };
-    y.reshape(dims)
+        None if fused(&[x, weight]) => x.contiguous()?.apply_op2(&weight.contiguous()?, Linear),
+        _ => plain(x, weight, bias),
+    }
 }
 
 /// Several [`linear`]s, `(x, weight, bias)` each, in one go where nothing of them is part of a graph: the products of few
@@ -66,6 +70,11 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
 /// # Shapes
 /// As [`linear`], each.
 pub fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    let Some((first, _, _)) = products.first() else { return Ok(Vec::new()) };
+    part(Part::Products, first.device(), || all(products))
+}
+
+fn all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
     let one_by_one = || products.iter().map(|(x, weight, bias)| linear(x, weight, Some(bias))).collect();
     let fits = |(x, weight, bias): &(&Tensor, &Tensor, &Tensor)| {
         let in_graph = x.track_op() || weight.track_op() || bias.track_op();
@@ -74,6 +83,9 @@ pub fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor
             (&[_, input], &[out, depth], &[bias]) if input == depth && out == bias);
         !in_graph && whole && shapes && fused(&[x, bias])
     };
+    if products.iter().all(is_mixed) {
+        return plain_all(products);
+    }
     if !products.iter().all(fits) {
         return one_by_one();
     }
@@ -100,12 +112,40 @@ pub fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor
     results.map(|(y, product)| Tensor::from_vec(y, shape(product), product.0.device())).collect()
 }
 
+/// Whether a frozen weight in 16 bits is under an input in f32, without the CPU's kernels.
+fn is_mixed((x, weight, _): &(&Tensor, &Tensor, &Tensor)) -> bool {
+    let half = matches!(weight.dtype(), DType::BF16 | DType::F16) && x.dtype() == DType::F32;
+    half && x.rank() == 2 && !on_cpu(x.device()) && !x.track_op() && !weight.track_op()
+}
+
+/// Several products of such, by candle's operators; an `x` that stands in several is narrowed once.
+fn plain_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    let mut narrowed: Vec<(&Tensor, Tensor)> = Vec::new();
+    let mut results = Vec::with_capacity(products.len());
+    for &(x, weight, bias) in products {
+        let known = narrowed.iter().find(|(known, y)| known.id() == x.id() && y.dtype() == weight.dtype());
+        let narrow = match known {
+            Some((_, narrow)) => narrow.clone(),
+            None => {
+                narrowed.push((x, x.to_dtype(weight.dtype())?));
+                narrowed[narrowed.len() - 1].1.clone()
+            }
+        };
+        results.push(wide::multiply(&narrow, &weight.t()?)?.broadcast_add(bias)?);
+    }
+    Ok(results)
+}
+
 /// The same by candle's operators.
 fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     // A frozen weight in 16 bits under an input in f32, on a GPU: the product is of 16 bits, its sums and result in f32.
+    let in_graph = x.track_op() || weight.track_op();
+    if !x.device().is_cpu() && (in_graph || weight.dtype() == x.dtype()) {
+        measure::queued(1, (x.dim(0)?, weight.dim(0)?, weight.dim(1)?));
+    }
     let y = if weight.dtype() == x.dtype() {
         x.matmul(&weight.t()?)?
-    } else if x.track_op() || weight.track_op() {
+    } else if in_graph {
         x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(x.dtype())?
     } else {
         wide::multiply(&x.to_dtype(weight.dtype())?, &weight.t()?)?.to_dtype(x.dtype())?

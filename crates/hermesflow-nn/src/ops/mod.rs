@@ -5,11 +5,13 @@
 //! `v` vocabulary, `b` batch, `c` channels.
 
 pub mod attention;
+mod by_rows;
 pub mod channels_last;
 mod composed;
 pub mod conv;
 pub mod decoder;
 mod dot;
+pub mod draw;
 pub mod gelu;
 pub mod group_norm;
 mod half_weight;
@@ -32,8 +34,8 @@ mod wide;
 
 #[allow(unused_imports)]
 pub use self::{
-    attention::*, channels_last::*, conv::*, decoder::*, gelu::*, group_norm::*, head::*, layer_norm::*, linear::*,
-    log_prob::*, products::*, rotary::*, rows::*, upsample::*,
+    attention::*, channels_last::*, conv::*, decoder::*, draw::*, gelu::*, group_norm::*, head::*, layer_norm::*,
+    linear::*, log_prob::*, products::*, rotary::*, rows::*, upsample::*,
 };
 pub use half_weight::multiplies_bf16;
 pub use raw::on_cpu as by_kernels;

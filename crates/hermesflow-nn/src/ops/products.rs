@@ -6,6 +6,7 @@ use super::linear::Linear;
 use super::packed::{self, Matrix, Values};
 use super::raw::{Operand, column_sums, cpu, product};
 use crate::gradients;
+use crate::measure::{Part, on_host};
 
 /// How the matrix products of training are computed. Everything else is in f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -37,6 +38,10 @@ impl Products {
 
     /// `x Wᵀ + b`.
     pub(super) fn affine(self, x: &[f32], weight: &Tensor, bias: &Tensor) -> Result<Vec<f32>> {
+        on_host(Part::Products, || self.affine_of(x, weight, bias))
+    }
+
+    fn affine_of(self, x: &[f32], weight: &Tensor, bias: &Tensor) -> Result<Vec<f32>> {
         let (_, input) = weight.dims2()?;
         let ((w, w_layout), (b, b_layout)) = (weight.storage_and_layout(), bias.storage_and_layout());
         let bias = super::raw::host(&b, b_layout)?;
@@ -51,6 +56,10 @@ impl Products {
 
     /// `dx = g W`, added to `sum` where there is one.
     pub(super) fn input_gradient(self, grad: &[f32], weight: &Tensor, sum: Option<Vec<f32>>) -> Result<Vec<f32>> {
+        on_host(Part::Products, || self.input_gradient_of(grad, weight, sum))
+    }
+
+    fn input_gradient_of(self, grad: &[f32], weight: &Tensor, sum: Option<Vec<f32>>) -> Result<Vec<f32>> {
         let (out, input) = weight.dims2()?;
         let (w, layout) = weight.storage_and_layout();
         match (self, values(cpu(&w)?, layout)?) {
@@ -75,6 +84,10 @@ impl Products {
 
     /// Adds `dW = gᵀ x` and `db = Σ g` to the gradients that are being collected.
     pub(super) fn weight_gradients(self, grad: &[f32], x: &[f32], weight: &Tensor, bias: &Tensor) -> Result<()> {
+        on_host(Part::Products, || self.weight_gradients_of(grad, x, weight, bias))
+    }
+
+    fn weight_gradients_of(self, grad: &[f32], x: &[f32], weight: &Tensor, bias: &Tensor) -> Result<()> {
         let (out, input) = weight.dims2()?;
         let n = x.len() / input.max(1);
         let (g, by) = (Matrix::wide(grad, out).t(), Matrix::wide(x, input));

@@ -10,6 +10,7 @@ use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp3, Layout, Result, Shap
 use half::slice::HalfFloatSliceExt;
 
 use super::raw::{Operand, product};
+use crate::measure::{Part, part};
 
 /// `x y` in f32; operands may be transposed views.
 ///
@@ -21,7 +22,7 @@ pub(super) fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     if size.batch * size.m * size.n * size.k == 0 {
         return Tensor::zeros(size.shape(x.rank()), DType::F32, x.device());
     }
-    x.apply_op2_no_bwd(&y, &Multiply)
+    part(Part::Products, x.device(), || x.apply_op2_no_bwd(&y, &Multiply))
 }
 
 /// `sum ← sum + x y`, in place.
@@ -34,7 +35,7 @@ pub(super) fn add(sum: &Tensor, x: &Tensor, y: &Tensor) -> Result<()> {
     if size.batch != 1 || sum.dims() != [size.m, size.n] || !sum.is_contiguous() || sum.dtype() != DType::F32 {
         bail!("a product {:?} {:?} cannot be added to {:?}", x.dims(), y.dims(), sum.layout());
     }
-    sum.inplace_op3(&x, &y, &Multiply)
+    part(Part::Products, x.device(), || sum.inplace_op3(&x, &y, &Multiply))
 }
 
 /// The tensor without a graph, contiguous either way round.
@@ -191,6 +192,7 @@ mod cuda {
     ) -> Result<()> {
         use sys::cublasOperation_t::{CUBLAS_OP_N as AS_IT_IS, CUBLAS_OP_T as TURNED};
         let Size { batch, m, n, k, x_turned, y_turned } = size;
+        crate::measure::queued(batch, (m, n, k));
         let cublas = x.device.cublas_handle();
         let stream = x.device.cuda_stream();
         let x = x.as_cuda_slice::<T>()?.slice(x_layout.start_offset()..);

@@ -1,20 +1,17 @@
 //! `hermesflow bench`: how long each stage takes on a model, warm, in this process.
 
+mod stages;
+
 use std::io::BufRead;
-use std::ops::ControlFlow;
-use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use clap::ValueEnum;
-use hermesflow_models::showo::Showo;
-use hermesflow_models::{DType, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel, measure};
-use hermesflow_train::{PairDpo, PairDpoSettings, Schedule, ScheduleKind, Trainer, TrainerSettings, TrainingPair};
-use image::RgbImage;
-use serde::Serialize;
-use serde_json::json;
+use hermesflow_models::device;
+use hermesflow_models::measure::Profile;
+use serde_json::{Value, json};
 
+use self::stages::{Bench, Run};
 use super::ConfigArgs;
-use crate::config::{RunConfig, TrainSettings};
 use crate::progress::Progress;
 use crate::report::table;
 use crate::{fit, models};
@@ -22,10 +19,13 @@ use crate::{fit, models};
 /// Time each stage on a model
 ///
 /// Runs the stages on the model of a configuration with made-up pictures and texts, a warm-up first, and prints
-/// medians, the share of the threads' time that matrix products take, their rate, and the peak of memory.
-/// `benches/stages.py` runs it beside PyTorch in turns.
+/// medians, the share of the threads' time that matrix products take, their rate, and the peak of memory. The device is
+/// that of the configuration; on a GPU (model.device=cuda:0) a clock stops when the GPU is done, and the peak of its memory
+/// is that of tensors. `benches/stages.py` and `benches/gpu_session.py` run it beside PyTorch in turns.
 ///
-/// Example: hermesflow bench configs/paper.yaml model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
+/// Examples:
+///   hermesflow bench configs/paper.yaml model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
+///   hermesflow bench configs/scenes.yaml model.device=cuda:0 model.dtype=bf16 --stages multiply,copy
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -46,8 +46,13 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Run this stage once for each line that comes in on stdin, and answer with a line of JSON
-    #[arg(long, value_name = "STAGE", conflicts_with_all = ["stages", "repeat", "json"])]
+    /// Run each stage once more and tell which parts its time goes to; on a GPU that run waits for it at both ends of each
+    #[arg(long)]
+    profile: bool,
+
+    /// Run this stage once for each line that comes in on stdin, and answer with a line of JSON; a line may name another
+    /// stage, with `profile` before it for the parts that its time goes to
+    #[arg(long, value_name = "STAGE", conflicts_with_all = ["stages", "repeat", "json", "profile"])]
     serve: Option<StageName>,
 }
 
@@ -88,6 +93,8 @@ struct Work {
 enum StageName {
     /// A large matrix product in the model's type, the best of several
     Multiply,
+    /// A copy within the device's memory, the best of several
+    Copy,
     /// One picture to image codes
     Encode,
     /// One picture from image codes
@@ -105,35 +112,46 @@ enum StageName {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
-    let model = models::open(&config.model, &Progress::stderr())?;
+    let progress = Progress::stderr();
+    let model = models::open(&config.model, &progress)?;
     let config = fit::chosen(&config, &model)?;
     let mut bench = Bench::new(model, args.work, &config)?;
     if let Some(stage) = args.serve {
-        println!("{}", json!({ "ready": stage.label() }));
-        for line in std::io::stdin().lock().lines() {
-            line?;
-            println!("{}", serde_json::to_string(&bench.once(stage)?)?);
-        }
-        return Ok(());
+        return serve(&mut bench, stage);
     }
+    progress.log(format!("bench: on {}", device::describe(bench.device())));
     let stages = if args.stages.is_empty() { StageName::value_variants().to_vec() } else { args.stages };
-    let mut rows = table(&["stage", "seconds", "in products", "GFLOP/s", "peak memory"]);
+    let on_gpu = !bench.device().is_cpu();
+    let mut columns = vec!["stage", "seconds", "in products", "GFLOP/s", "peak memory"];
+    columns.extend(on_gpu.then_some("GPU memory"));
+    columns.extend(args.profile.then_some("its time goes to"));
+    let mut rows = table(&columns);
     let mut all = Vec::new();
     for stage in stages {
         bench.once(stage)?;
         let mut runs = (0..args.repeat).map(|_| bench.once(stage)).collect::<Result<Vec<Run>>>()?;
         runs.sort_by(|a, b| a.seconds.total_cmp(&b.seconds));
         let median = &runs[runs.len() / 2];
-        let peak = runs.iter().filter_map(|run| run.peak).max();
-        rows.add_row([
+        let profile = if args.profile { Some(bench.profile(stage)?) } else { None };
+        let most = |of: fn(&Run) -> Option<u64>| memory(runs.iter().filter_map(of).max());
+        let mut row = vec![
             stage.label(),
             format!("{:.3}", median.seconds),
-            format!("{:.0} %", 100.0 * median.share),
-            format!("{:.0}", median.gflops),
-            peak.map_or_else(|| "unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9)),
-        ]);
+            median.share.map_or_else(|| "unknown".into(), percent),
+            median.copied.map_or_else(|| format!("{:.0}", median.gflops), |rate| format!("{rate:.0} GB/s")),
+            most(|run| run.peak),
+        ];
+        row.extend(on_gpu.then(|| most(|run| run.gpu_peak)));
+        row.extend(profile.as_ref().map(in_words));
+        rows.add_row(row);
         let seconds: Vec<f64> = runs.iter().map(|run| run.seconds).collect();
-        all.push(json!({ "stage": stage.label(), "median": median, "seconds": seconds }));
+        all.push(json!({
+            "stage": stage.label(),
+            "device": device::describe(bench.device()),
+            "median": median,
+            "seconds": seconds,
+            "profile": profile.as_ref().map(shares),
+        }));
     }
     match args.json {
         true => println!("{}", serde_json::to_string_pretty(&all)?),
@@ -142,157 +160,46 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// Answers each line of stdin.
+fn serve(bench: &mut Bench, usual: StageName) -> Result<()> {
+    println!("{}", json!({ "ready": usual.label(), "device": device::describe(bench.device()) }));
+    for line in std::io::stdin().lock().lines() {
+        let line = line?;
+        let (profiled, name) = match line.trim().strip_prefix("profile") {
+            Some(name) => (true, name.trim()),
+            None => (false, line.trim()),
+        };
+        let named = || StageName::from_str(name, true).map_err(anyhow::Error::msg).context("a line of stdin");
+        let stage = if name.is_empty() { usual } else { named()? };
+        match profiled {
+            true => println!("{}", shares(&bench.profile(stage)?)),
+            false => println!("{}", serde_json::to_string(&bench.once(stage)?)?),
+        }
+    }
+    Ok(())
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.0} %", 100.0 * share)
+}
+
+fn memory(bytes: Option<u64>) -> String {
+    bytes.map_or_else(|| "unknown".into(), |bytes| format!("{:.2} GB", bytes as f64 / 1e9))
+}
+
+fn in_words(profile: &Profile) -> String {
+    let shares = profile.shares().into_iter().filter(|(_, share)| *share >= 0.005);
+    shares.map(|(part, share)| format!("{part} {}", percent(share))).collect::<Vec<_>>().join(", ")
+}
+
+fn shares(profile: &Profile) -> Value {
+    let shares: serde_json::Map<String, Value> =
+        profile.shares().into_iter().map(|(part, share)| (part.to_owned(), json!(share))).collect();
+    json!({ "seconds": profile.all, "shares": shares })
+}
+
 impl StageName {
     fn label(self) -> String {
         self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
     }
-}
-
-/// What one run of a stage took.
-#[derive(Debug, Clone, Copy, Serialize)]
-struct Run {
-    seconds: f64,
-    /// The share of the threads' time in matrix products.
-    share: f64,
-    /// The rate of these products, all threads together.
-    gflops: f64,
-    /// The most memory meanwhile, in bytes, where the system tells.
-    peak: Option<u64>,
-}
-
-/// A model with made-up work.
-struct Bench {
-    model: Showo,
-    work: Work,
-    training: TrainSettings,
-    picture: RgbImage,
-    codes: Vec<Vec<u32>>,
-    trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Showo>>)>,
-    dtype: DType,
-}
-
-impl Bench {
-    fn new(model: Showo, work: Work, config: &RunConfig) -> Result<Self> {
-        ensure!(!model.config().w_clip_vit, "bench: the CLIP variant is not timed; give another checkpoint");
-        let side = if work.picture == 0 { model.resolution() as u32 } else { work.picture };
-        let picture = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x ^ y) as u8, (x / 2) as u8, (y * 3) as u8]));
-        let (tokens, codebook) = (model.image_tokens() as u64, model.config().codebook_size as u64);
-        let code =
-            |image: u64| (0..tokens).map(|at| ((at * 2_654_435_761 + image * 40_503) % codebook) as u32).collect();
-        let codes = (0..work.images.max(3 * work.pairs) as u64).map(code).collect();
-        let (dtype, training) = (config.model.dtype.into(), config.train.clone());
-        Ok(Self { model, work, dtype, training, picture, codes, trainer: None })
-    }
-
-    /// One run.
-    fn once(&mut self, stage: StageName) -> Result<Run> {
-        if stage == StageName::Train && self.trainer.is_none() {
-            self.trainer = Some(self.trainer()?);
-        }
-        reset_peak();
-        let started = Instant::now();
-        let (seconds, products) = measure::products(|| self.work(stage));
-        let (seconds, elapsed) = (seconds?, started.elapsed().as_secs_f64());
-        let threads = rayon::current_num_threads() as f64;
-        Ok(Run {
-            seconds,
-            share: products.thread_seconds / (elapsed * threads),
-            gflops: products.operations / products.thread_seconds.max(f64::MIN_POSITIVE) * threads / 1e9,
-            peak: peak(),
-        })
-    }
-
-    /// Seconds of one run's work.
-    fn work(&mut self, stage: StageName) -> Result<f64> {
-        let work = self.work;
-        let request = |question: String, number: usize, sampling, max_new_tokens| ReplyRequest {
-            question,
-            sampling,
-            seed: number as u64,
-            max_new_tokens,
-        };
-        let started = Instant::now();
-        match stage {
-            StageName::Multiply => return Ok(measure::large_product(self.dtype)?),
-            StageName::Encode => drop(self.model.vq().encode_images(std::slice::from_ref(&self.picture))?),
-            StageName::Decode => {
-                let (tokens, side) = (self.model.image_tokens(), self.model.resolution());
-                let side = self.picture.width() as usize * tokens.isqrt() / side;
-                let codes: Vec<u32> = self.codes[0].iter().copied().cycle().take(side * side).collect();
-                drop(self.model.vq().decode_images(&[codes])?);
-            }
-            StageName::Caption => {
-                let view = ImageView::Codes(self.codes[0].clone());
-                let sampling = Sampling { top_k: 4, temperature: 2.0 };
-                let question = "Give a caption for this image.".to_owned();
-                let requests: Vec<ReplyRequest> = (0..work.captions)
-                    .map(|number| request(question.clone(), number, sampling, work.caption_tokens))
-                    .collect();
-                drop(self.model.reply(&view, &requests)?);
-            }
-            StageName::Imagine => {
-                let prompt = "a large red circle above three small blue squares on a grey background".to_owned();
-                let jobs: Vec<ImagineJob> = (0..work.images as u64)
-                    .map(|seed| ImagineJob { prompt: prompt.clone(), seed, known: vec![] })
-                    .collect();
-                let options =
-                    ImagineOptions { steps: work.steps, guidance: work.guidance, ..ImagineOptions::default() };
-                drop(self.model.imagine(&jobs, &options)?);
-            }
-            StageName::Answer => {
-                let question =
-                    |number| format!("What is the colour of shape number {number}? Choice: red, blue, green");
-                let requests: Vec<ReplyRequest> = (0..work.questions)
-                    .map(|number| request(question(number), number, Sampling::GREEDY, work.answer_tokens))
-                    .collect();
-                let views: Vec<ImageView> = self.codes[..work.images].iter().cloned().map(ImageView::Codes).collect();
-                let asked: Vec<(&ImageView, &[ReplyRequest])> =
-                    views.iter().map(|view| (view, requests.as_slice())).collect();
-                drop(self.model.reply_many(&asked)?);
-            }
-            StageName::Train => {
-                let (_, trainer) = self.trainer.as_mut().context("made above")?;
-                trainer.run(|_| ControlFlow::Break(()))?;
-            }
-        }
-        Ok(started.elapsed().as_secs_f64())
-    }
-
-    fn trainer(&self) -> Result<(tempfile::TempDir, Trainer<PairDpo<Showo>>)> {
-        let pair = |number: usize| TrainingPair {
-            id: number.to_string(),
-            image: self.codes[3 * number].clone(),
-            question: "Give a caption for this image.".into(),
-            caption: format!("a large red circle above {number} small blue squares on a grey background"),
-            caption_win: " a large red circle above three small blue squares".into(),
-            caption_lose: " two green triangles left of a small yellow cross".into(),
-            image_win: self.codes[3 * number + 1].clone(),
-            image_lose: self.codes[3 * number + 2].clone(),
-        };
-        let pairs = (0..self.work.pairs).map(pair).collect();
-        let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
-        let products = self.training.products.into();
-        let policy = self.model.trainable()?.training(products).checkpointing(self.training.checkpoints());
-        let reference = self.model.frozen()?.training(products);
-        let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
-        let schedule =
-            Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, total_steps: 1_000_000 };
-        let folder = tempfile::tempdir()?;
-        let TrainerSettings { optimizer_state, .. } = self.training.trainer();
-        let settings = TrainerSettings { max_grad_norm: Some(1.0), optimizer_state, ..TrainerSettings::new(schedule) };
-        let trainer = Trainer::new(objective, settings, folder.path())?;
-        Ok((folder, trainer))
-    }
-}
-
-/// Forgets the most memory that this process has had, where the system can.
-fn reset_peak() {
-    let _ = std::fs::write("/proc/self/clear_refs", "5");
-}
-
-/// The most memory that this process has had since, where the system tells.
-fn peak() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-    line.trim().trim_end_matches(" kB").parse::<u64>().ok().map(|kilobytes| kilobytes * 1024)
 }

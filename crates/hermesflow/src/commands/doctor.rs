@@ -50,7 +50,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let mut config = args.config.load_for_any_device()?;
+    let mut config = args.config.load()?;
     let layout = RunLayout::new(&config, 1);
     let mut findings = Findings::default();
     let records = findings.records(&config, &layout);

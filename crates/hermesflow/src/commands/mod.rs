@@ -67,14 +67,6 @@ impl ConfigArgs {
         RunConfig::load(&self.config, &self.overrides())
     }
 
-    /// As [`ConfigArgs::load`], of a run on a device that need not be here.
-    ///
-    /// # Errors
-    /// As there.
-    pub fn load_for_any_device(&self) -> Result<RunConfig> {
-        RunConfig::load_for_any_device(&self.config, &self.overrides())
-    }
-
     fn overrides(&self) -> Vec<String> {
         let seed = self.seed.map(|seed| format!("seed={seed}"));
         self.overrides.iter().cloned().chain(seed).collect()

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use hermesflow_models::device::{DeviceName, describe};
 use hermesflow_verify::{Check, Verdict, verify};
 
 use crate::progress::Progress;
@@ -13,7 +14,7 @@ use crate::report;
 /// Takes case folders, or folders of them: model cases (image tokenizer, both sequence forms, decoding with recorded
 /// draws, Pair-DPO with every gradient, a training trace), rules/, image/, tokenizer/ and scorers/ (judges of text).
 /// Everything is read from the folder. Prints what was compared, the largest error, its tolerance and the verdict;
-/// exits with 1 if anything is outside. What this build cannot replay is listed as skipped and never counts as passed.
+/// exits with 1 if anything is outside. The tolerances are the same on any device: everything is in f32. What this build cannot replay is listed as skipped and never counts as passed.
 ///
 /// Example: hermesflow verify golden --json
 #[derive(Debug, clap::Args)]
@@ -21,6 +22,10 @@ pub struct Args {
     /// Case folders, or folders of them
     #[arg(value_name = "PATH", required = true)]
     paths: Vec<PathBuf>,
+
+    /// Where the models and judges run: auto, cpu or cuda:N
+    #[arg(long, default_value = "cpu", value_name = "NAME")]
+    device: DeviceName,
 
     /// Print JSON, one object per comparison
     #[arg(long)]
@@ -30,10 +35,12 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let progress = Progress::stderr();
+    let device = args.device.open().context("--device")?;
+    progress.log(format!("verify: on {}", describe(&device)));
     let mut checks: Vec<Check> = Vec::new();
     for path in &args.paths {
         ensure!(path.is_dir(), "{}: not a folder; give a folder of recorded cases", path.display());
-        let found = verify(path, |case| progress.log(format!("verify: {}", case.display())));
+        let found = verify(path, &device, |case| progress.log(format!("verify: {}", case.display())));
         checks.extend(found.with_context(|| path.display().to_string())?);
     }
     if args.json {

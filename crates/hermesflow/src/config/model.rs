@@ -1,7 +1,7 @@
 //! The `model` section of a run's configuration: which checkpoint, in which type, on which device.
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::device::{DeviceName, multiplies_bf16};
+use hermesflow_models::device::DeviceName;
 use hermesflow_models::{DType, Device};
 use serde::{Deserialize, Serialize};
 
@@ -56,14 +56,14 @@ impl Default for ModelSettings {
 
 impl ModelSettings {
     /// Names the device, the type and the tokenizers that were left open; the tokenizers are the published ones, for any
-    /// model but the embedded one. What cannot be opened is left for [`validate`](Self::validate) to report.
+    /// model but the embedded one. No device is opened.
     pub(super) fn resolve(&mut self) {
         if let Ok(name @ DeviceName::Auto) = self.device.parse::<DeviceName>() {
             let name = if self.showo == EMBEDDED { DeviceName::Cpu } else { name.resolved() };
             self.device = name.to_string();
         }
         if self.dtype == DTypeName::Auto {
-            let faster = self.showo != EMBEDDED && self.multiplies_bf16();
+            let faster = self.showo != EMBEDDED && self.device_name().is_ok_and(DeviceName::multiplies_bf16);
             self.dtype = if faster { DTypeName::BF16 } else { DTypeName::F32 };
         }
         if self.showo != EMBEDDED {
@@ -72,10 +72,10 @@ impl ModelSettings {
         }
     }
 
-    /// Checks the keys against each other.
+    /// Checks the keys against each other. Whether the device is there is seen by what works on it.
     pub(super) fn validate(&self) -> Result<()> {
         let ModelSettings { showo, vq, tokenizer, .. } = self;
-        self.device.parse::<DeviceName>().context("model.device")?;
+        self.device_name()?;
         self.expect.validate()?;
         for (key, value) in [("vq", vq), ("tokenizer", tokenizer)] {
             ensure!(
@@ -88,19 +88,19 @@ impl ModelSettings {
         Ok(())
     }
 
-    /// Whether the device multiplies bf16 faster. One that is not there is taken for a GPU that does.
-    pub(super) fn multiplies_bf16(&self) -> bool {
-        self.device().map_or(self.names_a_gpu(), |device| multiplies_bf16(&device))
-    }
-
     /// Whether the device is a GPU, there or not.
     pub fn names_a_gpu(&self) -> bool {
-        matches!(self.device.parse(), Ok(DeviceName::Cuda(_)))
+        matches!(self.device_name(), Ok(DeviceName::Cuda(_)))
+    }
+
+    /// The device's name.
+    pub fn device_name(&self) -> Result<DeviceName> {
+        self.device.parse().context("model.device")
     }
 
     /// The device, if this build has it.
     pub fn device(&self) -> Result<Device> {
-        self.device.parse::<DeviceName>().and_then(DeviceName::open).context("model.device")
+        self.device_name()?.open().context("model.device")
     }
 }
 

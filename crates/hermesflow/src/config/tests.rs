@@ -65,8 +65,14 @@ fn a_device_is_named_or_chosen() {
         message("model.device=gpu"),
         "model.device: \"gpu\" is no device; expected auto, cpu or cuda:N, such as cuda:0"
     );
+    // A GPU that is not there is missed by what works on it, not by what only reads the configuration.
     #[cfg(not(feature = "cuda"))]
-    assert!(message("model.device=cuda:0").contains("built without CUDA: cargo build --release --features cuda"));
+    for dtype in ["f32", "auto", "bf16"] {
+        let dtype = format!("model.dtype={dtype}");
+        let config = parse("", &["model.showo=m", "model.device=cuda:0", &dtype]).unwrap();
+        let message = format!("{:#}", config.model.device().unwrap_err());
+        assert!(message.contains("built without CUDA: cargo build --release --features cuda"), "{message}");
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The `train` section of a run's configuration.
 
+use hermesflow_models::device::DeviceName;
 use hermesflow_models::{MaskSchedule, Products};
 use hermesflow_train::{
     AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, StatePlace, TrainerSettings,
@@ -120,9 +121,9 @@ pub enum ProductsName {
 
 impl ProductsName {
     /// With nothing left open.
-    fn resolved(self, model: DTypeName, multiplies_bf16: bool) -> Self {
+    fn resolved(self, model: DTypeName, multiplies_bf16: impl Fn() -> bool) -> Self {
         match self {
-            Self::Auto if model == DTypeName::BF16 && multiplies_bf16 => Self::Bf16,
+            Self::Auto if model == DTypeName::BF16 && multiplies_bf16() => Self::Bf16,
             Self::Auto => Self::F32,
             chosen => chosen,
         }
@@ -265,9 +266,9 @@ impl TrainSettings {
     /// Names what was left open and does not depend on the model: on the CPU, where one memory holds everything, that is
     /// all; on a GPU what fits is chosen when the model is known ([`crate::fit`]).
     pub(super) fn resolve(&mut self, model: &ModelSettings) {
-        let device = model.device().ok();
-        self.products = self.products.resolved(model.dtype, model.multiplies_bf16());
-        if device.is_some_and(|device| device.is_cpu()) {
+        let rounds = || model.device_name().is_ok_and(DeviceName::multiplies_bf16);
+        self.products = self.products.resolved(model.dtype, rounds);
+        if !model.names_a_gpu() {
             self.checkpointing = self.checkpointing.or(Checkpointing::Off);
             self.optimizer_state = self.optimizer_state.or(OptimizerState::Device);
         }

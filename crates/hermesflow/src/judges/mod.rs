@@ -10,7 +10,8 @@ mod scenes;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hermesflow_models::{DType, Device};
+use hermesflow_models::DType;
+use hermesflow_models::device::DeviceName;
 use hermesflow_score::neural::{Bert, BertScore, LlamaWriter, SentenceBert, UnifiedQa};
 use hermesflow_score::template::TemplateWriter;
 use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Choosing, Lexical, QuestionFilter, QuestionWriter};
@@ -31,7 +32,8 @@ use scenes::SceneWriter;
 #[derive(Debug, Clone)]
 pub struct Judges {
     settings: JudgeSettings,
-    device: Device,
+    /// Opened by a judge with weights, when it is asked.
+    device: DeviceName,
     seed: u64,
     /// The folder of what they said; none remembers nothing.
     scores: Option<PathBuf>,
@@ -42,16 +44,16 @@ impl Judges {
     /// The judges of a run; what they say is kept in its data root.
     ///
     /// # Errors
-    /// When the device is not in this build.
+    /// When the device has no such name.
     pub fn of_run(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Self> {
-        let (settings, device) = (config.judges.clone(), config.model.device()?);
+        let (settings, device) = (config.judges.clone(), config.model.device_name()?);
         let scores = Some(layout.scores());
         Ok(Self { settings, device, seed: config.seed, scores, progress: progress.clone() })
     }
 
     /// Judges on the CPU that remember nothing.
     pub fn alone(settings: JudgeSettings, progress: &Progress) -> Self {
-        Self { settings, device: Device::Cpu, seed: 0, scores: None, progress: progress.clone() }
+        Self { settings, device: DeviceName::Cpu, seed: 0, scores: None, progress: progress.clone() }
     }
 
     /// Fetches the models of all judges that a run asks, so that none is missed hours later.
@@ -74,21 +76,21 @@ impl Judges {
     /// What to fetch, if its model is missing.
     pub fn similarity(&self, judge: Similarity) -> Result<Box<dyn CaptionSimilarity>> {
         let JudgeSettings { bert, sbert, bertscore, bertscore_layer, bertscore_baseline, .. } = &self.settings;
-        let device = self.device.clone();
+        let device = self.device;
         Ok(match judge {
             Similarity::Auto | Similarity::Lexical => Box::new(Lexical),
             Similarity::Bert => {
-                self.remembered("bert", bert, "", move |path| Ok(Bert::load(path, &device)?)).map(Box::new)?
+                self.remembered("bert", bert, "", move |path| Ok(Bert::load(path, &device.open()?)?)).map(Box::new)?
             }
-            Similarity::Sbert => {
-                self.remembered("sbert", sbert, "", move |path| Ok(SentenceBert::load(path, &device)?)).map(Box::new)?
-            }
+            Similarity::Sbert => self
+                .remembered("sbert", sbert, "", move |path| Ok(SentenceBert::load(path, &device.open()?)?))
+                .map(Box::new)?,
             Similarity::Bertscore => {
                 let named = bertscore.split('@').next().unwrap_or(bertscore);
                 let layer = bertscore_layer.or_else(|| BertScore::customary_layer(named));
                 let baseline = *bertscore_baseline;
                 let load = move |path: &Path| {
-                    let judge = BertScore::load(path, layer, &device)
+                    let judge = BertScore::load(path, layer, &device.open()?)
                         .context("judges.bertscore_layer names the layer where none is customary")?;
                     Ok(judge.rescaled(baseline.unwrap_or(0.0)))
                 };
@@ -102,11 +104,11 @@ impl Judges {
     /// # Errors
     /// As [`Judges::similarity`].
     pub fn matcher(&self, judge: Matcher) -> Result<Box<dyn ChoiceMatcher>> {
-        let device = self.device.clone();
+        let device = self.device;
         Ok(match judge {
             Matcher::Auto | Matcher::Lexical => Box::new(Lexical),
             Matcher::Sbert => {
-                let load = move |path: &Path| Ok(SentenceBert::load(path, &device)?);
+                let load = move |path: &Path| Ok(SentenceBert::load(path, &device.open()?)?);
                 Box::new(self.remembered("sbert-choice", &self.settings.sbert, "", load)?)
             }
         })
@@ -117,13 +119,14 @@ impl Judges {
     /// # Errors
     /// As [`Judges::similarity`].
     pub fn writer(&self, writer: Writer) -> Result<Option<Box<dyn QuestionWriter>>> {
-        let (device, beams) = (self.device.clone(), self.settings.beams);
+        let (device, beams) = (self.device, self.settings.beams);
         Ok(match writer {
             Writer::Auto | Writer::File => None,
             Writer::Scenes => Some(Box::new(SceneWriter { seed: self.seed })),
             Writer::Template => Some(Box::new(TemplateWriter)),
             Writer::Llama => {
-                let load = move |path: &Path| Ok(LlamaWriter::load(path, DType::F32, &device)?.with_beams(beams));
+                let load =
+                    move |path: &Path| Ok(LlamaWriter::load(path, DType::F32, &device.open()?)?.with_beams(beams));
                 Some(Box::new(self.remembered("llama", &self.settings.llama, &beams.to_string(), load)?))
             }
         })
@@ -134,11 +137,11 @@ impl Judges {
     /// # Errors
     /// As [`Judges::similarity`].
     pub fn filter(&self, filter: Filter) -> Result<Option<Box<dyn QuestionFilter>>> {
-        let device = self.device.clone();
+        let device = self.device;
         Ok(match filter {
             Filter::Auto | Filter::None => None,
             Filter::Unifiedqa => {
-                let load = move |path: &Path| Ok(UnifiedQa::load(path, &device)?);
+                let load = move |path: &Path| Ok(UnifiedQa::load(path, &device.open()?)?);
                 Some(Box::new(self.remembered("unifiedqa", &self.settings.unifiedqa, "", load)?))
             }
         })

@@ -15,6 +15,7 @@ use candle_core::{D, DType, Result, Tensor};
 
 use self::plan::{Batch, Plan, Shared};
 use super::Segment;
+use crate::ops::by_rows::softmax;
 use crate::ops::node::node3;
 use crate::ops::wide::multiply;
 
@@ -101,11 +102,9 @@ impl Grouped {
         let of = |x: &Tensor| self.by_head(&batch.keys.select(x)?, batch.segments);
         let q = self.by_head(&batch.queries.select(&self.q)?, batch.segments)?;
         let scores = self.scores(batch, &q, &of(&self.k)?)?;
-        let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+        let weights = softmax(&scores)?.to_dtype(self.v.dtype())?;
         drop(scores);
-        let sums = weights.sum_keepdim(D::Minus1)?;
-        let seen = multiply(&weights.to_dtype(self.v.dtype())?, &of(&self.v)?)?.broadcast_div(&sums)?;
-        self.by_row(&seen, batch.segments)
+        self.by_row(&multiply(&weights, &of(&self.v)?)?, batch.segments)
     }
 
     /// Single queries, each family of which sees one range of keys beside its own: the softmax is over both.
@@ -156,9 +155,8 @@ impl Grouped {
             let (q, k, v) = (queries(&self.q)?, of(&self.k)?, of(&self.v)?);
             let grad = queries(&grad)?;
             let scores = self.scores(batch, &q, &k)?;
-            let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
+            let weights = softmax(&scores)?;
             drop(scores);
-            let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
             dv.push(self.by_row(&multiply(&weights.to_dtype(dtype)?.t()?, &grad)?, segments)?);
             let weighted = (multiply(&grad, &v.t()?)? * &weights)?;
             let mean = weighted.sum_keepdim(D::Minus1)?;

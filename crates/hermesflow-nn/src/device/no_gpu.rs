@@ -1,0 +1,35 @@
+//! In a build without CUDA there is no GPU.
+
+use candle_core::Device;
+
+use super::{DeviceName, Error, Memory};
+
+pub(super) fn any() -> bool {
+    false
+}
+
+pub(super) fn open(number: usize) -> Result<Device, Error> {
+    Err(Error::NotBuilt(DeviceName::Cuda(number)))
+}
+
+pub(super) fn capability_of(_: usize) -> Option<(i32, i32)> {
+    None
+}
+
+pub(super) fn capability(_: &Device) -> Option<(i32, i32)> {
+    None
+}
+
+pub(super) fn name(_: &Device) -> Option<String> {
+    None
+}
+
+pub(super) fn memory(_: &Device) -> Option<Memory> {
+    None
+}
+
+pub(super) fn reset_peak(_: &Device) {}
+
+pub(super) fn peak(_: &Device) -> Option<u64> {
+    None
+}
