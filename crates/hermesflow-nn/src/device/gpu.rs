@@ -25,8 +25,11 @@ pub(super) fn open(number: usize) -> Result<Device, Error> {
         return Ok(device.clone());
     }
     // With a stream of its own: candle's default is one of each thread, and nothing orders two of them.
-    let device = Device::new_cuda_with_stream(number)
-        .map_err(|error| Error::NotOpened { name: DeviceName::Cuda(number), message: error.to_string() })?;
+    let device = Device::new_cuda_with_stream(number).map_err(|error| {
+        // Behind the first line there may be a backtrace.
+        let message = error.to_string().lines().next().unwrap_or_default().to_owned();
+        Error::NotOpened { name: DeviceName::Cuda(number), message }
+    })?;
     if let Ok(cuda) = device.as_cuda_device() {
         // SAFETY: all work on this GPU is put into that one stream, which does it in order, frees included; the two events
         // that each tensor would carry order nothing more, and take as long as small kernels.
