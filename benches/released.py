@@ -54,7 +54,8 @@ class Released:
 
     def __init__(self, folder: pathlib.Path, work: argparse.Namespace):
         self.work, self.device, self.dtype = work, torch.device(work.device), DTYPES[work.torch]
-        torch.set_default_device(self.device)
+        if self.device.type != "cpu":
+            torch.set_default_device(self.device)
         self.config = json.loads((folder / "showo/config.json").read_text())
         phi_file = folder / "showo" / self.config.get("llm_model_path", "") / "config.json"
         self.phi_config = json.loads(phi_file.read_text()) if phi_file.exists() else {}

@@ -13,9 +13,10 @@ The first argument is a size, or a folder with showo/, vq/ and tokenizer.json:
 Sizes are made with random weights in target/bench. Every stage has a process of its own on either side, a warm-up, and
 medians of turns. PyTorch is in f32, or in bf16 too (--torch; see released.py); what it repeats many times is timed once and
 multiplied, as the table says; ours always does all of the work. On a GPU (--device cuda, and a program built for it) every
-clock stops when the GPU is done, and memory is that of tensors on it; gpu_session.py does all of that in one go. `products` is the share of our threads' time in matrix products and their rate,
-`multiply` a large product alone, against oneDNN's in the same type. With --minilm FOLDER (all-MiniLM-L6-v2, for its
-vocabulary) the judges of captions and replies are timed too (judges.py).
+clock stops when the GPU is done, and memory is that of tensors on it; gpu_session.py does all of that in one go. `products`
+is the share of our threads' time in matrix products and their rate, `multiply` a large product alone, against oneDNN's in
+the same type. With --minilm FOLDER (all-MiniLM-L6-v2, for its vocabulary) the judges of captions and replies are timed too
+(judges.py).
 """
 
 import argparse
