@@ -5,7 +5,7 @@
 
 In order, each with a time budget of its own:
 
-    verify     `hermesflow verify` on every folder of --golden
+    verify     `hermesflow verify` on every folder of --golden: numbers recorded from the original models
     model      a random model of --size in --work, unless it is there (or --model names one)
     benches    what the GPU can do (a large product, a copy) and each stage at 512², ours beside PyTorch in f32 and in bf16, in
                turns; behind each stage one run of ours that tells which parts its time goes to
@@ -180,6 +180,8 @@ class Session:
 
     def verify(self) -> None:
         golden = self.arguments.golden
+        if not golden.is_dir():
+            raise Failed(f"{golden} is no folder")
         folders = sorted(path for path in golden.iterdir() if path.is_dir())
         found = {"passed": 0, "failed": 0, "skipped": 0}
         self.record["verify"] = found | {"failures": []}
@@ -393,7 +395,8 @@ def main() -> None:
     parser.add_argument("--dtype", choices=["f32", "bf16"], help="our matrices; bf16 on a GPU, else f32")
     parser.add_argument("--torch", default="f32,bf16", help="PyTorch's types; none leaves it out")
     parser.add_argument("--python", default=sys.executable, help="the Python that has PyTorch")
-    parser.add_argument("--golden", type=pathlib.Path, help="folder of recorded cases; without it none is replayed")
+    parser.add_argument("--golden", type=pathlib.Path, default=ROOT / "crates/hermesflow-verify/tests/golden",
+                        help="folder of recorded cases; the tests' own if none is given")
     parser.add_argument("--model", type=pathlib.Path, help="folder with showo/, vq/ and tokenizer.json")
     parser.add_argument("--work", type=pathlib.Path, default=ROOT / "target/bench", help="where a random model is made")
     parser.add_argument("--minutes", type=float, default=9.0, help="for all of it")
@@ -404,13 +407,10 @@ def main() -> None:
     arguments.device = "cuda:0" if arguments.device == "cuda" else arguments.device
     if not arguments.binary.is_file():
         parser.error(f"{arguments.binary} is not there: cargo build --release --features cuda, or --binary PATH")
-    if arguments.golden and not arguments.golden.is_dir():
-        parser.error(f"{arguments.golden} is no folder")
     with tempfile.TemporaryDirectory() as scratch:
         session = Session(arguments, pathlib.Path(scratch))
         session.machine()
-        if arguments.golden:
-            session.part("verify", session.verify)
+        session.part("verify", session.verify)
         session.part("model", session.make_model)
         if session.model and (session.model / "tokenizer.json").exists():
             session.part("benches", session.benches)

@@ -14,7 +14,8 @@ use crate::report;
 /// Takes case folders, or folders of them: model cases (image tokenizer, both sequence forms, decoding with recorded
 /// draws, Pair-DPO with every gradient, a training trace), rules/, image/, tokenizer/ and scorers/ (judges of text).
 /// Everything is read from the folder. Prints what was compared, the largest error, its tolerance and the verdict;
-/// exits with 1 if anything is outside. The tolerances are the same on any device: everything is in f32. What this build cannot replay is listed as skipped and never counts as passed.
+/// exits with 1 if anything is outside. The tolerances are the same on any device: everything is in f32. What this build
+/// cannot replay is listed as skipped and never counts as passed.
 ///
 /// Example: hermesflow verify golden --json
 #[derive(Debug, clap::Args)]
