@@ -174,7 +174,7 @@ impl TryFrom<Written> for Checkpointing {
             Written::Chosen(true) => Ok(Self::On),
             Written::Chosen(false) => Ok(Self::Off),
             Written::Other(name) if name == "auto" => Ok(Self::Auto),
-            Written::Other(name) => Err(format!("checkpointing is auto, true or false, not {name:?}")),
+            Written::Other(_) => Err("checkpointing is auto, true or false".into()),
         }
     }
 }
