@@ -21,10 +21,8 @@ mod tests;
 /// The elements of an operand.
 #[derive(Clone, Copy)]
 pub(super) enum Values<'a> {
-    /// Rounded when they are packed.
+    /// Rounded when they are packed, unless the matrix is [`exact`](Matrix::exact).
     Wide(&'a [f32]),
-    /// As they are, in f32; both operands are, or none.
-    Exact(&'a [f32]),
     /// As they are.
     Brain(&'a [bf16]),
 }
@@ -32,7 +30,7 @@ pub(super) enum Values<'a> {
 impl Values<'_> {
     fn len(self) -> usize {
         match self {
-            Self::Wide(values) | Self::Exact(values) => values.len(),
+            Self::Wide(values) => values.len(),
             Self::Brain(values) => values.len(),
         }
     }
@@ -42,7 +40,6 @@ impl Values<'_> {
         let mut wide = vec![0f32; self.len()];
         match self {
             Self::Wide(values) => super::dot::narrow(values).convert_to_f32_slice(&mut wide),
-            Self::Exact(values) => wide.copy_from_slice(values),
             Self::Brain(values) => values.convert_to_f32_slice(&mut wide),
         }
         wide
@@ -57,6 +54,8 @@ pub(super) struct Matrix<'a> {
     columns: usize,
     /// Whether `values` hold it column by column.
     turned: bool,
+    /// Whether elements in f32 are multiplied as they are; those of both operands are, or of none.
+    exact: bool,
 }
 
 impl<'a> Matrix<'a> {
@@ -64,7 +63,7 @@ impl<'a> Matrix<'a> {
     pub(super) fn new(values: Values<'a>, columns: usize) -> Self {
         let rows = values.len() / columns.max(1);
         debug_assert_eq!(values.len(), rows * columns);
-        Self { values, rows, columns, turned: false }
+        Self { values, rows, columns, turned: false, exact: false }
     }
 
     /// Rows of f32.
@@ -127,12 +126,13 @@ pub(super) unsafe fn exact(
     }
     let matrix = |operand: Operand, rows: usize, columns: usize| {
         // SAFETY: by the contract of this function, for a contiguous operand.
-        let values = || Values::Exact(unsafe { std::slice::from_raw_parts(operand.start, rows * columns) });
-        match (operand.row, operand.column) {
-            (row, 1) if row == columns => Some(Matrix::new(values(), columns)),
-            (1, column) if column == rows => Some(Matrix::new(values(), rows).t()),
-            _ => None,
-        }
+        let values = || Values::Wide(unsafe { std::slice::from_raw_parts(operand.start, rows * columns) });
+        let matrix = match (operand.row, operand.column) {
+            (row, 1) if row == columns => Matrix::new(values(), columns),
+            (1, column) if column == rows => Matrix::new(values(), rows).t(),
+            _ => return None,
+        };
+        Some(Matrix { exact: true, ..matrix })
     };
     let (Some(lhs), Some(rhs)) = (matrix(lhs, m, k), matrix(rhs, k, n)) else { return false };
     // SAFETY: by the contract of this function.

@@ -46,7 +46,7 @@ impl Products {
         let ((w, w_layout), (b, b_layout)) = (weight.storage_and_layout(), bias.storage_and_layout());
         let bias = super::raw::host(&b, b_layout)?;
         Ok(match (self, values(cpu(&w)?, w_layout)?) {
-            (Self::F32, Values::Wide(weight) | Values::Exact(weight)) => Linear::forward(x, weight, Some(bias), input),
+            (Self::F32, Values::Wide(weight)) => Linear::forward(x, weight, Some(bias), input),
             (Self::F32, Values::Brain(_)) => bail!("products in f32 of a weight in bf16"),
             (Self::Bf16, weight) => {
                 packed::multiply(Matrix::wide(x, input), Matrix::new(weight, input).t(), Some(bias))
@@ -63,7 +63,7 @@ impl Products {
         let (out, input) = weight.dims2()?;
         let (w, layout) = weight.storage_and_layout();
         match (self, values(cpu(&w)?, layout)?) {
-            (Self::F32, Values::Wide(weight) | Values::Exact(weight)) => {
+            (Self::F32, Values::Wide(weight)) => {
                 let (g, w) = (Operand::rows(grad.as_ptr(), out), Operand::rows(weight.as_ptr(), input));
                 // SAFETY: g is [n, out], w [out, input].
                 Ok(unsafe { wide((grad.len() / out, input, out), g, w, sum) })

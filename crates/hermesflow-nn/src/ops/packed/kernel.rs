@@ -24,7 +24,7 @@ const PACKED: usize = 1 << 20;
 struct Vector(#[allow(dead_code)] [u32; 16]);
 
 /// A packed operand: panels of so many lines, lane by lane. Only what was packed may be read.
-struct Packed(Vec<Vector>);
+struct PackedOperand(Vec<Vector>);
 
 /// An element that is packed as it is.
 #[derive(Clone, Copy)]
@@ -49,7 +49,7 @@ impl<T> Place<T> {
     }
 }
 
-impl Packed {
+impl PackedOperand {
     /// Room for `lines` in panels of `WIDTH`, over `lanes` of the summed dimension.
     fn new<const WIDTH: usize>(lines: usize, lanes: usize) -> Self {
         Self(Vec::with_capacity((lines.next_multiple_of(WIDTH) * lanes).div_ceil(16)))
@@ -60,7 +60,7 @@ impl Packed {
     /// # Safety
     /// The CPU has the instructions, and there is room.
     unsafe fn fill<const WIDTH: usize>(&mut self, matrix: Matrix<'_>, lines: Range<usize>, part: Range<usize>) {
-        let (to, lanes) = (Place(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(matrix.values.in_a_lane()));
+        let (to, lanes) = (Place(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(matrix.in_a_lane()));
         (0..lines.len().div_ceil(WIDTH)).into_par_iter().with_min_len(4).for_each(|panel| {
             let first = lines.start + panel * WIDTH;
             let few = WIDTH.min(lines.end - first);
@@ -68,7 +68,7 @@ impl Packed {
             unsafe {
                 let to = to.at(panel * WIDTH * lanes);
                 match matrix.values {
-                    Values::Exact(values) => {
+                    Values::Wide(values) if matrix.exact => {
                         let values = std::slice::from_raw_parts(values.as_ptr().cast::<Exact>(), values.len());
                         pack::<Exact, WIDTH>(to, values, matrix, first, few, part.clone());
                     }
@@ -88,14 +88,14 @@ impl Packed {
 /// As [`super::run`]; the CPU has AVX512-BF16, and nothing is empty.
 pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>) {
     let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
-    let each = lhs.values.in_a_lane();
-    assert_eq!(each, rhs.values.in_a_lane());
+    let each = lhs.in_a_lane();
+    assert_eq!(each, rhs.in_a_lane());
     let all = k.div_ceil(each);
     let lanes = all.div_ceil(all.div_ceil(DEPTH));
     let depth = lanes * each;
     let most = |width: usize, lines: usize| (PACKED / lanes / width * width).min(lines.next_multiple_of(width));
     let (high, wide) = (most(ROWS, m), most(COLUMNS, n));
-    let (mut left, mut right) = (Packed::new::<ROWS>(high, lanes), Packed::new::<COLUMNS>(wide, lanes));
+    let (mut left, mut right) = (PackedOperand::new::<ROWS>(high, lanes), PackedOperand::new::<COLUMNS>(wide, lanes));
     let out = Place(out);
     for column in (0..n).step_by(wide) {
         let columns = column..(column + wide).min(n);
@@ -128,8 +128,8 @@ pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start:
 unsafe fn tasks<const EXACT: bool>(
     out: Place<f32>,
     stride: usize,
-    left: &Packed,
-    right: &Packed,
+    left: &PackedOperand,
+    right: &PackedOperand,
     rows: Range<usize>,
     columns: Range<usize>,
     lanes: usize,
@@ -303,13 +303,13 @@ fn turned(lines: [__m512i; 16]) -> [__m512i; 16] {
     columns
 }
 
-impl Values<'_> {
+impl Matrix<'_> {
     /// Elements of the summed dimension in a lane of a packed operand.
     fn in_a_lane(self) -> usize {
-        match self {
-            Self::Exact(_) => Exact::IN_A_LANE,
-            Self::Wide(_) => f32::IN_A_LANE,
-            Self::Brain(_) => bf16::IN_A_LANE,
+        match self.values {
+            Values::Wide(_) if self.exact => Exact::IN_A_LANE,
+            Values::Wide(_) => f32::IN_A_LANE,
+            Values::Brain(_) => bf16::IN_A_LANE,
         }
     }
 }
