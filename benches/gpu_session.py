@@ -39,6 +39,7 @@ import threading
 import time
 
 import kernels
+from program import SETTINGS, model_settings
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
@@ -48,7 +49,6 @@ BUDGETS = {"verify": 110, "model": 90, "benches": 190, "train": 120, "profile": 
 FULL = {"captions": 10, "caption_tokens": 100, "images": 16, "steps": 4, "questions": 8, "answer_tokens": 20, "pairs": 4}
 LITTLE = {"captions": 2, "caption_tokens": 6, "images": 2, "steps": 2, "questions": 2, "answer_tokens": 4, "pairs": 1}
 WORK = {"full": FULL, "medium": FULL, "small": LITTLE, "tiny": LITTLE}
-SETTINGS = "pair: { similarity: lexical }\nask: { writer: template }\nanswer: { matcher: lexical }\n"
 
 
 class Failed(Exception):
@@ -222,9 +222,7 @@ class Session:
         return [f"--{key.replace('_', '-')}={value}" for key, value in self.work.items()]
 
     def ours(self, *command) -> list:
-        model = [f"model.{key}={self.model / path}" for key, path in
-                 (("showo", "showo"), ("vq", "vq"), ("tokenizer", "tokenizer.json"))]
-        model += [f"model.device={self.arguments.device}", f"model.dtype={self.dtype}"]
+        model = model_settings(self.model, self.arguments.device, self.dtype)
         return [self.binary, "bench", self.settings, *model, *command, *self.options()]
 
     def sides(self, stage: str) -> dict:

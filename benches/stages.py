@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tempfile
 
+from program import SETTINGS, model_settings
 from released import WORK, add_work
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -72,10 +73,8 @@ class Side:
 
 
 def ours(stage: str, folder: pathlib.Path, settings: pathlib.Path, options: list, arguments) -> Side:
-    model = [f"model.{key}={folder / path}" for key, path in
-             (("showo", "showo"), ("vq", "vq"), ("tokenizer", "tokenizer.json"))]
     device = "cuda:0" if arguments.device == "cuda" else arguments.device
-    model += [f"model.device={device}", f"model.dtype={arguments.dtype}"]
+    model = model_settings(folder, device, arguments.dtype)
     return Side([arguments.program, "bench", settings, *model, f"--serve={stage}", *options])
 
 
@@ -155,7 +154,7 @@ def main() -> None:
     results = {}
     with tempfile.TemporaryDirectory() as scratch:
         settings = pathlib.Path(scratch) / "bench.yaml"
-        settings.write_text("pair: { similarity: lexical }\nask: { writer: template }\nanswer: { matcher: lexical }\n")
+        settings.write_text(SETTINGS)
         for number, stage in enumerate(arguments.stages.split(",")):
             few_blocks = 2 if (arguments.size, stage) == ("full", "train") else None
             folder = folder_of(arguments.size, arguments.program, few_blocks)
