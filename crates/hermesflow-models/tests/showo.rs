@@ -4,56 +4,25 @@
 
 use hermesflow_models::showo::imagine::Denoiser;
 use hermesflow_models::showo::maskgit::{Decoding, SeededDraws};
-use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
-use hermesflow_models::showo::{Frames, Magvit, MagvitConfig, Phi, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
+use hermesflow_models::showo::{Frames, Phi, Showo};
 use hermesflow_models::{
     CaptionExample, DType, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Products,
     ReplyRequest, Sampling, Tensor, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 
+mod small;
+
 fn model() -> Showo {
-    let lines: Vec<String> = (0..200).map(|i| format!("a large red circle above {i} small blue squares")).collect();
-    let (text, vocabulary) = train_tokenizer(&lines, 300).unwrap();
-    let vq = MagvitConfig {
-        class_name: "MAGVITv2".into(),
-        ch: 8,
-        ch_mult: Some(vec![1, 1, 2]),
-        num_res_blocks: Some(vec![1; 3]),
-        z_channels: 5,
-        resolution: 16,
-        norm_groups: 4,
-    };
-    let phi = PhiConfig {
-        hidden_size: 48,
-        intermediate_size: 96,
-        num_hidden_layers: 2,
-        num_attention_heads: 3,
-        ..PhiConfig::default()
-    };
-    let showo = ShowoConfig {
-        class_name: "Showo".into(),
-        vocab_size: vocabulary + 10 + 32 + 1,
-        llm_vocab_size: vocabulary,
-        codebook_size: 32,
-        num_vq_tokens: 16,
-        mask_token_id: None,
-        w_clip_vit: false,
-        llm_model_path: "phi".into(),
-        max_text_len: 64,
-    };
-    let device = Device::Cpu;
-    let tokenizer = ShowoTokenizer::from_bytes(text.as_bytes(), &showo, "tokenizer".as_ref()).unwrap();
-    let magvit = Magvit::new(&random_magvit(&vq, 1, &device).unwrap(), &vq).unwrap();
-    let weights = random_showo(&showo, &phi, 2, &device).unwrap();
+    let model = small::model(2);
     // Larger weights than a fresh model has, so that differences between tokens show.
-    let tensors = weights.tensors().iter().map(|(name, tensor)| {
+    let tensors = model.weights().tensors().iter().map(|(name, tensor)| {
         let louder =
             if name.ends_with("weight") && tensor.rank() == 2 { (tensor * 8.0).unwrap() } else { tensor.clone() };
         (name.clone(), louder)
     });
     let weights = hermesflow_nn::weights::Weights::from_tensors(tensors.collect::<Vec<_>>(), "louder");
-    Showo::new(showo, phi, weights, tokenizer, magvit).unwrap()
+    model.with_weights(weights).unwrap()
 }
 
 fn image(seed: u32) -> Vec<u32> {

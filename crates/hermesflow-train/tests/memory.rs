@@ -5,49 +5,19 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 
-use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
-use hermesflow_models::showo::{Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
-use hermesflow_models::{Device, PairModel, Products};
+use hermesflow_models::showo::Showo;
+use hermesflow_models::{PairModel, Products};
 use hermesflow_train::{
     PairDpo, PairDpoSettings, Schedule, ScheduleKind, StatePlace, Trainer, TrainerSettings, TrainingPair,
 };
 
-const TOKENS: usize = 16;
+#[path = "../../hermesflow-models/tests/small/mod.rs"]
+mod small;
+
+use small::TOKENS;
 
 fn player() -> Showo {
-    let lines: Vec<String> = (0..200).map(|i| format!("a large red circle above {i} small blue squares")).collect();
-    let (text, vocabulary) = train_tokenizer(&lines, 300).unwrap();
-    let vq = MagvitConfig {
-        class_name: "MAGVITv2".into(),
-        ch: 8,
-        ch_mult: Some(vec![1, 1, 2]),
-        num_res_blocks: Some(vec![1; 3]),
-        z_channels: 5,
-        resolution: 16,
-        norm_groups: 4,
-    };
-    let phi = PhiConfig {
-        hidden_size: 48,
-        intermediate_size: 96,
-        num_hidden_layers: 3,
-        num_attention_heads: 3,
-        ..PhiConfig::default()
-    };
-    let showo = ShowoConfig {
-        class_name: "Showo".into(),
-        vocab_size: vocabulary + 10 + 32 + 1,
-        llm_vocab_size: vocabulary,
-        codebook_size: 32,
-        num_vq_tokens: TOKENS,
-        mask_token_id: None,
-        w_clip_vit: false,
-        llm_model_path: "phi".into(),
-        max_text_len: 64,
-    };
-    let tokenizer = ShowoTokenizer::from_bytes(text.as_bytes(), &showo, "tokenizer".as_ref()).unwrap();
-    let magvit = Magvit::new(&random_magvit(&vq, 1, &Device::Cpu).unwrap(), &vq).unwrap();
-    let weights = random_showo(&showo, &phi, 2, &Device::Cpu).unwrap();
-    Showo::new(showo, phi, weights, tokenizer, magvit).unwrap()
+    small::model(3)
 }
 
 fn pairs() -> Vec<TrainingPair> {
