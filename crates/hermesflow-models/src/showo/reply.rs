@@ -3,6 +3,7 @@
 //! Each image's block and each question are computed once and shared by all their replies; the
 //! replies of a batch advance together, one token a step, and leave it when they end.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
@@ -31,17 +32,23 @@ pub(super) const PASS: usize = 1024;
 const CACHE: usize = 512 << 20;
 const CACHE_ON_GPU: usize = 2 << 30;
 
+/// The tokens of each question, by its text.
+type Questions<'a> = HashMap<&'a str, Vec<u32>>;
+
 /// Replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
-    let replies = images.iter().map(|(_, requests)| requests.len()).max().unwrap_or(0);
-    let mut rows = 0;
-    for (image, requests) in images {
-        rows = rows.max(cached_rows(model, image, requests)?);
+    let mut ids = HashMap::new();
+    for request in images.iter().flat_map(|(_, requests)| *requests) {
+        if let Entry::Vacant(new) = ids.entry(request.question.as_str()) {
+            new.insert(model.question_ids(&request.question)?);
+        }
     }
+    let replies = images.iter().map(|(_, requests)| requests.len()).max().unwrap_or(0);
+    let rows = images.iter().map(|(image, requests)| cached_rows(&ids, image, requests)).max().unwrap_or(0);
     let cache = (model.phi.cache_bytes_per_row(), !model.phi.device().is_cpu());
     let together = images_together(images.len(), replies, rows, cache);
     let batches: Vec<_> = images.chunks(together).collect();
-    let replies = parallel::map(model.works_apart(), &batches, |images| reply_batch(model, images));
+    let replies = parallel::map(model.works_apart(), &batches, |images| reply_batch(model, &ids, images));
     Ok(replies.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
@@ -54,24 +61,24 @@ pub(super) fn images_together(images: usize, replies: usize, rows: usize, (row, 
 }
 
 /// How many rows an image, the questions about it and the replies take in a cache.
-fn cached_rows(model: &Showo, image: &ImageView, requests: &[ReplyRequest]) -> Result<usize> {
+fn cached_rows(ids: &Questions<'_>, image: &ImageView, requests: &[ReplyRequest]) -> usize {
     let longest = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
     let block = match image {
         ImageView::Codes(codes) => codes.len(),
         ImageView::Features(features) => features.dims().first().copied().unwrap_or(0),
     };
     let questions: HashSet<&str> = requests.iter().map(|request| request.question.as_str()).collect();
-    let mut rows = block + requests.len() * longest;
-    for question in questions {
-        rows += model.question_ids(question)?.len();
-    }
-    Ok(rows)
+    block + questions.into_iter().map(|question| ids[question].len()).sum::<usize>() + requests.len() * longest
 }
 
-fn reply_batch(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
+fn reply_batch(
+    model: &Showo,
+    ids: &Questions<'_>,
+    images: &[(&ImageView, &[ReplyRequest])],
+) -> Result<Vec<Vec<Reply>>> {
     let mut packed = Packed::default();
     let mut samples = Vec::new();
-    let mut questions: Vec<(usize, Vec<u32>)> = Vec::new();
+    let mut questions: Vec<(usize, &str)> = Vec::new();
     let mut known: HashMap<(usize, &str), usize> = HashMap::new();
     let mut blocks = Vec::new();
     for (at, (image, requests)) in images.iter().enumerate() {
@@ -80,7 +87,7 @@ fn reply_batch(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Resul
             let question = match known.get(&(at, request.question.as_str())) {
                 Some(&question) => question,
                 None => {
-                    questions.push((at, model.question_ids(&request.question)?));
+                    questions.push((at, &request.question));
                     known.insert((at, &request.question), questions.len() - 1);
                     questions.len() - 1
                 }
@@ -90,9 +97,9 @@ fn reply_batch(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Resul
     }
     let questions: Vec<Question> = questions
         .into_iter()
-        .map(|(image, ids)| {
+        .map(|(image, question)| {
             let block = blocks[image].clone();
-            let rows = packed.push(&ids, block.len(), vec![block.clone()], true);
+            let rows = packed.push(&ids[question], block.len(), vec![block.clone()], true);
             Question { block, rows }
         })
         .collect();

@@ -6,7 +6,7 @@
 pub(super) mod block;
 pub(super) mod head;
 
-use candle_core::{D, DType, Device, Result, Tensor};
+use candle_core::{D, Device, Result, Tensor};
 
 use super::decoder::Pair;
 use super::products::Products;
@@ -15,14 +15,6 @@ use crate::gradients;
 use crate::measure::{Part, part};
 
 impl Products {
-    /// The type of a product's operands.
-    fn dtype(self) -> DType {
-        match self {
-            Self::F32 => DType::F32,
-            Self::Bf16 => DType::BF16,
-        }
-    }
-
     /// An operand of a product, without a graph.
     fn operand(self, x: &Tensor) -> Result<Tensor> {
         x.detach().to_dtype(self.dtype())

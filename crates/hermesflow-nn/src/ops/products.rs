@@ -31,6 +31,14 @@ pub(super) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<Val
 }
 
 impl Products {
+    /// The type of their operands.
+    pub fn dtype(self) -> DType {
+        match self {
+            Self::F32 => DType::F32,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+
     /// Whether these products take weights of this type.
     pub fn take(self, dtype: DType) -> bool {
         matches!((self, dtype), (_, DType::F32) | (Self::Bf16, DType::BF16))

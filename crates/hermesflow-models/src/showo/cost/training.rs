@@ -6,7 +6,6 @@
 //! captions' part is left. What a block keeps and has at a time follows `ops/decoder.rs` (the CPU's kernels) and
 //! `ops/composed/block.rs` (a GPU).
 
-use candle_core::DType;
 use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::parallel;
 
@@ -132,11 +131,7 @@ impl Sizes {
 
     fn kept_by_compositions(&self, work: &Work) -> Kept {
         let (hidden, mlp, vocabulary) = (self.hidden(), self.mlp(), self.showo.vocab_size as u64);
-        let operand = match work.products {
-            Products::F32 => DType::F32,
-            Products::Bf16 => DType::BF16,
-        };
-        let operand = operand.size_in_bytes() as u64;
+        let operand = work.products.dtype().size_in_bytes() as u64;
         let block = (self.showo.num_vq_tokens + 3) as u64;
         let labels = 2 * work.pairs * work.masks * self.showo.num_vq_tokens;
         let rows = labels.min(ops::HEAD_ROWS_ON_A_GPU) as u64;
@@ -170,6 +165,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::showo::{MagvitConfig, PhiConfig, ShowoConfig};
+    use candle_core::DType;
 
     const GIGABYTE: u64 = 1_000_000_000;
 

@@ -27,7 +27,7 @@ pub(in crate::ops) fn block(
         trained: x.track_op(),
     };
     let (values, saved) = run.forward(&given)?;
-    let saved = Mutex::new((x.track_op() && !block.checkpoint).then_some(saved));
+    let saved = Mutex::new((run.trained && !block.checkpoint).then_some(saved));
     node("decoder-block", x, values, move |grad| {
         let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let saved = match kept {

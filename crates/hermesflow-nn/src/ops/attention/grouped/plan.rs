@@ -124,7 +124,7 @@ impl Plan {
             let (n, members) = (class[0].segment.queries.len(), class.len() / families);
             let scores = members * heads * n * longest.max(class[0].shared.len());
             for class in class.chunks((SCORES / scores.max(1)).max(1) * members) {
-                batches.push(Batch::new(class, members, longest, device, (&mut queries, &mut keys))?);
+                batches.push(Batch::new(class, members, device, (&mut queries, &mut keys))?);
             }
         }
         let mut order = vec![queries.len() as u32; tq];
@@ -204,12 +204,11 @@ impl Batch {
     fn new(
         class: &[Whole],
         members: usize,
-        longest: usize,
         device: &Device,
         (all_queries, all_keys): (&mut Vec<u32>, &mut Vec<Option<u32>>),
     ) -> Result<Self> {
         let n = class[0].segment.queries.len();
-        let longest = class.iter().map(|whole| whole.keys.len()).max().unwrap_or(longest);
+        let longest = class.iter().map(|whole| whole.keys.len()).max().unwrap_or(0);
         let causal = n > 1 && class.iter().any(|whole| whole.segment.causal);
         let lines = if causal { n } else { 1 };
         let (mut queries, mut keys) = (Vec::with_capacity(class.len() * n), Vec::with_capacity(class.len() * longest));
