@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
+use crate::measure::{Part, part};
 use crate::ops::raw::{host, on_cpu};
 use crate::ops::simd::vectorised;
 
@@ -62,10 +63,20 @@ pub fn adamw_step(
     if [param, m, v].iter().any(|var| !var.is_contiguous()) {
         bail!("adamw: a parameter or its moments do not lie in one piece");
     }
+    part(Part::Optimizer, param.device(), || step_of(param, grad, m, v, update))
+}
+
+fn step_of(param: &Var, grad: &Tensor, m: &Var, v: &Var, update: Update) -> Result<()> {
     let fused = on_cpu(param.device()) && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
     if fused {
         let grad = grad.detach().contiguous()?;
         return m.inplace_op1(&WithFirst { second: v, param, grad: &grad, update });
+    }
+    #[cfg(feature = "cuda")]
+    if param.device().is_cuda() && param.dtype() == DType::F32 && grad.dtype() == DType::F32 {
+        let Update { beta1, rest1, beta2, rest2, scale, keep, rate, root, eps } = update;
+        let numbers = [beta1, rest1, beta2, rest2, scale, keep, rate, root, eps];
+        return crate::ops::gpu::adamw(param, &grad.detach().contiguous()?, m, v, numbers);
     }
     by_slices(param, grad, m, v, update)
 }
@@ -108,6 +119,11 @@ fn flat(tensor: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// When a gradient cannot be read.
 pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
+    let Some(first) = grads.first() else { return Ok(0.0) };
+    part(Part::Optimizer, first.device(), || norm_of(grads))
+}
+
+fn norm_of(grads: &[&Tensor]) -> Result<f64> {
     let (here, there): (Vec<&Tensor>, Vec<&Tensor>) = grads.iter().partition(|grad| on_cpu(grad.device()));
     Ok((squares_here(&here)? + squares_there(&there)?).sqrt())
 }
@@ -132,14 +148,19 @@ fn squares_there(grads: &[&Tensor]) -> Result<f64> {
     let mut parts = Vec::new();
     for grad in grads {
         let grad = flat(grad)?;
+        #[cfg(feature = "cuda")]
+        if grad.device().is_cuda() && grad.dtype() == DType::F32 {
+            parts.push(crate::ops::gpu::squares(&grad)?);
+            continue;
+        }
         for (start, len) in slices(grad.elem_count()) {
-            parts.push(grad.narrow(0, start, len)?.to_dtype(DType::F32)?.sqr()?.sum_all()?);
+            parts.push(grad.narrow(0, start, len)?.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?);
         }
     }
     if parts.is_empty() {
         return Ok(0.0);
     }
-    Ok(Tensor::stack(&parts, 0)?.to_vec1::<f32>()?.into_iter().map(f64::from).sum())
+    Ok(Tensor::cat(&parts, 0)?.to_vec1::<f64>()?.into_iter().sum())
 }
 
 fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {

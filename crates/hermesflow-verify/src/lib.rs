@@ -15,7 +15,7 @@ mod scorers;
 
 use std::path::{Path, PathBuf};
 
-use candle_core::Device;
+use candle_core::{DType, Device};
 
 pub use check::{Check, Report, Verdict};
 
@@ -98,11 +98,12 @@ fn kinds(folder: &Path) -> Vec<Kind> {
 /// Replays a case folder, or every case below a folder, in the order of their names, on a device.
 ///
 /// A case that cannot be replayed is a failed check that says why. The tolerances are those of the CPU whatever the
-/// device: models and products are in f32, and a GPU only adds in another order.
+/// device: models and products are in f32, and a GPU only adds in another order. With another `dtype` (bf16) the model cases
+/// are replayed with matrices in it, within tolerances of their own; everything else stays in f32.
 ///
 /// # Errors
 /// When the folder cannot be read.
-pub fn verify(path: &Path, device: &Device, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>> {
+pub fn verify(path: &Path, device: &Device, dtype: DType, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     walk(path, &mut |folder, kind| {
         on_case(folder);
@@ -110,7 +111,7 @@ pub fn verify(path: &Path, device: &Device, mut on_case: impl FnMut(&Path)) -> R
             folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
         let mut report = Report::new(name);
         let outcome = match kind {
-            Kind::Model => model::replay(folder, device, &mut report),
+            Kind::Model => model::replay(folder, device, dtype, &mut report),
             Kind::Logits => logits::replay(folder, device, &mut report),
             Kind::Pairs => rules::replay(folder, &mut report),
             Kind::Questions => questions::replay(folder, &mut report),

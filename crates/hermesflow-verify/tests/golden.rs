@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use hermesflow_verify::{Check, Verdict, verify};
 
 fn golden() -> PathBuf {
@@ -29,7 +29,7 @@ fn copy(from: &Path, to: &Path) {
 
 #[test]
 fn the_recorded_cases_pass() {
-    let checks = verify(&golden(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(&golden(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
     assert!(checks.iter().filter(|check| check.verdict == Verdict::Passed).count() > 60);
     assert!(checks.iter().all(|check| check.verdict != Verdict::Skipped));

@@ -207,7 +207,7 @@ impl Sizes {
 
     /// `images` images of texts of `words` tokens, and their pictures.
     pub fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
-        let together = imagine::batch(&self.showo, options).min(images.max(1)) as u64;
+        let together = imagine::batch(&self.showo, options, self.gpu).min(images.max(1)) as u64;
         let passes = if options.guidance == 0.0 { 1 } else { 2 };
         let tokens = self.showo.num_vq_tokens;
         let rows = passes * (tokens + 2) as u64;

@@ -19,19 +19,21 @@ use crate::{Error, Result};
 
 /// Images that are denoised as one batch.
 const BATCH: usize = 32;
-/// Tokens that go through the decoder at once, at most, unless one image has more.
+/// Tokens that go through the decoder at once, at most, unless one image has more: on the CPU, and on a GPU.
 const BATCH_TOKENS: usize = 8192;
+const BATCH_TOKENS_ON_GPU: usize = 34_000;
 
 /// Images that are denoised as one batch: what the memory of a pass allows.
-pub fn batch(config: &ShowoConfig, options: &ImagineOptions) -> usize {
+pub fn batch(config: &ShowoConfig, options: &ImagineOptions, on_gpu: bool) -> usize {
     let passes = if options.guidance == 0.0 { 1 } else { 2 };
-    (BATCH_TOKENS / (passes * (config.num_vq_tokens + 2))).clamp(1, BATCH)
+    let tokens = if on_gpu { BATCH_TOKENS_ON_GPU } else { BATCH_TOKENS };
+    (tokens / (passes * (config.num_vq_tokens + 2))).clamp(1, BATCH)
 }
 
 /// Codes of one image per job.
 pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
     // Batches of nearly the same number.
-    let batches = jobs.len().div_ceil(batch(&model.config, options)).max(1);
+    let batches = jobs.len().div_ceil(batch(&model.config, options, !model.phi.device().is_cpu())).max(1);
     let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
     let images = parallel::map(model.works_apart(), &batches, |jobs| imagine_batch(model, jobs, options));
     Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())

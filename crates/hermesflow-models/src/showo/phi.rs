@@ -5,10 +5,10 @@
 //! Weight paths mirror the checkpoint's names.
 
 use std::collections::HashMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{D, DType, Device, Tensor};
-use hermesflow_nn::ops::{self, DecoderBlock, Products, Segment};
+use hermesflow_nn::ops::{self, Cached, DecoderBlock, Products, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
 use super::clip::PROJECTOR_PARAMETERS;
@@ -149,6 +149,32 @@ pub enum Placement {
 }
 
 impl Placement {
+    /// The row of each of `tokens` new tokens, on the device, where they are not one run of rows.
+    ///
+    /// # Shapes
+    /// `[tokens]`
+    fn rows(&self, tokens: usize, device: &Device) -> Result<Option<Tensor>> {
+        let rows: Vec<u32> = match self {
+            Self::Rows(_) | Self::Behind => return Ok(None),
+            Self::Column { start, samples, size, column } => {
+                (0..*samples).map(|sample| (start + sample * size + column) as u32).collect()
+            }
+            Self::Runs(runs) => {
+                let mut rows = vec![0; tokens];
+                for &(first, count, row) in runs {
+                    let there = rows.get_mut(first..first + count);
+                    let there = there.ok_or_else(|| Error::Invalid(format!("a run behind {tokens} tokens")))?;
+                    there.iter_mut().zip(row as u32..).for_each(|(to, row)| *to = row);
+                }
+                rows
+            }
+        };
+        if rows.len() != tokens {
+            return Err(Error::Invalid(format!("places for {} of {tokens} tokens", rows.len())));
+        }
+        Ok(Some(Tensor::from_vec(rows, tokens, device)?))
+    }
+
     /// The row of each number of `new`, where it goes to several runs of rows and the CPU's kernels do not run: a GPU takes
     /// as long for each run as for all of them.
     ///
@@ -223,7 +249,12 @@ pub struct Phi {
     whole: Option<Products>,
     /// Whether whole blocks keep their inputs only.
     checkpointing: bool,
+    /// The angles of the last pass on a GPU: the steps of decoding an image have the same positions.
+    tables: Arc<Mutex<Option<Tables>>>,
 }
+
+/// Positions, a type, and their angles' cosines and sines.
+type Tables = (Vec<u32>, DType, (Tensor, Tensor));
 
 impl Phi {
     /// Takes the weights (their dtype and device are the model's).
@@ -250,6 +281,7 @@ impl Phi {
             inverse_frequencies,
             whole: None,
             checkpointing: false,
+            tables: Arc::default(),
         })
     }
 
@@ -344,6 +376,10 @@ impl Phi {
             }
             return self.final_layernorm.norm(&xs, eps);
         }
+        let frozen = self.blocks.first().map(|block| block.whole(&self.config, Products::F32, false));
+        if frozen.is_some_and(|block| ops::takes_frozen_block(&xs, &block, &cos)) {
+            return self.forward_frozen(&xs, (&cos, &sin), segments, cache);
+        }
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = block.input_layernorm.norm(&xs, eps)?;
             // Attention and MLP both begin at the normed input.
@@ -362,6 +398,38 @@ impl Phi {
             xs = ((xs + seen)? + mlp)?;
         }
         self.final_layernorm.norm(&xs, eps)
+    }
+
+    /// [`Self::forward`] by whole blocks that are not trained, on a device that has kernels for them.
+    fn forward_frozen(
+        &self,
+        xs: &Tensor,
+        tables: (&Tensor, &Tensor),
+        segments: &Arc<[Segment]>,
+        cache: Option<(&KvCache, &Placement)>,
+    ) -> Result<Tensor> {
+        // The blocks add to it in place.
+        let xs = xs.copy()?;
+        let rows = match cache {
+            Some((_, placement)) => placement.rows(xs.dim(0)?, self.device())?,
+            None => None,
+        };
+        for (layer, block) in self.blocks.iter().enumerate() {
+            let cached = match cache {
+                None => Cached::Nothing,
+                Some((cache, placement)) => {
+                    let (keys, values) = &cache.layers[layer];
+                    match placement {
+                        Placement::Behind => Cached::Behind { keys, values },
+                        Placement::Rows(first) => Cached::In { keys, values, rows: None, first: *first },
+                        _ => Cached::In { keys, values, rows: rows.as_ref(), first: 0 },
+                    }
+                }
+            };
+            let block = block.whole(&self.config, Products::F32, false);
+            ops::frozen_block(&xs, &block, tables, segments, cached)?;
+        }
+        self.final_layernorm.norm(&xs, self.config.layer_norm_eps)
     }
 
     /// The log-probability of each row's target.
@@ -396,6 +464,15 @@ impl Phi {
     }
 
     fn rotary_tables(&self, positions: &[u32], dtype: DType) -> Result<(Tensor, Tensor)> {
+        {
+            let last = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
+            if let Some((known, of, tables)) = last.as_ref()
+                && known == positions
+                && *of == dtype
+            {
+                return Ok(tables.clone());
+            }
+        }
         let half = self.inverse_frequencies.len();
         let mut cos = Vec::with_capacity(positions.len() * half);
         let mut sin = Vec::with_capacity(positions.len() * half);
@@ -418,7 +495,11 @@ impl Phi {
         let table = |values: Vec<f32>| -> Result<Tensor> {
             Ok(Tensor::from_vec(values, (positions.len(), half), self.device())?.to_dtype(dtype)?)
         };
-        Ok((table(cos)?, table(sin)?))
+        let tables = (table(cos)?, table(sin)?);
+        if !self.device().is_cpu() {
+            *self.tables.lock().unwrap_or_else(PoisonError::into_inner) = Some((positions.into(), dtype, tables.clone()));
+        }
+        Ok(tables)
     }
 }
 

@@ -23,8 +23,6 @@ use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 32;
-/// Up to so many likeliest tokens are found in one pass over the vocabulary.
-const FEW: usize = 64;
 /// About so many tokens of images and questions go through the decoder at once.
 pub(super) const PASS: usize = 1024;
 /// Bytes of a batch's cache at most, unless one image needs more: on the CPU, where at the published size several images
@@ -148,8 +146,13 @@ impl Sample {
     }
 
     fn take(&mut self, logits: &[f32], eot: u32) {
-        let token = draw(logits, self.sampling, &mut self.random);
-        self.log_prob += log_prob(logits, token);
+        self.take_one_of(&candidates(logits, self.sampling.top_k), || ops::log_sum_exp(logits), eot);
+    }
+
+    /// Draws one of the candidates, whose logits are given, and tells its log-probability by the log-sum-exp of all logits.
+    fn take_one_of(&mut self, candidates: &[(u32, f32)], log_sum: impl FnOnce() -> f64, eot: u32) {
+        let (token, logit) = draw_one_of(candidates, self.sampling, &mut self.random);
+        self.log_prob += f64::from(logit) - log_sum();
         if token == eot {
             self.ended = true;
         } else {
@@ -159,49 +162,55 @@ impl Sample {
     }
 }
 
-fn log_prob(logits: &[f32], token: u32) -> f64 {
-    f64::from(logits[token as usize]) - ops::log_sum_exp(logits)
+/// The tokens that a draw chooses from, with their logits.
+fn candidates(logits: &[f32], top_k: usize) -> Vec<(u32, f32)> {
+    let tokens = match top_k {
+        0 => (0..logits.len() as u32).collect(),
+        top_k => ops::likeliest_of_row(logits, top_k),
+    };
+    tokens.into_iter().map(|token| (token, logits[token as usize])).collect()
 }
 
 /// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
 pub fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
-    let candidates: Vec<u32> = match sampling.top_k {
-        0 => (0..logits.len() as u32).collect(),
-        1 => return most_likely(logits, 1).first().copied().unwrap_or(0),
-        top_k => most_likely(logits, top_k),
-    };
-    let highest = candidates.iter().map(|&token| logits[token as usize]).fold(f32::NEG_INFINITY, f32::max);
-    let weight = |token: &u32| (f64::from(logits[*token as usize] - highest) / sampling.temperature).exp() as f32;
+    draw_one_of(&candidates(logits, sampling.top_k), sampling, random).0
+}
+
+/// One of the candidates, the likeliest first if the sampling has a top-k: temperature, then softmax, then one draw; `top_k` 1
+/// takes the first without one.
+fn draw_one_of(candidates: &[(u32, f32)], sampling: Sampling, random: &mut ChaCha8Rng) -> (u32, f32) {
+    if sampling.top_k == 1 {
+        return candidates.first().copied().unwrap_or_default();
+    }
+    let highest = candidates.iter().map(|(_, logit)| *logit).fold(f32::NEG_INFINITY, f32::max);
+    let weight = |(_, logit): &(u32, f32)| (f64::from(logit - highest) / sampling.temperature).exp() as f32;
     let weights: Vec<f32> = candidates.iter().map(weight).collect();
     let total: f32 = weights.iter().sum();
     candidates[draw_index(&weights, random.random::<f32>() * total)]
 }
 
-/// The `count` most likely tokens, the likeliest first; of equal ones those that stand first.
-fn most_likely(logits: &[f32], count: usize) -> Vec<u32> {
-    let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
-    if count > FEW {
-        let mut all: Vec<u32> = (0..logits.len() as u32).collect();
-        if count < all.len() {
-            all.select_nth_unstable_by(count - 1, better);
-            all.truncate(count);
+/// Up to so many of the likeliest tokens come from a GPU instead of all logits: it reads the logits once for each.
+const FEW_ON_A_GPU: usize = 8;
+
+/// Lets each sample take its next token, by the row of logits of its number.
+///
+/// # Shapes
+/// `logits [rows, vocabulary]`
+fn take_all(logits: &Tensor, takers: Vec<Vec<&mut Sample>>, eot: u32) -> Result<()> {
+    let logits = logits.to_dtype(DType::F32)?;
+    let top_ks = takers.iter().flatten().map(|sample| sample.sampling.top_k);
+    let (least, most) = top_ks.fold((usize::MAX, 0), |(least, most), top_k| (least.min(top_k), most.max(top_k)));
+    if !ops::by_kernels(logits.device()) && least > 0 && most <= FEW_ON_A_GPU.min(logits.dim(1)?) {
+        for (samples, row) in takers.into_iter().zip(ops::likeliest(&logits, most)?) {
+            for sample in samples {
+                let candidates = &row.columns[..sample.sampling.top_k];
+                sample.take_one_of(candidates, || row.log_sum, eot);
+            }
         }
-        all.sort_unstable_by(better);
-        return all;
+        return Ok(());
     }
-    // In one pass: hardly any token of a large vocabulary gets past the comparison with the last of the few.
-    let mut few: Vec<u32> = Vec::with_capacity(count + 1);
-    let mut last = f32::NEG_INFINITY;
-    for (token, &logit) in logits.iter().enumerate() {
-        if few.len() == count && logit <= last {
-            continue;
-        }
-        let at = few.partition_point(|other| logits[*other as usize] >= logit);
-        few.insert(at, token as u32);
-        few.truncate(count);
-        last = few.last().map_or(last, |token| logits[*token as usize]);
-    }
-    few
+    ops::for_each_row(&logits, takers, |samples, row| samples.into_iter().for_each(|sample| sample.take(row, eot)))?;
+    Ok(())
 }
 
 /// Puts images and questions into the cache, some at a time; what the decoder says at each question's end.
@@ -220,7 +229,10 @@ fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCac
             .filter(|end| rows.contains(end))
             .map(|end| (end - rows.start) as u32)
             .collect();
-        ends.push(ops::gather_rows(&hidden, &here)?);
+        // A part may hold no question's end; a GPU has no memory of no size.
+        if !here.is_empty() {
+            ends.push(ops::gather_rows(&hidden, &here)?);
+        }
     }
     Ok(Tensor::cat(&ends, 0)?)
 }
@@ -234,12 +246,12 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
     let cache = phi.cache(start + samples.len() * size)?;
     let hidden = read_prefix(phi, prefix, questions, &cache)?;
-    let first = phi.logits(&hidden, None)?.to_dtype(DType::F32)?;
+    let first = phi.logits(&hidden, None)?;
     let mut takers: Vec<Vec<&mut Sample>> = questions.iter().map(|_| Vec::new()).collect();
     for sample in samples.iter_mut().filter(|sample| !sample.ended) {
         takers[sample.question].push(sample);
     }
-    ops::for_each_row(&first, takers, |samples, row| samples.into_iter().for_each(|sample| sample.take(row, eot)))?;
+    take_all(&first, takers, eot)?;
     drop(first);
     for column in 0..size {
         let active: Vec<usize> = (0..samples.len()).filter(|&at| !samples[at].ended).collect();
@@ -272,9 +284,8 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
             Placement::Runs(active.iter().enumerate().map(|(row, &at)| (row, 1, start + at * size + column)).collect())
         };
         let hidden = phi.forward(phi.embed(&ids)?, &positions, &segments, Some((&cache, &placement)))?;
-        let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?;
-        let takers: Vec<&mut Sample> = samples.iter_mut().filter(|sample| !sample.ended).collect();
-        ops::for_each_row(&logits, takers, |sample, row| sample.take(row, eot))?;
+        let takers = samples.iter_mut().filter(|sample| !sample.ended).map(|sample| vec![sample]).collect();
+        take_all(&phi.logits(&hidden, None)?, takers, eot)?;
     }
     Ok(())
 }
@@ -282,16 +293,6 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_most_likely_are_those_of_a_whole_sort() {
-        let logits: Vec<f32> = (0..997u32).map(|i| (i.wrapping_mul(2_654_435_761) % 100) as f32 - 50.0).collect();
-        let mut sorted: Vec<u32> = (0..logits.len() as u32).collect();
-        sorted.sort_by(|a, b| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b)));
-        for count in [1, 2, 5, FEW, FEW + 1, 500, 997, 2000] {
-            assert_eq!(most_likely(&logits, count), sorted[..count.min(997)], "{count}");
-        }
-    }
 
     #[test]
     fn draws_follow_the_probabilities() {

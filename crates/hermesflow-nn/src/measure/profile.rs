@@ -21,15 +21,41 @@ pub enum Part {
     Norms,
     /// Convolutions.
     Convolutions,
+    /// Activations of a decoder's inner layer.
+    Activations,
+    /// Weights and gradients brought into the type of products.
+    Conversions,
+    /// The vocabulary head with its log-probabilities.
+    Head,
+    /// The optimizer's step.
+    Optimizer,
 }
 
 impl Part {
     /// All of them, in order.
-    pub const ALL: [Self; 4] = [Self::Products, Self::Attention, Self::Norms, Self::Convolutions];
+    pub const ALL: [Self; 8] = [
+        Self::Products,
+        Self::Attention,
+        Self::Norms,
+        Self::Convolutions,
+        Self::Activations,
+        Self::Conversions,
+        Self::Head,
+        Self::Optimizer,
+    ];
 
     /// Its name.
     pub fn label(self) -> &'static str {
-        ["products", "attention", "norms", "convolutions"][self as usize]
+        [
+            "products",
+            "attention",
+            "norms",
+            "convolutions",
+            "activations",
+            "conversions",
+            "head",
+            "optimizer",
+        ][self as usize]
     }
 }
 
@@ -116,12 +142,12 @@ mod tests {
         };
         let (y, profile) = profile(&Device::Cpu, work).unwrap();
         assert_eq!(y.unwrap().dims(), [300, 256]);
-        let [products, _, norms, _] = profile.parts;
+        let [products, _, norms, ..] = profile.parts;
         assert!(products > 0.0 && norms > 0.0 && profile.all > 0.0, "{profile:?}");
         let shares = profile.shares();
         assert_eq!(
             shares.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-            ["products", "attention", "norms", "convolutions", "rest"]
+            ["products", "attention", "norms", "convolutions", "activations", "conversions", "head", "optimizer", "rest"]
         );
         assert!((shares.iter().map(|(_, share)| share).sum::<f64>() - 1.0).abs() < 1e-9);
         assert!(shares.iter().all(|(_, share)| (0.0..=1.0).contains(share)));

@@ -27,13 +27,13 @@ impl Products {
 }
 
 /// `Σ x` over the rows of `x [n, d]`: a product with ones, which a GPU sums faster than columns.
-fn column_sums(x: &Tensor) -> Result<Tensor> {
+pub(super) fn column_sums(x: &Tensor) -> Result<Tensor> {
     let ones = Tensor::ones((1, x.dim(0)?), x.dtype(), x.device())?;
     wide::multiply(&ones, x)?.squeeze(0)
 }
 
 /// Adds a whole gradient to those that are collected.
-fn collect(weight: &Tensor, gradient: impl FnOnce() -> Result<Tensor>) -> Result<()> {
+pub(super) fn collect(weight: &Tensor, gradient: impl FnOnce() -> Result<Tensor>) -> Result<()> {
     gradients::add_tensor(weight, |sum| match sum {
         None => gradient(),
         Some(sum) => sum + gradient()?,
@@ -41,7 +41,7 @@ fn collect(weight: &Tensor, gradient: impl FnOnce() -> Result<Tensor>) -> Result
 }
 
 /// Adds `dW = gᵀ x` and `db = Σ g`, of the gradient as an operand and in f32, and of the operand `x`.
-fn collect_affine(pair: &Pair, grad: &Tensor, wide_grad: &Tensor, x: &Tensor) -> Result<()> {
+pub(super) fn collect_affine(pair: &Pair, grad: &Tensor, wide_grad: &Tensor, x: &Tensor) -> Result<()> {
     gradients::add_tensor(&pair.weight, |sum| match sum {
         None => wide::multiply(&grad.t()?, x),
         Some(sum) => wide::add(&sum, &grad.t()?, x).map(|()| sum),

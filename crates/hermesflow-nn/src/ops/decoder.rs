@@ -90,6 +90,10 @@ pub fn decoder_block(
         bail!("decoder block: its weights are trained, what it is applied to is not");
     }
     super::attention::check(segments, n, n)?;
+    #[cfg(feature = "cuda")]
+    if super::gpu::takes_trained(x, block, cos) {
+        return super::gpu::trained_block(x, block, (cos, sin), segments);
+    }
     if !on_cpu(x.device()) {
         return composed::block::block(x, block, (cos, sin), segments);
     }

@@ -51,6 +51,10 @@ pub fn head_log_prob(
     }
     if !on_cpu(x.device()) {
         let head = Pair { weight: weight.clone(), bias: bias.clone() };
+        #[cfg(feature = "cuda")]
+        if super::gpu::takes_head(x, &head, targets, products) {
+            return super::gpu::head_log_prob(x, head, targets);
+        }
         return composed::head::log_prob(x, head, targets, products);
     }
     let saved = x.track_op().then(Mutex::default);

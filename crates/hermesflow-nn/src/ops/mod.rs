@@ -12,11 +12,14 @@ pub mod conv;
 pub mod decoder;
 mod dot;
 pub mod draw;
+pub mod frozen;
 pub mod gelu;
+pub(crate) mod gpu;
 pub mod group_norm;
 mod half_weight;
 pub mod head;
 pub mod layer_norm;
+pub mod likeliest;
 pub mod linear;
 pub mod log_prob;
 mod node;
@@ -34,7 +37,7 @@ mod wide;
 
 #[allow(unused_imports)]
 pub use self::{
-    attention::*, channels_last::*, conv::*, decoder::*, draw::*, gelu::*, group_norm::*, head::*, layer_norm::*,
+    attention::*, channels_last::*, conv::*, decoder::*, draw::*, frozen::*, gelu::*, group_norm::*, head::*, layer_norm::*, likeliest::*,
     linear::*, log_prob::*, products::*, rotary::*, rows::*, upsample::*,
 };
 pub use half_weight::multiplies_bf16;

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
+use hermesflow_models::DType;
 use hermesflow_models::device::{DeviceName, describe};
 use hermesflow_verify::{Check, Verdict, verify};
 
@@ -14,7 +15,8 @@ use crate::report;
 /// Takes case folders, or folders of them: model cases (image tokenizer, both sequence forms, decoding with recorded
 /// draws, Pair-DPO with every gradient, a training trace), rules/, image/, tokenizer/ and scorers/ (judges of text).
 /// Everything is read from the folder. Prints what was compared, the largest error, its tolerance and the verdict;
-/// exits with 1 if anything is outside. The tolerances are the same on any device: everything is in f32. What this build
+/// exits with 1 if anything is outside. The tolerances are the same on any device: everything is in f32 (--dtype bf16: with
+/// tolerances of its own). What this build
 /// cannot replay is listed as skipped and never counts as passed.
 ///
 /// Example: hermesflow verify golden --json
@@ -28,6 +30,10 @@ pub struct Args {
     #[arg(long, default_value = "cpu", value_name = "NAME")]
     device: DeviceName,
 
+    /// The type of the models' matrices: f32, or bf16 for what model cases say of it, within tolerances of its own
+    #[arg(long, default_value = "f32", value_parser = ["f32", "bf16"], value_name = "TYPE")]
+    dtype: String,
+
     /// Print JSON, one object per comparison
     #[arg(long)]
     json: bool,
@@ -38,10 +44,11 @@ pub fn run(args: Args) -> Result<()> {
     let progress = Progress::stderr();
     let device = args.device.open().context("--device")?;
     progress.log(format!("verify: on {}", describe(&device)));
+    let dtype = if args.dtype == "bf16" { DType::BF16 } else { DType::F32 };
     let mut checks: Vec<Check> = Vec::new();
     for path in &args.paths {
         ensure!(path.is_dir(), "{}: not a folder; give a folder of recorded cases", path.display());
-        let found = verify(path, &device, |case| progress.log(format!("verify: {}", case.display())));
+        let found = verify(path, &device, dtype, |case| progress.log(format!("verify: {}", case.display())));
         checks.extend(found.with_context(|| path.display().to_string())?);
     }
     if args.json {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use candle_core::{D, DType, Result, Tensor};
 
 use super::{Products, collect_affine, column};
+use crate::measure::{Part, part};
 use crate::ops::decoder::Pair;
 use crate::ops::node::node;
 use crate::ops::wide;
@@ -15,17 +16,24 @@ pub const ROWS: usize = 1024;
 
 /// As [`crate::ops::head_log_prob`], of arguments that fit each other.
 pub(in crate::ops) fn log_prob(x: &Tensor, head: Pair, targets: &[u32], products: Products) -> Result<Tensor> {
-    let (n, given) = (x.dim(0)?, x.detach());
+    let values = part(Part::Head, x.device(), || forward(&x.detach(), &head, targets, products))?;
+    let (given, targets): (_, Arc<[u32]>) = (x.detach(), targets.into());
+    node("head-log-prob", x, values, move |grad| {
+        let grad = grad.unsqueeze(1)?;
+        part(Part::Head, given.device(), || backward(&given, &head, &targets, products, &grad))
+    })
+}
+
+fn forward(x: &Tensor, head: &Pair, targets: &[u32], products: Products) -> Result<Tensor> {
+    let n = x.dim(0)?;
     let mut parts = Vec::with_capacity(n.div_ceil(ROWS));
     for (first, targets) in (0..n).step_by(ROWS).zip(targets.chunks(ROWS)) {
-        let rows = products.operand(&given.narrow(0, first, targets.len())?)?;
-        let (logits, normalizers) = normalized(&rows, &head, products)?;
+        let rows = products.operand(&x.narrow(0, first, targets.len())?)?;
+        let (logits, normalizers) = normalized(&rows, head, products)?;
         let chosen = logits.gather(&column(targets, x.device())?, D::Minus1)?;
         parts.push((chosen - normalizers)?.squeeze(1)?);
     }
-    let values = if parts.is_empty() { Tensor::zeros(0, DType::F32, x.device())? } else { Tensor::cat(&parts, 0)? };
-    let targets: Arc<[u32]> = targets.into();
-    node("head-log-prob", x, values, move |grad| backward(&given, &head, &targets, products, &grad.unsqueeze(1)?))
+    if parts.is_empty() { Tensor::zeros(0, DType::F32, x.device()) } else { Tensor::cat(&parts, 0) }
 }
 
 /// Logits less their largest, and the logarithms of the sums of their exponentials.

@@ -1,0 +1,102 @@
+//! A decoder block of Phi whose weights are not trained, on a GPU.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
+
+use super::attention::{self, HEAD_SIZES};
+use super::launch::unwritten;
+use super::product::{self, By};
+use super::rows::{Heads, Place, gelu_with_bias, norm, takes_rotation, takes_width};
+use crate::measure::{Part, part};
+use crate::ops::decoder::DecoderBlock;
+use crate::ops::frozen::Cached;
+use crate::ops::{Pair, Segment};
+
+/// Whether the kernels take a block with matrices of this type and vectors in f32: by its sizes.
+pub(super) fn takes_sizes(x: &Tensor, block: &DecoderBlock, cos: &Tensor, matrices: DType) -> bool {
+    let affine = [&block.query, &block.key, &block.value, &block.dense, &block.up, &block.down];
+    let fits = |pair: &&Pair| {
+        pair.weight.dtype() == matrices && pair.weight.is_contiguous() && pair.bias.dtype() == DType::F32
+    };
+    let norms = [&block.norm, &block.query_norm, &block.key_norm];
+    let norm = |pair: &&Pair| pair.weight.dtype() == DType::F32 && pair.bias.dtype() == DType::F32;
+    let (width, inner) = (x.dims().last().copied().unwrap_or(0), block.up.bias.elem_count());
+    // From compute capability 8 on there are bf16 and copies behind the threads' backs.
+    x.device().is_cuda()
+        && crate::device::multiplies_bf16(x.device())
+        && x.dtype() == DType::F32
+        && affine.iter().all(fits)
+        && norms.iter().all(norm)
+        && block.heads > 0
+        && HEAD_SIZES.contains(&(width / block.heads))
+        && takes_width(width)
+        && cos.dtype() == DType::F32
+        && cos.dims().last().is_some_and(|half| takes_rotation(*half))
+        && inner.is_multiple_of(8)
+}
+
+/// Whether the kernels take a block: matrices in bf16.
+pub(in crate::ops) fn takes_frozen(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
+    takes_sizes(x, block, cos, DType::BF16)
+}
+
+/// As [`crate::ops::frozen_block`], of arguments that fit each other and the kernels; `x` is changed in place.
+pub(in crate::ops) fn frozen_block(
+    x: &Tensor,
+    block: &DecoderBlock,
+    tables: (&Tensor, &Tensor),
+    segments: &Arc<[Segment]>,
+    cached: &Cached,
+) -> Result<()> {
+    let device = x.device();
+    let (n, width) = x.dims2()?;
+    let d = width / block.heads;
+    let normed = part(Part::Norms, device, || norm(x, &block.norm, block.eps, DType::BF16))?;
+    let multiply = |x: &Tensor, pair: &Pair| product::multiply(x, By::Turned(&pair.weight), None, DType::BF16);
+    let [q, k, v] = part(Part::Products, device, || {
+        Ok([multiply(&normed, &block.query)?, multiply(&normed, &block.key)?, multiply(&normed, &block.value)?])
+    })?;
+    // Keys and values of this pass: in the cache, or behind a copy of it.
+    let (keys, values, place) = match cached {
+        Cached::Nothing => {
+            // SAFETY: the kernel writes all rows.
+            let all = || unsafe { unwritten((n, block.heads, d), DType::BF16, device) };
+            (all()?, all()?, Place::From(0))
+        }
+        Cached::In { keys, values, rows: Some(rows), .. } => ((*keys).clone(), (*values).clone(), Place::Rows(rows)),
+        Cached::In { keys, values, rows: None, first } => ((*keys).clone(), (*values).clone(), Place::From(*first)),
+        Cached::Behind { keys, values } => {
+            let before = keys.dim(0)?;
+            let all = |known: &Tensor| -> Result<Tensor> {
+                // SAFETY: what was known is copied to the first rows, and the kernel writes the others.
+                let all = unsafe { unwritten((before + n, block.heads, d), DType::BF16, device)? };
+                if before > 0 {
+                    all.slice_set(&known.contiguous()?, 0, 0)?;
+                }
+                Ok(all)
+            };
+            (all(keys)?, all(values)?, Place::From(before))
+        }
+    };
+    let heads = Heads {
+        biases: [&block.query.bias, &block.key.bias, &block.value.bias],
+        norms: [&block.query_norm, &block.key_norm],
+        tables,
+        heads: block.heads,
+        eps: block.eps,
+    };
+    let queries = part(Part::Norms, device, || heads.turned([&q, &k, &v], (&keys, &values), &place))?;
+    drop((q, k, v));
+    let scale = 1.0 / (d as f32).sqrt();
+    let operands = [&queries, &keys, &values];
+    let (seen, _) = part(Part::Attention, device, || attention::forward(operands, segments, scale, false))?;
+    drop((queries, keys, values));
+    let add = |x: &Tensor, by: &Tensor, pair: &Pair| product::add(x, by, By::Turned(&pair.weight), Some(&pair.bias));
+    part(Part::Products, device, || add(x, &seen, &block.dense))?;
+    drop(seen);
+    let inner = part(Part::Products, device, || multiply(&normed, &block.up))?;
+    drop(normed);
+    let inner = part(Part::Activations, device, || gelu_with_bias(&inner, &block.up.bias, true))?;
+    part(Part::Products, device, || add(x, &inner, &block.down))
+}

@@ -1,0 +1,84 @@
+//! The vocabulary head with the log-probabilities of its targets, on a GPU: products of bf16, logits in f32 for some rows at a
+//! time, each read once.
+
+use std::sync::Arc;
+
+use candle_core::{DType, Result, Tensor};
+
+use super::product::{self, By};
+use super::rows::{log_prob, log_prob_back};
+use crate::measure::{Part, part};
+use crate::ops::composed::collect_affine;
+use crate::ops::decoder::Pair;
+use crate::ops::head::HEAD_ROWS_ON_A_GPU as ROWS;
+use crate::ops::node::node;
+use crate::ops::products::Products;
+
+/// Whether the kernels take a head: products of bf16, vectors in f32.
+pub(in crate::ops) fn takes_head(x: &Tensor, head: &Pair, targets: &[u32], products: Products) -> bool {
+    x.device().is_cuda()
+        && crate::device::multiplies_bf16(x.device())
+        && products == Products::Bf16
+        && x.dtype() == DType::F32
+        && head.bias.dtype() == DType::F32
+        && !targets.is_empty()
+}
+
+/// As [`crate::ops::head_log_prob`], of arguments that fit each other and the kernels.
+pub(in crate::ops) fn head_log_prob(x: &Tensor, head: Pair, targets: &[u32]) -> Result<Tensor> {
+    let rows = Rows { x: x.detach().contiguous()?, head, targets: targets.into() };
+    let (values, log_sums) = part(Part::Head, x.device(), || rows.forward())?;
+    node("head-log-prob", x, values, move |grad| part(Part::Head, grad.device(), || rows.backward(&log_sums, grad)))
+}
+
+struct Rows {
+    x: Tensor,
+    head: Pair,
+    targets: Arc<[u32]>,
+}
+
+impl Rows {
+    /// Some rows: the first, their inputs as operands, their targets.
+    fn parts(&self) -> impl Iterator<Item = Result<(usize, Tensor, Tensor)>> {
+        self.targets.chunks(ROWS).enumerate().map(|(part, targets)| {
+            let x = self.x.narrow(0, part * ROWS, targets.len())?.to_dtype(DType::BF16)?;
+            Ok((part * ROWS, x, Tensor::new(targets, self.x.device())?))
+        })
+    }
+
+    fn weight(&self) -> Result<Tensor> {
+        self.head.weight.detach().to_dtype(DType::BF16)
+    }
+
+    fn logits(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
+        product::multiply(x, By::Turned(weight), Some(&self.head.bias.detach()), DType::F32)
+    }
+
+    /// The log-probabilities, and the log-sum-exps of the logits.
+    fn forward(&self) -> Result<(Tensor, Tensor)> {
+        let weight = self.weight()?;
+        let (mut found, mut sums) = (Vec::new(), Vec::new());
+        for part in self.parts() {
+            let (_, x, targets) = part?;
+            let (of_targets, log_sums) = log_prob(&self.logits(&x, &weight)?, &targets)?;
+            found.push(of_targets);
+            sums.push(log_sums);
+        }
+        Ok((Tensor::cat(&found, 0)?, Tensor::cat(&sums, 0)?))
+    }
+
+    fn backward(&self, log_sums: &Tensor, grad: &Tensor) -> Result<Tensor> {
+        let (weight, grad) = (self.weight()?, grad.contiguous()?);
+        let mut back = Vec::new();
+        for part in self.parts() {
+            let (first, x, targets) = part?;
+            let of = |all: &Tensor| all.narrow(0, first, x.dim(0)?);
+            let logits = self.logits(&x, &weight)?;
+            let narrow = log_prob_back(&logits, &targets, &of(log_sums)?, &of(&grad)?)?;
+            drop(logits);
+            collect_affine(&self.head, &narrow, &narrow, &x)?;
+            back.push(product::multiply(&narrow, By::AsItLies(&weight), None, DType::F32)?);
+        }
+        Tensor::cat(&back, 0)
+    }
+}

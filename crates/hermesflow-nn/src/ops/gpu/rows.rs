@@ -1,0 +1,348 @@
+//! What lies between the products of a decoder block, by one kernel each.
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::launch::{Module, address, arguments, gpu, kernel, numbers, unwritten};
+use crate::ops::Pair;
+
+const WARP: usize = 32;
+/// Threads of a block that need not hold a row.
+const THREADS: usize = 256;
+/// Blocks that share out rows where sums over all of them are wanted: fixed, so that the sums have one order.
+const SHARES: usize = 528;
+/// Numbers of a row that a thread holds.
+const EACH: usize = 8;
+
+/// Whether the kernels take rows of this width.
+pub(super) fn takes_width(width: usize) -> bool {
+    width.is_multiple_of(EACH) && width <= 1024 * EACH
+}
+
+/// Whether the kernels turn heads whose rotation pairs so many dimensions: 4 of heads of 16, or 8 times a power of two.
+pub(super) fn takes_rotation(half: usize) -> bool {
+    half == 4 || half.is_multiple_of(8) && (half / 8).is_power_of_two()
+}
+
+/// Threads of a block that holds a row.
+fn threads(width: usize) -> usize {
+    width.div_ceil(EACH).next_multiple_of(WARP)
+}
+
+/// LayerNorm of rows, in bf16 or f32.
+///
+/// # Shapes
+/// `x [n, width]` in f32 -> `[n, width]`
+pub(super) fn norm(x: &Tensor, pair: &Pair, eps: f64, dtype: DType) -> Result<Tensor> {
+    let (n, width) = x.dims2()?;
+    let name = match dtype {
+        DType::BF16 => "norm_bf16",
+        DType::F32 => "norm_f32",
+        other => bail!("no norm gives {other:?}"),
+    };
+    // SAFETY: the kernel writes every number.
+    let y = unsafe { unwritten((n, width), dtype, x.device())? };
+    if n > 0 {
+        let (weight, bias) = (numbers(&pair.weight, DType::F32)?, numbers(&pair.bias, DType::F32)?);
+        let given = arguments![numbers(x, DType::F32)?, weight, bias, address(&y)?, width as i32, eps as f32];
+        if !takes_width(width) {
+            bail!("no norm of rows of {width}");
+        }
+        // SAFETY: the arguments are the kernel's; each block has one row of both, which its threads hold.
+        unsafe { kernel(gpu(x)?, Module::Rows, name)?.launch((n, 1), threads(width), 0, &given)? };
+    }
+    Ok(y)
+}
+
+/// Sums over all rows, of which each block has made a part.
+///
+/// # Shapes
+/// `parts [blocks, 2 · width]` -> `[width]` each
+fn joined(parts: &Tensor) -> Result<[Tensor; 2]> {
+    let sums = parts.sum(0)?;
+    let width = sums.dim(0)? / 2;
+    Ok([sums.narrow(0, 0, width)?, sums.narrow(0, width, width)?])
+}
+
+/// The gradient of `x` through its LayerNorm, added to `base`, and those of the norm's weight and bias.
+///
+/// # Shapes
+/// `x`, `grad` and `base` `[n, width]` in f32 -> `[n, width]`, `[width]`, `[width]`
+pub(super) fn norm_back(x: &Tensor, pair: &Pair, grad: &Tensor, base: &Tensor, eps: f64) -> Result<(Tensor, [Tensor; 2])> {
+    let (n, width) = x.dims2()?;
+    if grad.dims() != [n, width] || base.dims() != [n, width] || !takes_width(width) {
+        bail!("norm: gradients {:?} and {:?} of {:?}", grad.dims(), base.dims(), x.dims());
+    }
+    // SAFETY: the kernel writes every number.
+    let dx = unsafe { unwritten((n, width), DType::F32, x.device())? };
+    // SAFETY: as above.
+    let parts = unsafe { unwritten((SHARES, 2 * width), DType::F32, x.device())? };
+    let (weight, eps) = (numbers(&pair.weight, DType::F32)?, eps as f32);
+    let wide = |x: &Tensor| numbers(x, DType::F32);
+    let given = arguments![
+        wide(x)?, weight, wide(grad)?, wide(base)?, address(&dx)?, address(&parts)?, n as i64, width as i32, eps
+    ];
+    // SAFETY: the arguments are the kernel's; a block's threads hold a whole row, and each block has a part of the sums.
+    unsafe { kernel(gpu(x)?, Module::Rows, "norm_back")?.launch((SHARES, 1), threads(width), 0, &given)? };
+    Ok((dx, joined(&parts)?))
+}
+
+/// Where the keys and values of a pass go: rows of a cache.
+pub(super) enum Place<'a> {
+    /// From this row on.
+    From(usize),
+    /// To these rows, in u32 on the device.
+    Rows(&'a Tensor),
+}
+
+/// How products become the heads of queries, keys and values.
+pub(super) struct Heads<'a> {
+    /// `[heads · d]` each, in f32.
+    pub(super) biases: [&'a Tensor; 3],
+    /// Of queries and keys, `[d]`.
+    pub(super) norms: [&'a Pair; 2],
+    /// Cosine and sine of each token's angles, `[n, rotated / 2]` in f32.
+    pub(super) tables: (&'a Tensor, &'a Tensor),
+    pub(super) heads: usize,
+    pub(super) eps: f64,
+}
+
+impl Heads<'_> {
+    /// The size of a head, and half of what is turned of it.
+    fn sizes(&self, n: usize, width: usize) -> Result<(usize, usize)> {
+        let (d, (tokens, half)) = (width / self.heads, self.tables.0.dims2()?);
+        if self.tables.1.dims() != [tokens, half] || tokens != n || 2 * half > d || !takes_rotation(half) {
+            bail!("heads: {n} tokens of {} heads of {d}, tables {:?}", self.heads, self.tables.0.dims());
+        }
+        Ok((d, half))
+    }
+
+    /// Adds the biases, norms each head of queries and keys and turns it by its token's angles; keys and values go to their
+    /// places.
+    ///
+    /// # Shapes
+    /// products `[n, heads · d]` each, `keys` and `values` `[rows, heads, d]`, written in place -> queries `[n, heads, d]`, all
+    /// in bf16
+    pub(super) fn turned(
+        &self,
+        [q, k, v]: [&Tensor; 3],
+        (keys, values): (&Tensor, &Tensor),
+        place: &Place,
+    ) -> Result<Tensor> {
+        let (n, width) = q.dims2()?;
+        let (d, half) = self.sizes(n, width)?;
+        let (rows, first) = match place {
+            Place::From(first) if first + n <= keys.dim(0)? => (0, *first),
+            Place::Rows(rows) if rows.dims() == [n] => (numbers(rows, DType::U32)?, 0),
+            _ => bail!("heads: no places for {n} tokens among {} rows", keys.dim(0)?),
+        };
+        if k.dims() != q.dims() || v.dims() != q.dims() || keys.dims() != values.dims() || keys.dims()[1..] != [self.heads, d]
+        {
+            bail!("heads: products {:?}, keys {:?}, values {:?}", q.dims(), keys.dims(), values.dims());
+        }
+        // SAFETY: the kernel writes every number.
+        let queries = unsafe { unwritten((n, self.heads, d), DType::BF16, q.device())? };
+        if n == 0 {
+            return Ok(queries);
+        }
+        let (narrow, wide) = (|x: &Tensor| numbers(x, DType::BF16), |x: &Tensor| numbers(x, DType::F32));
+        let [q_bias, k_bias, v_bias] = self.biases;
+        let [q_norm, k_norm] = self.norms;
+        let given = arguments![
+            narrow(q)?,
+            narrow(k)?,
+            narrow(v)?,
+            wide(q_bias)?,
+            wide(k_bias)?,
+            wide(v_bias)?,
+            wide(&q_norm.weight)?,
+            wide(&k_norm.weight)?,
+            wide(&q_norm.bias)?,
+            wide(&k_norm.bias)?,
+            wide(self.tables.0)?,
+            wide(self.tables.1)?,
+            address(&queries)?,
+            narrow(keys)?,
+            narrow(values)?,
+            rows,
+            first as i32,
+            self.heads as i32,
+            d as i32,
+            half as i32,
+            self.eps as f32,
+        ];
+        let kernel = kernel(gpu(q)?, Module::Rows, "heads")?;
+        // SAFETY: the arguments are the kernel's; each block has one token's row of one side.
+        unsafe { kernel.launch((n, 3), threads(width).min(THREADS), 0, &given)? };
+        Ok(queries)
+    }
+
+    /// The gradient of queries (`side` 0) or keys (1) before all that, in place of that behind it, and those of their norm's
+    /// weight and bias.
+    ///
+    /// # Shapes
+    /// `product [n, heads · d]` and `grad [n, heads, d]` in bf16 -> `[n, heads · d]` in bf16, `[d]` and `[d]` in f32
+    pub(super) fn back(&self, side: usize, product: &Tensor, grad: &Tensor) -> Result<(Tensor, [Tensor; 2])> {
+        let (n, width) = product.dims2()?;
+        let (d, half) = self.sizes(n, width)?;
+        if grad.elem_count() != n * width {
+            bail!("heads: gradient {:?} of products {:?}", grad.dims(), product.dims());
+        }
+        let (bias, norm) = (self.biases[side], self.norms[side]);
+        // SAFETY: the kernel writes every number.
+        let parts = unsafe { unwritten((SHARES, 2 * d), DType::F32, product.device())? };
+        let (narrow, wide) = (|x: &Tensor| numbers(x, DType::BF16), |x: &Tensor| numbers(x, DType::F32));
+        let given = arguments![
+            narrow(product)?,
+            wide(bias)?,
+            wide(&norm.weight)?,
+            wide(self.tables.0)?,
+            wide(self.tables.1)?,
+            narrow(grad)?,
+            address(&parts)?,
+            n as i64,
+            self.heads as i32,
+            d as i32,
+            half as i32,
+            self.eps as f32,
+        ];
+        let kernel = kernel(gpu(product)?, Module::Rows, "heads_back")?;
+        let threads = threads(width).min(THREADS);
+        // Two sums for each number of a thread.
+        let shared = threads * 2 * EACH * size_of::<f32>();
+        // SAFETY: the arguments are the kernel's; each block has a part of the sums.
+        unsafe { kernel.launch((SHARES, 1), threads, shared, &given)? };
+        Ok((grad.reshape((n, width))?, joined(&parts)?))
+    }
+}
+
+fn check_activation(x: &Tensor, bias: &Tensor) -> Result<(i64, i32)> {
+    let (n, width) = x.dims2()?;
+    if !width.is_multiple_of(EACH) || bias.dims() != [width] {
+        bail!("gelu of {:?} with a bias {:?}", x.dims(), bias.dims());
+    }
+    Ok(((n * width) as i64, width as i32))
+}
+
+/// `gelu(x + bias)`, in new memory or in place.
+///
+/// # Shapes
+/// `x [n, width]` in bf16, `bias [width]` in f32 -> as `x`; the width is a multiple of eight
+pub(super) fn gelu_with_bias(x: &Tensor, bias: &Tensor, in_place: bool) -> Result<Tensor> {
+    let (count, width) = check_activation(x, bias)?;
+    // SAFETY: the kernel writes every number.
+    let y = if in_place { x.clone() } else { unsafe { unwritten(x.shape(), DType::BF16, x.device())? } };
+    if count > 0 {
+        let given = arguments![numbers(x, DType::BF16)?, numbers(bias, DType::F32)?, address(&y)?, count, width];
+        let blocks = (count as usize).div_ceil(EACH * THREADS);
+        // SAFETY: the arguments are the kernel's, which stops behind the last number.
+        unsafe { kernel(gpu(x)?, Module::Rows, "gelu_with_bias")?.launch((blocks, 1), THREADS, 0, &given)? };
+    }
+    Ok(y)
+}
+
+/// `grad ← grad gelu'(x + bias)`, in place.
+///
+/// # Shapes
+/// `x` and `grad` `[n, width]` in bf16, `bias [width]` in f32; the width is a multiple of eight
+pub(super) fn gelu_back(x: &Tensor, bias: &Tensor, grad: &Tensor) -> Result<()> {
+    let (count, width) = check_activation(x, bias)?;
+    if grad.dims() != x.dims() {
+        bail!("gelu: gradient {:?} of {:?}", grad.dims(), x.dims());
+    }
+    if count > 0 {
+        let narrow = |x: &Tensor| numbers(x, DType::BF16);
+        let given = arguments![narrow(x)?, numbers(bias, DType::F32)?, narrow(grad)?, count, width];
+        let blocks = (count as usize).div_ceil(EACH * THREADS);
+        // SAFETY: the arguments are the kernel's, which stops behind the last number.
+        unsafe { kernel(gpu(x)?, Module::Rows, "gelu_back")?.launch((blocks, 1), THREADS, 0, &given)? };
+    }
+    Ok(())
+}
+
+/// The likeliest columns of each row of logits, best first, of equal ones those that stand first; and the log-sum-exp of all.
+///
+/// # Shapes
+/// `logits [n, columns]` in f32 -> n of each
+pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<(Vec<(u32, f32)>, f32)>> {
+    let (n, columns) = logits.dims2()?;
+    // Numbers up to 2^24 are exact in f32.
+    if few == 0 || few > columns || columns > 1 << 24 {
+        bail!("the {few} likeliest of logits {:?}", logits.dims());
+    }
+    if n == 0 {
+        return Ok(Vec::new());
+    }
+    // SAFETY: the kernel writes every number.
+    let found = unsafe { unwritten((n, 2 * few + 1), DType::F32, logits.device())? };
+    let given = arguments![numbers(logits, DType::F32)?, address(&found)?, columns as i32, few as i32];
+    // SAFETY: the arguments are the kernel's; each block has one row.
+    unsafe { kernel(gpu(logits)?, Module::Rows, "likeliest")?.launch((n, 1), 1024, 0, &given)? };
+    let of_row = |row: Vec<f32>| {
+        let (at, rest) = row.split_at(few);
+        (at.iter().map(|&at| at as u32).zip(rest.iter().copied()).collect(), rest[few])
+    };
+    Ok(found.to_vec2::<f32>()?.into_iter().map(of_row).collect())
+}
+
+/// The numbers of a step of AdamW, in the order of the kernel's parameters.
+pub(crate) fn adamw(param: &Tensor, grad: &Tensor, first: &Tensor, second: &Tensor, by: [f32; 9]) -> Result<()> {
+    let wide = |x: &Tensor| numbers(x, DType::F32);
+    let [beta1, rest1, beta2, rest2, scale, keep, rate, root, eps] = by;
+    let count = param.elem_count();
+    let given = arguments![
+        wide(param)?, wide(grad)?, wide(first)?, wide(second)?, count as i64, beta1, rest1, beta2, rest2, scale, keep, rate,
+        root, eps
+    ];
+    let blocks = count.div_ceil(THREADS).clamp(1, 1 << 16);
+    // SAFETY: the arguments are the kernel's, all four of one size as the caller has checked.
+    unsafe { kernel(gpu(param)?, Module::Rows, "adamw")?.launch((blocks, 1), THREADS, 0, &given) }
+}
+
+/// The sum of the squares of some numbers, in parts.
+///
+/// # Shapes
+/// `x [..]` in f32 -> `[parts]` in f64
+pub(crate) fn squares(x: &Tensor) -> Result<Tensor> {
+    // SAFETY: the kernel writes every number.
+    let parts = unsafe { unwritten(SHARES, DType::F64, x.device())? };
+    let given = arguments![numbers(x, DType::F32)?, address(&parts)?, x.elem_count() as i64];
+    // SAFETY: the arguments are the kernel's; each block has one of the parts.
+    unsafe { kernel(gpu(x)?, Module::Rows, "squares")?.launch((SHARES, 1), THREADS, 0, &given)? };
+    Ok(parts)
+}
+
+/// `log softmax(logits)[target]` of each row, and the log-sum-exp of its logits.
+///
+/// # Shapes
+/// `logits [n, columns]` in f32, `targets [n]` in u32, below `columns` -> `[n]`, `[n]`
+pub(super) fn log_prob(logits: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
+    let (n, columns) = logits.dims2()?;
+    // SAFETY: the kernel writes every number.
+    let of = || unsafe { unwritten(n, DType::F32, logits.device()) };
+    let (found, sums) = (of()?, of()?);
+    let (from, at) = (numbers(logits, DType::F32)?, numbers(targets, DType::U32)?);
+    let given = arguments![from, at, address(&found)?, address(&sums)?, columns as i32];
+    // SAFETY: the arguments are the kernel's; each block has one row.
+    unsafe { kernel(gpu(logits)?, Module::Rows, "log_prob")?.launch((n, 1), 1024, 0, &given)? };
+    Ok((found, sums))
+}
+
+/// The gradient of the logits from that of [`log_prob`], whose log-sum-exps are given.
+///
+/// # Shapes
+/// `logits [n, columns]`, `log_sums [n]` and `grad [n]` in f32, `targets [n]` in u32 -> `[n, columns]` in bf16
+pub(super) fn log_prob_back(logits: &Tensor, targets: &Tensor, log_sums: &Tensor, grad: &Tensor) -> Result<Tensor> {
+    let (n, columns) = logits.dims2()?;
+    if [targets.dims(), log_sums.dims(), grad.dims()] != [[n]; 3] {
+        bail!("log_prob: gradient {:?} of {n} rows", grad.dims());
+    }
+    // SAFETY: the kernel writes every number.
+    let back = unsafe { unwritten((n, columns), DType::BF16, logits.device())? };
+    let (from, at) = (numbers(logits, DType::F32)?, numbers(targets, DType::U32)?);
+    let (sums, grad) = (numbers(log_sums, DType::F32)?, numbers(grad, DType::F32)?);
+    let given = arguments![from, at, sums, grad, address(&back)?, columns as i32];
+    let blocks = columns.div_ceil(2 * THREADS);
+    // SAFETY: the arguments are the kernel's; each thread has two numbers of a row.
+    unsafe { kernel(gpu(logits)?, Module::Rows, "log_prob_back")?.launch((blocks, n), THREADS, 0, &given)? };
+    Ok(back)
+}

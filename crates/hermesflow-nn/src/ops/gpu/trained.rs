@@ -1,0 +1,185 @@
+//! A decoder block of Phi whose weights are trained, on a GPU: weights, their gradients and what runs from block to block in
+//! f32, all that lies between products in bf16.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Result, Tensor, bail};
+
+use super::attention;
+use super::launch::unwritten;
+use super::product::{self, By};
+use super::rows::{Heads, Place, gelu_back, gelu_with_bias, norm, norm_back};
+use crate::measure::{Part, part};
+use crate::ops::composed::{collect, collect_affine};
+use crate::ops::decoder::DecoderBlock;
+use crate::ops::node::node;
+use crate::ops::products::Products;
+use crate::ops::{Pair, Segment};
+
+/// Whether the kernels take a block: weights in f32, of which products take bf16.
+pub(in crate::ops) fn takes_trained(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
+    let products = block.products == Products::Bf16;
+    let of = |matrices| super::frozen::takes_sizes(x, block, cos, matrices);
+    products && (of(DType::F32) || of(DType::BF16))
+}
+
+/// As [`crate::ops::decoder_block`], of arguments that fit each other and the kernels.
+pub(in crate::ops) fn trained_block(
+    x: &Tensor,
+    block: &DecoderBlock,
+    (cos, sin): (&Tensor, &Tensor),
+    segments: &Arc<[Segment]>,
+) -> Result<Tensor> {
+    let given = x.detach().contiguous()?;
+    let run = Run { block: block.clone(), cos: cos.detach(), sin: sin.detach(), segments: segments.clone() };
+    let keep = x.track_op() && !block.checkpoint;
+    let (values, saved) = run.forward(&given)?;
+    let saved = Mutex::new(keep.then_some(saved));
+    node("decoder-block", x, values, move |grad| {
+        let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let saved = match kept {
+            Some(saved) => saved,
+            None if run.block.checkpoint => run.inner(&given)?,
+            None => bail!("decoder block: backward twice"),
+        };
+        run.backward(&given, saved, &grad.contiguous()?)
+    })
+}
+
+struct Run {
+    block: DecoderBlock,
+    cos: Tensor,
+    sin: Tensor,
+    segments: Arc<[Segment]>,
+}
+
+/// What the backward pass needs beside `x`, in bf16 but for the sums.
+struct Saved {
+    /// Queries and keys before their biases and norms, `[n, h]`.
+    query: Tensor,
+    key: Tensor,
+    /// As attention sees them, `[n, heads, d]`.
+    operands: [Tensor; 3],
+    /// What was seen, `[n, h]`, and the log-sum-exp of the scores.
+    seen: Tensor,
+    log_sums: Tensor,
+    /// Before its bias and the activation.
+    up: Tensor,
+}
+
+/// A matrix as an operand of products.
+fn operand(x: &Tensor) -> Result<Tensor> {
+    part(Part::Conversions, x.device(), || x.detach().to_dtype(DType::BF16))
+}
+
+/// Adds the gradients of an affine map, from that of its result and its input, both in bf16.
+fn collect_narrow(pair: &Pair, grad: &Tensor, x: &Tensor) -> Result<()> {
+    part(Part::Products, x.device(), || collect_affine(pair, grad, grad, x))
+}
+
+/// Adds the gradients of a norm's weight and bias.
+fn collect_norm(pair: &Pair, [weight, bias]: [Tensor; 2]) -> Result<()> {
+    collect(&pair.weight, || Ok(weight))?;
+    collect(&pair.bias, || Ok(bias))
+}
+
+impl Run {
+    fn heads(&self) -> Heads<'_> {
+        let block = &self.block;
+        Heads {
+            biases: [&block.query.bias, &block.key.bias, &block.value.bias],
+            norms: [&block.query_norm, &block.key_norm],
+            tables: (&self.cos, &self.sin),
+            heads: block.heads,
+            eps: block.eps,
+        }
+    }
+
+    fn scale(&self, width: usize) -> f32 {
+        1.0 / ((width / self.block.heads) as f32).sqrt()
+    }
+
+    fn normed(&self, x: &Tensor) -> Result<Tensor> {
+        part(Part::Norms, x.device(), || norm(x, &self.block.norm, self.block.eps, DType::BF16))
+    }
+
+    /// What the backward pass needs, and all but the last two products.
+    fn inner(&self, x: &Tensor) -> Result<Saved> {
+        let (block, device, (n, width)) = (&self.block, x.device(), x.dims2()?);
+        let normed = self.normed(x)?;
+        let multiply = |pair: &Pair| -> Result<Tensor> {
+            let weight = operand(&pair.weight)?;
+            part(Part::Products, device, || product::multiply(&normed, By::Turned(&weight), None, DType::BF16))
+        };
+        let (query, key, value) = (multiply(&block.query)?, multiply(&block.key)?, multiply(&block.value)?);
+        // SAFETY: the kernel writes all rows.
+        let rows = || unsafe { unwritten((n, block.heads, width / block.heads), DType::BF16, device) };
+        let (keys, values) = (rows()?, rows()?);
+        let queries = part(Part::Norms, device, || {
+            self.heads().turned([&query, &key, &value], (&keys, &values), &Place::From(0))
+        })?;
+        drop(value);
+        let operands = [queries, keys, values];
+        let (seen, log_sums) = part(Part::Attention, device, || {
+            attention::forward(operands.each_ref(), &self.segments, self.scale(width), true)
+        })?;
+        let Some(log_sums) = log_sums else { bail!("attention gave no sums") };
+        let up = multiply(&block.up)?;
+        Ok(Saved { query, key, operands, seen, log_sums, up })
+    }
+
+    fn active(&self, up: &Tensor) -> Result<Tensor> {
+        part(Part::Activations, up.device(), || gelu_with_bias(up, &self.block.up.bias.detach(), false))
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
+        let saved = self.inner(x)?;
+        let y = x.copy()?;
+        let add = |x: &Tensor, pair: &Pair| -> Result<()> {
+            let (weight, bias) = (operand(&pair.weight)?, pair.bias.detach());
+            part(Part::Products, y.device(), || product::add(&y, x, By::Turned(&weight), Some(&bias)))
+        };
+        add(&saved.seen, &self.block.dense)?;
+        add(&self.active(&saved.up)?, &self.block.down)?;
+        Ok((y, saved))
+    }
+
+    fn backward(&self, x: &Tensor, saved: Saved, wide: &Tensor) -> Result<Tensor> {
+        let Saved { query, key, operands, seen, log_sums, up } = saved;
+        let (block, device, (n, width)) = (&self.block, x.device(), x.dims2()?);
+        let grad = operand(wide)?;
+        // The gradient of an affine map's input.
+        let back = |grad: &Tensor, pair: &Pair, dtype: DType| -> Result<Tensor> {
+            let weight = operand(&pair.weight)?;
+            part(Part::Products, device, || product::multiply(grad, By::AsItLies(&weight), None, dtype))
+        };
+        collect_narrow(&block.down, &grad, &self.active(&up)?)?;
+        let d_up = back(&grad, &block.down, DType::BF16)?;
+        part(Part::Activations, device, || gelu_back(&up, &block.up.bias.detach(), &d_up))?;
+        drop(up);
+        let normed = self.normed(x)?;
+        collect_narrow(&block.up, &d_up, &normed)?;
+        let d_normed = back(&d_up, &block.up, DType::F32)?;
+        drop(d_up);
+        collect_narrow(&block.dense, &grad, &seen)?;
+        let d_seen = back(&grad, &block.dense, DType::BF16)?;
+        let [d_query, d_key, d_value] = part(Part::Attention, device, || {
+            let scale = self.scale(width);
+            attention::backward(operands.each_ref(), (&seen, &log_sums), &d_seen, &self.segments, scale)
+        })?;
+        drop((operands, seen, log_sums, d_seen));
+        let heads = self.heads();
+        let (d_query, of_query_norm) = part(Part::Norms, device, || heads.back(0, &query, &d_query))?;
+        let (d_key, of_key_norm) = part(Part::Norms, device, || heads.back(1, &key, &d_key))?;
+        collect_norm(&block.query_norm, of_query_norm)?;
+        collect_norm(&block.key_norm, of_key_norm)?;
+        for (pair, grad) in [(&block.query, d_query), (&block.key, d_key), (&block.value, d_value.reshape((n, width))?)] {
+            collect_narrow(pair, &grad, &normed)?;
+            let weight = operand(&pair.weight)?;
+            part(Part::Products, device, || product::add(&d_normed, &grad, By::AsItLies(&weight), None))?;
+        }
+        let (dx, of_norm) = part(Part::Norms, device, || norm_back(x, &block.norm, &d_normed, wide, block.eps))?;
+        collect_norm(&block.norm, of_norm)?;
+        Ok(dx)
+    }
+}
