@@ -5,7 +5,8 @@
 
 In order, each with a time budget of its own:
 
-    verify     `hermesflow verify` on every folder of --golden: numbers recorded from the original models
+    verify     `hermesflow verify` on every folder of --golden: numbers recorded from the original models, in f32; those of
+               whole models in our type, too
     model      a random model of --size in --work, unless it is there (or --model names one)
     benches    what the GPU can do (a large product, a copy) and each stage at 512², ours beside PyTorch in f32 and in bf16, in
                turns; behind each stage one run of ours that tells which parts its time goes to
@@ -185,11 +186,13 @@ class Session:
         folders = sorted(path for path in golden.iterdir() if path.is_dir())
         found = {"passed": 0, "failed": 0, "skipped": 0}
         self.record["verify"] = found | {"failures": []}
-        for folder in folders:
+        models = [folder for folder in folders if (folder / "case.json").is_file()] if self.dtype != "f32" else []
+        for folder, dtype in [*((folder, "f32") for folder in folders), *((folder, self.dtype) for folder in models)]:
             if self.clock.left() == 0:
                 raise Failed(f"{folder.name} and what is behind it: no time was left")
             try:
-                told = self.run([self.binary, "verify", folder, "--device", self.arguments.device, "--json"])
+                where = ["--device", self.arguments.device, "--dtype", dtype]
+                told = self.run([self.binary, "verify", folder, *where, "--json"])
                 checks = json.loads(told.stdout or "[]")
             except subprocess.TimeoutExpired:
                 self.fail(f"verify {folder.name}", "not done in time")
@@ -203,7 +206,7 @@ class Session:
                     self.say(f"  {check['case']}: {check['what']}: {check['largest_error']} (tolerance {check['tolerance']}) "
                              f"{check['note']}")
             self.record["verify"] |= found
-            self.say(f"verify {folder.name}: {found['passed']} passed, {found['failed']} failed so far")
+            self.say(f"verify {folder.name} in {dtype}: {found['passed']} passed, {found['failed']} failed so far")
 
     def make_model(self) -> None:
         size = self.arguments.size

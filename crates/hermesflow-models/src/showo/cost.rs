@@ -15,8 +15,9 @@ use super::{Magvit, imagine, magvit, phi, reply};
 use crate::Result;
 use crate::model::ImagineOptions;
 
-/// Bytes of an activation.
+/// Bytes of an activation, and of one in 16 bits.
 const F32: u64 = 4;
+const BF16: u64 = 2;
 /// Full-resolution feature maps that are alive at once in a residual block of the image tokenizer.
 const FEATURE_MAPS: u64 = 5;
 
@@ -51,7 +52,7 @@ pub struct Sizes {
     /// Numbers in matrices, and in vectors.
     matrices: u64,
     vectors: u64,
-    /// Whether a GPU runs it, by compositions.
+    /// Whether a GPU runs it: by kernels if its matrices are in bf16, else by compositions.
     gpu: bool,
     /// The type of keys and values that are kept.
     kept: DType,
@@ -139,9 +140,20 @@ impl Sizes {
         2.0 * self.hidden() as f64 * columns as f64
     }
 
+    /// Whether a GPU's kernels run it, which take matrices in bf16.
+    fn by_gpu_kernels(&self) -> bool {
+        self.gpu && self.kept == DType::BF16
+    }
+
     /// Bytes of a pass of the decoder over `rows` rows that see as many keys at most: the residual stream, its norm,
-    /// queries, keys and values before and after their norms, or the two halves of the MLP; on a GPU the scores, too.
+    /// queries, keys and values before and after their norms, or the two halves of the MLP; in a GPU's compositions the
+    /// scores, too.
     fn pass(&self, rows: u64) -> u64 {
+        if self.by_gpu_kernels() {
+            // The embeddings and the stream in f32, all else in bf16.
+            let (hidden, mlp) = (self.hidden(), self.mlp());
+            return rows * (2 * hidden * F32 + (7 * hidden).max(hidden + mlp) * BF16);
+        }
         let attention = 10 * self.hidden();
         let mlp = 4 * self.hidden() + 2 * self.mlp();
         let scores = if self.gpu { self.scores(rows, rows) } else { 0 };

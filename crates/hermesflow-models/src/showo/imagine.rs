@@ -152,10 +152,7 @@ impl<'a> Denoiser<'a> {
         let drawn = match self.masked_logits(images)? {
             None => Vec::new(),
             Some((cond, None)) => ops::draw_rows(&cond, &marks(images, draws))?,
-            Some((cond, Some(uncond))) => {
-                let guided = ((cond * (1.0 + guidance))? - (uncond * guidance)?)?;
-                ops::draw_rows(&guided, &marks(images, draws))?
-            }
+            Some((cond, Some(uncond))) => ops::draw_guided(&cond, &uncond, guidance, &marks(images, draws))?,
         };
         let mut rest = drawn.as_slice();
         for (image, draws) in images.iter_mut().zip(draws) {

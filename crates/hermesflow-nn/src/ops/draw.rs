@@ -5,6 +5,37 @@
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
+/// As [`draw_rows`], of the guided logits `(1 + guidance) cond - guidance uncond`.
+///
+/// # Shapes
+/// `cond` and `uncond` `[n, v]` in f32, n marks -> n of each
+///
+/// # Errors
+/// When there are not as many marks as rows, or no number can be drawn from a row.
+pub fn draw_guided(cond: &Tensor, uncond: &Tensor, guidance: f64, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
+    #[cfg(feature = "cuda")]
+    if on_gpu(cond) {
+        return by_kernel(cond, Some(uncond), guidance, marks);
+    }
+    draw_rows(&((cond * (1.0 + guidance))? - (uncond * guidance)?)?, marks)
+}
+
+#[cfg(feature = "cuda")]
+fn on_gpu(logits: &Tensor) -> bool {
+    let columns = logits.dims().last().copied().unwrap_or(0);
+    logits.device().is_cuda() && logits.dtype() == DType::F32 && columns <= super::gpu::DRAWN && logits.elem_count() > 0
+}
+
+#[cfg(feature = "cuda")]
+fn by_kernel(cond: &Tensor, uncond: Option<&Tensor>, guidance: f64, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
+    let (cond, uncond) = (cond.contiguous()?, uncond.map(Tensor::contiguous).transpose()?);
+    let drawn = super::gpu::draw(&cond, uncond.as_ref(), guidance as f32, marks)?;
+    match drawn.iter().find(|(_, probability)| !probability.is_finite()) {
+        Some(_) => bail!("draws: logits hold numbers that are none, or infinite ones"),
+        None => Ok(drawn),
+    }
+}
+
 /// For each row, the first element whose cumulative weight `Σ e^x` exceeds its share `marks` in `[0, 1)` of all, never one
 /// without weight, and its probability.
 ///
@@ -20,6 +51,10 @@ pub fn draw_rows(logits: &Tensor, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
     }
     if n == 0 {
         return Ok(Vec::new());
+    }
+    #[cfg(feature = "cuda")]
+    if on_gpu(logits) {
+        return by_kernel(logits, None, 0.0, marks);
     }
     let device = logits.device();
     let run = run_of(v);

@@ -3,13 +3,14 @@
 //! Captions and images of a micro batch are two graphs, both of which are there when the backward pass begins; it goes
 //! through the images first. The reference computes its images when the policy's graphs stand already. So there are two
 //! peaks: at the end of all forward passes, and when the images' part is done, all weights have gradients and the
-//! captions' part is left. What a block keeps and has at a time follows `ops/decoder.rs` (the CPU's kernels) and
-//! `ops/composed/block.rs` (a GPU).
+//! captions' part is left. What a block keeps and has at a time follows `ops/decoder.rs` (the CPU's kernels),
+//! `ops/gpu/trained.rs` (a GPU, products in bf16) or `ops/composed/block.rs`
+//! (a GPU in f32).
 
 use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::parallel;
 
-use super::{F32, Sizes};
+use super::{BF16, F32, Sizes};
 
 /// How training is done, as far as its memory depends on it.
 #[derive(Debug, Clone, Copy)]
@@ -108,7 +109,11 @@ impl Sizes {
 
     /// What a block and the head keep and have at a time.
     fn kept(&self, work: &Work) -> Kept {
-        let kept = if self.gpu { self.kept_by_compositions(work) } else { self.kept_by_kernels() };
+        let kept = match (self.gpu, work.products) {
+            (false, _) => self.kept_by_kernels(),
+            (true, Products::Bf16) => self.kept_by_gpu_kernels(work),
+            (true, Products::F32) => self.kept_by_compositions(work),
+        };
         match work.checkpointing {
             false => kept,
             true => Kept { inner: 0, back: kept.back + kept.inner, ..kept },
@@ -126,6 +131,26 @@ impl Sizes {
             logits: self.showo.vocab_size as u64 * F32,
             head: 0,
             fixed: 0,
+        }
+    }
+
+    fn kept_by_gpu_kernels(&self, work: &Work) -> Kept {
+        let (hidden, mlp, vocabulary) = (self.hidden(), self.mlp(), self.showo.vocab_size as u64);
+        let labels = 2 * work.pairs * work.masks * self.showo.num_vq_tokens;
+        let rows = labels.min(ops::HEAD_ROWS_ON_A_GPU) as u64;
+        // Queries and keys before their norms, three operands of attention and what was seen, the MLP before its bias.
+        let inner = (6 * hidden + mlp) * BF16 + self.phi.num_attention_heads as u64 * F32;
+        Kept {
+            output: hidden * F32,
+            inner,
+            // Two gradients of the stream and that of the norm; the activation and its gradient, and the norm.
+            back: 3 * hidden * F32 + (2 * mlp + 2 * hidden) * BF16,
+            // All that the backward pass of another would need, the activation, and the stream twice.
+            reference: inner + mlp * BF16 + 3 * hidden * F32,
+            logits: 0,
+            // Logits with their gradients; the weight as an operand.
+            head: rows * vocabulary * (F32 + BF16) + vocabulary * hidden * BF16,
+            fixed: hidden * mlp * BF16,
         }
     }
 
@@ -208,10 +233,10 @@ mod tests {
         assert_eq!(sizes.parameters(), parameters);
         let cost = sizes.train(&work());
         assert_eq!((cost.held, cost.host), (3 * 4 * parameters, 0));
-        // 4 × (1027 + 20 + 60) and 4 × (30 + 2 · 1027) rows; each keeps in each block its input, queries, keys and the
-        // MLP in f32, and four operands in bf16.
+        // 4 × (1027 + 20 + 60) and 4 × (30 + 2 · 1027) rows; each keeps in each block its input in f32, and in bf16 queries
+        // and keys, four operands and the MLP; and a sum for each of 32 heads.
         let rows = 4 * (1027 + 20 + 60) + 4 * (30 + 2 * 1027);
-        let graphs = rows * 24 * (4 * (3 * 2048 + 8192) + 2 * 4 * 2048);
+        let graphs = rows * 24 * (4 * (2048 + 32) + 2 * (6 * 2048 + 8192));
         assert!(cost.passing > graphs && cost.passing < graphs + 4 * GIGABYTE, "{} {graphs}", cost.passing);
     }
 

@@ -1,8 +1,9 @@
 //! Attention by kernels that keep the scores on the chip (FlashAttention-2, arXiv:2307.08691), of operands in bf16.
 
 use std::cell::RefCell;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
+use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{DType, DeviceLocation, Result, Tensor, bail};
 
@@ -17,6 +18,17 @@ const KEYS: usize = 64;
 /// Runs of at most so many queries are worked on by the kernel for few.
 const FEW: usize = 16;
 const THREADS: usize = 128;
+/// The kernel by products of four warps together, for heads of 64, and what it skips at most so that its tiles are aligned.
+const TOGETHER: &str = "attention_together_64";
+const ALIGNED: usize = 1024;
+
+/// Whether a GPU has products of four warps together, and the kernels were built for them.
+fn together(like: &Tensor) -> Result<bool> {
+    static KNOWN: OnceLock<bool> = OnceLock::new();
+    let device = gpu(like)?;
+    let hopper = device.cuda_stream().context().compute_capability().w()? == (9, 0);
+    Ok(hopper && *KNOWN.get_or_init(|| kernel(device, Module::Attention, TOGETHER).is_ok()))
+}
 
 /// Lists of work on a GPU.
 struct Listed {
@@ -118,7 +130,7 @@ pub(super) fn forward(
     let sums_at = numbers_or_null(sums.as_ref(), DType::F32)?;
     let (tiles, blocks) = listed.addresses(q)?;
     let (count, scale) = (queries as i32, scale * std::f32::consts::LOG2_E);
-    let run = |name: String, (first, tile_count): (usize, usize), shared: usize| -> Result<()> {
+    let run = |name: String, threads: usize, (first, tile_count): (usize, usize), shared: usize| -> Result<()> {
         if tile_count == 0 {
             return Ok(());
         }
@@ -126,11 +138,15 @@ pub(super) fn forward(
         let given = arguments![q_at, k_at, v_at, seen_at, sums_at, tiles, blocks, of_q, of_k, of_v, count, scale];
         let kernel = kernel(gpu(q)?, Module::Attention, &name)?;
         // SAFETY: the arguments are the kernel's, and the lists name rows of the tensors: the segments were checked.
-        unsafe { kernel.launch((tile_count, heads), THREADS, shared, &given) }
+        unsafe { kernel.launch((tile_count, heads), threads, shared, &given) }
     };
-    // Queries, and two blocks of keys and values for all warps, or two halves of one for each of four.
-    run(format!("attention_{d}"), (0, listed.long), 2 * d * (rows + 2 * 2 * KEYS))?;
-    run(format!("attention_few_{d}"), (listed.long, listed.count - listed.long), 2 * d * (FEW + 4 * 2 * KEYS))?;
+    // Queries, and two or three blocks of keys and values for all warps, or two halves of one for each of four.
+    if d == 64 && together(q)? {
+        run(TOGETHER.into(), 2 * THREADS, (0, listed.long), 2 * d * (rows + 3 * 2 * KEYS) + ALIGNED)?;
+    } else {
+        run(format!("attention_{d}"), THREADS, (0, listed.long), 2 * d * (rows + 2 * 2 * KEYS))?;
+    }
+    run(format!("attention_few_{d}"), THREADS, (listed.long, listed.count - listed.long), 2 * d * (FEW + 4 * 2 * KEYS))?;
     Ok((seen, sums))
 }
 

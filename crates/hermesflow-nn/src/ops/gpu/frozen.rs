@@ -7,7 +7,7 @@ use candle_core::{DType, Result, Tensor};
 use super::attention::{self, HEAD_SIZES};
 use super::launch::unwritten;
 use super::product::{self, By};
-use super::rows::{Heads, Place, gelu_with_bias, norm, takes_rotation, takes_width};
+use super::rows::{Heads, Place, gelu_with_bias, narrowed, norm, takes_rotation, takes_width};
 use crate::measure::{Part, part};
 use crate::ops::decoder::DecoderBlock;
 use crate::ops::frozen::Cached;
@@ -40,6 +40,9 @@ pub(super) fn takes_sizes(x: &Tensor, block: &DecoderBlock, cos: &Tensor, matric
 pub(in crate::ops) fn takes_frozen(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
     takes_sizes(x, block, cos, DType::BF16)
 }
+
+/// From so many rows on, the activation is computed by the product before it: less is read and written then, for a bias in bf16.
+const MANY: usize = 256;
 
 /// As [`crate::ops::frozen_block`], of arguments that fit each other and the kernels; `x` is changed in place.
 pub(in crate::ops) fn frozen_block(
@@ -95,8 +98,13 @@ pub(in crate::ops) fn frozen_block(
     let add = |x: &Tensor, by: &Tensor, pair: &Pair| product::add(x, by, By::Turned(&pair.weight), Some(&pair.bias));
     part(Part::Products, device, || add(x, &seen, &block.dense))?;
     drop(seen);
-    let inner = part(Part::Products, device, || multiply(&normed, &block.up))?;
+    let inner = if n >= MANY {
+        let bias = narrowed(&block.up.bias)?;
+        part(Part::Products, device, || product::activated(&normed, By::Turned(&block.up.weight), &bias))?
+    } else {
+        let inner = part(Part::Products, device, || multiply(&normed, &block.up))?;
+        part(Part::Activations, device, || gelu_with_bias(&inner, &block.up.bias, true))?
+    };
     drop(normed);
-    let inner = part(Part::Activations, device, || gelu_with_bias(&inner, &block.up.bias, true))?;
     part(Part::Products, device, || add(x, &inner, &block.down))
 }

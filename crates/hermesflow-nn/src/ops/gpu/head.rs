@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor};
 
 use super::product::{self, By};
-use super::rows::{log_prob, log_prob_back};
+use super::rows::{log_prob, log_prob_back, narrowed};
 use crate::measure::{Part, part};
 use crate::ops::composed::collect_affine;
 use crate::ops::decoder::Pair;
@@ -41,13 +41,13 @@ impl Rows {
     /// Some rows: the first, their inputs as operands, their targets.
     fn parts(&self) -> impl Iterator<Item = Result<(usize, Tensor, Tensor)>> {
         self.targets.chunks(ROWS).enumerate().map(|(part, targets)| {
-            let x = self.x.narrow(0, part * ROWS, targets.len())?.to_dtype(DType::BF16)?;
+            let x = narrowed(&self.x.narrow(0, part * ROWS, targets.len())?)?;
             Ok((part * ROWS, x, Tensor::new(targets, self.x.device())?))
         })
     }
 
     fn weight(&self) -> Result<Tensor> {
-        self.head.weight.detach().to_dtype(DType::BF16)
+        narrowed(&self.head.weight)
     }
 
     fn logits(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {

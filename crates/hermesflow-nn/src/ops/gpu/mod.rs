@@ -27,6 +27,6 @@ pub(super) use self::frozen::{frozen_block, takes_frozen};
 #[cfg(feature = "cuda")]
 pub(super) use self::head::{head_log_prob, takes_head};
 #[cfg(feature = "cuda")]
-pub(crate) use self::rows::{adamw, likeliest, squares};
+pub(crate) use self::rows::{DRAWN, adamw, draw, likeliest, squares};
 #[cfg(feature = "cuda")]
 pub(super) use self::trained::{takes_trained, trained_block};

@@ -41,6 +41,8 @@ struct Shape {
     /// Whether results are added to what is there.
     added: bool,
     biased: bool,
+    /// Whether results go through the tanh form of GELU, behind their bias.
+    activated: bool,
 }
 
 /// A way of computing products of one shape.
@@ -82,10 +84,10 @@ impl Handle {
 
     /// How cuBLASLt would compute products of this shape.
     fn find(&self, shape: Shape) -> Result<Way> {
-        use sys::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS;
+        use sys::cublasLtEpilogue_t::{CUBLASLT_EPILOGUE_BIAS as BIAS, CUBLASLT_EPILOGUE_GELU_BIAS as GELU_BIAS};
         use sys::cublasLtMatmulDescAttributes_t as Of;
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
-        let Shape { rows, out, depth, stride, as_it_lies, wide, biased, .. } = shape;
+        let Shape { rows, out, depth, stride, as_it_lies, wide, biased, activated, .. } = shape;
         let operation =
             result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, CUDA_R_32F).told()?;
         let turned = cublasOperation_t::CUBLAS_OP_T as i32;
@@ -96,7 +98,8 @@ impl Handle {
                 set(operation, Of::CUBLASLT_MATMUL_DESC_TRANSA, &turned)?;
             }
             if biased {
-                set(operation, Of::CUBLASLT_MATMUL_DESC_EPILOGUE, &(CUBLASLT_EPILOGUE_BIAS as i32))?;
+                let epilogue = if activated { GELU_BIAS } else { BIAS };
+                set(operation, Of::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as i32))?;
                 // Which numbers comes later; where a pointer stands decides which algorithms fit.
                 set(operation, Of::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address(&self.workspace)?)?;
             }
@@ -157,8 +160,18 @@ impl By<'_> {
     }
 }
 
-/// `y = x by + bias`, or added to `y`.
-fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, added: bool) -> Result<()> {
+/// What becomes of a product.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    Nothing,
+    /// It is added to what is there.
+    Added,
+    /// It goes through the tanh form of GELU.
+    Activated,
+}
+
+/// `y = x by + bias`, and what is behind it.
+fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, behind: Behind) -> Result<()> {
     let ((rows, depth), (weight, input, out)) = (x.dims2()?, by.sizes()?);
     let [apart, one] = x.stride() else { bail!("a product of {:?}", x.dims()) };
     let fits = input == depth && y.dims() == [rows, out] && bias.is_none_or(|bias| bias.dims() == [out]);
@@ -167,7 +180,9 @@ fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, added: bool) -> Re
     }
     let as_it_lies = matches!(by, By::AsItLies(_));
     let wide = y.dtype() == DType::F32;
-    let shape = Shape { rows, out, depth, stride: *apart, as_it_lies, wide, added, biased: bias.is_some() };
+    let (added, activated) = (behind == Behind::Added, behind == Behind::Activated);
+    let biased = bias.is_some();
+    let shape = Shape { rows, out, depth, stride: *apart, as_it_lies, wide, added, biased, activated };
     let (x_at, weight_at, y_at) = (address(x)?, numbers(weight, DType::BF16)?, numbers(y, y.dtype())?);
     let bias_at = numbers_or_null(bias, y.dtype())?;
     let stream = gpu(x)?.cuda_stream();
@@ -222,7 +237,7 @@ pub(super) fn multiply(x: &Tensor, by: By, bias: Option<&Tensor>, dtype: DType) 
     // SAFETY: the product writes every number, or there is none.
     let y = unsafe { unwritten((x.dim(0)?, out), dtype, x.device())? };
     if y.elem_count() > 0 {
-        run(x, by, bias, &y, false)?;
+        run(x, by, bias, &y, Behind::Nothing)?;
     }
     Ok(y)
 }
@@ -232,5 +247,17 @@ pub(super) fn multiply(x: &Tensor, by: By, bias: Option<&Tensor>, dtype: DType) 
 /// # Shapes
 /// `sum [n, out]` and `bias [out]` in f32, `x [n, in]` in bf16
 pub(super) fn add(sum: &Tensor, x: &Tensor, by: By, bias: Option<&Tensor>) -> Result<()> {
-    if sum.elem_count() == 0 { Ok(()) } else { run(x, by, bias, sum, true) }
+    if sum.elem_count() == 0 { Ok(()) } else { run(x, by, bias, sum, Behind::Added) }
+}
+
+/// `gelu(x by + bias)` in bf16, as the bias is.
+///
+/// # Shapes
+/// `x [n, in]` and `bias [out]` in bf16 -> `[n, out]`
+pub(super) fn activated(x: &Tensor, by: By, bias: &Tensor) -> Result<Tensor> {
+    let (_, _, out) = by.sizes()?;
+    // SAFETY: the product writes every number.
+    let y = unsafe { unwritten((x.dim(0)?, out), DType::BF16, x.device())? };
+    run(x, by, Some(bias), &y, Behind::Activated)?;
+    Ok(y)
 }

@@ -293,7 +293,7 @@ pub(crate) fn adamw(param: &Tensor, grad: &Tensor, first: &Tensor, second: &Tens
         wide(param)?, wide(grad)?, wide(first)?, wide(second)?, count as i64, beta1, rest1, beta2, rest2, scale, keep, rate,
         root, eps
     ];
-    let blocks = count.div_ceil(THREADS).clamp(1, 1 << 16);
+    let blocks = count.div_ceil(4 * THREADS).max(1);
     // SAFETY: the arguments are the kernel's, all four of one size as the caller has checked.
     unsafe { kernel(gpu(param)?, Module::Rows, "adamw")?.launch((blocks, 1), THREADS, 0, &given) }
 }
@@ -345,4 +345,46 @@ pub(super) fn log_prob_back(logits: &Tensor, targets: &Tensor, log_sums: &Tensor
     // SAFETY: the arguments are the kernel's; each thread has two numbers of a row.
     unsafe { kernel(gpu(logits)?, Module::Rows, "log_prob_back")?.launch((blocks, n), THREADS, 0, &given)? };
     Ok(back)
+}
+
+/// Numbers in f32 as bf16; others as candle does it.
+///
+/// # Shapes
+/// `x [..]` -> `[..]`
+pub(super) fn narrowed(x: &Tensor) -> Result<Tensor> {
+    let x = x.detach();
+    if x.dtype() != DType::F32 || !x.is_contiguous() || x.elem_count() == 0 {
+        return x.to_dtype(DType::BF16);
+    }
+    // SAFETY: the kernel writes every number.
+    let y = unsafe { unwritten(x.shape(), DType::BF16, x.device())? };
+    let given = arguments![numbers(&x, DType::F32)?, address(&y)?, x.elem_count() as i64];
+    let blocks = x.elem_count().div_ceil(EACH * THREADS);
+    // SAFETY: the arguments are the kernel's, which stops behind the last number.
+    unsafe { kernel(gpu(&x)?, Module::Rows, "narrowed")?.launch((blocks, 1), THREADS, 0, &given)? };
+    Ok(y)
+}
+
+/// Columns of a row that [`draw`] holds.
+pub(crate) const DRAWN: usize = 40_000;
+
+/// Draws from the softmax of rows of logits, guided if there are unconditional ones: the column and its probability.
+///
+/// # Shapes
+/// `cond` and `uncond` `[n, columns]` in f32, n marks -> n of each
+pub(crate) fn draw(cond: &Tensor, uncond: Option<&Tensor>, guidance: f32, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
+    let (n, columns) = cond.dims2()?;
+    if uncond.is_some_and(|uncond| uncond.dims() != cond.dims()) || marks.len() != n || columns > DRAWN {
+        bail!("draws: {} marks for logits {:?}", marks.len(), cond.dims());
+    }
+    // SAFETY: the kernel writes every number.
+    let found = unsafe { unwritten((n, 2), DType::F32, cond.device())? };
+    let marks = Tensor::from_slice(marks, n, cond.device())?;
+    let wide = |x: &Tensor| numbers(x, DType::F32);
+    let uncond = uncond.map_or(Ok(0), wide)?;
+    let given = arguments![wide(cond)?, uncond, wide(&marks)?, address(&found)?, columns as i32, guidance];
+    let kernel = kernel(gpu(cond)?, Module::Rows, "draw")?;
+    // SAFETY: the arguments are the kernel's; each block has one row, and memory for it.
+    unsafe { kernel.launch((n, 1), THREADS, columns * size_of::<f32>(), &given)? };
+    Ok(found.to_vec2::<f32>()?.into_iter().map(|row| (row[0] as u32, row[1])).collect())
 }

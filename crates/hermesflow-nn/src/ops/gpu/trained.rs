@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::attention;
 use super::launch::unwritten;
 use super::product::{self, By};
-use super::rows::{Heads, Place, gelu_back, gelu_with_bias, norm, norm_back};
+use super::rows::{Heads, Place, gelu_back, gelu_with_bias, narrowed, norm, norm_back};
 use crate::measure::{Part, part};
 use crate::ops::composed::{collect, collect_affine};
 use crate::ops::decoder::DecoderBlock;
@@ -69,7 +69,7 @@ struct Saved {
 
 /// A matrix as an operand of products.
 fn operand(x: &Tensor) -> Result<Tensor> {
-    part(Part::Conversions, x.device(), || x.detach().to_dtype(DType::BF16))
+    part(Part::Conversions, x.device(), || narrowed(x))
 }
 
 /// Adds the gradients of an affine map, from that of its result and its input, both in bf16.

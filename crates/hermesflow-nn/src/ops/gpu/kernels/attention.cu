@@ -4,6 +4,7 @@
 // the same bits: the backward pass walks the blocks twice, once for each side, and needs no atomic sums.
 
 #include "tensor_core.cuh"
+#include "warpgroup.cuh"
 
 using bf16 = __nv_bfloat16;
 
@@ -213,6 +214,79 @@ __device__ inline void forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16
                     sum > 0.f ? seen[m][half].largest * scale + log2f(sum) : INFINITY;
         }
 }
+
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+// As `forward` of heads of 64, by products of four warps together: two groups of them have 64 queries each.
+extern "C" __global__ __launch_bounds__(256, 2) void attention_together_64(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *seen_rows,
+                                                                       float *log_sums, const Tile *tiles, const Block *blocks,
+                                                                       long q_stride, long k_stride, long v_stride, int queries,
+                                                                       float scale) {
+    constexpr int D = 64, ROWS = 128, THREADS = 256, SIDES = 3;
+    extern __shared__ __align__(128) char together[];
+    // Patterns of operands begin at multiples of 1024.
+    bf16 *query_tile = reinterpret_cast<bf16 *>(together + (-shared_address(together) & 1023u));
+    bf16 *key_tiles = query_tile + ROWS * D;
+    const Tile tile = tiles[blockIdx.x];
+    const int head = blockIdx.y, lane = threadIdx.x % 32, group = threadIdx.x / 128, warp = threadIdx.x / 32;
+    const int mine = warp * 16 + lane / 4;
+    q += head * D, k += head * D, v += head * D;
+
+    load<D, ROWS, THREADS>(query_tile, q, q_stride, tile.row, tile.rows);
+    auto fetch = [&](int at) {
+        if (at < tile.last) {
+            bf16 *into = key_tiles + (at - tile.first) % SIDES * (2 * KEYS * D);
+            load<D, KEYS, THREADS>(into, k, k_stride, blocks[at].row, blocks[at].rows);
+            load<D, KEYS, THREADS>(into + KEYS * D, v, v_stride, blocks[at].row, blocks[at].rows);
+        }
+        copies_begun();
+    };
+    fetch(tile.first);
+    fetch(tile.first + 1);
+    float out[D / 8][4] = {};
+    Seen seen[2] = {{-INFINITY, 0.f}, {-INFINITY, 0.f}};
+    const uint32_t asked = shared_address(query_tile + group * 64 * D);
+    for (int at = tile.first; at < tile.last; ++at) {
+        wait_copies<1>();
+        stores_seen_by_products();
+        __syncthreads();
+        // Into what all have read a block ago.
+        fetch(at + 2);
+        const uint32_t keys = shared_address(key_tiles + (at - tile.first) % SIDES * (2 * KEYS * D)), values = keys + KEYS * D * 2;
+        const Block block = blocks[at];
+        float scores[KEYS / 8][4];
+        products_begin();
+#pragma unroll
+        for (int d = 0; d < D / 16; ++d) multiply_rows(scores, described(asked + d * 32), described(keys + d * 32), d > 0);
+        products_committed();
+        products_done(scores);
+        const int first = warp * 16;
+        if (!whole(block, first, 16, KEYS)) hide(scores, block, mine);
+        take(scores, seen, out, scale);
+        Left weights[KEYS / 16];
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) weights[n] = weights_of(scores, n);
+        products_begin();
+#pragma unroll
+        for (int n = 0; n < KEYS / 16; ++n) add_columns(out, weights[n], described(values + n * 16 * D * 2));
+        products_committed();
+        products_done(out);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = mine + half * 8;
+        const float sum = sum_of_four(seen[half].sum);
+        if (row >= tile.rows) continue;
+        const float scaled = sum > 0.f ? 1.f / sum : 0.f;
+        bf16 *to = seen_rows + (tile.row + row) * static_cast<long>(gridDim.y) * D + head * D + lane % 4 * 2;
+#pragma unroll
+        for (int d = 0; d < D / 8; ++d)
+            *reinterpret_cast<uint32_t *>(to + d * 8) = pack(out[d][2 * half] * scaled, out[d][2 * half + 1] * scaled);
+        if (log_sums != nullptr && lane % 4 == 0)
+            log_sums[static_cast<long>(head) * queries + tile.row + row] =
+                sum > 0.f ? seen[half].largest * scale + log2f(sum) : INFINITY;
+    }
+}
+#endif
 
 // As `forward`, of at most 16 queries a tile: the 4 warps share out the blocks, each with sums of its own.
 template <int D>

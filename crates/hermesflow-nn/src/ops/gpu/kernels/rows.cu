@@ -340,6 +340,18 @@ extern "C" __global__ void gelu_back(const bf16 *x, const float *bias, bf16 *gra
     *reinterpret_cast<uint4 *>(grad + at) = grads.all;
 }
 
+// Numbers in f32 as bf16, eight a thread.
+extern "C" __global__ void narrowed(const float *x, bf16 *y, long count) {
+    const long at = (static_cast<long>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
+    if (at + 8 <= count) {
+        const float4 low = four_of(x + at), high = four_of(x + at + 4);
+        const float eight[8] = {low.x, low.y, low.z, low.w, high.x, high.y, high.z, high.w};
+        put_eight(y + at, eight);
+    } else {
+        for (long i = at; i < count; ++i) put(y + i, x[i]);
+    }
+}
+
 // What rows of logits [n, columns] say of their targets: to[row] = log softmax(logits)[target], log_sums[row] = the log-sum-exp. One
 // block a row, which it reads once.
 extern "C" __global__ void log_prob(const float *logits, const uint32_t *targets, float *to, float *log_sums, int columns) {
@@ -376,15 +388,34 @@ extern "C" __global__ void log_prob_back(const float *logits, const uint32_t *ta
     }
 }
 
-// A step of AdamW (see optim.rs): all numbers once.
+struct Step {
+    float beta1, rest1, beta2, rest2, scale, keep, rate, root, eps;
+
+    __device__ inline void take(float &param, float grad, float &first, float &second) const {
+        grad *= scale;
+        first = beta1 * first + rest1 * grad;
+        second = beta2 * second + rest2 * (grad * grad);
+        param = param * keep - rate * first / (sqrtf(second) / root + eps);
+    }
+};
+
+// A step of AdamW (see optim.rs): all numbers once, four a thread.
 extern "C" __global__ void adamw(float *param, const float *grad, float *first, float *second, long count, float beta1, float rest1,
                                  float beta2, float rest2, float scale, float keep, float rate, float root, float eps) {
-    const long step = static_cast<long>(gridDim.x) * blockDim.x;
-    for (long i = static_cast<long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
-        const float g = grad[i] * scale;
-        const float m = beta1 * first[i] + rest1 * g, v = beta2 * second[i] + rest2 * (g * g);
-        first[i] = m, second[i] = v;
-        param[i] = param[i] * keep - rate * m / (sqrtf(v) / root + eps);
+    const Step by = {beta1, rest1, beta2, rest2, scale, keep, rate, root, eps};
+    const long at = (static_cast<long>(blockIdx.x) * blockDim.x + threadIdx.x) * 4;
+    if (at + 4 <= count) {
+        float4 p = four_of(param + at), m = four_of(first + at), v = four_of(second + at);
+        const float4 g = four_of(grad + at);
+        by.take(p.x, g.x, m.x, v.x);
+        by.take(p.y, g.y, m.y, v.y);
+        by.take(p.z, g.z, m.z, v.z);
+        by.take(p.w, g.w, m.w, v.w);
+        put_four(param + at, p);
+        put_four(first + at, m);
+        put_four(second + at, v);
+    } else {
+        for (long i = at; i < count; ++i) by.take(param[i], grad[i], first[i], second[i]);
     }
 }
 
@@ -451,4 +482,71 @@ extern "C" __global__ void likeliest(const float *logits, float *to, int columns
     for (int i = threadIdx.x; i < columns; i += blockDim.x) sum += expf(logits[i] - first);
     sum = sum_of_block(sum);
     if (threadIdx.x == 0) to[2 * few] = first + logf(sum);
+}
+
+// For each row of guided logits (1 + guidance) cond - guidance uncond (or of cond, if uncond is null) the first column whose
+// cumulative weight exceeds the row's share `marks` of all, never one without weight, and its probability: to[row] = both. One
+// block a row, which it holds in shared memory; its threads have runs of columns.
+extern "C" __global__ void draw(const float *cond, const float *uncond, const float *marks, float *to, int columns, float guidance) {
+    extern __shared__ float weights[];
+    __shared__ float sums[1024], largest[32];
+    __shared__ int chosen;
+    const long from = static_cast<long>(blockIdx.x) * columns;
+    float most = -INFINITY;
+    for (int i = threadIdx.x; i < columns; i += blockDim.x) {
+        float x = cond[from + i];
+        if (uncond != nullptr) x = x * (1.f + guidance) - uncond[from + i] * guidance;
+        weights[i] = x;
+        most = fmaxf(most, x);
+    }
+    for (int apart = 16; apart > 0; apart /= 2) most = fmaxf(most, __shfl_xor_sync(~0u, most, apart));
+    if (threadIdx.x % 32 == 0) largest[threadIdx.x / 32] = most;
+    if (threadIdx.x == 0) chosen = columns;
+    __syncthreads();
+    for (int w = 0; w < blockDim.x / 32; ++w) most = fmaxf(most, largest[w]);
+    // A run is read by one thread: an odd length keeps their banks apart.
+    const int run = (columns + blockDim.x - 1) / blockDim.x | 1, first = min(threadIdx.x * run, columns), end = min(first + run, columns);
+    float sum = 0.f;
+    for (int i = first; i < end; ++i) {
+        weights[i] = expf(weights[i] - most);
+        sum += weights[i];
+    }
+    // Sums up to each run, one after the other in each warp and then over the warps.
+    float up_to = sum;
+    for (int apart = 1; apart < 32; apart *= 2) {
+        const float other = __shfl_up_sync(~0u, up_to, apart);
+        if (threadIdx.x % 32 >= apart) up_to += other;
+    }
+    if (threadIdx.x % 32 == 31) sums[threadIdx.x / 32] = up_to;
+    __syncthreads();
+    float before = 0.f, total = 0.f;
+    for (int w = 0; w < blockDim.x / 32; ++w) {
+        if (w < threadIdx.x / 32) before += sums[w];
+        total += sums[w];
+    }
+    const float mark = marks[blockIdx.x] * total;
+    before += up_to - sum;
+    // Rounding may put the mark between two runs, or behind all: the first run behind it has the column, or the last with weight.
+    float passed = before;
+    int found = columns, last = -1;
+    for (int i = first; i < end; ++i) {
+        passed += weights[i];
+        if (weights[i] > 0.f) {
+            last = i;
+            if (found == columns && passed > mark) found = i;
+        }
+    }
+    if (found < columns) atomicMin(&chosen, found);
+    __syncthreads();
+    if (chosen == columns) {
+        __syncthreads();
+        if (threadIdx.x == 0) chosen = -1;
+        __syncthreads();
+        if (last >= 0) atomicMax(&chosen, last);
+        __syncthreads();
+    }
+    if (threadIdx.x == 0) {
+        to[2 * blockIdx.x] = static_cast<float>(chosen);
+        to[2 * blockIdx.x + 1] = chosen < 0 ? NAN : weights[chosen] / total;
+    }
 }
