@@ -20,6 +20,8 @@ const F32: u64 = 4;
 const BF16: u64 = 2;
 /// Full-resolution feature maps that are alive at once in a residual block of the image tokenizer.
 const FEATURE_MAPS: u64 = 5;
+/// Feature maps' worth of a GPU's convolution, which unfolds the neighbours of each pixel.
+const UNFOLDED: u64 = 9;
 
 /// What some work needs at its peak, weights aside, and in all.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -185,7 +187,8 @@ impl Sizes {
         // The second level may be as heavy: half the pixels a side, and twice the channels or more.
         let map = |level: usize| widest.channels[level] as u64 * (side >> level) * (side >> level);
         let heaviest = (0..widest.channels.len()).map(map).max().unwrap_or(0);
-        Cost { bytes: batch * FEATURE_MAPS * heaviest * F32, operations: operations * images as f64 }
+        let maps = if self.gpu { FEATURE_MAPS + UNFOLDED } else { FEATURE_MAPS };
+        Cost { bytes: batch * maps * heaviest * F32, operations: operations * images as f64 }
     }
 
     /// Encoding `images` pictures.
@@ -198,9 +201,14 @@ impl Sizes {
         self.convolutions("decoder", images)
     }
 
-    /// Replies about `images` pictures that come together: to `questions` questions of `words` tokens about each,
-    /// `samples` replies to each question of at most `length` tokens.
+    /// Replies about `images` pictures that come together, and their codes: to `questions` questions of `words` tokens about
+    /// each, `samples` replies to each question of at most `length` tokens.
     pub fn reply(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
+        self.replies(images, questions, samples, words, length).then(self.encode(images))
+    }
+
+    /// As [`Self::reply`], of pictures whose codes are known.
+    fn replies(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
         let block = self.showo.num_vq_tokens + 3;
         let replies = questions * samples;
         let rows = block + questions * words + replies * length;
@@ -214,11 +222,16 @@ impl Sizes {
         let keys = block as f64 / 2.0;
         let operations = prefix as f64 * self.row(keys)
             + (replies * length) as f64 * (self.row(block as f64 + words as f64) + self.head(vocabulary));
-        Cost { bytes, operations: operations * images as f64 }.then(self.encode(images))
+        Cost { bytes, operations: operations * images as f64 }
     }
 
     /// `images` images of texts of `words` tokens, and their pictures.
     pub fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
+        self.codes(images, words, options).then(self.decode(images))
+    }
+
+    /// As [`Self::imagine`], without the pictures.
+    fn codes(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
         let together = imagine::batch(&self.showo, options, self.gpu).min(images.max(1)) as u64;
         let passes = if options.guidance == 0.0 { 1 } else { 2 };
         let tokens = self.showo.num_vq_tokens;
@@ -230,7 +243,7 @@ impl Sizes {
         // Half of the positions are masked on average, and only theirs go through the head.
         let pass = (tokens + 2) as f64 * self.row((tokens + words) as f64) + tokens as f64 / 2.0 * self.head(codebook);
         let operations = (images * options.steps) as f64 * passes as f64 * pass;
-        Cost { bytes, operations }.then(self.decode(images))
+        Cost { bytes, operations }
     }
 }
 
@@ -251,4 +264,42 @@ pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
         best = best.min(once.elapsed().as_secs_f64());
     }
     Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::training::{Work, tests::published};
+    use super::*;
+    use hermesflow_nn::ops::Products;
+
+    /// What `hermesflow bench` measured of the published size at 512² in bf16 on an NVIDIA H200 (`benches/gpu_session.py`), in
+    /// gigabytes, and what is counted of the same work.
+    #[test]
+    fn memory_on_a_gpu_is_as_it_was_measured() {
+        let sizes = published(1024).on_gpu(DType::BF16);
+        let options = ImagineOptions { steps: 4, guidance: 5.0, ..ImagineOptions::default() };
+        let work = Work {
+            pairs: 4,
+            words: 20,
+            masks: 1,
+            accumulation: 1,
+            products: Products::Bf16,
+            checkpointing: false,
+            host_state: false,
+        };
+        let train = sizes.train(&work);
+        let weights = sizes.decoder_bytes(DType::BF16) + sizes.tokenizer_bytes();
+        for (stage, measured, counted) in [
+            ("caption", 3.76, sizes.replies(1, 1, 10, 12, 100).bytes),
+            ("answer", 4.71, sizes.replies(16, 8, 1, 20, 20).bytes),
+            ("imagine", 6.01, sizes.codes(16, 12, &options).bytes),
+            ("encode", 5.33, sizes.encode(1).bytes),
+            ("decode", 5.33, sizes.decode(1).bytes),
+            ("train", 38.02, train.held + train.passing),
+        ] {
+            let counted = (weights + counted) as f64 / 1e9;
+            assert!((counted / measured - 1.0).abs() < 0.15, "{stage}: {counted:.2} GB counted, {measured} GB measured");
+        }
+    }
 }

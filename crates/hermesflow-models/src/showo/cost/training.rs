@@ -186,7 +186,7 @@ impl Sizes {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::showo::{MagvitConfig, PhiConfig, ShowoConfig};
@@ -195,7 +195,7 @@ mod tests {
     const GIGABYTE: u64 = 1_000_000_000;
 
     /// The published size, of pictures of 256² (256 tokens) or 512² (1024).
-    fn published(tokens: usize) -> Sizes {
+    pub(in super::super) fn published(tokens: usize) -> Sizes {
         let showo = format!(
             r#"{{"_class_name": "Showo", "vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192,
                 "num_vq_tokens": {tokens}, "w_clip_vit": false, "llm_model_path": "microsoft/phi-1_5"}}"#
