@@ -154,7 +154,9 @@ fn squares_there(grads: &[&Tensor]) -> Result<f64> {
             continue;
         }
         for (start, len) in slices(grad.elem_count()) {
-            parts.push(grad.narrow(0, start, len)?.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?);
+            parts.push(
+                grad.narrow(0, start, len)?.to_dtype(DType::F32)?.sqr()?.sum_all()?.to_dtype(DType::F64)?.reshape(1)?,
+            );
         }
     }
     if parts.is_empty() {

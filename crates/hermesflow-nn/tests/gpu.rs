@@ -58,7 +58,8 @@ impl Sizes {
     /// Weights and biases of a block, in the order of [`block`].
     fn weights(&self) -> Vec<Tensor> {
         let (width, inner, d) = (self.width(), self.inner, self.d);
-        let affine = |seed: u64, out: usize, input: usize| (normal(seed, &[out, input]) / (input as f64).sqrt()).unwrap();
+        let affine =
+            |seed: u64, out: usize, input: usize| (normal(seed, &[out, input]) / (input as f64).sqrt()).unwrap();
         let norm = |seed: u64, d: usize| ((normal(seed, &[d]) * 0.3).unwrap() + 1.0).unwrap();
         let matrices = [
             (norm(1, width), width),
@@ -144,7 +145,8 @@ fn a_trained_block_and_its_gradients_are_those_of_f32() {
             let block = DecoderBlock { checkpoint, ..sizes.block(&weights, products) };
             let (cos, sin) = (tables.0.to_device(device).unwrap(), tables.1.to_device(device).unwrap());
             let y = ops::decoder_block(vars[0].as_tensor(), &block, (&cos, &sin), &segments).unwrap();
-            let found = gradients::backward(&(&y * &grad.to_device(device).unwrap()).unwrap().sum_all().unwrap()).unwrap();
+            let found =
+                gradients::backward(&(&y * &grad.to_device(device).unwrap()).unwrap().sum_all().unwrap()).unwrap();
             let change = (y.detach() - vars[0].as_detached_tensor()).unwrap();
             [change].into_iter().chain(vars.iter().map(|var| found.get(var).unwrap().clone())).collect()
         };
@@ -154,7 +156,9 @@ fn a_trained_block_and_its_gradients_are_those_of_f32() {
         eprintln!("heads of {}: {errors:.4?}", sizes.d);
         assert!(errors[0] < 1e-2, "values {errors:?}");
         assert!(errors.iter().all(|error| *error < 3e-2), "gradients {errors:?}");
-        for (again, checkpoint) in [(run(&device, Products::Bf16, false), false), (run(&device, Products::Bf16, true), true)] {
+        for (again, checkpoint) in
+            [(run(&device, Products::Bf16, false), false), (run(&device, Products::Bf16, true), true)]
+        {
             for (ours, again) in ours.iter().zip(&again) {
                 assert_eq!(values(ours), values(again), "the same bits, checkpoint {checkpoint}");
             }
@@ -181,7 +185,8 @@ fn a_frozen_block_gives_the_same_however_its_keys_are_kept() {
         };
         let there: Vec<Tensor> = to(&device, &weights.iter().map(narrow).collect::<Vec<_>>());
         let block = sizes.block(&there, Products::F32);
-        let (x, cos, sin) = (x.to_device(&device).unwrap(), cos.to_device(&device).unwrap(), sin.to_device(&device).unwrap());
+        let (x, cos, sin) =
+            (x.to_device(&device).unwrap(), cos.to_device(&device).unwrap(), sin.to_device(&device).unwrap());
         assert!(ops::takes_frozen_block(&x, &block, &cos));
         let run = |rows: std::ops::Range<usize>, segments: Vec<Segment>, cached: Cached| -> Tensor {
             let part = |all: &Tensor| all.narrow(0, rows.start, rows.len()).unwrap().contiguous().unwrap();
@@ -233,7 +238,8 @@ fn a_frozen_block_gives_the_same_however_its_keys_are_kept() {
 fn many_replies_at_once_are_as_each_alone() {
     let Some(device) = gpu() else { return };
     let sizes = &SIZES[2];
-    let narrow = |tensor: &Tensor| if tensor.rank() == 2 { tensor.to_dtype(DType::BF16).unwrap() } else { tensor.clone() };
+    let narrow =
+        |tensor: &Tensor| if tensor.rank() == 2 { tensor.to_dtype(DType::BF16).unwrap() } else { tensor.clone() };
     let weights: Vec<Tensor> = to(&device, &sizes.weights().iter().map(narrow).collect::<Vec<_>>());
     let block = sizes.block(&weights, Products::F32);
     let rows = |seed: u64, n: usize| {
@@ -282,7 +288,8 @@ fn the_likeliest_columns_are_those_of_the_host() {
     for (n, v) in [(1, 9), (10, 58_498), (40, 3000)] {
         // Many equal ones.
         let logits = ((normal(400 + v as u64, &[n, v]) * 4.0).unwrap().round().unwrap() / 2.0).unwrap();
-        let (here, there) = (ops::likeliest(&logits, 5).unwrap(), ops::likeliest(&logits.to_device(&device).unwrap(), 5).unwrap());
+        let (here, there) =
+            (ops::likeliest(&logits, 5).unwrap(), ops::likeliest(&logits.to_device(&device).unwrap(), 5).unwrap());
         for (here, there) in here.iter().zip(&there) {
             assert_eq!(here.columns, there.columns);
             assert!((here.log_sum - there.log_sum).abs() < 1e-4 * here.log_sum.abs().max(1.0));
@@ -307,11 +314,17 @@ fn drawn_codes_are_those_of_the_host() {
     assert!(others(&here, &there) <= 6, "{} of 3000 draws are others", others(&here, &there));
     let uncond = normal(501, &[3000, 8192]);
     let here = ops::draw_guided(&logits, &uncond, 2.0, &marks).unwrap();
-    let there = ops::draw_guided(&logits.to_device(&device).unwrap(), &uncond.to_device(&device).unwrap(), 2.0, &marks).unwrap();
+    let there = ops::draw_guided(&logits.to_device(&device).unwrap(), &uncond.to_device(&device).unwrap(), 2.0, &marks)
+        .unwrap();
     assert!(others(&here, &there) <= 6, "{} of 3000 guided draws are others", others(&here, &there));
-    let hidden = Tensor::new(&[[f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY]; 4], &device).unwrap();
+    let hidden =
+        Tensor::new(&[[f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY, 0.0, f32::NEG_INFINITY]; 4], &device).unwrap();
     let drawn = ops::draw_rows(&hidden, &[0.0, 0.3, 0.5, 0.999_999_94]).unwrap();
-    assert_eq!(drawn.iter().map(|(code, _)| *code).collect::<Vec<_>>(), [1, 1, 3, 3], "what has no weight is never drawn");
+    assert_eq!(
+        drawn.iter().map(|(code, _)| *code).collect::<Vec<_>>(),
+        [1, 1, 3, 3],
+        "what has no weight is never drawn"
+    );
     let broken = Tensor::new(&[[0f32, f32::NAN]], &device).unwrap();
     assert!(ops::draw_rows(&broken, &[0.5]).is_err(), "NaN is no logit");
 }
@@ -322,10 +335,8 @@ fn steps_of_adamw_and_norms_are_those_of_the_host() {
     let config = AdamWConfig { beta1: 0.9, beta2: 0.999, eps: 1e-8 };
     let (param, grad) = (normal(600, &[1001, 77]), normal(601, &[1001, 77]));
     let run = |device: &Device| {
-        let [param, first, second] =
-            [param.clone(), param.zeros_like().unwrap(), param.zeros_like().unwrap()].map(|tensor| {
-                Var::from_tensor(&tensor.to_device(device).unwrap()).unwrap()
-            });
+        let [param, first, second] = [param.clone(), param.zeros_like().unwrap(), param.zeros_like().unwrap()]
+            .map(|tensor| Var::from_tensor(&tensor.to_device(device).unwrap()).unwrap());
         let grad = grad.to_device(device).unwrap();
         for step in 1..4 {
             adamw_step(&param, &grad, &first, &second, 1e-2, 0.01, &config, step, 0.5).unwrap();
@@ -350,7 +361,8 @@ fn the_head_and_its_gradients_are_those_of_f32() {
             let vars: Vec<Var> =
                 args.iter().map(|tensor| Var::from_tensor(&tensor.to_device(device).unwrap()).unwrap()).collect();
             let y = ops::head_log_prob(&vars[0], &vars[1], &vars[2], &targets, products).unwrap();
-            let found = gradients::backward(&(&y * &grad.to_device(device).unwrap()).unwrap().sum_all().unwrap()).unwrap();
+            let found =
+                gradients::backward(&(&y * &grad.to_device(device).unwrap()).unwrap().sum_all().unwrap()).unwrap();
             [y.detach()].into_iter().chain(vars.iter().map(|var| found.get(var).unwrap().clone())).collect()
         };
         let (expected, ours) = (run(&Device::Cpu, Products::F32), run(&device, Products::Bf16));

@@ -110,7 +110,9 @@ pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
 pub(crate) fn replay_narrow(loaded: &Loaded, report: &mut Report) -> Result<()> {
     let sides = [recorded_side(loaded, "t2i")?, recorded_side(loaded, "mmu")?];
     let of_reference = |side: &str| -> Result<Pair<Tensor>> {
-        let get = |which: &str| -> Result<Tensor> { Ok(loaded.get(&format!("dpo.{side}.logp.ref_{which}"))?.to_device(&loaded.device)?) };
+        let get = |which: &str| -> Result<Tensor> {
+            Ok(loaded.get(&format!("dpo.{side}.logp.ref_{which}"))?.to_device(&loaded.device)?)
+        };
         Ok(Pair { win: get("win")?, lose: get("lose")? })
     };
     let references = [of_reference("t2i")?, of_reference("mmu")?];

@@ -299,7 +299,10 @@ mod tests {
             ("train", 38.02, train.held + train.passing),
         ] {
             let counted = (weights + counted) as f64 / 1e9;
-            assert!((counted / measured - 1.0).abs() < 0.15, "{stage}: {counted:.2} GB counted, {measured} GB measured");
+            assert!(
+                (counted / measured - 1.0).abs() < 0.15,
+                "{stage}: {counted:.2} GB counted, {measured} GB measured"
+            );
         }
     }
 }

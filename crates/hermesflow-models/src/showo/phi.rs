@@ -497,7 +497,8 @@ impl Phi {
         };
         let tables = (table(cos)?, table(sin)?);
         if !self.device().is_cpu() {
-            *self.tables.lock().unwrap_or_else(PoisonError::into_inner) = Some((positions.into(), dtype, tables.clone()));
+            *self.tables.lock().unwrap_or_else(PoisonError::into_inner) =
+                Some((positions.into(), dtype, tables.clone()));
         }
         Ok(tables)
     }

@@ -46,16 +46,8 @@ impl Part {
 
     /// Its name.
     pub fn label(self) -> &'static str {
-        [
-            "products",
-            "attention",
-            "norms",
-            "convolutions",
-            "activations",
-            "conversions",
-            "head",
-            "optimizer",
-        ][self as usize]
+        ["products", "attention", "norms", "convolutions", "activations", "conversions", "head", "optimizer"]
+            [self as usize]
     }
 }
 
@@ -147,7 +139,17 @@ mod tests {
         let shares = profile.shares();
         assert_eq!(
             shares.iter().map(|(name, _)| *name).collect::<Vec<_>>(),
-            ["products", "attention", "norms", "convolutions", "activations", "conversions", "head", "optimizer", "rest"]
+            [
+                "products",
+                "attention",
+                "norms",
+                "convolutions",
+                "activations",
+                "conversions",
+                "head",
+                "optimizer",
+                "rest"
+            ]
         );
         assert!((shares.iter().map(|(_, share)| share).sum::<f64>() - 1.0).abs() < 1e-9);
         assert!(shares.iter().all(|(_, share)| (0.0..=1.0).contains(share)));

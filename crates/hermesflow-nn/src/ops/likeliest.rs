@@ -59,7 +59,9 @@ pub fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Likeliest>> {
         return super::gpu::likeliest(&logits.contiguous()?, count)?
             .into_iter()
             .map(|(columns, log_sum)| {
-                if columns.iter().any(|(column, logit)| *column as usize >= v || !logit.is_finite()) || !log_sum.is_finite() {
+                if columns.iter().any(|(column, logit)| *column as usize >= v || !logit.is_finite())
+                    || !log_sum.is_finite()
+                {
                     bail!("logits hold numbers that are none, or infinite ones");
                 }
                 Ok(Likeliest { columns, log_sum: log_sum.into() })

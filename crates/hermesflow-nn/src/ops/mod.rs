@@ -37,8 +37,8 @@ mod wide;
 
 #[allow(unused_imports)]
 pub use self::{
-    attention::*, channels_last::*, conv::*, decoder::*, draw::*, frozen::*, gelu::*, group_norm::*, head::*, layer_norm::*, likeliest::*,
-    linear::*, log_prob::*, products::*, rotary::*, rows::*, upsample::*,
+    attention::*, channels_last::*, conv::*, decoder::*, draw::*, frozen::*, gelu::*, group_norm::*, head::*,
+    layer_norm::*, likeliest::*, linear::*, log_prob::*, products::*, rotary::*, rows::*, upsample::*,
 };
 pub use half_weight::multiplies_bf16;
 pub use raw::on_cpu as by_kernels;

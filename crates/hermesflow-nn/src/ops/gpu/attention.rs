@@ -80,11 +80,17 @@ fn listed(like: &Tensor, segments: &Arc<[Segment]>, keys: usize, kind: Kind) -> 
     };
     let device = gpu(like)?;
     let (long, short): (Vec<Tile>, Vec<Tile>) = work.tiles.iter().partition(|tile| tile.rows as usize > FEW);
-    let tiles: Vec<i32> = long.iter().chain(&short).flat_map(|&Tile { row, rows, first, last }| [row, rows, first, last]).collect();
+    let tiles: Vec<i32> =
+        long.iter().chain(&short).flat_map(|&Tile { row, rows, first, last }| [row, rows, first, last]).collect();
     let blocks = work.blocks.iter().flat_map(|&Block { row, rows, begin, end, limit }| [row, rows, begin, end, limit]);
     // Nothing has no address.
     let blocks: Vec<i32> = blocks.chain([0]).collect();
-    let listed = Listed { tiles: device.clone_htod(&tiles)?, blocks: device.clone_htod(&blocks)?, count: work.tiles.len(), long: long.len() };
+    let listed = Listed {
+        tiles: device.clone_htod(&tiles)?,
+        blocks: device.clone_htod(&blocks)?,
+        count: work.tiles.len(),
+        long: long.len(),
+    };
     let listed = Arc::new(listed);
     LAST.with_borrow_mut(|last| {
         last.insert(0, (segments.clone(), (keys, kind), place, listed.clone()));
@@ -146,7 +152,12 @@ pub(super) fn forward(
     } else {
         run(format!("attention_{d}"), THREADS, (0, listed.long), 2 * d * (rows + 2 * 2 * KEYS))?;
     }
-    run(format!("attention_few_{d}"), THREADS, (listed.long, listed.count - listed.long), 2 * d * (FEW + 4 * 2 * KEYS))?;
+    run(
+        format!("attention_few_{d}"),
+        THREADS,
+        (listed.long, listed.count - listed.long),
+        2 * d * (FEW + 4 * 2 * KEYS),
+    )?;
     Ok((seen, sums))
 }
 
@@ -164,7 +175,8 @@ pub(super) fn backward(
     const BACK: usize = 64;
     const WARPS: usize = 4;
     let (tokens, heads, d) = q.dims3()?;
-    if k.dims() != q.dims() || v.dims() != q.dims() || grad.dims() != [tokens, heads * d] || seen.dims() != grad.dims() {
+    if k.dims() != q.dims() || v.dims() != q.dims() || grad.dims() != [tokens, heads * d] || seen.dims() != grad.dims()
+    {
         bail!("attention: gradient {:?} of q {:?}, k {:?}, v {:?}", grad.dims(), q.dims(), k.dims(), v.dims());
     }
     // SAFETY: every token is in a tile of both lists, and the kernels write all rows of each.
@@ -194,9 +206,8 @@ pub(super) fn backward(
     // SAFETY: the arguments are the kernel's, and the lists name rows of the tensors: the segments were checked.
     unsafe { kernel_of("back_to_queries")?.launch((queries.count, heads), THREADS, shared, &given)? };
     let (tiles, blocks) = keys.addresses(q)?;
-    let given = arguments![
-        q_at, k_at, v_at, grad_at, sums_at, along_at, dk_at, dv_at, tiles, blocks, apart, count, scale
-    ];
+    let given =
+        arguments![q_at, k_at, v_at, grad_at, sums_at, along_at, dk_at, dv_at, tiles, blocks, apart, count, scale];
     // And two numbers for each query of two blocks.
     let shared = shared + 2 * 2 * BACK * size_of::<f32>();
     // SAFETY: as above.

@@ -88,8 +88,7 @@ impl Handle {
         use sys::cublasLtMatmulDescAttributes_t as Of;
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let Shape { rows, out, depth, stride, as_it_lies, wide, biased, activated, .. } = shape;
-        let operation =
-            result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, CUDA_R_32F).told()?;
+        let operation = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, CUDA_R_32F).told()?;
         let turned = cublasOperation_t::CUBLAS_OP_T as i32;
         let kind = if wide { CUDA_R_32F } else { CUDA_R_16BF };
         // SAFETY: the attributes have the types that cuBLASLt names, and live until they are copied.
@@ -120,8 +119,7 @@ impl Handle {
             let which = sys::cublasLtMatmulPreferenceAttributes_t::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
             let size = (&raw const most).cast::<c_void>();
             result::set_matmul_pref_attribute(preference, which, size, size_of::<usize>()).told()?;
-            let found =
-                result::get_matmul_algo_heuristic(self.handle, operation, weight, x, y, y, preference).told();
+            let found = result::get_matmul_algo_heuristic(self.handle, operation, weight, x, y, y, preference).told();
             result::destroy_matmul_pref(preference).told()?;
             found?.algo
         };

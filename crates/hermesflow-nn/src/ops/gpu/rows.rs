@@ -67,7 +67,13 @@ fn joined(parts: &Tensor) -> Result<[Tensor; 2]> {
 ///
 /// # Shapes
 /// `x`, `grad` and `base` `[n, width]` in f32 -> `[n, width]`, `[width]`, `[width]`
-pub(super) fn norm_back(x: &Tensor, pair: &Pair, grad: &Tensor, base: &Tensor, eps: f64) -> Result<(Tensor, [Tensor; 2])> {
+pub(super) fn norm_back(
+    x: &Tensor,
+    pair: &Pair,
+    grad: &Tensor,
+    base: &Tensor,
+    eps: f64,
+) -> Result<(Tensor, [Tensor; 2])> {
     let (n, width) = x.dims2()?;
     if grad.dims() != [n, width] || base.dims() != [n, width] || !takes_width(width) {
         bail!("norm: gradients {:?} and {:?} of {:?}", grad.dims(), base.dims(), x.dims());
@@ -79,7 +85,15 @@ pub(super) fn norm_back(x: &Tensor, pair: &Pair, grad: &Tensor, base: &Tensor, e
     let (weight, eps) = (numbers(&pair.weight, DType::F32)?, eps as f32);
     let wide = |x: &Tensor| numbers(x, DType::F32);
     let given = arguments![
-        wide(x)?, weight, wide(grad)?, wide(base)?, address(&dx)?, address(&parts)?, n as i64, width as i32, eps
+        wide(x)?,
+        weight,
+        wide(grad)?,
+        wide(base)?,
+        address(&dx)?,
+        address(&parts)?,
+        n as i64,
+        width as i32,
+        eps
     ];
     // SAFETY: the arguments are the kernel's; a block's threads hold a whole row, and each block has a part of the sums.
     unsafe { kernel(gpu(x)?, Module::Rows, "norm_back")?.launch((SHARES, 1), threads(width), 0, &given)? };
@@ -135,7 +149,10 @@ impl Heads<'_> {
             Place::Rows(rows) if rows.dims() == [n] => (numbers(rows, DType::U32)?, 0),
             _ => bail!("heads: no places for {n} tokens among {} rows", keys.dim(0)?),
         };
-        if k.dims() != q.dims() || v.dims() != q.dims() || keys.dims() != values.dims() || keys.dims()[1..] != [self.heads, d]
+        if k.dims() != q.dims()
+            || v.dims() != q.dims()
+            || keys.dims() != values.dims()
+            || keys.dims()[1..] != [self.heads, d]
         {
             bail!("heads: products {:?}, keys {:?}, values {:?}", q.dims(), keys.dims(), values.dims());
         }
@@ -290,8 +307,20 @@ pub(crate) fn adamw(param: &Tensor, grad: &Tensor, first: &Tensor, second: &Tens
     let [beta1, rest1, beta2, rest2, scale, keep, rate, root, eps] = by;
     let count = param.elem_count();
     let given = arguments![
-        wide(param)?, wide(grad)?, wide(first)?, wide(second)?, count as i64, beta1, rest1, beta2, rest2, scale, keep, rate,
-        root, eps
+        wide(param)?,
+        wide(grad)?,
+        wide(first)?,
+        wide(second)?,
+        count as i64,
+        beta1,
+        rest1,
+        beta2,
+        rest2,
+        scale,
+        keep,
+        rate,
+        root,
+        eps
     ];
     let blocks = count.div_ceil(4 * THREADS).max(1);
     // SAFETY: the arguments are the kernel's, all four of one size as the caller has checked.

@@ -173,7 +173,8 @@ impl Run {
         let (d_key, of_key_norm) = part(Part::Norms, device, || heads.back(1, &key, &d_key))?;
         collect_norm(&block.query_norm, of_query_norm)?;
         collect_norm(&block.key_norm, of_key_norm)?;
-        for (pair, grad) in [(&block.query, d_query), (&block.key, d_key), (&block.value, d_value.reshape((n, width))?)] {
+        for (pair, grad) in [(&block.query, d_query), (&block.key, d_key), (&block.value, d_value.reshape((n, width))?)]
+        {
             collect_narrow(pair, &grad, &normed)?;
             let weight = operand(&pair.weight)?;
             part(Part::Products, device, || product::add(&d_normed, &grad, By::AsItLies(&weight), None))?;

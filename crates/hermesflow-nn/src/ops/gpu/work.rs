@@ -49,7 +49,8 @@ impl Work {
         while let Some(segment) = rest.first() {
             // Segments behind it that fit the same tile and begin with the same keys.
             let start = segment.queries.start;
-            let fits = |other: &&&Segment| other.queries.end - start <= rows && other.sees.first() == segment.sees.first();
+            let fits =
+                |other: &&&Segment| other.queries.end - start <= rows && other.sees.first() == segment.sees.first();
             let together = rest.iter().take_while(fits).count();
             if together > 1 && !segment.sees.is_empty() {
                 work.tile_of(&rest[..together], size);
@@ -112,7 +113,8 @@ impl Work {
     pub(super) fn of_keys(segments: &[Segment], keys: usize, rows: usize, size: usize) -> Self {
         // Between two neighbouring edges all keys are seen by the same segments.
         let ranges = |segment: &Segment| segment.sees.iter().chain([&segment.own]).cloned().collect::<Vec<_>>();
-        let mut edges: Vec<usize> = segments.iter().flat_map(ranges).flat_map(|range| [range.start, range.end]).collect();
+        let mut edges: Vec<usize> =
+            segments.iter().flat_map(ranges).flat_map(|range| [range.start, range.end]).collect();
         edges.extend([0, keys]);
         edges.sort_unstable();
         edges.dedup();
