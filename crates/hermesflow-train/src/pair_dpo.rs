@@ -33,7 +33,7 @@ const PART: usize = 2;
 ///
 /// Texts go to the model as they are: captions must stand as it writes them in a reply (Show-o's begin
 /// with a space, which records do not keep), and the question as it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPair {
     /// The record's id.
     pub id: String,
@@ -284,7 +284,7 @@ impl<M: PairModel> PairDpo<M> {
             })
             .collect();
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
-        let parts = parallel::map(true, &parts, |(indices, draws)| self.part_log_probs(indices, draws));
+        let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
         let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
         let sides =
             [("und", settings.lambda_und, settings.weight_und), ("gen", settings.lambda_gen, settings.weight_gen)];
@@ -312,8 +312,9 @@ impl<M: PairModel> PairDpo<M> {
         Ok(Step { losses, metrics })
     }
 
-    /// Both sides of some pairs of a batch.
-    fn part_log_probs(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<[Option<PairLogProbs>; 2]> {
+    /// What the loss of some pairs is computed from, under their draws: the log-probabilities of their captions and of
+    /// their images, where these take part.
+    pub fn log_probs(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<[Option<PairLogProbs>; 2]> {
         let sides = self.settings.sides;
         Ok([
             sides.understanding().then(|| self.understanding(indices)).transpose()?,

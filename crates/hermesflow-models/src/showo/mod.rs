@@ -13,6 +13,7 @@ pub mod pretrain;
 mod reading;
 pub mod reply;
 pub mod sequence;
+mod texts;
 pub mod tokenizer;
 
 use std::path::Path;
@@ -29,6 +30,7 @@ pub use config::{MagvitConfig, PhiConfig, ShowoConfig};
 pub use magvit::Magvit;
 pub use phi::Phi;
 pub use sequence::Frames;
+pub use texts::reply_text;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
 use crate::model::{
@@ -150,14 +152,24 @@ impl Showo {
         self.with_weights(self.weights.snapshot()?)
     }
 
-    /// The model as Pair-DPO trains it or compares with it: with these products, and by whole blocks where it is large
-    /// or its products are rounded. A small one in f32 stays as it is.
+    /// The model as Pair-DPO trains it or compares with it: with these products, and by whole blocks, but for a small one
+    /// in f32 on the CPU, which goes on operator by operator.
+    ///
+    /// A policy and the reference that it begins from compute the same likelihoods, bit for bit, whatever type the
+    /// reference is held in: products that do not take its weights get them widened to f32, which is what is trained.
     ///
     /// The gradients of its likelihoods come from [`hermesflow_nn::gradients::backward`] only.
-    pub fn training(&self, products: Products) -> Self {
-        let whole = products != Products::F32 || !self.is_small();
-        let phi = if whole { self.phi.clone().whole(products) } else { self.phi.clone() };
-        Self { phi, ..self.clone() }
+    ///
+    /// # Errors
+    /// When a weight cannot be widened.
+    pub fn training(&self, products: Products) -> Result<Self> {
+        let held = match products.take(self.dtype()) {
+            true => self.clone(),
+            false => self.with_weights(self.weights.widened()?)?,
+        };
+        let by_operators = products == Products::F32 && self.is_small() && ops::by_kernels(self.phi.device());
+        let phi = if by_operators { held.phi.clone() } else { held.phi.clone().whole(products) };
+        Ok(Self { phi, ..held })
     }
 
     /// The model, whose whole blocks ([`Self::training`]) keep for the backward pass their inputs only, if `on`, and compute
@@ -415,12 +427,20 @@ impl UnifiedModel for Showo {
         self.read(pictures)
     }
 
+    fn check_question(&self, question: &str, max_new_tokens: usize) -> Result<()> {
+        self.question_fits(question, max_new_tokens)
+    }
+
     fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
         Ok(self.reply_many(&[(image, requests)])?.pop().unwrap_or_default())
     }
 
     fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         reply::reply_many(self, images)
+    }
+
+    fn cuts(&self, prompt: &str) -> Result<bool> {
+        self.prompt_is_cut(prompt)
     }
 
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {

@@ -3,12 +3,12 @@
 use anyhow::{Context, Result, bail};
 use hermesflow_models::showo::Showo;
 
-use super::{ConfigArgs, answer, ask, caption, imagine, pair, train};
+use super::{ConfigArgs, answer, ask, caption, imagine, pair, scenes, train};
 use crate::config::{ImageJudge, ObjectiveName, Reference, RunConfig};
 use crate::judges::Judges;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
-use crate::{files, models};
+use crate::{before, files, models};
 
 /// The whole loop for N iterations, from one YAML file
 ///
@@ -41,12 +41,16 @@ pub fn run_loop(
     progress: &Progress,
     mut after: impl FnMut(usize, &Showo) -> Result<()>,
 ) -> Result<Showo> {
+    // What needs no model first: gigabytes may have to be fetched for the rest.
+    let layout = RunLayout::new(config, 1);
+    before::folders(config, &layout)?;
     save_config(config)?;
-    if config.train.objective != ObjectiveName::ContinuePretraining {
-        Judges::of_run(config, &RunLayout::new(config, 1), progress)?.fetch(config)?;
+    if before::has_records(config) {
+        before::check(config, &layout, &scenes::initial_data(config, &layout, progress)?)?;
+        Judges::of_run(config, &layout, progress)?.fetch(config)?;
     }
     let mut player = models::open(&config.model, progress)?;
-    train::can_train(&player, config)?;
+    train::can_train(player.config(), config)?;
     after(0, &player)?;
     let base = (config.train.reference == Reference::Run).then(|| player.clone());
     for iteration in 1..=config.iterations {
