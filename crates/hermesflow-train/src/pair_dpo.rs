@@ -5,9 +5,10 @@
 //! 2. Mask and prompt dropout are drawn once per pair and step, for win and lose together; the released
 //!    code drew the dropout twice.
 //! 3. A side is one call to the model per micro batch (of a small model: per two pairs), wins before losses.
-//! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the
-//!    start, in the pairs' order (so that they do not depend on where a run was continued), or recalled from
-//!    a [`CaptionMemory`]. Its image log-probabilities follow each step's masks.
+//! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the start, or recalled
+//!    from a [`CaptionMemory`]: in the parts in which the first epoch's steps see the pairs, wherever a run is continued,
+//!    so that a policy that is still its reference differs from it by exactly nothing. Its image log-probabilities follow
+//!    each step's masks.
 //! 5. `masks_per_pair` > 1 (a departure; 1 is the paper) averages log π(image) over several masks before
 //!    the σ, which lowers the variance of a step and costs as many passes.
 
@@ -212,26 +213,33 @@ impl<M: PairModel> PairDpo<M> {
             return Err(Error::Setting { key: "pairs", problem: "there is no pair to train on".into() });
         }
         pairs.iter().try_for_each(|pair| check(pair, settings.sides))?;
+        let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
+        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
+        let mut order = Order::new(settings.seed, pairs.len());
         let mut reference_captions = Vec::new();
         if settings.sides.understanding() {
-            for chunk in pairs.chunks(settings.batch_size) {
-                let chunk: Vec<&TrainingPair> = chunk.iter().collect();
-                match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
-                    Some(known) => reference_captions.extend(known),
+            let first_epoch: Vec<usize> = (0..pairs.len() as u64).map(|number| order.index(number)).collect();
+            reference_captions = vec![Pair { win: 0.0, lose: 0.0 }; pairs.len()];
+            let mut done = 0;
+            for indices in first_epoch.chunks(settings.batch_size).flat_map(|batch| batch.chunks(part)) {
+                let chunk: Vec<&TrainingPair> = indices.iter().map(|&index| &pairs[index]).collect();
+                let known = match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
+                    Some(known) => known,
                     None => {
                         let log_probs = captions(&reference, &chunk)?;
                         let (win, lose) = (log_probs.win.to_vec1::<f32>()?, log_probs.lose.to_vec1::<f32>()?);
                         let new: Vec<_> = win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }).collect();
                         memory.remember(&chunk, &new).map_err(Error::Memory)?;
-                        reference_captions.extend(new);
+                        new
                     }
+                };
+                for (&index, known) in indices.iter().zip(known) {
+                    reference_captions[index] = known;
                 }
-                on_reference(reference_captions.len(), pairs.len());
+                done += chunk.len();
+                on_reference(done, pairs.len());
             }
         }
-        let order = Order::new(settings.seed, pairs.len());
-        let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
-        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
         Ok(Self { part, policy, reference, pairs, settings, order, reference_captions })
     }
 
