@@ -44,7 +44,8 @@ fn every_difference_is_exactly_zero_before_the_first_step() {
     // By operators, by whole blocks, and by whole blocks as a large model in f32 has them.
     for (width, bits, masks) in [(48, 5, 1), (516, 5, 3), (384, 16, 6)] {
         let model = small::sized(2, width, bits);
-        for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let dtypes = [DType::F32, DType::BF16, DType::F16];
+        for &dtype in if bits == 5 { &dtypes[..] } else { &dtypes[..2] } {
             let player = small::held(&model, dtype);
             for products in [Products::F32, Products::Bf16] {
                 for checkpointing in [false, width == 48] {

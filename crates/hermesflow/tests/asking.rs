@@ -8,6 +8,15 @@ mod workshop;
 
 use workshop::{Workshop, asked, text, three_records};
 
+/// Forgets under which settings the results of a data root were made.
+fn forget(workshop: &Workshop) {
+    for entry in fs::read_dir(workshop.path("data")).unwrap().flatten() {
+        if entry.path().is_dir() && entry.file_name().to_string_lossy().starts_with('.') {
+            fs::remove_dir_all(entry.path()).unwrap();
+        }
+    }
+}
+
 #[test]
 fn texts_that_are_too_long_are_named_by_their_record() {
     let workshop = Workshop::new();
@@ -24,12 +33,14 @@ fn texts_that_are_too_long_are_named_by_their_record() {
     let train = ["train", "run.yaml", "iterations=1", "output=again"];
     for key in ["caption_win", "caption_lose"] {
         let (id, path, before) = change("pair_dpo_data.json", key);
+        forget(&workshop);
         let message = workshop.fails(&train);
         assert!(message.contains(&id) && message.contains(key) && message.contains("2048 positions"), "{message}");
         fs::write(workshop.path(&path), before).unwrap();
     }
     let (id, path, before) = change("vqa_data.json", "question");
     fs::remove_file(workshop.path("data/generation_vqa_results.json")).unwrap();
+    forget(&workshop);
     let message = workshop.fails(&["answer", "run.yaml", "iterations=1"]);
     assert!(message.contains(&id) && message.contains("2048 positions"), "{message}");
     fs::write(workshop.path(&path), before).unwrap();
@@ -37,11 +48,7 @@ fn texts_that_are_too_long_are_named_by_their_record() {
     let (id, ..) = change("initial_data.json", "caption");
     let imagine = ["imagine", "run.yaml", "iterations=1", "data.scenes=null", "data.root=data", "imagine.steps=1"];
     fs::remove_dir_all(workshop.path("data/generated_images")).unwrap();
-    for stamp in fs::read_dir(workshop.path("data")).unwrap().flatten().filter(|entry| entry.path().is_dir()) {
-        if stamp.file_name().to_string_lossy().starts_with('.') {
-            fs::remove_dir_all(stamp.path()).unwrap();
-        }
-    }
+    forget(&workshop);
     let output = workshop.hermesflow(&imagine);
     let said = text(&output.stderr);
     assert!(output.status.success() && said.contains("the captions of 1 of 12 records are cut"), "{said}");

@@ -74,10 +74,9 @@ fn sixteen_bits_caption_imagine_and_train() {
         // Killed before its second iteration, a run hands on the same player as one that goes on.
         let all = || (files(&workshop.path(&format!("data-{dtype}"))), files(&workshop.path(&format!("out-{dtype}"))));
         let whole = all();
-        for (folder, names) in [("data", &whole.0), ("out", &whole.1)] {
-            for name in names.keys().filter(|name| name.to_string_lossy().contains("iter2")) {
-                fs::remove_file(workshop.path(&format!("{folder}-{dtype}")).join(name)).unwrap();
-            }
+        fs::remove_dir_all(workshop.path(&format!("out-{dtype}/train_iter2"))).unwrap();
+        for name in whole.0.keys().filter(|name| name.to_string_lossy().contains("iter2")) {
+            fs::remove_file(workshop.path(&format!("data-{dtype}")).join(name)).unwrap();
         }
         workshop.succeeds(&["run", "run.yaml", "iterations=2", "train.steps=3", &dtype_key, &root, &output]);
         assert!(whole == all(), "{dtype}: what was continued differs");
@@ -248,11 +247,11 @@ fn the_doctor_looks_at_what_the_stages_look_at() {
     // A model that is not there shows that `run` never came to it.
     let nowhere = "model.showo=nowhere/there";
     for (arguments, what) in [
-        (&["ask.file=missing.json"][..], "missing.json"),
-        (&["ask.file=questions.json", own[0], own[1], own[2]], "questions.json"),
-        (&["data.root=a-file/data"], "a-file"),
+        (&["output=o1", "ask.file=missing.json"][..], "missing.json"),
+        (&["output=o2", "ask.file=questions.json", own[0], own[1], own[2]], "questions.json"),
+        (&["output=o3", "data.root=a-file/data"], "a-file"),
         (&["output=a-file/out"], "a-file"),
-        (&["data.scenes=null", "data.root=empty"], "initial_data.json"),
+        (&["output=o4", "data.scenes=null", "data.root=empty"], "initial_data.json"),
     ] {
         let (code, said) = doctor(arguments);
         assert_eq!(code, Some(1), "{arguments:?}: {said}");

@@ -44,9 +44,12 @@ pub fn run_loop(
     // What needs no model first: gigabytes may have to be fetched for the rest.
     let layout = RunLayout::new(config, 1);
     before::folders(config, &layout)?;
-    save_config(config)?;
+    let text = settled_config(config)?;
     if before::has_records(config) {
         before::check(config, &layout, &scenes::initial_data(config, &layout, progress)?)?;
+    }
+    files::write_atomically(&layout.config(), text.as_bytes())?;
+    if before::has_records(config) {
         Judges::of_run(config, &layout, progress)?.fetch(config)?;
     }
     let mut player = models::open(&config.model, progress)?;
@@ -96,8 +99,8 @@ pub fn curate(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: 
     Ok(())
 }
 
-/// Saves the resolved configuration, and refuses to mix two in one run folder.
-fn save_config(config: &RunConfig) -> Result<()> {
+/// The resolved configuration as it is saved; refuses to mix two in one run folder.
+fn settled_config(config: &RunConfig) -> Result<String> {
     let path = RunLayout::new(config, 1).config();
     let text = config.to_yaml()?;
     if path.is_file() {
@@ -120,5 +123,5 @@ fn save_config(config: &RunConfig) -> Result<()> {
             );
         }
     }
-    files::write_atomically(&path, text.as_bytes())
+    Ok(text)
 }

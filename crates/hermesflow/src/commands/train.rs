@@ -308,3 +308,59 @@ fn save(model: &Showo, folder: &Path) -> Result<()> {
     model.save(&temporary, DType::F32)?;
     std::fs::rename(&temporary, folder).with_context(|| folder.display().to_string())
 }
+
+#[cfg(all(test, embedded_model))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use image::{Rgb, RgbImage};
+
+    /// Each part of a pair is that of its record: pictures, captions, the question, the prompt.
+    #[test]
+    fn pairs_are_trained_as_their_records_have_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = RunConfig::default();
+        config.data.root = folder.path().into();
+        config.caption.question = "What is there?".into();
+        let layout = RunLayout::new(&config, 1);
+        let progress = Progress::stderr();
+        let model = models::open(&config.model, &progress).unwrap();
+        let picture = |seed: u32| {
+            RgbImage::from_fn(64, 64, |x, y| {
+                Rgb([(x * seed % 251) as u8, (y * (seed + 3) % 241) as u8, (seed * 37 % 256) as u8])
+            })
+        };
+        let records: Vec<Value> = (0..3u32)
+            .map(|record| {
+                for (number, kind) in (0..).zip(["own", "win", "lose"]) {
+                    picture(1 + record * 3 + number).save(folder.path().join(format!("{kind}{record}.png"))).unwrap();
+                }
+                json!({
+                    "id": record.to_string(), "img_path": format!("own{record}.png"), "prompt": "not trained",
+                    "caption": format!("the prompt {record}"), "caption_win": format!(" win {record} "),
+                    "caption_lose": if record == 1 { String::new() } else { format!("lose {record}") },
+                    "bert_score_win": 0.9, "bert_score_lose": 0.1, "image_win": format!("win{record}.png"),
+                    "image_lose": format!("lose{record}.png"), "vqa_score_win": 1.0, "vqa_score_lose": 0.0,
+                })
+            })
+            .collect();
+        std::fs::write(layout.pairs(), Value::from(records).to_string()).unwrap();
+        let pairs = files::pairs(&layout.pairs()).unwrap();
+        let encoded = encode(&model, &pairs, &config, &layout, &progress).unwrap();
+        assert_eq!(encoded.len(), 3);
+        for (record, pair) in (0..).zip(encoded) {
+            let codes = |number: u32| model.encode_images(&[picture(1 + record * 3 + number)]).unwrap().remove(0);
+            let expected = TrainingPair {
+                id: record.to_string(),
+                image: codes(0),
+                question: "What is there?".into(),
+                caption: format!("the prompt {record}"),
+                caption_win: format!(" win {record}"),
+                caption_lose: if record == 1 { String::new() } else { format!(" lose {record}") },
+                image_win: codes(1),
+                image_lose: codes(2),
+            };
+            assert_eq!(pair, expected);
+        }
+    }
+}
