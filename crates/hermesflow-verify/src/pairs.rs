@@ -3,7 +3,8 @@
 //! masks, labels and reference.
 //!
 //! The recorded rows are ids of a vocabulary without a tokenizer. One is made for the case: each id is a character of its
-//! own, spaces and the frame around a question are nothing.
+//! own, spaces and the frame around a question are nothing. And the original trains its captions without the `<|sot|>`
+//! under which it samples them (a fault that is mended here): the token that stands in its place is taken for it.
 
 use candle_core::{DType, Tensor};
 use hermesflow_models::showo::{Showo, ShowoTokenizer, load_magvit, reply_text};
@@ -25,15 +26,18 @@ const FIRST: u32 = 0x4E00;
 
 /// Replays the recorded batch.
 pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
-    let policy = open(loaded, "showo")?.trainable()?;
-    let reference = open(loaded, "showo_ref")?;
-    let sides = [("mmu", Sides::Und, Batch::captions(loaded)?), ("t2i", Sides::Gen, Batch::images(loaded)?)];
+    let weights = loaded.weights.trainable()?;
+    let reference = Weights::load(&loaded.folder.join("showo_ref"), DType::F32, &loaded.device)?;
+    let sides = [
+        ("mmu", Sides::Und, start_of_captions(loaded)?, Batch::captions(loaded)?),
+        ("t2i", Sides::Gen, loaded.special.sot, Batch::images(loaded)?),
+    ];
     let mut losses = Vec::new();
-    for (name, sides, Batch { pairs, draws }) in sides {
+    for (name, sides, sot, Batch { pairs, draws }) in sides {
         let settings = PairDpoSettings { sides, beta: loaded.case.beta, ..PairDpoSettings::default() };
         let all: Vec<usize> = (0..pairs.len()).collect();
-        let (policy, reference) = (policy.training(Products::F32)?, reference.training(Products::F32)?);
-        let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
+        let open = |weights: &Weights| Ok::<_, Error>(model(loaded, weights.clone(), sot)?.training(Products::F32)?);
+        let objective = PairDpo::new(open(&weights)?, open(&reference)?, pairs, settings, |_, _| {})?;
         let log_probs = objective.log_probs(&all, &draws)?.into_iter().flatten().next();
         let log_probs = log_probs.ok_or_else(|| Error::Case(format!("no side {name} takes part")))?;
         compare(loaded, name, &log_probs, report)?;
@@ -43,7 +47,14 @@ pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
         losses.push(loss);
     }
     let found = gradients::backward(&Tensor::stack(&losses, 0)?.sum_all()?)?;
-    compare_gradients(loaded, policy.weights(), &found, "gradients, as training computes them", report)
+    compare_gradients(loaded, &weights, &found, "gradients, as training computes them", report)
+}
+
+/// What stands between the image and the question of recorded captions.
+fn start_of_captions(loaded: &Loaded) -> Result<u32> {
+    let rows = ids(loaded.get("dpo.mmu.win")?, "dpo.mmu.win")?;
+    let start = rows.first().and_then(|row| row.get(loaded.segment() + 1)).copied();
+    start.ok_or_else(|| Error::Case("dpo.mmu.win: no row has a text".into()))
 }
 
 fn compare(loaded: &Loaded, side: &str, ours: &PairLogProbs, report: &mut Report) -> Result<()> {
@@ -57,8 +68,8 @@ fn compare(loaded: &Loaded, side: &str, ours: &PairLogProbs, report: &mut Report
     Ok(())
 }
 
-/// A model of the case with the tokenizer that is made for it.
-fn open(loaded: &Loaded, folder: &str) -> Result<Showo> {
+/// A model of the case with the tokenizer that is made for it, whose texts start with this token.
+fn model(loaded: &Loaded, weights: Weights, sot: u32) -> Result<Showo> {
     let config = loaded.config.clone();
     let eot = loaded.special.eot;
     let token = |id: u32| if id == eot { "<|endoftext|>".to_string() } else { character(id).to_string() };
@@ -78,9 +89,9 @@ fn open(loaded: &Loaded, folder: &str) -> Result<Showo> {
         "model": { "type": "WordLevel", "vocab": vocabulary, "unk_token": "a word that is no character" },
     });
     let origin = loaded.folder.join("case.json");
-    let tokenizer = ShowoTokenizer::from_bytes(tokenizer.to_string().as_bytes(), &config, &origin)?;
+    let mut tokenizer = ShowoTokenizer::from_bytes(tokenizer.to_string().as_bytes(), &config, &origin)?;
+    tokenizer.special.sot = sot;
     let vq = load_magvit(&loaded.folder.join("vq"), &loaded.device)?;
-    let weights = Weights::load(&loaded.folder.join(folder), DType::F32, &loaded.device)?;
     Ok(Showo::new(config, loaded.phi_config.clone(), weights, tokenizer, vq)?)
 }
 
@@ -165,7 +176,7 @@ fn agree<T: PartialEq>(side: &str, number: usize, win: T, lose: T) -> Result<()>
     Err(Error::Case(format!("dpo.{side}: the win and the lose of row {number} are not about the same")))
 }
 
-/// `<|mmu|> <|soi|> codes <|eoi|> <|sot|> question caption <|eot|> [PAD]…`, each token of the caption its own label.
+/// `<|mmu|> <|soi|> codes <|eoi|> start question caption <|eot|> [PAD]…`, each token of the caption its own label.
 fn caption(loaded: &Loaded, row: &[u32], labels: &[i64]) -> Result<Caption> {
     let broken = |message: &str| Error::Case(format!("dpo.mmu: {message}"));
     let block = loaded.segment() + 1;
@@ -175,6 +186,9 @@ fn caption(loaded: &Loaded, row: &[u32], labels: &[i64]) -> Result<Caption> {
     };
     if first < block + 1 || last - first + 1 != labelled.len() {
         return Err(broken("the labels of a row are not one run behind the image"));
+    }
+    if row[block] != start_of_captions(loaded)? {
+        return Err(broken("the texts of rows do not start alike"));
     }
     if labelled.iter().any(|at| labels[*at] != i64::from(row[*at])) || row[last] != loaded.special.eot {
         return Err(broken("the labels of a row are not its own tokens up to the end of the text"));
