@@ -38,15 +38,18 @@ pub fn folders(config: &RunConfig, layout: &RunLayout) -> Result<()> {
     places(config, layout).into_iter().try_for_each(|(key, folder)| writable(&folder).context(key))
 }
 
-/// Whether the records of a run's first iteration have what it needs beside its models.
+/// Whether a run's first iteration has what it needs beside its models. Scenes that are still to be drawn are good.
 ///
 /// # Errors
 /// Names what stands in the way, and the remedy.
-pub fn check(config: &RunConfig, layout: &RunLayout, records: &Table<InitialRecord>) -> Result<()> {
+pub fn check(config: &RunConfig, layout: &RunLayout) -> Result<()> {
+    let path = layout.initial_data();
+    let drawn_later = config.data.scenes.is_some() && !path.is_file();
+    let records = if drawn_later { None } else { Some(files::initial_data(&path)?) };
     if asks_a_file(config) {
-        questions(config, layout, Some(records))?;
+        questions(config, layout, records.as_ref())?;
     }
-    first_picture(layout, records)
+    records.map_or(Ok(()), |records| first_picture(layout, &records))
 }
 
 /// The folders that a run writes to, by their keys.

@@ -3,7 +3,7 @@
 use anyhow::{Context, Result, bail};
 use hermesflow_models::showo::Showo;
 
-use super::{ConfigArgs, answer, ask, caption, imagine, pair, scenes, train};
+use super::{ConfigArgs, answer, ask, caption, imagine, pair, train};
 use crate::config::{ImageJudge, ObjectiveName, Reference, RunConfig};
 use crate::judges::Judges;
 use crate::layout::RunLayout;
@@ -46,7 +46,7 @@ pub fn run_loop(
     before::folders(config, &layout)?;
     let text = settled_config(config)?;
     if before::has_records(config) {
-        before::check(config, &layout, &scenes::initial_data(config, &layout, progress)?)?;
+        before::check(config, &layout)?;
     }
     files::write_atomically(&layout.config(), text.as_bytes())?;
     if before::has_records(config) {
