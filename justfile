@@ -38,6 +38,11 @@ cuda-build:
 gpu-session *ARGS:
     python3 benches/gpu_session.py {{ARGS}}
 
+# Kill the program at random moments, N times for each kind of work, and compare what is left with an undisturbed run.
+kills N="40" *ARGS:
+    cargo build --release
+    python3 benches/kills.py --kills {{N}} {{ARGS}}
+
 # Licences and advisories (needs cargo-deny).
 deny:
     cargo deny check

@@ -227,7 +227,7 @@ fn training(model: &Showo, phi: &Phi, codes: &[Vec<u32>], text: &[u32]) -> Done 
     };
     compare("texts without padding (8 sequences, forward)", || sequences(&padded), || sequences(text))?;
 
-    let (policy, reference) = (model.trainable()?.training(Products::F32), model.frozen()?.training(Products::F32));
+    let (policy, reference) = (model.trainable()?.training(Products::F32)?, model.frozen()?.training(Products::F32)?);
     let caption = |image: &[u32], caption: &str| CaptionExample {
         image: image.to_vec(),
         question: QUESTION.into(),

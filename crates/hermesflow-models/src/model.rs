@@ -109,6 +109,12 @@ pub trait UnifiedModel {
     /// Pictures of any size as replies read them.
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
 
+    /// Whether a question with a reply of so many tokens at most fits the model's positions, behind an image.
+    ///
+    /// # Errors
+    /// When it does not: [`UnifiedModel::reply`] would refuse it.
+    fn check_question(&self, question: &str, max_new_tokens: usize) -> Result<()>;
+
     /// Replies to several requests about one image, whose prefix is computed once.
     fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>>;
 
@@ -116,6 +122,9 @@ pub trait UnifiedModel {
     fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
     }
+
+    /// Whether a prompt is too long to be imagined as a whole: [`UnifiedModel::imagine`] leaves its end out.
+    fn cuts(&self, prompt: &str) -> Result<bool>;
 
     /// The codes of one image per job, its known ones kept; jobs with the same prompt share its text prefix.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;

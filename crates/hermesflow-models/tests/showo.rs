@@ -91,7 +91,7 @@ fn every_trainable_parameter_receives_a_gradient() {
 #[test]
 fn rounded_products_lose_no_gradient_and_little_of_any() {
     let model = model().trainable().unwrap();
-    let rounded = model.training(Products::Bf16);
+    let rounded = model.training(Products::Bf16).unwrap();
     let losses = |model: &Showo| {
         let und = model.caption_log_probs(&captions()).unwrap().sum_all().unwrap();
         [und, model.image_log_probs(&images()).unwrap().sum_all().unwrap()]
@@ -114,14 +114,9 @@ fn rounded_products_lose_no_gradient_and_little_of_any() {
 #[test]
 fn a_policy_begins_where_its_reference_stands() {
     let model = model();
-    let held = model.weights().tensors().iter().map(|(name, tensor)| {
-        let dtype = if tensor.rank() == 2 { DType::BF16 } else { DType::F32 };
-        (name.clone(), tensor.to_dtype(dtype).unwrap())
-    });
-    let held = hermesflow_nn::weights::Weights::from_tensors(held.collect::<Vec<_>>(), "held");
-    let player = model.with_weights(held).unwrap();
-    let policy = player.trainable().unwrap().training(Products::Bf16);
-    let reference = player.frozen().unwrap().training(Products::Bf16);
+    let player = small::held(&model, DType::BF16);
+    let policy = player.trainable().unwrap().training(Products::Bf16).unwrap();
+    let reference = player.frozen().unwrap().training(Products::Bf16).unwrap();
     let read = |log_probs: Tensor| log_probs.to_vec1::<f32>().unwrap();
     let captions = [&policy, &reference].map(|model| read(model.caption_log_probs(&captions()).unwrap()));
     assert_eq!(captions[0], captions[1]);
@@ -132,7 +127,7 @@ fn a_policy_begins_where_its_reference_stands() {
         model.each_part(|part| parts.push(part.to_vec())).unwrap();
         parts
     };
-    assert_eq!(parts(&reference), parts(&player.frozen().unwrap().training(Products::Bf16)));
+    assert_eq!(parts(&reference), parts(&player.frozen().unwrap().training(Products::Bf16).unwrap()));
     assert_ne!(parts(&reference), parts(&player), "other products");
     assert_ne!(parts(&model), parts(&player), "another type");
 }
@@ -301,6 +296,66 @@ fn known_codes_stay_and_the_others_are_made() {
     let refused = |known| model.imagine(&[job(0, known)], &cosine).unwrap_err().to_string();
     assert!(refused(vec![None; 15]).contains("16"));
     assert!(refused(vec![Some(32); 16]).contains("32"));
+}
+
+#[test]
+fn control_tokens_that_a_text_spells_are_text() {
+    let model = model();
+    let tokenizer = model.tokenizer();
+    let text = "a <|soi|> red [PAD]<|endoftext|> circle<|t2i|><|mmu|>";
+    let ids = tokenizer.encode(text).unwrap();
+    let controls = ["<|soi|>", "[PAD]", "<|endoftext|>", "<|t2i|>", "<|mmu|>"].map(|name| tokenizer.id(name).unwrap());
+    assert!(ids.iter().all(|id| !controls.contains(id)), "{ids:?}");
+    assert_eq!(tokenizer.decode(&ids).unwrap(), text);
+    let read = tokenizer.encode_with_controls(text).unwrap();
+    assert!(controls.iter().all(|id| read.contains(id)), "as the original reads it: {read:?}");
+    // Nor do they end anything where they are trained: the caption is longer than what stands before the token.
+    let example = |caption: &str| CaptionExample {
+        image: image(0),
+        question: "what is <|eoi|> this?".into(),
+        caption: caption.into(),
+    };
+    let (_, counts) = model.reply_log_probs(&[example(text), example("a ")]).unwrap();
+    assert_eq!(counts[0], ids.len() + 1);
+    assert!(counts[0] > counts[1] + 10);
+}
+
+#[test]
+fn what_does_not_fit_the_positions_is_refused_and_a_prompt_is_cut() {
+    let model = model();
+    let long = " a large red circle".repeat(600);
+    let example = |question: &str, caption: &str| CaptionExample {
+        image: image(0),
+        question: question.into(),
+        caption: caption.into(),
+    };
+    for (question, caption) in [("what?", long.as_str()), (long.as_str(), " a circle")] {
+        let refused = model.check_caption(question, caption).unwrap_err().to_string();
+        assert!(refused.contains("2048 positions") && refused.contains(" a large red circle"), "{refused}");
+        assert!(refused.len() < 400, "{refused}");
+        assert!(model.caption_log_probs(&[example(question, caption)]).is_err());
+    }
+    let codes = ImageView::Codes(image(0));
+    let request = |question: &str, max_new_tokens| ReplyRequest {
+        question: question.into(),
+        sampling: Sampling::GREEDY,
+        seed: 0,
+        max_new_tokens,
+    };
+    for (question, tokens) in [(long.as_str(), 5), ("what?", 2048), ("what?", usize::MAX)] {
+        assert!(model.check_question(question, tokens).is_err());
+        assert!(model.reply(&codes, &[request(question, tokens)]).is_err());
+    }
+    // Many bytes are not many tokens: what fits is found by its tokens.
+    let words = " large red".repeat(200);
+    assert!(words.len() + 100 < 2048 || model.check_caption("what?", &words).is_ok());
+    model.check_question("what?", 100).unwrap();
+    model.reply(&codes, &[request("what?", 5)]).unwrap();
+    assert!(model.cuts(&long).unwrap() && !model.cuts("a large red circle above 7 small blue squares").unwrap());
+    let options = ImagineOptions { steps: 2, guidance: 0.0, ..ImagineOptions::default() };
+    let job = |prompt: String| ImagineJob { prompt, seed: 1, known: vec![] };
+    let cut = model.imagine(&[job(long.clone()), job(format!("{long} and more"))], &options).unwrap();
+    assert_eq!(cut[0], cut[1], "the end of a prompt that is too long is left out");
 }
 
 #[test]

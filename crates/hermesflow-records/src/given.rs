@@ -47,8 +47,10 @@ pub struct Found {
     pub elsewhere: usize,
     /// Questions that were left out because their answer is none of their choices.
     pub unanswered: usize,
-    /// Questions that were left out because they lack a part or have fewer than two choices.
+    /// Questions that were left out because they lack a part.
     pub incomplete: usize,
+    /// Questions that were left out because they have fewer than two choices.
+    pub few: usize,
 }
 
 /// A file of questions about the records of a run.
@@ -92,6 +94,7 @@ impl Given {
             found.elsewhere += usize::from(about.is_empty());
             found.unanswered += asked.unanswered;
             found.incomplete += asked.incomplete;
+            found.few += asked.few;
             if asked.questions.is_empty() {
                 about.clear();
             }
@@ -110,6 +113,11 @@ impl Given {
     /// What was found of all.
     pub fn found(&self) -> Found {
         self.found
+    }
+
+    /// How many records have a question.
+    pub fn records(&self) -> usize {
+        self.entries.chunk_by(|one, next| one.record == next.record).count()
     }
 
     /// The questions about a record, which has this number among all; of several alike the first.
@@ -160,11 +168,11 @@ pub fn journeydb_questions(
     record: &InitialRecord,
 ) -> Result<(Vec<QuestionRecord>, Found)> {
     let form = QuestionForm::JourneyDb;
-    let Asked { questions, unanswered, incomplete } = Entry { path, line, value: entry }.asked(form, true)?;
+    let Asked { questions, unanswered, incomplete, few } = Entry { path, line, value: entry }.asked(form, true)?;
     let mut seen = HashSet::new();
     let questions = questions.into_iter().map(|question| question.about(record));
     let questions = questions.filter(|one| seen.insert(one.question.clone())).collect();
-    Ok((questions, Found { form: Some(form), elsewhere: 0, unanswered, incomplete }))
+    Ok((questions, Found { form: Some(form), elsewhere: 0, unanswered, incomplete, few }))
 }
 
 /// What joins entries to records.
@@ -230,6 +238,7 @@ struct Asked {
     questions: Vec<Question>,
     unanswered: usize,
     incomplete: usize,
+    few: usize,
 }
 
 /// A question that is about no record yet, but for what ours say themselves.
@@ -350,7 +359,7 @@ impl Asked {
             }
         }
         match meant(&options, answer) {
-            _ if choices.len() < 2 => self.incomplete += 1,
+            _ if choices.len() < 2 => self.few += 1,
             None => self.unanswered += 1,
             Some(answer) => {
                 let (element, question) = (element.to_string(), question.trim().to_string());

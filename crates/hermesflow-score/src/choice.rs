@@ -37,17 +37,36 @@ fn python_repr(text: &str) -> String {
     repr
 }
 
-/// The number of the choice that a free reply means: the one it equals (case, punctuation, articles and number words
-/// aside), else the only one it contains, else the nearest by letters; none if it shares nothing with any of them.
+/// The number of the choice that a reply is, letter by letter; failing that, of the only one that it is but for case.
+pub fn equal(reply: &str, choices: &[String]) -> Option<usize> {
+    let reply = reply.trim();
+    let folded = reply.to_lowercase();
+    let same = |choice: &String| choice.trim() == reply;
+    choices.iter().position(same).or_else(|| only(choices.iter().map(|choice| choice.trim().to_lowercase() == folded)))
+}
+
+/// Two choices that a judge cannot tell apart: they are equal but for case, punctuation, articles and number words.
+pub fn alike(choices: &[String]) -> Option<[&str; 2]> {
+    let normal: Vec<Vec<String>> = choices.iter().map(|choice| normalized(choice)).collect();
+    let earlier = |at: usize| normal[..at].iter().position(|other| *other == normal[at]).map(|other| [other, at]);
+    (0..normal.len()).find_map(earlier).map(|pair| pair.map(|at| choices[at].as_str()))
+}
+
+/// The number of the choice that a free reply means: the one it [equals](equal), else the only one that it equals case,
+/// punctuation, articles and number words aside, else the only one it contains, else the nearest by letters; none if it
+/// shares nothing with any of them, or equals several.
 pub fn choice(reply: &str, choices: &[String]) -> Option<usize> {
-    let said = normalized(reply);
-    let choices: Vec<Vec<String>> = choices.iter().map(|choice| normalized(choice)).collect();
-    if let Some(equal) = choices.iter().position(|choice| *choice == said && !said.is_empty()) {
+    if let Some(equal) = equal(reply, choices) {
         return Some(equal);
     }
+    let said = normalized(reply);
+    let choices: Vec<Vec<String>> = choices.iter().map(|choice| normalized(choice)).collect();
+    let equals = |choice: &Vec<String>| *choice == said && !said.is_empty();
+    if choices.iter().any(equals) {
+        return only(choices.iter().map(equals));
+    }
     let contains = |choice: &[String]| !choice.is_empty() && said.windows(choice.len()).any(|words| words == choice);
-    let mut contained = (0..choices.len()).filter(|number| contains(&choices[*number]));
-    if let (Some(only), None) = (contained.next(), contained.next()) {
+    if let Some(only) = only(choices.iter().map(|choice| contains(choice))) {
         return Some(only);
     }
     let mut best = None;
@@ -58,6 +77,12 @@ pub fn choice(reply: &str, choices: &[String]) -> Option<usize> {
         }
     }
     best.map(|(number, _)| number)
+}
+
+/// The place of the only true one.
+fn only(all: impl Iterator<Item = bool>) -> Option<usize> {
+    let mut places = all.enumerate().filter(|(_, is)| *is).map(|(place, _)| place);
+    places.next().filter(|_| places.next().is_none())
 }
 
 fn normalized(text: &str) -> Vec<String> {
@@ -94,5 +119,28 @@ mod tests {
         assert_eq!(meant("triangular", &["circle", "triangle"]), Some("triangle"));
         assert_eq!(meant("", &["yes", "no"]), None);
         assert_eq!(meant("%%%", &["yes", "no"]), None);
+    }
+
+    #[test]
+    fn a_reply_that_equals_a_choice_is_that_choice() {
+        for choices in [&["C", "C++", "c#"][..], &["a cat", "the cat", "Cat"], &["+5", "-5", "five"], &["%", "$", ""]] {
+            for said in choices {
+                assert_eq!(meant(&format!(" {said}\n"), choices), Some(*said), "{choices:?}");
+            }
+        }
+        assert_eq!(meant("THE CAT", &["a cat", "the cat"]), Some("the cat"), "but for case");
+        assert_eq!(meant("cat", &["a cat", "the cat"]), None, "either");
+    }
+
+    #[test]
+    fn choices_that_cannot_be_told_apart_are_found() {
+        let found = |choices: &[&str]| {
+            let owned: Vec<String> = choices.iter().map(|choice| (*choice).to_string()).collect();
+            alike(&owned).map(|pair| pair.map(str::to_owned))
+        };
+        assert_eq!(found(&["yes", "no"]), None);
+        assert_eq!(found(&["dog", "a cat", "The cat."]), Some(["a cat".into(), "The cat.".into()]));
+        assert_eq!(found(&["2", "3", "two"]), Some(["2".into(), "two".into()]));
+        assert_eq!(found(&["?", "!"]), Some(["?".into(), "!".into()]));
     }
 }

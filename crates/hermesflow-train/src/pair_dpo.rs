@@ -5,9 +5,10 @@
 //! 2. Mask and prompt dropout are drawn once per pair and step, for win and lose together; the released
 //!    code drew the dropout twice.
 //! 3. A side is one call to the model per micro batch (of a small model: per two pairs), wins before losses.
-//! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the
-//!    start, in the pairs' order (so that they do not depend on where a run was continued), or recalled from
-//!    a [`CaptionMemory`]. Its image log-probabilities follow each step's masks.
+//! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the start, or recalled
+//!    from a [`CaptionMemory`]: in the parts in which the first epoch's steps see the pairs, wherever a run is continued,
+//!    so that a policy that is still its reference differs from it by exactly nothing. Its image log-probabilities follow
+//!    each step's masks.
 //! 5. `masks_per_pair` > 1 (a departure; 1 is the paper) averages log π(image) over several masks before
 //!    the σ, which lowers the variance of a step and costs as many passes.
 
@@ -33,7 +34,7 @@ const PART: usize = 2;
 ///
 /// Texts go to the model as they are: captions must stand as it writes them in a reply (Show-o's begin
 /// with a space, which records do not keep), and the question as it was asked.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPair {
     /// The record's id.
     pub id: String,
@@ -212,26 +213,33 @@ impl<M: PairModel> PairDpo<M> {
             return Err(Error::Setting { key: "pairs", problem: "there is no pair to train on".into() });
         }
         pairs.iter().try_for_each(|pair| check(pair, settings.sides))?;
+        let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
+        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
+        let mut order = Order::new(settings.seed, pairs.len());
         let mut reference_captions = Vec::new();
         if settings.sides.understanding() {
-            for chunk in pairs.chunks(settings.batch_size) {
-                let chunk: Vec<&TrainingPair> = chunk.iter().collect();
-                match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
-                    Some(known) => reference_captions.extend(known),
+            let first_epoch: Vec<usize> = (0..pairs.len() as u64).map(|number| order.index(number)).collect();
+            reference_captions = vec![Pair { win: 0.0, lose: 0.0 }; pairs.len()];
+            let mut done = 0;
+            for indices in first_epoch.chunks(settings.batch_size).flat_map(|batch| batch.chunks(part)) {
+                let chunk: Vec<&TrainingPair> = indices.iter().map(|&index| &pairs[index]).collect();
+                let known = match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
+                    Some(known) => known,
                     None => {
                         let log_probs = captions(&reference, &chunk)?;
                         let (win, lose) = (log_probs.win.to_vec1::<f32>()?, log_probs.lose.to_vec1::<f32>()?);
                         let new: Vec<_> = win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }).collect();
                         memory.remember(&chunk, &new).map_err(Error::Memory)?;
-                        reference_captions.extend(new);
+                        new
                     }
+                };
+                for (&index, known) in indices.iter().zip(known) {
+                    reference_captions[index] = known;
                 }
-                on_reference(reference_captions.len(), pairs.len());
+                done += chunk.len();
+                on_reference(done, pairs.len());
             }
         }
-        let order = Order::new(settings.seed, pairs.len());
-        let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
-        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
         Ok(Self { part, policy, reference, pairs, settings, order, reference_captions })
     }
 
@@ -284,7 +292,7 @@ impl<M: PairModel> PairDpo<M> {
             })
             .collect();
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
-        let parts = parallel::map(true, &parts, |(indices, draws)| self.part_log_probs(indices, draws));
+        let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
         let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
         let sides =
             [("und", settings.lambda_und, settings.weight_und), ("gen", settings.lambda_gen, settings.weight_gen)];
@@ -312,8 +320,9 @@ impl<M: PairModel> PairDpo<M> {
         Ok(Step { losses, metrics })
     }
 
-    /// Both sides of some pairs of a batch.
-    fn part_log_probs(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<[Option<PairLogProbs>; 2]> {
+    /// What the loss of some pairs is computed from, under their draws: the log-probabilities of their captions and of
+    /// their images, where these take part.
+    pub fn log_probs(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<[Option<PairLogProbs>; 2]> {
         let sides = self.settings.sides;
         Ok([
             sides.understanding().then(|| self.understanding(indices)).transpose()?,

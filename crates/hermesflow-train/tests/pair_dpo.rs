@@ -276,6 +276,37 @@ fn a_killed_and_resumed_alignment_is_the_uninterrupted_one() {
 }
 
 #[test]
+fn a_run_goes_on_with_its_own_pairs_only() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |pairs: Vec<TrainingPair>| {
+        let (policy, reference) = (Unigram::new(0.0), Unigram::new(0.0));
+        let pair_dpo = PairDpo::new(policy, reference, pairs, PairDpoSettings::default(), |_, _| {}).unwrap();
+        let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 0.05, warmup_steps: 0, total_steps: 3 };
+        let settings = TrainerSettings { checkpoint_every: 1, ..TrainerSettings::new(schedule) };
+        let mut trainer = Trainer::new(pair_dpo, settings, folder.path()).map_err(|error| error.to_string())?;
+        trainer.run(|_| ControlFlow::Break(())).map_err(|error| error.to_string())
+    };
+    run(pairs(6)).unwrap();
+    let changes: [fn(&mut TrainingPair); 8] = [
+        |pair| pair.id.push('x'),
+        |pair| pair.image[0] += 1,
+        |pair| pair.question.push('?'),
+        |pair| pair.caption.push('x'),
+        |pair| pair.caption_win.push('a'),
+        |pair| pair.caption_lose.push('a'),
+        |pair| pair.image_win[3] += 1,
+        |pair| pair.image_lose[3] -= 1,
+    ];
+    for (number, change) in changes.into_iter().enumerate() {
+        let mut other = pairs(6);
+        change(&mut other[2]);
+        let message = run(other).unwrap_err();
+        assert!(message.contains("pairs_hash"), "{number}: {message}");
+    }
+    run(pairs(6)).unwrap();
+}
+
+#[test]
 fn one_side_alone_asks_for_nothing_of_the_other() {
     for (sides, captions, images) in [(Sides::Und, 2, 0), (Sides::Gen, 0, 2)] {
         let (mut pair_dpo, policy, _) = objective(PairDpoSettings { sides, ..PairDpoSettings::default() }, 6);

@@ -9,6 +9,7 @@ pub mod logits;
 pub mod model;
 pub mod others;
 mod pair_dpo;
+mod pairs;
 mod questions;
 mod rules;
 mod scorers;

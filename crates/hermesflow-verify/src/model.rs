@@ -14,7 +14,7 @@ use hermesflow_nn::weights::Weights;
 use serde::Deserialize;
 
 use crate::check::{Report, ids, integers, largest, values};
-use crate::{Error, Result, pair_dpo};
+use crate::{Error, Result, pair_dpo, pairs};
 
 /// `case.json`.
 #[derive(Debug, Clone, Deserialize)]
@@ -57,6 +57,7 @@ pub(crate) struct Loaded {
     pub(crate) phi_config: PhiConfig,
     pub(crate) weights: Weights,
     pub(crate) pad: u32,
+    pub(crate) special: SpecialIds,
     frames: Frames,
     pub(crate) device: Device,
 }
@@ -87,7 +88,7 @@ impl Loaded {
         let pad = id("[PAD]")?;
         let frames = Frames::new(&config, special);
         let device = device.clone();
-        Ok(Self { folder: folder.into(), case, trace, config, phi_config, weights, pad, frames, device })
+        Ok(Self { folder: folder.into(), case, trace, config, phi_config, weights, pad, special, frames, device })
     }
 
     pub(crate) fn get(&self, name: &str) -> Result<&Tensor> {
@@ -144,7 +145,11 @@ pub fn replay(folder: &Path, device: &Device, dtype: DType, report: &mut Report)
     understand(&loaded, &phi, report)?;
     greedy(&loaded, &phi, report)?;
     denoise(&loaded, &phi, report)?;
-    pair_dpo::replay(&loaded, report)
+    pair_dpo::replay(&loaded, report)?;
+    if let Err(error) = pairs::replay(&loaded, report) {
+        report.fail("pairs, as training computes them", error.to_string());
+    }
+    Ok(())
 }
 
 /// The largest error of logits whose matrices are in 16 bits, as a share of the largest recorded one.

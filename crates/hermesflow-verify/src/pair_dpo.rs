@@ -152,7 +152,7 @@ fn by_whole_blocks(
 }
 
 /// Each parameter's gradient, relative to the largest number of it.
-fn compare_gradients(
+pub(crate) fn compare_gradients(
     loaded: &Loaded,
     weights: &Weights,
     found: &GradStore,

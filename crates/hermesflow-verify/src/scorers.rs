@@ -143,7 +143,7 @@ fn longest(lengths: impl Iterator<Item = usize>) -> usize {
 fn t5(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let cases: Vec<ReplyCase> = read(&folder.join("expected.json"))?;
     let model = T5::load(folder, DType::F32, device)?;
-    let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
+    let tokenizer = TextTokenizer::load(folder, model.vocab_size())?.reading_controls();
     let ids = tokenizer.ids(cases.iter().map(|case| case.text.as_str()))?;
     let recorded: Vec<&Vec<u32>> = cases.iter().map(|case| &case.ids).collect();
     report.equal("ids (differing texts)", &ids.iter().collect::<Vec<_>>(), &recorded);
@@ -173,7 +173,7 @@ fn llama(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
         report.fail("texts", "expected.json is empty");
     }
     let model = Llama::load(folder, DType::F32, device)?;
-    let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
+    let tokenizer = TextTokenizer::load(folder, model.vocab_size())?.reading_controls();
     let recorded = cases
         .iter()
         .flat_map(|case| [&case.greedy, &case.beam5].map(|said| said.len() - case.ids.len().min(said.len())));

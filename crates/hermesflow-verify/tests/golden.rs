@@ -88,6 +88,70 @@ fn a_wrong_number_in_a_model_case_fails() {
     assert!(failures(&checks).iter().any(|check| check.note.contains("gen.2.uniform")));
 }
 
+/// The numbers of a tensor of integers, row by row.
+type Rows = Vec<Vec<i64>>;
+
+/// What training computes is held to the record by itself: texts, labels, masks and the reference each count.
+#[test]
+fn what_training_computes_of_another_case_fails() {
+    let folder = tempfile::tempdir().unwrap();
+    copy(&golden().join("showo-a"), folder.path());
+    let file = folder.path().join("trace.safetensors");
+    let trace: HashMap<String, Tensor> = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
+    let failing = |what: &str| {
+        let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+        let failed: Vec<String> = failures(&checks).iter().map(|check| check.what.clone()).collect();
+        assert!(failed.iter().any(|check| check.starts_with(what)), "{what}: only {failed:?} failed");
+        assert!(failed.iter().any(|check| check.ends_with("as training computes it") || check.starts_with("pairs")));
+    };
+    // Wins and losses alike, with their labels: what is changed is consistent, and another case.
+    let change = |side: &str, both: bool, change: &dyn Fn(&mut Rows, &mut Rows)| {
+        let mut changed = trace.clone();
+        for which in if both { &["win", "lose"][..] } else { &["win"] } {
+            let names = [format!("dpo.{side}.{which}"), format!("dpo.{side}.{which}_labels")];
+            let [mut ids, mut labels] = names.each_ref().map(|name| trace[name].to_vec2::<i64>().unwrap());
+            change(&mut ids, &mut labels);
+            for (name, rows) in names.into_iter().zip([ids, labels]) {
+                changed.insert(name, Tensor::new(rows, &Device::Cpu).unwrap());
+            }
+        }
+        candle_core::safetensors::save(&changed, &file).unwrap();
+    };
+    let first = |labels: &[i64]| labels.iter().position(|label| *label >= 0).unwrap();
+    let other = |id: i64| if id == 7 { 8 } else { 7 };
+
+    change("mmu", false, &|_, labels| labels[0].rotate_left(1));
+    failing("pairs, as training computes them");
+    change("mmu", false, &|ids, labels| {
+        let at = first(&labels[0]);
+        (ids[0][at], labels[0][at]) = (other(ids[0][at]), other(ids[0][at]));
+    });
+    failing("log-prob mmu policy win, as training");
+    change("mmu", true, &|ids, labels| {
+        let question = first(&labels[0]) - 1;
+        ids[0][question] = other(ids[0][question]);
+    });
+    failing("log-prob mmu ref lose, as training");
+    change("mmu", true, &|ids, _| ids[0][2] = if ids[0][2] == 210 { 211 } else { 210 });
+    failing("log-prob mmu policy lose, as training");
+    change("t2i", true, &|ids, labels| {
+        // One mask less.
+        let at = first(&labels[0]);
+        (ids[0][at], labels[0][at]) = (labels[0][at], -100);
+    });
+    failing("log-prob t2i policy win, as training");
+    change("t2i", true, &|ids, _| {
+        let text = ids[0].iter().position(|id| *id == 205).unwrap() + 2;
+        ids[0][text] = other(ids[0][text]);
+    });
+    failing("log-prob t2i ref win, as training");
+    candle_core::safetensors::save(&trace, &file).unwrap();
+    fs::remove_file(folder.path().join("showo_ref/pytorch_model.bin")).unwrap();
+    copy(&folder.path().join("showo"), &folder.path().join("showo_ref"));
+    failing("log-prob mmu ref win, as training");
+    failing("loss t2i, as training");
+}
+
 /// The tensor with one number of its first row changed.
 fn altered(tensor: &Tensor, name: &str) -> Tensor {
     let shape = tensor.shape().clone();

@@ -13,7 +13,7 @@
 
 use std::collections::BTreeMap;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hermesflow_models::{ImagineJob, Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::oracle::{caption_facts_score, judge};
@@ -66,6 +66,12 @@ pub struct PromptRow {
     pub caption_text: String,
 }
 
+impl std::fmt::Display for EvalSettings {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} prompts of the split {} with the seed {}", self.prompts, self.split.name(), self.seed)
+    }
+}
+
 fn share<T>(items: &[(T, bool)]) -> f64 {
     items.iter().filter(|(_, right)| *right).count() as f64 / items.len().max(1) as f64
 }
@@ -114,17 +120,31 @@ impl EvalReport {
         Mean::of(self.rows.iter().map(of))
     }
 
+    /// Refuses to be compared with a report about other prompts.
+    ///
+    /// # Errors
+    /// Says which prompts each is about.
+    pub fn check_about(&self, settings: &EvalSettings) -> Result<()> {
+        anyhow::ensure!(
+            self.settings == *settings,
+            "it is about other prompts: about {}, not {settings}; only the same prompts can be compared",
+            self.settings
+        );
+        anyhow::ensure!(
+            self.rows.len() == settings.prompts,
+            "it holds {} of its {} prompts; make it again",
+            self.rows.len(),
+            settings.prompts
+        );
+        Ok(())
+    }
+
     /// The mean difference from another report about the same prompts.
     ///
     /// # Errors
     /// When the reports are about other prompts.
     pub fn difference(&self, before: &Self, of: impl Fn(&PromptRow) -> f64) -> Result<Mean> {
-        anyhow::ensure!(
-            self.settings == before.settings && self.rows.len() == before.rows.len(),
-            "the reports are about other prompts: {:?} and {:?}",
-            before.settings,
-            self.settings
-        );
+        before.check_about(&self.settings).with_context(|| format!("the report of {}", before.model))?;
         let values = |report: &Self| report.rows.iter().map(&of).collect::<Vec<_>>();
         Ok(Mean::of_differences(&values(before), &values(self)))
     }

@@ -4,6 +4,7 @@
 use hermesflow_models::device::memory;
 use hermesflow_models::showo::Showo;
 use hermesflow_models::showo::cost::{Sizes, training};
+use hermesflow_models::{DType, Products};
 
 use crate::config::{Checkpointing, OptimizerState, Reference, RunConfig};
 
@@ -71,7 +72,10 @@ pub fn need(config: &RunConfig, sizes: &Sizes, (checkpointing, state): (Checkpoi
     });
     // The model that plays is the reference, unless that is the run's first one.
     let models = if train.reference == Reference::Run && config.iterations > 1 { 2 } else { 1 };
-    let models = models * sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes();
+    let dtype = config.model.dtype.into();
+    // Where the products of training do not take that type, a reference in f32 is made of it.
+    let widened = if Products::from(train.products).take(dtype) { 0 } else { sizes.decoder_bytes(DType::F32) };
+    let models = models * sizes.decoder_bytes(dtype) + widened + sizes.tokenizer_bytes();
     let program = if sizes.is_on_gpu() { DRIVER } else { PROGRAM };
     Need {
         device: models + program + cost.held + with_slack(cost.passing),

@@ -229,6 +229,11 @@ impl Hub {
         )
     }
 
+    /// The full name of a model that this program knows by name.
+    pub fn known(model: &str) -> Option<&'static str> {
+        Name::parse(model).ok()?.known().map(|known| known.name)
+    }
+
     /// The snapshot of a model that has all it needs.
     fn cached(&self, name: &Name, parts: Option<Parts>) -> Option<PathBuf> {
         let folder = self.cache.join(name.folder());

@@ -3,6 +3,7 @@
 //! stdout carries results, stderr the log and the progress. Exit code 0: done; 1: something that the
 //! user can mend, said in one message; 2: our fault.
 
+mod before;
 mod commands;
 mod config;
 mod datasets;
@@ -23,6 +24,7 @@ mod reference;
 mod report;
 mod stage;
 mod statistics;
+mod texts;
 mod world;
 
 use std::process::ExitCode;

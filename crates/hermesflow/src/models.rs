@@ -3,7 +3,10 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::{ClipVision, Embedded, Magvit, Showo, load_magvit, read_configs, read_magvit_config};
+use hermesflow_models::showo::{
+    ClipVision, Embedded, Facts, Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, load_magvit, read_configs,
+    read_magvit_config,
+};
 use hermesflow_models::{DType, UnifiedModel, Weights};
 
 use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
@@ -47,6 +50,20 @@ impl Files {
             tokenizer,
         })
     }
+}
+
+/// The configurations of a checkpoint as it was published under its name, whose files need not be here; none of one that
+/// is not known.
+pub fn published(showo: &str, vq: &str) -> Option<Facts> {
+    let (tokens, clip) = match Hub::known(showo)? {
+        "showlab/show-o" => (256, false),
+        "showlab/show-o-512x512" | "Gen-Verse/HermesFlow" => (1024, false),
+        "showlab/show-o-w-clip-vit" => (256, true),
+        "showlab/show-o-w-clip-vit-512x512" => (1024, true),
+        _ => return None,
+    };
+    let vq = (Hub::known(vq)? == MAGVIT).then(MagvitConfig::default)?;
+    Some(Facts { showo: ShowoConfig::published(tokens, clip), phi: PhiConfig::default(), vq })
 }
 
 /// The model that a run begins with.

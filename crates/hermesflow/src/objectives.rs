@@ -8,7 +8,7 @@
 use std::path::Path;
 
 use hermesflow_models::showo::pretrain::{VqLossWeights, vq_loss};
-use hermesflow_models::showo::{Magvit, Showo, write_json};
+use hermesflow_models::showo::{Magvit, Showo, reply_text, write_json};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Tensor, UnifiedModel, Var};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::Split;
@@ -140,14 +140,14 @@ impl BasePretraining {
         let mut examples = Vec::new();
         for ((scene, image), &seed) in scenes.iter().zip(codes).zip(&seeds) {
             let short = world::unit(derive_seed(seed, &[0, 0])) < self.mix.short_captions;
-            let caption = format!(" {}", if short { scene.short_caption(seed) } else { scene.caption(seed) });
+            let caption = reply_text(&if short { scene.short_caption(seed) } else { scene.caption(seed) });
             let question = self.caption_question.clone();
             examples.push(CaptionExample { image: image.clone(), question, caption });
             let asked = world::training_questions(scene, seed, self.mix.questions, self.mix.count_all);
             examples.extend(asked.into_iter().map(|(question, answer)| CaptionExample {
                 image: image.clone(),
                 question,
-                caption: format!(" {answer}"),
+                caption: reply_text(&answer),
             }));
         }
         let (sums, counts) = self.model.reply_log_probs(&examples)?;

@@ -306,6 +306,12 @@ mod tests {
         fn reply(&self, _: &ImageView, _: &[ReplyRequest]) -> hermesflow_models::Result<Vec<Reply>> {
             unreachable!()
         }
+        fn check_question(&self, _: &str, _: usize) -> hermesflow_models::Result<()> {
+            unreachable!()
+        }
+        fn cuts(&self, _: &str) -> hermesflow_models::Result<bool> {
+            unreachable!()
+        }
         fn imagine(&self, _: &[ImagineJob], _: &ImagineOptions) -> hermesflow_models::Result<Vec<Vec<u32>>> {
             unreachable!()
         }

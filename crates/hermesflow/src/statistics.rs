@@ -17,7 +17,7 @@ pub struct Mean {
 }
 
 impl Mean {
-    /// The mean of some numbers; with none, zero with an error of zero.
+    /// The mean of some numbers; with none, zero with an error of zero, which is shown as a dash.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
         let values: Vec<f64> = values.into_iter().collect();
         let count = values.len();
@@ -53,10 +53,15 @@ impl Mean {
 
 impl std::fmt::Display for Mean {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.count == 0 {
+            return f.write_str("–");
+        }
+        // What rounds to zero has no sign.
+        let mean = if self.mean.abs() < 0.0005 { 0.0 } else { self.mean };
         if f.sign_plus() {
-            write!(f, "{:+.3} ± {:.3}", self.mean, self.half_width())
+            write!(f, "{mean:+.3} ± {:.3}", self.half_width())
         } else {
-            write!(f, "{:.3} ± {:.3}", self.mean, self.half_width())
+            write!(f, "{mean:.3} ± {:.3}", self.half_width())
         }
     }
 }
@@ -72,6 +77,15 @@ mod tests {
         assert_eq!((mean.mean, mean.count), (2.0, 3));
         assert!((mean.error - (1.0f64 / 3.0).sqrt()).abs() < 1e-12);
         assert_eq!(Mean::of([]).mean, 0.0);
+    }
+
+    #[test]
+    fn nothing_has_no_mean_and_zero_no_sign() {
+        assert_eq!(Mean::of([]).to_string(), "–");
+        assert_eq!(format!("{:+}", Mean::pooled([])), "–");
+        assert_eq!(Mean::of([-0.0]).to_string(), "0.000 ± 0.000");
+        assert_eq!(format!("{:+}", Mean::of([-0.0004])), "+0.000 ± 0.000");
+        assert_eq!(Mean::of([-0.0006]).to_string(), "-0.001 ± 0.000");
     }
 
     #[test]

@@ -7,7 +7,7 @@ mod workshop;
 use std::fs;
 use std::path::Path;
 
-use workshop::{Workshop, text};
+use workshop::{Workshop, files, text};
 
 /// The captions of two scenes under overrides, in a data root of their own.
 fn captions(workshop: &Workshop, root: &str, overrides: &[&str]) -> String {
@@ -71,6 +71,15 @@ fn sixteen_bits_caption_imagine_and_train() {
         workshop.succeeds(&["run", "run.yaml", "iterations=2", "train.steps=3", &dtype_key, &root, &output]);
         let trained = workshop.path(&format!("out-{dtype}/train_iter2/model/pytorch_model.safetensors"));
         assert!(trained.is_file());
+        // Killed before its second iteration, a run hands on the same player as one that goes on.
+        let all = || (files(&workshop.path(&format!("data-{dtype}"))), files(&workshop.path(&format!("out-{dtype}"))));
+        let whole = all();
+        fs::remove_dir_all(workshop.path(&format!("out-{dtype}/train_iter2"))).unwrap();
+        for name in whole.0.keys().filter(|name| name.to_string_lossy().contains("iter2")) {
+            fs::remove_file(workshop.path(&format!("data-{dtype}")).join(name)).unwrap();
+        }
+        workshop.succeeds(&["run", "run.yaml", "iterations=2", "train.steps=3", &dtype_key, &root, &output]);
+        assert!(whole == all(), "{dtype}: what was continued differs");
         // A converted checkpoint in 16 bits is the model that was held in them.
         workshop.succeeds(&["convert", "model/showo", dtype, "--dtype", dtype]);
         let held = captions(&workshop, &format!("held-{dtype}"), &[&dtype_key]);
@@ -204,4 +213,74 @@ fn the_doctor_says_what_stands_in_the_way() {
     fs::remove_dir_all(workshop.path("data/images")).unwrap();
     let said = doctor(&["data.fresh=false"]);
     assert!(said.contains("✗ pictures") && said.contains("data.root"), "{said}");
+}
+
+/// What a run would stop at, `doctor` stops at, and `run` before it opens a model.
+#[test]
+fn the_doctor_looks_at_what_the_stages_look_at() {
+    let workshop = Workshop::new();
+    workshop.write("a-file", "");
+    let mut pair = "[".to_owned();
+    for (id, name) in [("a", "good.png"), ("b", "cut.jpg")] {
+        pair += &format!(r#"{{"id": "{id}", "img_path": "{name}", "prompt": "p", "caption": "c"}},"#);
+    }
+    workshop.write("own/initial_data.json", &format!("{}]", pair.trim_end_matches(',')));
+    let picture = image::RgbImage::from_pixel(64, 64, image::Rgb([200, 30, 30]));
+    picture.save(workshop.path("own/good.png")).unwrap();
+    picture.save(workshop.path("own/cut.jpg")).unwrap();
+    let bytes = fs::read(workshop.path("own/cut.jpg")).unwrap();
+    fs::write(workshop.path("own/cut.jpg"), &bytes[..bytes.len() - 40]).unwrap();
+    workshop.write(
+        "about-a.json",
+        r#"[{"id": "a", "caption": "", "element": "e", "question": "q?", "choices": ["1", "2"], "answer": "2"}]"#,
+    );
+    let own = ["data.scenes=null", "data.fresh=false", "data.root=own"];
+    let doctor = |arguments: &[&str]| {
+        let output = workshop.hermesflow(&[&["doctor", "run.yaml"], arguments].concat());
+        (output.status.code(), text(&output.stdout))
+    };
+    let (code, said) = doctor(&[&own[..], &["ask.file=about-a.json"]].concat());
+    assert_eq!(code, Some(0), "{said}");
+    for part in ["! pictures", "1 of 2", "cut off", "✓ questions there are some about 1 records", "✓ folder"] {
+        assert!(said.contains(part), "{part}: {said}");
+    }
+    // A model that is not there shows that `run` never came to it.
+    let nowhere = "model.showo=nowhere/there";
+    for (arguments, what) in [
+        (&["output=o1", "ask.file=missing.json"][..], "missing.json"),
+        (&["output=o2", "ask.file=questions.json", own[0], own[1], own[2]], "questions.json"),
+        (&["output=o3", "data.root=a-file/data"], "a-file"),
+        (&["output=a-file/out"], "a-file"),
+        (&["output=o4", "data.scenes=null", "data.root=empty"], "initial_data.json"),
+    ] {
+        let (code, said) = doctor(arguments);
+        assert_eq!(code, Some(1), "{arguments:?}: {said}");
+        assert!(said.lines().any(|line| line.starts_with('✗') && line.contains(what)), "{what}: {said}");
+        let message = workshop.fails(&[&["run", "run.yaml", nowhere], arguments].concat());
+        assert!(message.contains(what) && !message.contains("nowhere/there"), "{what}: {message}");
+    }
+    fs::remove_file(workshop.path("own/good.png")).unwrap();
+    let (code, said) = doctor(&own);
+    assert!(code == Some(1) && said.contains("none of 2"), "{said}");
+    let message = workshop.fails(&[&["run", "run.yaml", nowhere, "ask.file=about-a.json"], &own[..]].concat());
+    assert!(message.contains("no picture can be read"), "{message}");
+}
+
+#[test]
+fn the_doctor_predicts_for_published_models_that_are_not_here() {
+    let workshop = Workshop::new();
+    let ask = |showo: &str| {
+        let mut command =
+            workshop.command(&["doctor", "run.yaml", showo, "model.vq=magvitv2", "model.tokenizer=phi-1_5"]);
+        text(&command.env("HF_HUB_CACHE", workshop.path("empty")).output().unwrap().stdout)
+    };
+    for (name, pictures) in
+        [("show-o", "256×256 pictures of 256"), ("showlab/show-o-512x512", "512×512 pictures of 1024")]
+    {
+        let said = ask(&format!("model.showo={name}"));
+        for part in ["about 5.8 GB", "1.45 billion parameters", pictures, "memory", "disk", "PFLOP"] {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+    }
+    assert!(ask("model.showo=somebody/something").lines().all(|line| !line.contains("billion")));
 }

@@ -9,7 +9,7 @@ use std::time::Instant;
 
 mod workshop;
 
-use workshop::{RUN, Workshop, files, text};
+use workshop::{RUN, Workshop, asked, files, text, three_records};
 
 #[test]
 fn usage_errors_end_with_1_and_help_with_0() {
@@ -205,24 +205,6 @@ fn questions_of_ones_own_are_answered() {
 }
 
 /// Three records with real captions: one that the template writer reads with ease, one hard, one that is no English.
-fn three_records(workshop: &Workshop) {
-    let record = |id: &str, caption: &str| serde_json::json!({"id": id, "img_path": format!("images/{id}.png"), "prompt": "p", "caption": caption});
-    let records = [
-        record("a", "A red car parked in front of a small house."),
-        record("b", "Two dogs and a cat, highly detailed, 8k --ar 16:9"),
-        record("c", "Un chat noir dort sur une chaise."),
-    ];
-    workshop.write("data/initial_data.json", &serde_json::Value::from(records.to_vec()).to_string());
-}
-
-fn asked(workshop: &Workshop) -> Vec<(String, String, String)> {
-    let questions: serde_json::Value =
-        serde_json::from_slice(&fs::read(workshop.path("data/vqa_data.json")).unwrap()).unwrap();
-    let text = |one: &serde_json::Value, key: &str| one[key].as_str().unwrap().to_owned();
-    let shown = |one: &serde_json::Value| (text(one, "id"), text(one, "question"), text(one, "answer"));
-    questions.as_array().unwrap().iter().map(shown).collect()
-}
-
 #[test]
 fn templates_ask_about_any_english_caption() {
     let workshop = Workshop::new();
@@ -253,7 +235,7 @@ fn questions_of_other_benchmarks_are_joined_to_the_records() {
     );
     let output = workshop.hermesflow(&ask);
     assert!(output.status.success(), "{}", text(&output.stderr));
-    assert!(text(&output.stderr).contains("left out 1 questions whose answer is none of the choices"));
+    assert!(text(&output.stderr).contains("1 question left out: the answer is none of the choices"));
     let triple = |id: &str, question: &str, answer: &str| (id.to_owned(), question.to_owned(), answer.to_owned());
     assert_eq!(asked(&workshop), [triple("a", "is there a car?", "yes"), triple("b", "how many?", "2")]);
     workshop.write(
@@ -290,10 +272,20 @@ fn codes_that_do_not_fit_are_refused() {
 }
 
 #[test]
-fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
+fn a_run_killed_at_ten_moments_ends_with_the_same_bytes() {
+    killed_at_ten_moments("model.dtype=f32");
+}
+
+#[test]
+fn so_it_does_in_sixteen_bits() {
+    killed_at_ten_moments("model.dtype=bf16");
+}
+
+fn killed_at_ten_moments(dtype: &str) {
+    let run = ["run", "run.yaml", dtype];
     let undisturbed = Workshop::new();
     let clock = Instant::now();
-    undisturbed.succeeds(&["run", "run.yaml"]);
+    undisturbed.succeeds(&run);
     let whole = clock.elapsed();
     let same = |workshop: &Workshop| {
         for folder in ["data", "out"] {
@@ -310,10 +302,10 @@ fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
     };
     let mut workshop = Workshop::new();
     let (mut kills, mut random) = (0, 1u64);
-    while kills < 20 {
+    while kills < 10 {
         random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let share = (random >> 40) as f64 / f64::from(1 << 24);
-        let mut command = workshop.command(&["run", "run.yaml"]);
+        let mut command = workshop.command(&run);
         let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(whole.mul_f64(0.5 * share));
         if child.try_wait().unwrap().is_none() {
@@ -325,7 +317,7 @@ fn a_run_killed_at_twenty_moments_ends_with_the_same_bytes() {
             workshop = Workshop::new();
         }
     }
-    workshop.succeeds(&["run", "run.yaml"]);
+    workshop.succeeds(&run);
     same(&workshop);
 }
 

@@ -74,6 +74,14 @@ pair: { min_accuracy: 0.0 }
 fn what_judges_said_is_kept_and_a_second_pair_loads_nothing() {
     let run = Run::new();
     let (bert, mpnet) = (format!("judges.bert={}", model("bert")), format!("judges.sbert={}", model("mpnet")));
+    // A reply that equals a choice is no matter for a judge.
+    let mut questions = run.json("data/vqa_data.json");
+    for question in questions.as_array_mut().unwrap() {
+        let wordy = |text: &Value| Value::from(format!("it is {}", text.as_str().unwrap()));
+        question["answer"] = wordy(&question["answer"]);
+        question["choices"] = question["choices"].as_array().unwrap().iter().map(wordy).collect();
+    }
+    fs::write(run.path("data/vqa_data.json"), questions.to_string()).unwrap();
     let answer = ["answer", "run.yaml", "answer.matcher=sbert", &mpnet];
     assert!(text(&run.succeeds(&answer).stderr).contains("sbert-choice: loading"));
     let scores: Vec<usize> = run

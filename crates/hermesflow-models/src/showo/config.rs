@@ -55,6 +55,21 @@ fn is_text_length(length: &usize) -> bool {
 }
 
 impl ShowoConfig {
+    /// The published one with so many tokens per image, which understands CLIP features if `clip`.
+    pub fn published(num_vq_tokens: usize, clip: bool) -> Self {
+        Self {
+            class_name: showo_class(),
+            vocab_size: 58_498,
+            llm_vocab_size: 50_295,
+            codebook_size: 8192,
+            num_vq_tokens,
+            mask_token_id: None,
+            w_clip_vit: clip,
+            llm_model_path: phi_name(),
+            max_text_len: text_length(),
+        }
+    }
+
     /// The id of image code 0.
     pub fn image_offset(&self) -> u32 {
         (self.llm_vocab_size + ADDED_TOKENS.len()) as u32
@@ -133,10 +148,16 @@ pub struct PhiConfig {
     /// The activation of the MLP; only `gelu_new`.
     #[serde(default = "gelu_new")]
     pub hidden_act: String,
+    /// Positions that the decoder was trained on: tokens of a sequence at most.
+    #[serde(default = "d2048", skip_serializing_if = "is_2048")]
+    pub max_position_embeddings: usize,
 }
 
 fn d2048() -> usize {
     2048
+}
+fn is_2048(positions: &usize) -> bool {
+    *positions == d2048()
 }
 fn d8192() -> usize {
     8192
@@ -173,6 +194,7 @@ impl Default for PhiConfig {
             rope_theta: theta(),
             partial_rotary_factor: half(),
             hidden_act: gelu_new(),
+            max_position_embeddings: d2048(),
         }
     }
 }
@@ -235,6 +257,21 @@ pub struct MagvitConfig {
     /// Groups of every GroupNorm.
     #[serde(default = "d32", skip_serializing_if = "is_32")]
     pub norm_groups: usize,
+}
+
+impl Default for MagvitConfig {
+    /// The published one.
+    fn default() -> Self {
+        Self {
+            class_name: magvit_class(),
+            ch: d128(),
+            ch_mult: None,
+            num_res_blocks: None,
+            z_channels: d13(),
+            resolution: d256(),
+            norm_groups: d32(),
+        }
+    }
 }
 
 fn magvit_class() -> String {

@@ -84,6 +84,7 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
             }
         };
         let reply = model.encode_reply(&example.caption)?;
+        model.fits(block.len(), (&example.question, question.len()), (&example.caption, reply.len()))?;
         let position = block.len() + question.len();
         let predicting = question.end - 1;
         let rows = if reply.is_empty() {

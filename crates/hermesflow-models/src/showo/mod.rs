@@ -13,13 +13,13 @@ pub mod pretrain;
 mod reading;
 pub mod reply;
 pub mod sequence;
+mod texts;
 pub mod tokenizer;
+mod training;
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use hermesflow_nn::device::multiplies_bf16;
-use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::parallel;
 use hermesflow_nn::weights::{self, Weights};
 use image::RgbImage;
@@ -29,6 +29,7 @@ pub use config::{MagvitConfig, PhiConfig, ShowoConfig};
 pub use magvit::Magvit;
 pub use phi::Phi;
 pub use sequence::Frames;
+pub use texts::reply_text;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
 use crate::model::{
@@ -148,49 +149,6 @@ impl Showo {
     /// When a weight cannot be copied.
     pub fn snapshot(&self) -> Result<Self> {
         self.with_weights(self.weights.snapshot()?)
-    }
-
-    /// The model as Pair-DPO trains it or compares with it: with these products, and by whole blocks where it is large
-    /// or its products are rounded. A small one in f32 stays as it is.
-    ///
-    /// The gradients of its likelihoods come from [`hermesflow_nn::gradients::backward`] only.
-    pub fn training(&self, products: Products) -> Self {
-        let whole = products != Products::F32 || !self.is_small();
-        let phi = if whole { self.phi.clone().whole(products) } else { self.phi.clone() };
-        Self { phi, ..self.clone() }
-    }
-
-    /// The model, whose whole blocks ([`Self::training`]) keep for the backward pass their inputs only, if `on`, and compute
-    /// the rest again: the same numbers for less memory and more time. One that runs operator by operator stays as it is.
-    pub fn checkpointing(&self, on: bool) -> Self {
-        Self { phi: self.phi.clone().checkpointing(on), ..self.clone() }
-    }
-
-    /// Everything that decides the model's likelihoods, piece by piece, for a digest: configurations, tokenizer, weights
-    /// as they are held, and how they are multiplied.
-    ///
-    /// # Errors
-    /// When a weight cannot be read.
-    pub fn each_part(&self, mut see: impl FnMut(&[u8])) -> Result<()> {
-        let parse = |e: serde_json::Error| Error::Invalid(format!("a configuration cannot be written: {e}"));
-        see(&serde_json::to_vec(&self.config).map_err(parse)?);
-        see(&serde_json::to_vec(&self.phi_config).map_err(parse)?);
-        see(self.tokenizer.to_json()?.as_bytes());
-        see(format!("{:?} {}", self.phi.products(), multiplies_bf16(self.phi.device())).as_bytes());
-        if let Some(operators) = self.operators() {
-            see(operators.as_bytes());
-        }
-        self.weights.each_bytes(|described, bytes| {
-            see(described.as_bytes());
-            see(bytes);
-        })?;
-        Ok(())
-    }
-
-    /// Which operators compute its likelihoods, where they are not the CPU's kernels: they round otherwise.
-    fn operators(&self) -> Option<String> {
-        let device = self.phi.device();
-        (!ops::by_kernels(device)).then(|| format!("compositions on {}", hermesflow_nn::device::describe(device)))
     }
 
     /// The model's configuration.
@@ -415,12 +373,20 @@ impl UnifiedModel for Showo {
         self.read(pictures)
     }
 
+    fn check_question(&self, question: &str, max_new_tokens: usize) -> Result<()> {
+        self.question_fits(question, max_new_tokens)
+    }
+
     fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
         Ok(self.reply_many(&[(image, requests)])?.pop().unwrap_or_default())
     }
 
     fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         reply::reply_many(self, images)
+    }
+
+    fn cuts(&self, prompt: &str) -> Result<bool> {
+        self.prompt_is_cut(prompt)
     }
 
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {

@@ -84,6 +84,11 @@ impl Showo {
         }
     }
 
+    /// The rows of an image of so many features.
+    pub(super) fn feature_rows(&self, features: usize) -> usize {
+        self.clip.as_ref().map_or(0, |clip| clip.system.len()) + 2 + features
+    }
+
     /// The tokens between an image's block and the reply.
     ///
     /// # Errors

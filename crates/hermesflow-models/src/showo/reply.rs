@@ -18,6 +18,7 @@ use super::Showo;
 use super::maskgit::draw_index;
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::Packed;
+use super::texts::UNWRITTEN;
 use crate::Result;
 use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 
@@ -35,10 +36,15 @@ type Questions<'a> = HashMap<&'a str, Vec<u32>>;
 
 /// Replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
-    let mut ids = HashMap::new();
-    for request in images.iter().flat_map(|(_, requests)| *requests) {
-        if let Entry::Vacant(new) = ids.entry(request.question.as_str()) {
-            new.insert(model.question_ids(&request.question)?);
+    let mut ids: Questions<'_> = HashMap::new();
+    for (image, requests) in images {
+        for request in *requests {
+            let question = request.question.as_str();
+            let tokens = match ids.entry(question) {
+                Entry::Occupied(known) => known.get().len(),
+                Entry::Vacant(new) => new.insert(model.question_ids(question)?).len(),
+            };
+            model.fits(model.rows_of(image), (question, tokens), (UNWRITTEN, request.max_new_tokens))?;
         }
     }
     let replies = images.iter().map(|(_, requests)| requests.len()).max().unwrap_or(0);

@@ -1,4 +1,8 @@
 //! Show-o's text tokenizer: a byte-level BPE with ten added tokens behind its vocabulary.
+//!
+//! A deviation: what a caption, a prompt or a question says is text, also where it spells a control token such as
+//! `<|soi|>`, `[PAD]` or `<|endoftext|>`. The original reads those as the tokens, which ends a text or opens an image in
+//! the middle of it.
 
 use std::path::Path;
 
@@ -38,7 +42,10 @@ impl SpecialIds {
 /// Text to ids and back.
 #[derive(Debug, Clone)]
 pub struct ShowoTokenizer {
+    /// With the added tokens.
     inner: Tokenizer,
+    /// Without them, and to which the special ones of its own file are text.
+    text: Tokenizer,
     /// The framing tokens.
     pub special: SpecialIds,
 }
@@ -68,6 +75,8 @@ impl ShowoTokenizer {
     pub fn from_bytes(bytes: &[u8], config: &ShowoConfig, origin: &Path) -> Result<Self> {
         let fault = |message: String| Error::Tokenizer { path: origin.to_path_buf(), message };
         let mut inner = Tokenizer::from_bytes(bytes).map_err(|e| fault(format!("not a tokenizer ({e})")))?;
+        let mut text = inner.clone();
+        text.set_encode_special_tokens(true);
         // As the original adds them: only the padding is special, the others survive decoding.
         for token in ADDED_TOKENS {
             let special = token == "[PAD]";
@@ -87,16 +96,23 @@ impl ShowoTokenizer {
             }
         }
         let end = inner.token_to_id(END_OF_TEXT).ok_or_else(|| fault(format!("has no {END_OF_TEXT} token")))?;
-        Ok(Self { inner, special: SpecialIds::new(config, end) })
+        Ok(Self { inner, text, special: SpecialIds::new(config, end) })
     }
 
-    /// Token ids of a text.
+    /// Token ids of a text, which holds no control tokens whatever it spells.
     ///
     /// # Errors
     /// When the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode(text, false).map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
-        Ok(encoding.get_ids().to_vec())
+        ids(&self.text, text)
+    }
+
+    /// Token ids of a sequence in which control tokens are spelled out, as the original's tokenizer reads any text.
+    ///
+    /// # Errors
+    /// When the tokenizer fails.
+    pub fn encode_with_controls(&self, text: &str) -> Result<Vec<u32>> {
+        ids(&self.inner, text)
     }
 
     /// The text of ids, special tokens left out.
@@ -116,4 +132,9 @@ impl ShowoTokenizer {
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
     }
+}
+
+fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
+    let encoding = tokenizer.encode(text, false).map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
+    Ok(encoding.get_ids().to_vec())
 }

@@ -50,7 +50,7 @@ pub(super) fn collect_affine(pair: &Pair, grad: &Tensor, wide_grad: &Tensor, x: 
 }
 
 /// Rows less their means, with their reciprocal deviations.
-fn centred(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
+pub(super) fn centred(x: &Tensor, eps: f64) -> Result<(Tensor, Tensor)> {
     let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
     let scale = (x.sqr()?.mean_keepdim(D::Minus1)? + eps)?.sqrt()?.recip()?;
     Ok((x, scale))

@@ -140,6 +140,20 @@ impl Weights {
         Self { tensors, variables: BTreeMap::new(), origin: self.origin.clone() }
     }
 
+    /// The same values in f32, frozen.
+    ///
+    /// # Errors
+    /// When a tensor cannot be copied.
+    pub fn widened(&self) -> Result<Self, Error> {
+        let wide = |tensor: &Tensor| match tensor.dtype().is_float() {
+            true => tensor.detach().to_dtype(DType::F32),
+            false => Ok(tensor.clone()),
+        };
+        let tensors = self.tensors.iter().map(|(name, tensor)| Ok((name.clone(), wide(tensor)?)));
+        let tensors = tensors.collect::<Result<_, Error>>()?;
+        Ok(Self { tensors, variables: BTreeMap::new(), origin: self.origin.clone() })
+    }
+
     /// A copy of the present values, frozen: what is trained elsewhere later is not seen here.
     ///
     /// # Errors

@@ -70,7 +70,7 @@ fn tifas_benchmark_is_joined_by_id_or_caption() {
     let expected =
         [("coco_1", "what color is the car?", "red"), ("coco_1", "b?", "blue"), ("three", "how many dogs?", "2")];
     assert_eq!(shown(&questions), expected);
-    assert_eq!((found.elsewhere, found.unanswered, found.incomplete), (1, 0, 1));
+    assert_eq!((found.elsewhere, found.unanswered, found.incomplete, found.few), (1, 0, 0, 1));
     let first = &questions[0];
     assert_eq!((first.caption.as_str(), first.element.as_str()), ("A red car.", "car"), "the record's own caption");
 }

@@ -43,7 +43,7 @@ impl LlamaWriter {
         let model = Llama::load(path, dtype, device)?;
         let file = gguf(path);
         let folder = file.as_deref().and_then(Path::parent).unwrap_or(path);
-        let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
+        let tokenizer = TextTokenizer::load(folder, model.vocab_size())?.reading_controls();
         Ok(Self { model, tokenizer, beams: 5 })
     }
 
@@ -58,7 +58,7 @@ impl LlamaWriter {
     /// # Errors
     /// When the model fails.
     pub fn reply(&self, caption: &str) -> Result<String> {
-        let prompt = self.model.framed(&self.tokenizer, &prompt(caption))?;
+        let prompt = self.model.framed(&self.tokenizer, &prompt(&without_controls(caption)))?;
         let most = LONGEST.saturating_sub(prompt.len());
         let said = match self.beams {
             1 => self.model.greedy(&prompt, most)?,
@@ -80,6 +80,13 @@ fn prompt(caption: &str) -> String {
     format!("<s>[INST] <<SYS>>\n{INSTRUCTION}\n<</SYS>>\n\nDescription: {caption} [/INST] Entities:")
 }
 
+/// A caption in which nothing is a control token: those that it spells are taken apart.
+fn without_controls(caption: &str) -> String {
+    ["<s>", "</s>", "<unk>"]
+        .iter()
+        .fold(caption.to_string(), |caption, name| caption.replace(name, &name.replace('<', "< ")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -87,6 +94,7 @@ mod tests {
     #[test]
     fn the_prompt_is_the_one_of_the_training() {
         let prompt = prompt("a blue rabbit");
+        assert_eq!(without_controls("a </s> b <s>"), "a < /s> b < s>");
         assert!(prompt.starts_with("<s>[INST] <<SYS>>\nGiven an image description, generate one or two"));
         assert!(
             prompt.contains("is correct.\nClassify each concept into a type (object, human, animal, food, activity,")

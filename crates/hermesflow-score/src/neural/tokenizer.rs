@@ -58,7 +58,15 @@ impl TextTokenizer {
         // A published tokenizer.json may pad or cut to some length; what the model can take decides here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::file(&path, error))?;
+        // What a caption or a reply spells is text, also `[SEP]`.
+        inner.set_encode_special_tokens(true);
         Ok(Self { inner, path })
+    }
+
+    /// Reads special tokens that a text spells as those tokens: for texts that are made here.
+    pub fn reading_controls(mut self) -> Self {
+        self.inner.set_encode_special_tokens(false);
+        self
     }
 
     /// Cuts texts to so many tokens, the framing ones included.

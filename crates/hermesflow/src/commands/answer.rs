@@ -70,6 +70,11 @@ pub fn answer(
         matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
     };
     let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
+    for chunk in records.chunks(config.data.chunk) {
+        for record in records.read(chunk)? {
+            examiner.check(&questions.of_id(&record.id)?).with_context(|| format!("record {}", record.id))?;
+        }
+    }
     let open = |record: &InitialRecord| -> Result<Exam> {
         let open = |number| examiner.reader.open(&layout.image(record.id.as_str(), number));
         Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
@@ -97,7 +102,18 @@ struct Examiner<'a, M> {
     matcher: Box<dyn ChoiceMatcher>,
 }
 
+/// A question as the model is asked it.
+fn prompt(question: &QuestionRecord) -> String {
+    judges::prompt(&question.question, &question.choices)
+}
+
 impl<M: UnifiedModel> Examiner<'_, M> {
+    /// Refuses questions that are too long for the model, before any is asked.
+    fn check(&self, questions: &[QuestionRecord]) -> Result<()> {
+        let length = self.config.answer.max_new_tokens;
+        questions.iter().try_for_each(|question| Ok(self.model.check_question(&prompt(question), length)?))
+    }
+
     /// All questions about all images of one record: one batch, whatever the chunk.
     fn answer(
         &self,
@@ -119,7 +135,7 @@ impl<M: UnifiedModel> Examiner<'_, M> {
     fn scores(&self, questions: &[QuestionRecord], images: Vec<Opened>) -> Result<Vec<f64>> {
         let views = self.reader.views(images)?;
         let request = |question: &QuestionRecord| ReplyRequest {
-            question: judges::prompt(&question.question, &question.choices),
+            question: prompt(question),
             sampling: Sampling::GREEDY,
             seed: 0,
             max_new_tokens: self.config.answer.max_new_tokens,

@@ -2,14 +2,14 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, ensure};
-use hermesflow_records::{ArrayFile, InitialRecord, QuestionRecord, Table};
+use anyhow::{Context, Result, bail, ensure};
+use hermesflow_records::{ArrayFile, Found, InitialRecord, QuestionRecord, RecordId, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
 use super::{StageArgs, scenes};
 use crate::config::{RunConfig, Writer};
 use crate::files;
-use crate::judges::Judges;
+use crate::judges::{Judges, alike};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
 
@@ -45,7 +45,7 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
     let judges = Judges::of_run(config, layout, progress)?;
     let filter = judges.filter(config.ask.filter)?;
     let own = config.ask.writer == Writer::File && same_file(config.ask.file.as_deref(), &layout.questions());
-    let mut sheet = Sheet { file: None, asked: 0 };
+    let mut sheet = Sheet::default();
     if !own {
         sheet.file = Some(ArrayFile::create(&layout.questions())?);
     }
@@ -53,8 +53,19 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
         Some(writer) => written(&*writer, filter.as_deref(), &records, config.data.chunk, &mut sheet, progress)?,
         None => given(config, filter.as_deref(), &records, &mut sheet, progress)?,
     }
+    let lost = sheet.left_out();
+    ensure!(
+        !own || lost.is_empty(),
+        "{}: {}; the file lies where the others would be written: move it elsewhere and name it in ask.file",
+        layout.questions().display(),
+        lost.join("; ")
+    );
+    lost.iter().for_each(|line| progress.log(format!("ask: {line}")));
     let silent = records.len() - sheet.asked;
-    ensure!(silent < records.len(), "{}: {}", layout.initial_data().display(), without_questions(config));
+    if silent == records.len() {
+        let left_out: String = sheet.left_out().iter().map(|line| format!("; {line}")).collect();
+        bail!("{}: {}{left_out}", layout.initial_data().display(), without_questions(config));
+    }
     if silent > 0 {
         progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
     }
@@ -62,14 +73,70 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
 }
 
 /// Where questions go, record by record.
+#[derive(Default)]
 struct Sheet {
     /// None where they lie there already.
     file: Option<ArrayFile>,
     /// Records that have questions.
     asked: usize,
+    /// Questions that were left out, by why.
+    lost: [usize; WHY.len()],
+    /// The first one that has choices which no judge could tell apart.
+    alike: Option<String>,
+}
+
+/// Why questions are left out.
+const WHY: [&str; 5] = [
+    "the answer is none of the choices",
+    "a part is missing",
+    "fewer than two choices",
+    "two choices are the same but for case, punctuation, articles and number words",
+    "the filter did not keep it",
+];
+const UNANSWERED: usize = 0;
+const INCOMPLETE: usize = 1;
+const FEW: usize = 2;
+const ALIKE: usize = 3;
+const FILTERED: usize = 4;
+
+/// Questions of a file that cannot be used, by why.
+fn unusable(found: Found) -> [usize; WHY.len()] {
+    let mut lost = [0; WHY.len()];
+    for (why, count) in [(UNANSWERED, found.unanswered), (INCOMPLETE, found.incomplete), (FEW, found.few)] {
+        lost[why] = count;
+    }
+    lost
+}
+
+fn said(lost: &[usize; WHY.len()]) -> Vec<String> {
+    let line = |(count, why): (&usize, &str)| {
+        let questions = if *count == 1 { "question" } else { "questions" };
+        format!("{count} {questions} left out: {why}")
+    };
+    lost.iter().zip(WHY).filter(|(count, _)| **count > 0).map(line).collect()
+}
+
+/// How many questions of a file cannot be used, and why.
+pub fn left_out(found: Found) -> Vec<String> {
+    said(&unusable(found))
 }
 
 impl Sheet {
+    /// Whether a question's choices can be told apart; one whose cannot is counted.
+    fn distinct(&mut self, id: &RecordId, question: &str, choices: &[String]) -> bool {
+        let Some([one, other]) = alike(choices) else { return true };
+        self.alike.get_or_insert_with(|| format!("record {id}: {question:?} has {one:?} and {other:?}"));
+        self.lost[ALIKE] += 1;
+        false
+    }
+
+    /// How many questions were left out, and why.
+    fn left_out(&self) -> Vec<String> {
+        let mut lines = said(&self.lost);
+        lines.extend(self.alike.iter().map(|first| format!("the first of these: {first}")));
+        lines
+    }
+
     fn add(&mut self, questions: &[QuestionRecord]) -> Result<()> {
         self.asked += usize::from(!questions.is_empty());
         let Some(file) = &mut self.file else { return Ok(()) };
@@ -92,7 +159,6 @@ fn written(
     progress: &Progress,
 ) -> Result<()> {
     let task = progress.task("ask", "captions", records.len(), 0);
-    let mut unanswerable = 0;
     for chunk in records.chunks(chunk) {
         let records = records.read(chunk)?;
         let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
@@ -101,7 +167,8 @@ fn written(
             // A question whose answer cannot be chosen is always answered wrongly.
             let before = asked.len();
             asked.retain(|question| question.choices.contains(&question.answer));
-            unanswerable += before - asked.len();
+            sheet.lost[UNANSWERED] += before - asked.len();
+            asked.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
             if let Some(filter) = filter {
                 asked = filter.keep(&record.caption, asked).with_context(|| format!("record {}", record.id))?;
             }
@@ -109,10 +176,6 @@ fn written(
             sheet.add(&questions)?;
             task.advance(1);
         }
-    }
-    drop(task);
-    if unanswerable > 0 {
-        progress.log(format!("ask: left out {unanswerable} questions whose answer is none of the choices"));
     }
     Ok(())
 }
@@ -180,24 +243,20 @@ fn given(
     let path = config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
     let given = files::given_questions(path, records)?;
     let found = given.found();
-    let lost = [
-        (found.unanswered, "whose answer is none of the choices"),
-        (found.incomplete, "that lack a part or have fewer than two choices"),
-    ];
-    for (count, why) in lost.into_iter().filter(|(count, _)| *count > 0) {
-        progress.log(format!("ask: {}: left out {count} questions {why}", path.display()));
-    }
+    sheet.lost = unusable(found);
     if found.elsewhere > 0 {
         progress.log(format!("ask: {}: {} entries are about none of the records", path.display(), found.elsewhere));
     }
     let task = progress.task("ask", "records", records.len(), 0);
     for chunk in records.chunks(config.data.chunk) {
         for (number, record) in chunk.clone().zip(records.read(chunk)?) {
-            let questions = given.questions(number, &record)?;
-            let questions = match filter {
-                Some(filter) => kept(questions, filter)?,
-                None => questions,
-            };
+            let mut questions = given.questions(number, &record)?;
+            questions.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
+            if let Some(filter) = filter {
+                let before = questions.len();
+                questions = kept(questions, filter)?;
+                sheet.lost[FILTERED] += before - questions.len();
+            }
             sheet.add(&questions)?;
             task.advance(1);
         }

@@ -2,19 +2,17 @@
 
 mod memory;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
-use hermesflow_models::showo::check_files;
+use anyhow::Result;
+use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
 use hermesflow_models::showo::cost::{self, Cost, Sizes};
+use hermesflow_models::showo::{Facts, check_files};
 use hermesflow_models::{DType, Products};
-use hermesflow_records::InitialRecord;
-use rayon::prelude::*;
-use sysinfo::Disks;
+use hermesflow_records::{InitialRecord, Table};
 
-use super::ConfigArgs;
+use super::{ConfigArgs, train};
 use crate::config::{
     CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ModelSettings, ObjectiveName, PHI, RunConfig, Similarity,
     Writer,
@@ -22,13 +20,12 @@ use crate::config::{
 use crate::fit::{self, DRIVER, PROGRAM, WORDS};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
-use crate::pictures::Pictures;
 use crate::progress::{Progress, brief};
-use crate::{files, models};
+use crate::{before, files, models};
 
 /// Check everything that a run will need, and say what it will cost
 ///
-/// Looks at the records and the header of every picture, the checkpoint's files and whether they fit each other and the
+/// Looks at the records and their pictures, the questions, the folders that are written to, the checkpoint's files and whether they fit each other and the
 /// configuration, the judges' models, the free disk and the memory; loads no weights and downloads nothing. Then it
 /// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
 /// about how long. For a GPU (model.device) it counts the GPU's memory, and says what training takes with and without
@@ -53,7 +50,8 @@ pub fn run(args: Args) -> Result<()> {
     let mut config = args.config.load()?;
     let layout = RunLayout::new(&config, 1);
     let mut findings = Findings::default();
-    let records = findings.records(&config, &layout);
+    let records = if before::has_records(&config) { findings.records(&config, &layout) } else { 0 };
+    findings.places(&config, &layout);
     findings.judges(&config)?;
     let gpu = findings.gpu(&config, args.gpu_memory)?;
     let sizes = findings.model(&config)?;
@@ -110,6 +108,7 @@ impl Findings {
         let path = layout.initial_data();
         if let (false, Some(scenes)) = (path.is_file(), config.data.scenes) {
             self.add(Verdict::Good, "records", format!("{} scenes will be drawn", scenes.records));
+            self.questions(config, layout, None);
             return scenes.records;
         }
         let records = match files::initial_data(&path) {
@@ -120,33 +119,47 @@ impl Findings {
             }
         };
         self.add(Verdict::Good, "records", format!("{} in {}", records.len(), path.display()));
-        let pictures = Pictures::new(layout.data(), 1);
-        let fault = |record: &InitialRecord| {
-            let fault = pictures.find(record.img_path.as_ref()).and_then(|path| header(&path)).err()?;
-            Some(format!("record {}: {fault:#}", record.id))
-        };
-        let (mut broken, mut first) = (0, None);
-        for chunk in records.chunks(TOGETHER) {
-            let found: Vec<String> = match records.read(chunk) {
-                Ok(records) => records.par_iter().filter_map(fault).collect(),
-                Err(error) => vec![error.to_string()],
-            };
-            broken += found.len();
-            first = first.or(found.into_iter().next());
-        }
+        let before::Seen { whole, broken, first } = before::pictures(layout, &records);
+        let all = records.len();
         match first {
-            None => self.add(Verdict::Good, "pictures", format!("{} can be read by their headers", records.len())),
-            Some(first) if broken == records.len() => {
+            None if whole == all => self.add(Verdict::Good, "pictures", format!("{all} can be read")),
+            None => {
+                let text = format!("{whole} can be read, and of the other {} the headers", all - whole);
+                self.add(Verdict::Good, "pictures", text);
+            }
+            Some(first) if broken == all => {
                 let text = format!("none of {broken} can be read; is data.root right? The first: {first}");
                 self.add(Verdict::Blocks, "pictures", text);
             }
             Some(first) => {
-                let text =
-                    format!("{broken} of {} cannot be read and will be skipped; the first: {first}", records.len());
+                let text = format!("{broken} of {all} cannot be read and will be skipped; the first: {first}");
                 self.add(Verdict::Note, "pictures", text);
             }
         }
-        records.len()
+        self.questions(config, layout, Some(&records));
+        all
+    }
+
+    /// The questions of a file, where the run asks those.
+    fn questions(&mut self, config: &RunConfig, layout: &RunLayout, records: Option<&Table<InitialRecord>>) {
+        if !before::asks_a_file(config) {
+            return;
+        }
+        match before::questions(config, layout, records) {
+            Ok(None) => self.add(Verdict::Note, "questions", "are joined to the records when these are drawn"),
+            Ok(Some(about)) => self.add(Verdict::Good, "questions", format!("there are some about {about} records")),
+            Err(error) => self.add(Verdict::Blocks, "questions", format!("{error:#}")),
+        }
+    }
+
+    /// The folders that the run writes to.
+    fn places(&mut self, config: &RunConfig, layout: &RunLayout) {
+        for (key, folder) in before::places(config, layout) {
+            match before::writable(&folder) {
+                Ok(()) => self.add(Verdict::Good, "folder", format!("{key} can be written: {}", folder.display())),
+                Err(error) => self.add(Verdict::Blocks, "folder", format!("{key}: {error:#}")),
+            }
+        }
     }
 
     /// Whether a model is a path, in the cache, or to be fetched.
@@ -215,9 +228,11 @@ impl Findings {
         }
         let (vq, tokenizer) = (settings.vq.as_deref().unwrap_or(MAGVIT), settings.tokenizer.as_deref().unwrap_or(PHI));
         let showo = self.present("model", "model.showo", &settings.showo, Parts::Checkpoint)?;
-        let vq = self.present("model", "model.vq", vq, Parts::Checkpoint)?;
+        let vq_there = self.present("model", "model.vq", vq, Parts::Checkpoint)?;
         let tokenizer = self.present("model", "model.tokenizer", tokenizer, Parts::Tokenizer)?;
-        let (Some(showo), Some(vq), Some(tokenizer)) = (showo, vq, tokenizer) else { return Ok(None) };
+        let (Some(showo), Some(vq), Some(tokenizer)) = (showo, vq_there, tokenizer) else {
+            return Ok(self.published(config, vq));
+        };
         let tokenizer = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer };
         match check_files(&showo, &vq, &tokenizer) {
             Ok(facts) => {
@@ -225,21 +240,7 @@ impl Findings {
                     let tower = settings.clip.as_deref().unwrap_or(CLIP);
                     self.present("model", "model.clip", tower, Parts::Checkpoint)?;
                 }
-                let sizes = placed(Sizes::new(&facts.showo, &facts.phi, &facts.vq)?, settings);
-                let text = format!(
-                    "{}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",
-                    showo.display(),
-                    sizes.parameters() as f64 / 1e9,
-                    facts.resolution(),
-                    facts.resolution(),
-                    facts.showo.num_vq_tokens,
-                    DType::from(settings.dtype),
-                );
-                match settings.expect.check(&settings.showo, &facts.showo, facts.resolution()) {
-                    Ok(()) => self.add(Verdict::Good, "model", text),
-                    Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
-                }
-                Ok(Some(sizes))
+                self.facts(config, &showo.display().to_string(), &facts).map(Some)
             }
             Err(error) => {
                 self.add(Verdict::Blocks, "model", format!("{:#}", anyhow::Error::from(error)));
@@ -248,55 +249,63 @@ impl Findings {
         }
     }
 
+    /// The sizes of a checkpoint that is not here, as it was published under its name; none of one that is not known.
+    fn published(&mut self, config: &RunConfig, vq: &str) -> Option<Sizes> {
+        let facts = models::published(&config.model.showo, vq)?;
+        self.facts(config, &format!("{} as published", config.model.showo), &facts).ok()
+    }
+
+    /// What a checkpoint is, and whether this run can be done with it.
+    fn facts(&mut self, config: &RunConfig, name: &str, facts: &Facts) -> Result<Sizes> {
+        let settings = &config.model;
+        let sizes = placed(Sizes::new(&facts.showo, &facts.phi, &facts.vq)?, settings);
+        let text = format!(
+            "{name}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",
+            sizes.parameters() as f64 / 1e9,
+            facts.resolution(),
+            facts.resolution(),
+            facts.showo.num_vq_tokens,
+            DType::from(settings.dtype),
+        );
+        let fits = settings.expect.check(&settings.showo, &facts.showo, facts.resolution());
+        match fits.and_then(|()| train::can_train(&facts.showo, config)) {
+            Ok(()) => self.add(Verdict::Good, "model", text),
+            Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
+        }
+        Ok(sizes)
+    }
+
     /// Whether what a run writes fits the disks.
     fn disk(&mut self, config: &RunConfig, layout: &RunLayout, sizes: &Sizes, records: usize) {
         let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
         let model = sizes.decoder_bytes(DType::F32);
         // A checkpoint holds the model and both moments; one more stands there while the oldest goes.
         let training = config.iterations as u64 * model * (1 + 3 * (config.train.keep as u64 + 1));
-        let disks = Disks::new_with_refreshed_list();
-        let mut needs: Vec<(PathBuf, u64, u64)> = Vec::new();
-        for (folder, bytes) in [(layout.data(), images), (config.output.as_path(), training)] {
-            let Some((mount, free)) = disk_of(&disks, folder) else { continue };
-            match needs.iter_mut().find(|(known, _, _)| *known == mount) {
-                Some((_, needed, _)) => *needed += bytes,
-                None => needs.push((mount, bytes, free)),
+        // Folders on one file system share what is free there.
+        let mut needs: Vec<(u64, Vec<&'static str>, u64, u64)> = Vec::new();
+        for ((key, folder), bytes) in before::places(config, layout).into_iter().zip([images, training]) {
+            let Some((system, free)) = before::free(&folder) else { continue };
+            match needs.iter_mut().find(|(known, ..)| *known == system) {
+                Some((_, keys, needed, _)) => {
+                    keys.push(key);
+                    *needed += bytes;
+                }
+                None => needs.push((system, vec![key], bytes, free)),
             }
         }
-        for (mount, needed, free) in needs {
+        for (_, keys, needed, free) in needs {
             let verdict = if needed > free { Verdict::Blocks } else { Verdict::Good };
-            let text = format!("{} of {} free on {}", gigabytes(needed), gigabytes(free), mount.display());
+            let text = format!("{} of {} free for {}", gigabytes(needed), gigabytes(free), keys.join(" and "));
             let remedy = if needed > free { "; train.keep=1 or another `output` needs less there" } else { "" };
             self.add(verdict, "disk", format!("{text}{remedy}"));
         }
     }
 }
 
-/// Records whose pictures are looked at side by side.
-const TOGETHER: usize = 4096;
-
-/// Reads a picture's header.
-fn header(path: &Path) -> Result<()> {
-    let reader = image::ImageReader::open(path).and_then(image::ImageReader::with_guessed_format);
-    reader
-        .with_context(|| path.display().to_string())?
-        .into_dimensions()
-        .with_context(|| path.display().to_string())?;
-    Ok(())
-}
-
 /// About what a picture and its codes take: PNG makes a photograph half as large as it is.
 fn picture_bytes(sizes: &Sizes) -> u64 {
     let side = sizes.resolution() as u64;
     side * side * 3 / 2
-}
-
-/// The disk that holds a folder, or will: its mount point and what is free.
-fn disk_of(disks: &Disks, folder: &Path) -> Option<(PathBuf, u64)> {
-    let folder = std::path::absolute(folder).ok()?;
-    let holding = disks.iter().filter(|disk| folder.starts_with(disk.mount_point()));
-    let disk = holding.max_by_key(|disk| disk.mount_point().components().count())?;
-    Some((disk.mount_point().to_owned(), disk.available_space()))
 }
 
 /// One stage of an iteration.
@@ -367,7 +376,7 @@ fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) ->
     };
     let speed = |dtype: DType| config.model.device().ok().map(|device| cost::speed(dtype, &device)).transpose();
     let (curating, training) = (speed(held)?, speed(products)?);
-    let mut table = Table::new();
+    let mut table = comfy_table::Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["stage", "work", "memory", "operations", "about"]);
     for stage in stages {
         let speed = if stage.name == TRAIN { training } else { curating };

@@ -55,7 +55,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
-    let before = args.compare.as_deref().map(read).transpose()?;
+    let before = args.compare.as_deref().map(|path| comparable(path, &settings)).transpose()?;
     let progress = Progress::stderr();
     let model = models::after(&config, args.iteration, &progress)?;
     let name = format!("iteration {}", args.iteration);
@@ -120,6 +120,13 @@ pub fn evaluate_into(
     let report = evaluate(model, name, config, settings, done, progress, keep)?;
     files::write_atomically(out, (serde_json::to_string(&report)? + "\n").as_bytes())?;
     std::fs::remove_file(&lines).with_context(|| lines.display().to_string())?;
+    Ok(report)
+}
+
+/// An earlier report about the same prompts.
+fn comparable(path: &Path, settings: &EvalSettings) -> Result<EvalReport> {
+    let report = read(path)?;
+    report.check_about(settings).with_context(|| format!("--compare {}", path.display()))?;
     Ok(report)
 }
 

@@ -13,6 +13,7 @@ use crate::pictures::slug;
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words};
 use crate::stage::text_number;
+use crate::texts;
 
 /// Continue a picture to the left, right, up or down
 ///
@@ -64,6 +65,7 @@ pub fn run(args: Args) -> Result<()> {
     let codes = model.encode_images(std::slice::from_ref(&before))?.pop().context("a picture without codes")?;
     let grids = vec![Grid::square(&codes)?; args.made.images as usize];
     let progress = Progress::stderr();
+    args.prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &progress))?;
     let task = progress.task("extrapolate", "steps", steps.len(), 0);
     let grids =
         extrapolate(&model, grids, &steps, args.offset, config.seed, &config.imagine.into(), || task.advance(1))?;

@@ -15,6 +15,7 @@ use crate::models;
 use crate::pictures::{save_codes, save_png};
 use crate::progress::Progress;
 use crate::stage;
+use crate::texts::Cut;
 
 /// Imagine every caption: sixteen images each
 ///
@@ -67,14 +68,18 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
         task.advance(made.len());
         Ok(())
     };
+    let mut cut = Cut::new("imagine", progress);
     stage::behind(store, |hand_on| {
         open.into_iter().try_for_each(|chunk| {
             let chunk = records.read(chunk)?;
+            chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
             let made = imagine_chunk(model, config, layout, &chunk)
                 .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
             hand_on(made)
         })
-    })
+    })?;
+    cut.finish(records.len());
+    Ok(())
 }
 
 /// An image and where it belongs.

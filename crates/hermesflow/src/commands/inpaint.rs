@@ -10,8 +10,10 @@ use image::{Rgb, RgbImage};
 
 use super::{MadeArgs, ModelArgs, save_made};
 use crate::pictures::slug;
+use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words};
 use crate::stage::text_number;
+use crate::texts;
 
 /// Paint a part of a picture anew, after a prompt
 ///
@@ -63,6 +65,7 @@ pub fn run(args: Args) -> Result<()> {
     let codes = model.encode_images(std::slice::from_ref(&before))?.pop().context("a picture without codes")?;
     let known: Vec<Option<u32>> =
         codes.iter().zip(&mask.painted).map(|(code, painted)| (!painted).then_some(*code)).collect();
+    texts::note_cut(&model, &args.prompt, &Progress::stderr())?;
     let job = |number: u64| ImagineJob {
         prompt: args.prompt.clone(),
         seed: derive_seed(config.seed, &[text_number("inpaint"), text_number(&args.prompt), number]),

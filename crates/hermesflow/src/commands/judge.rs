@@ -5,7 +5,7 @@ use hermesflow_score::{Choosing, tifa};
 use serde_json::{Value, json};
 
 use crate::config::{Filter, JudgeSettings, Matcher, Similarity, Writer};
-use crate::judges::Judges;
+use crate::judges::{self, Judges};
 use crate::progress::Progress;
 use crate::report;
 
@@ -153,7 +153,7 @@ fn choice(args: ChoiceArgs) -> Result<()> {
     settings.sbert = args.model.unwrap_or(settings.sbert);
     let judge = Judges::alone(settings, &Progress::stderr()).matcher(args.judge)?;
     let choosing = Choosing { reply: &args.reply, choices: &args.choices };
-    let meant = judge.choose(&[choosing])?.into_iter().next().flatten().map(|at| args.choices[at].as_str());
+    let meant = judges::meant(&*judge, &[choosing])?.into_iter().next().flatten().map(|at| args.choices[at].as_str());
     match (args.json, meant) {
         (true, meant) => println!("{}", json!({ "reply": args.reply, "choices": args.choices, "choice": meant })),
         (false, Some(choice)) => println!("{choice}"),

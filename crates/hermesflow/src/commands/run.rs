@@ -8,7 +8,7 @@ use crate::config::{ImageJudge, ObjectiveName, Reference, RunConfig};
 use crate::judges::Judges;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
-use crate::{files, models};
+use crate::{before, files, models};
 
 /// The whole loop for N iterations, from one YAML file
 ///
@@ -41,12 +41,19 @@ pub fn run_loop(
     progress: &Progress,
     mut after: impl FnMut(usize, &Showo) -> Result<()>,
 ) -> Result<Showo> {
-    save_config(config)?;
-    if config.train.objective != ObjectiveName::ContinuePretraining {
-        Judges::of_run(config, &RunLayout::new(config, 1), progress)?.fetch(config)?;
+    // What needs no model first: gigabytes may have to be fetched for the rest.
+    let layout = RunLayout::new(config, 1);
+    before::folders(config, &layout)?;
+    let text = settled_config(config)?;
+    if before::has_records(config) {
+        before::check(config, &layout)?;
+    }
+    files::write_atomically(&layout.config(), text.as_bytes())?;
+    if before::has_records(config) {
+        Judges::of_run(config, &layout, progress)?.fetch(config)?;
     }
     let mut player = models::open(&config.model, progress)?;
-    train::can_train(&player, config)?;
+    train::can_train(player.config(), config)?;
     after(0, &player)?;
     let base = (config.train.reference == Reference::Run).then(|| player.clone());
     for iteration in 1..=config.iterations {
@@ -92,8 +99,8 @@ pub fn curate(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: 
     Ok(())
 }
 
-/// Saves the resolved configuration, and refuses to mix two in one run folder.
-fn save_config(config: &RunConfig) -> Result<()> {
+/// The resolved configuration as it is saved; refuses to mix two in one run folder.
+fn settled_config(config: &RunConfig) -> Result<String> {
     let path = RunLayout::new(config, 1).config();
     let text = config.to_yaml()?;
     if path.is_file() {
@@ -116,5 +123,5 @@ fn save_config(config: &RunConfig) -> Result<()> {
             );
         }
     }
-    files::write_atomically(&path, text.as_bytes())
+    Ok(text)
 }

@@ -12,6 +12,7 @@ use crate::pictures::{save_png, slug};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::stage::text_number;
+use crate::texts;
 
 /// Prompts on one contact sheet.
 const ROWS: usize = 50;
@@ -52,6 +53,7 @@ pub fn run(args: Args) -> Result<()> {
     let jobs: Vec<(usize, usize)> =
         (0..prompts.len()).flat_map(|prompt| (0..images).map(move |number| (prompt, number))).collect();
     let progress = Progress::stderr();
+    prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &progress))?;
     let task = progress.task("t2i", "images", jobs.len(), 0);
     let mut made: Vec<Vec<RgbImage>> = vec![Vec::new(); prompts.len()];
     for chunk in jobs.chunks(config.data.chunk) {

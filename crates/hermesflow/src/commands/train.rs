@@ -4,7 +4,7 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::Showo;
+use hermesflow_models::showo::{Showo, ShowoConfig, reply_text};
 use hermesflow_models::{DType, UnifiedModel};
 use hermesflow_records::{PairRecord, Table};
 use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair};
@@ -19,6 +19,7 @@ use crate::progress::{Progress, Task};
 use crate::reader::{Opened, Reader};
 use crate::reference::ReferenceFile;
 use crate::stage;
+use crate::texts::Cut;
 use crate::{files, fit, models};
 
 /// Train on the pairs: the best against the worst, captions and images
@@ -40,7 +41,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     let player = models::player(&config, &layout, &progress)?;
-    can_train(&player, &config)?;
+    can_train(player.config(), &config)?;
     let reference = models::reference(&player, &config, &layout, &progress)?;
     train(&player, &reference, &config, &layout, &progress)?;
     println!("{}", layout.model().display());
@@ -51,10 +52,10 @@ pub fn run(args: Args) -> Result<()> {
 ///
 /// # Errors
 /// Names the key to change.
-pub fn can_train(model: &Showo, config: &RunConfig) -> Result<()> {
+pub fn can_train(model: &ShowoConfig, config: &RunConfig) -> Result<()> {
     let images_only = config.train.objective != ObjectiveName::ContinuePretraining && config.train.sides == Sides::Gen;
     ensure!(
-        images_only || !model.config().w_clip_vit,
+        images_only || !model.w_clip_vit,
         "train.sides: the captions of {} are about CLIP features (w_clip_vit), and only its images can be trained; \
          set train.sides=gen (with train.objective=pair_dpo or sft_wins)",
         config.model.showo
@@ -92,8 +93,8 @@ pub fn train(
     let mut seen = 0;
     let settings = config.train.pair_dpo(stage::seed(config, layout, "train", &[]));
     let products = config.train.products.into();
-    let policy = player.trainable()?.training(products).checkpointing(config.train.checkpoints());
-    let reference = reference.frozen()?.training(products);
+    let policy = player.trainable()?.training(products)?.checkpointing(config.train.checkpoints());
+    let reference = reference.frozen()?.training(products)?;
     let mut memory = ReferenceFile::open(layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
@@ -101,8 +102,7 @@ pub fn train(
     drop(task);
     memory.finish()?;
     let trained = fit(objective, config, layout, progress)?.into_models().0.frozen()?;
-    save(&trained, &layout.model())?;
-    Ok(trained)
+    hand_over(trained, player, layout)
 }
 
 /// The control without pairs: the embedded world's pretraining goes on for as many steps.
@@ -118,8 +118,7 @@ fn continue_pretraining(player: &Showo, config: &RunConfig, layout: &RunLayout, 
         seed: stage::seed(config, layout, "train", &[]),
     };
     let trained = fit(objective, config, layout, progress)?.model.frozen()?;
-    save(&trained, &layout.model())?;
-    Ok(trained)
+    hand_over(trained, player, layout)
 }
 
 /// Notes the settings of a training folder; the model that is there already, if it is.
@@ -201,6 +200,7 @@ fn encode(
         model,
     };
     let task = progress.task("encode", "pairs", pairs.len(), 0);
+    let mut cut = Cut::new("train", progress);
     let mut encoded = Vec::with_capacity(pairs.len());
     let open = |pair: &PairRecord| source.open(pair).with_context(|| format!("record {}", pair.id));
     let open = |chunk: Range<usize>| -> Result<(Vec<PairRecord>, Vec<Opened>)> {
@@ -213,14 +213,17 @@ fn encode(
         let codes = source.reader.codes(opened)?;
         let (codes, _) = codes.as_chunks::<3>();
         for (pair, [image, image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
+            source.check_texts(pair, &config.caption.question).with_context(|| format!("record {}", pair.id))?;
+            if config.train.sides != Sides::Und {
+                cut.look(model, &pair.id, &pair.caption)?;
+            }
             encoded.push(TrainingPair {
                 id: pair.id.to_string(),
                 image,
                 question: config.caption.question.clone(),
                 caption: pair.caption.clone(),
-                // A reply begins with the space that records do not keep.
-                caption_win: format!(" {}", pair.caption_win.trim()),
-                caption_lose: format!(" {}", pair.caption_lose.trim()),
+                caption_win: reply_text(&pair.caption_win),
+                caption_lose: reply_text(&pair.caption_lose),
                 image_win,
                 image_lose,
             });
@@ -228,6 +231,7 @@ fn encode(
         task.advance(chunk.len());
         Ok(())
     })?;
+    cut.finish(pairs.len());
     Ok(encoded)
 }
 
@@ -261,6 +265,17 @@ impl Source<'_> {
         Ok([own, self.reader.open_codes(win)?, self.reader.open_codes(lose)?])
     }
 
+    /// Whether its captions fit the model's positions.
+    fn check_texts(&self, pair: &PairRecord, question: &str) -> Result<()> {
+        if self.sides == Sides::Gen {
+            return Ok(());
+        }
+        for (key, caption) in [("caption_win", &pair.caption_win), ("caption_lose", &pair.caption_lose)] {
+            self.model.check_caption(question, &reply_text(caption)).context(key)?;
+        }
+        Ok(())
+    }
+
     /// The codes that a picture was drawn with, where they lie beside it.
     fn drawn(&self, picture: &Path) -> Result<Option<Vec<u32>>> {
         let drawn = self.pictures.codes(picture)?;
@@ -275,6 +290,14 @@ impl Source<'_> {
     }
 }
 
+/// Saves what was trained, and opens it again as the player's successor: in the type of `model.dtype`, as a run that was
+/// killed right here and started again would have it.
+fn hand_over(trained: Showo, player: &Showo, layout: &RunLayout) -> Result<Showo> {
+    save(&trained, &layout.model())?;
+    drop(trained);
+    models::trained(player, layout)
+}
+
 /// Saves a model so that its folder is whole or absent.
 fn save(model: &Showo, folder: &Path) -> Result<()> {
     let temporary = folder.with_extension("tmp");
@@ -284,4 +307,60 @@ fn save(model: &Showo, folder: &Path) -> Result<()> {
     std::fs::create_dir_all(temporary.join("phi")).with_context(|| temporary.display().to_string())?;
     model.save(&temporary, DType::F32)?;
     std::fs::rename(&temporary, folder).with_context(|| folder.display().to_string())
+}
+
+#[cfg(all(test, embedded_model))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use image::{Rgb, RgbImage};
+
+    /// Each part of a pair is that of its record: pictures, captions, the question, the prompt.
+    #[test]
+    fn pairs_are_trained_as_their_records_have_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = RunConfig::default();
+        config.data.root = folder.path().into();
+        config.caption.question = "What is there?".into();
+        let layout = RunLayout::new(&config, 1);
+        let progress = Progress::stderr();
+        let model = models::open(&config.model, &progress).unwrap();
+        let picture = |seed: u32| {
+            RgbImage::from_fn(64, 64, |x, y| {
+                Rgb([(x * seed % 251) as u8, (y * (seed + 3) % 241) as u8, (seed * 37 % 256) as u8])
+            })
+        };
+        let records: Vec<Value> = (0..3u32)
+            .map(|record| {
+                for (number, kind) in (0..).zip(["own", "win", "lose"]) {
+                    picture(1 + record * 3 + number).save(folder.path().join(format!("{kind}{record}.png"))).unwrap();
+                }
+                json!({
+                    "id": record.to_string(), "img_path": format!("own{record}.png"), "prompt": "not trained",
+                    "caption": format!("the prompt {record}"), "caption_win": format!(" win {record} "),
+                    "caption_lose": if record == 1 { String::new() } else { format!("lose {record}") },
+                    "bert_score_win": 0.9, "bert_score_lose": 0.1, "image_win": format!("win{record}.png"),
+                    "image_lose": format!("lose{record}.png"), "vqa_score_win": 1.0, "vqa_score_lose": 0.0,
+                })
+            })
+            .collect();
+        std::fs::write(layout.pairs(), Value::from(records).to_string()).unwrap();
+        let pairs = files::pairs(&layout.pairs()).unwrap();
+        let encoded = encode(&model, &pairs, &config, &layout, &progress).unwrap();
+        assert_eq!(encoded.len(), 3);
+        for (record, pair) in (0..).zip(encoded) {
+            let codes = |number: u32| model.encode_images(&[picture(1 + record * 3 + number)]).unwrap().remove(0);
+            let expected = TrainingPair {
+                id: record.to_string(),
+                image: codes(0),
+                question: "What is there?".into(),
+                caption: format!("the prompt {record}"),
+                caption_win: format!(" win {record}"),
+                caption_lose: if record == 1 { String::new() } else { format!(" lose {record}") },
+                image_win: codes(1),
+                image_lose: codes(2),
+            };
+            assert_eq!(pair, expected);
+        }
+    }
 }

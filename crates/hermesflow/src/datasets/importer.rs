@@ -217,7 +217,7 @@ impl<'a> Importer<'a> {
         let At::Line(line) = place.at else { return Ok(()) };
         let Ok((questions, found)) = journeydb_questions(&place.file, line, &entry, record) else { return Ok(()) };
         self.unanswered += found.unanswered;
-        self.incomplete += found.incomplete;
+        self.incomplete += found.incomplete + found.few;
         let file = match &mut self.questions {
             Some(file) => file,
             none => none.insert(ArrayFile::create(&self.settings.root.join("journeydb_questions.json"))?),

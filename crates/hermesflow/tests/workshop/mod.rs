@@ -111,3 +111,23 @@ pub fn files(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
     }
     found
 }
+
+/// Three records of captions that are no scenes.
+pub fn three_records(workshop: &Workshop) {
+    let record = |id: &str, caption: &str| serde_json::json!({"id": id, "img_path": format!("images/{id}.png"), "prompt": "p", "caption": caption});
+    let records = [
+        record("a", "A red car parked in front of a small house."),
+        record("b", "Two dogs and a cat, highly detailed, 8k --ar 16:9"),
+        record("c", "Un chat noir dort sur une chaise."),
+    ];
+    workshop.write("data/initial_data.json", &serde_json::Value::from(records.to_vec()).to_string());
+}
+
+/// Record, question and answer of what is asked.
+pub fn asked(workshop: &Workshop) -> Vec<(String, String, String)> {
+    let questions: serde_json::Value =
+        serde_json::from_slice(&fs::read(workshop.path("data/vqa_data.json")).unwrap()).unwrap();
+    let text = |one: &serde_json::Value, key: &str| one[key].as_str().unwrap().to_owned();
+    let shown = |one: &serde_json::Value| (text(one, "id"), text(one, "question"), text(one, "answer"));
+    questions.as_array().unwrap().iter().map(shown).collect()
+}

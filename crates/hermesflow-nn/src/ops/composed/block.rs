@@ -19,15 +19,9 @@ pub(in crate::ops) fn block(
     segments: &Arc<[Segment]>,
 ) -> Result<Tensor> {
     let given = x.detach().contiguous()?;
-    let run = Run {
-        block: block.clone(),
-        cos: cos.detach(),
-        sin: sin.detach(),
-        segments: segments.clone(),
-        trained: x.track_op(),
-    };
+    let run = Run { block: block.clone(), cos: cos.detach(), sin: sin.detach(), segments: segments.clone() };
     let (values, saved) = run.forward(&given)?;
-    let saved = Mutex::new((run.trained && !block.checkpoint).then_some(saved));
+    let saved = Mutex::new((x.track_op() && !block.checkpoint).then_some(saved));
     node("decoder-block", x, values, move |grad| {
         let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
         let saved = match kept {
@@ -44,7 +38,6 @@ struct Run {
     cos: Tensor,
     sin: Tensor,
     segments: Arc<[Segment]>,
-    trained: bool,
 }
 
 /// What the backward pass needs beside `x`.
@@ -89,7 +82,8 @@ impl Run {
         let turned_query = self.turned(&query, &block.query_norm)?;
         let turned_key = products.operand(&self.turned(&key, &block.key_norm)?)?;
         let scale = 1.0 / ((width / block.heads) as f32).sqrt();
-        let attention = Grouped::new([&turned_query, &turned_key, &value], &self.segments, scale, self.trained)?;
+        // Planned for a backward pass also where there is none, so that a reference adds in the order of its policy.
+        let attention = Grouped::new([&turned_query, &turned_key, &value], &self.segments, scale, true)?;
         drop((turned_query, turned_key, value));
         let seen = products.operand(&attention.forward()?)?;
         let up = products.composed_affine(&normed, &block.up)?;

@@ -238,8 +238,8 @@ impl Bench {
         let pairs = (0..self.work.pairs).map(pair).collect();
         let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
         let products = self.training.products.into();
-        let policy = self.model.trainable()?.training(products).checkpointing(self.training.checkpoints());
-        let reference = self.model.frozen()?.training(products);
+        let policy = self.model.trainable()?.training(products)?.checkpointing(self.training.checkpoints());
+        let reference = self.model.frozen()?.training(products)?;
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule =
             Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, total_steps: 1_000_000 };
