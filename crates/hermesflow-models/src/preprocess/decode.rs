@@ -1,8 +1,12 @@
 //! From files to pixels: PNG, JPEG and WebP by their content, upright, within limits.
+//!
+//! Whatever a decoder does with a picture, panics included, is an error that names it.
 
+use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
 
+use hermesflow_nn::foreign::{contained, stands_in};
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
@@ -40,11 +44,14 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
 /// # Errors
 /// When it is not a picture, is cut off, or is a larger one than is read.
 pub fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
-    let mut decoder = decoder(bytes, path)?;
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // a broken note, not a broken picture
-    let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
-    picture.apply_orientation(orientation);
-    Ok(picture)
+    within(path, || {
+        let bytes = ended(bytes);
+        let mut decoder = decoder(&bytes, path)?;
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // a broken note, not a broken picture
+        let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
+        picture.apply_orientation(orientation);
+        Ok(picture)
+    })
 }
 
 /// Looks at a picture without decoding its pixels: whether it is one, and of a size that is read.
@@ -52,7 +59,12 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
 /// # Errors
 /// As [`decode`].
 pub fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
-    decoder(bytes, path).map(drop)
+    within(path, || decoder(bytes, path).map(drop))
+}
+
+/// What a decoder makes of a picture; its panics are errors.
+fn within<T>(path: &Path, decode: impl FnOnce() -> Result<T>) -> Result<T> {
+    contained(decode).map_err(|fault| broken(path, &fault))?
 }
 
 fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
@@ -62,7 +74,7 @@ fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
         // Its decoder paints what is missing grey and says nothing.
         Some(ImageFormat::Jpeg) if !jpeg_ends(bytes) => return Err(broken(path, &"the JPEG is cut off")),
         Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
-        _ => return Err(broken(path, &"neither PNG nor JPEG nor WebP")),
+        _ => return Err(broken(path, &stands_in(bytes).unwrap_or("neither PNG nor JPEG nor WebP"))),
     }
     let mut limits = Limits::default();
     limits.max_alloc = Some(MOST_BYTES);
@@ -88,6 +100,29 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// The chunk that ends a PNG.
+const IEND: [u8; 12] = [0, 0, 0, 0, b'I', b'E', b'N', b'D', 0xae, 0x42, 0x60, 0x82];
+
+/// A picture with its end: of a PNG whose pixels are whole what stands behind them, cut off or not, does not matter.
+fn ended(bytes: &[u8]) -> Cow<'_, [u8]> {
+    const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
+    if !bytes.starts_with(SIGNATURE) {
+        return bytes.into();
+    }
+    let (mut at, mut pixels) = (SIGNATURE.len(), false);
+    while let Some(&[a, b, c, d, ref kind @ ..]) = bytes.get(at..at + 8) {
+        let end = at + 12 + u32::from_be_bytes([a, b, c, d]) as usize;
+        match kind {
+            b"IEND" if end <= bytes.len() => return bytes.into(),
+            b"IDAT" if end > bytes.len() => return bytes.into(), // the pixels are cut off
+            _ if end > bytes.len() => break,
+            kind => pixels |= kind == b"IDAT",
+        }
+        at = end;
+    }
+    if pixels { [&bytes[..at], &IEND].concat().into() } else { bytes.into() }
 }
 
 /// An unreadable picture; the decoders' messages can be several lines.

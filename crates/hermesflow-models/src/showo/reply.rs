@@ -18,8 +18,8 @@ use super::Showo;
 use super::maskgit::draw_index;
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::Packed;
-use crate::Result;
 use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
+use crate::{Error, Result};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 32;
@@ -127,6 +127,8 @@ pub struct Sample {
     max_new_tokens: usize,
     random: ChaCha8Rng,
     ended: bool,
+    /// Whether all logits that it was drawn from were numbers.
+    finite: bool,
     /// What was written, without the closing `<|eot|>`.
     pub tokens: Vec<u32>,
     /// The sum of the log-probabilities of all that was drawn.
@@ -142,12 +144,14 @@ impl Sample {
             max_new_tokens: request.max_new_tokens,
             random: ChaCha8Rng::seed_from_u64(request.seed),
             ended: request.max_new_tokens == 0,
+            finite: true,
             tokens: Vec::new(),
             log_prob: 0.0,
         }
     }
 
     fn take(&mut self, logits: &[f32], eot: u32) {
+        self.finite &= ops::all_finite(logits);
         let token = draw(logits, self.sampling, &mut self.random);
         self.log_prob += log_prob(logits, token);
         if token == eot {
@@ -228,7 +232,7 @@ fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCac
 /// Writes all replies.
 ///
 /// # Errors
-/// When a tensor operation fails.
+/// When a tensor operation fails, or the logits are no numbers.
 pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut [Sample], eot: u32) -> Result<()> {
     let start = prefix.ids.len();
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
@@ -241,6 +245,7 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
     }
     ops::for_each_row(&first, takers, |samples, row| samples.into_iter().for_each(|sample| sample.take(row, eot)))?;
     drop(first);
+    check_finite(samples)?;
     for column in 0..size {
         let active: Vec<usize> = (0..samples.len()).filter(|&at| !samples[at].ended).collect();
         if active.is_empty() {
@@ -275,8 +280,13 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
         let logits = phi.logits(&hidden, None)?.to_dtype(DType::F32)?;
         let takers: Vec<&mut Sample> = samples.iter_mut().filter(|sample| !sample.ended).collect();
         ops::for_each_row(&logits, takers, |sample, row| sample.take(row, eot))?;
+        check_finite(samples)?;
     }
     Ok(())
+}
+
+fn check_finite(samples: &[Sample]) -> Result<()> {
+    if samples.iter().all(|sample| sample.finite) { Ok(()) } else { Err(Error::NotFinite("a reply")) }
 }
 
 #[cfg(test)]

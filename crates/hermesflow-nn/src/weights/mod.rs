@@ -43,6 +43,24 @@ pub enum Error {
         /// What the parser said.
         message: String,
     },
+    /// A file only stands for the one that is meant.
+    #[error("{path}: {what}")]
+    StandsIn {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: &'static str,
+    },
+    /// A tensor holds what is no number, or one that its type cannot hold.
+    #[error("{path}: {tensor}: {message}")]
+    Values {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it holds, and what to do.
+        message: String,
+    },
     /// The tensors are not those that the configuration asks for.
     #[error(
         "{path}: the weights do not fit their configuration: {message}; \

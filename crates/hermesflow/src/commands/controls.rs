@@ -118,7 +118,7 @@ pub fn run(args: Args) -> Result<()> {
     files::write_atomically(&args.out.join("controls.md"), (tables.clone() + "\n").as_bytes())?;
     let json = serde_json::to_string_pretty(&outcomes)? + "\n";
     files::write_atomically(&args.out.join("controls.json"), json.as_bytes())?;
-    println!("{tables}");
+    say!("{tables}")?;
     Ok(())
 }
 

@@ -102,7 +102,7 @@ pub fn run(args: Args) -> Result<()> {
     weights.save_as(&temporary, args.format.into(), args.dtype.map(DType::from))?;
     let _ = std::fs::remove_dir(&args.target); // an empty one
     std::fs::rename(&temporary, &args.target).with_context(|| args.target.display().to_string())?;
-    println!("{}", args.target.display());
+    say!("{}", args.target.display())?;
     Ok(())
 }
 

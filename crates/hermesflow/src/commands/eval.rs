@@ -64,9 +64,9 @@ pub fn run(args: Args) -> Result<()> {
         None => evaluate(&model, &name, &config, settings, vec![], &progress, |_| Ok(()))?,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        println!("{}", report::evaluation(&report, before.as_ref())?);
+        say!("{}", report::evaluation(&report, before.as_ref())?)?;
     }
     Ok(())
 }

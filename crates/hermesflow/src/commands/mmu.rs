@@ -9,7 +9,7 @@ use hermesflow_records::derive_seed;
 use serde_json::json;
 
 use super::ModelArgs;
-use crate::pictures;
+use crate::{output, pictures};
 use crate::stage::text_number;
 
 /// Ask the model anything about your own pictures
@@ -61,6 +61,9 @@ pub fn run(args: Args) -> Result<()> {
     let (config, model) = args.model.open()?;
     let questions = if args.questions.is_empty() { vec![config.caption.question.clone()] } else { args.questions };
     for chunk in files.chunks(config.data.chunk) {
+        if output::is_left() {
+            break; // the answers are printed, and nobody reads on
+        }
         let pictures = chunk.iter().map(|file| Ok(model.fit(preprocess::load(file)?)?)).collect::<Result<Vec<_>>>()?;
         let views = model.read_images(&pictures)?;
         let request = |file: &PathBuf, question: &String| {
@@ -77,14 +80,14 @@ pub fn run(args: Args) -> Result<()> {
         let asked: Vec<(&ImageView, &[ReplyRequest])> = views.iter().zip(requests.iter().map(Vec::as_slice)).collect();
         for (file, replies) in chunk.iter().zip(model.reply_many(&asked)?) {
             if !args.json {
-                println!("{}", file.display());
+                say!("{}", file.display())?;
             }
             for (question, reply) in questions.iter().zip(replies) {
                 let answer = reply.text.trim();
                 if args.json {
-                    println!("{}", json!({ "file": file, "question": question, "answer": answer }));
+                    say!("{}", json!({ "file": file, "question": question, "answer": answer }))?;
                 } else {
-                    println!("  {question}\n    {answer}");
+                    say!("  {question}\n    {answer}")?;
                 }
             }
         }

@@ -155,6 +155,6 @@ fn save_named(picture: &RgbImage, path: &Path, end: &str) -> Result<()> {
     let mut file = path.as_os_str().to_owned();
     file.push(format!("-{end}.png"));
     save_png(picture, file.as_ref())?;
-    println!("{}", Path::new(&file).display());
+    say!("{}", Path::new(&file).display())?;
     Ok(())
 }

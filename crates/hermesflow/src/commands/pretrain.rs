@@ -140,7 +140,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(folder) = &args.export {
         export(&model, &output, folder)?;
     }
-    println!("{}", dir("showo").display());
+    say!("{}", dir("showo").display())?;
     Ok(())
 }
 

@@ -64,7 +64,7 @@ enum Size {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     random_model(&args)?;
-    println!("{}", args.folder.display());
+    say!("{}", args.folder.display())?;
     Ok(())
 }
 

@@ -66,7 +66,7 @@ pub fn run(args: Args) -> Result<()> {
             let number = if images > 1 { format!("-{number}") } else { String::new() };
             let file = folder.join(format!("{prompt:03}-{}{number}.png", slug(&prompts[prompt])));
             save_png(&picture, &file)?;
-            println!("{}", file.display());
+            say!("{}", file.display())?;
             if prompt < ROWS {
                 made[prompt].push(picture);
             }
@@ -82,7 +82,7 @@ pub fn run(args: Args) -> Result<()> {
         let shown = format!("{} of {} prompts, seed {}", rows.len(), prompts.len(), config.seed);
         let file = folder.join("sheet.png");
         save_png(&draw("Imagined", &shown, &["prompt"], &rows)?, &file)?;
-        println!("{}", file.display());
+        say!("{}", file.display())?;
     }
     Ok(())
 }

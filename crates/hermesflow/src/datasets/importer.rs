@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_records::{ArrayFile, IdKey, InitialRecord, journeydb_questions};
@@ -122,6 +122,8 @@ struct Importer<'a> {
     /// Questions that were left out: their answer is none of the choices, or they lack a part.
     unanswered: usize,
     incomplete: usize,
+    /// Records whose images stay outside the root.
+    outside: usize,
 }
 
 impl<'a> Importer<'a> {
@@ -140,6 +142,7 @@ impl<'a> Importer<'a> {
             first: None,
             unanswered: 0,
             incomplete: 0,
+            outside: 0,
         })
     }
 
@@ -213,8 +216,9 @@ impl<'a> Importer<'a> {
             self.progress.log(format!("import: id: {id}; image: {image}; caption: {caption}; prompt: {prompt}"));
         }
         self.records.push(record)?;
+        self.outside += usize::from(Path::new(&record.img_path).is_absolute());
         let Some(entry) = journeydb else { return Ok(()) };
-        let At::Line(line) = place.at else { return Ok(()) };
+        let At::Record { line, .. } = place.at else { return Ok(()) };
         let Ok((questions, found)) = journeydb_questions(&place.file, line, &entry, record) else { return Ok(()) };
         self.unanswered += found.unanswered;
         self.incomplete += found.incomplete;
@@ -245,6 +249,13 @@ impl<'a> Importer<'a> {
         if self.skipped.contains_key(&Reason::DuplicateId) {
             self.progress.log("import: of records with one id the first counts; --id names another column");
         }
+        if self.outside > 0 {
+            self.progress.log(format!(
+                "import: {} images stay outside {}: runs take them with data.allow_outside=true; --copy puts them into it",
+                self.outside,
+                self.settings.root.display()
+            ));
+        }
         let records = self.settings.root.join("initial_data.json");
         let mut questions = None;
         if let Some(file) = self.questions {
@@ -272,6 +283,7 @@ fn remedy(skipped: &BTreeMap<Reason, usize>) -> &'static str {
         Some(Reason::NoCaption) => "name the field with --caption",
         Some(Reason::NoImage) => "name the field with --image",
         Some(Reason::MissingImage) => "--images DIR says where relative paths begin",
+        Some(Reason::NotAdjacent) => "pack the shards again, with `tar --sort=name`",
         Some(Reason::Url) => "download the images first, as img2dataset does, or name another field with --image",
         Some(Reason::NoId | Reason::BadId | Reason::DuplicateId) => "name another field with --id",
         _ => "give JSON, JSON Lines, Parquet or WebDataset shards of images and captions",
