@@ -104,7 +104,8 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
     // Headers are where the numbers are.
     let near = if random.below(2) == 0 { bytes.len().min(512) } else { bytes.len() };
     let at = random.below(near);
-    let run = 1 + random.below(if random.below(4) == 0 { bytes.len() / 2 } else { 16 });
+    let longest = if random.below(4) == 0 { bytes.len() / 2 } else { 16 };
+    let run = 1 + random.below(longest);
     let end = (at + run).min(bytes.len());
     match random.below(10) {
         _ if bytes.is_empty() => bytes.extend(&other[..other.len().min(run)]),
@@ -148,7 +149,7 @@ fn word(bytes: &mut Vec<u8>, random: &mut Random) {
         1 => {
             // A piece of the text again, many times.
             let piece = bytes[start..(end + random.below(40)).min(bytes.len())].to_vec();
-            let times = *random.of(&[2, 10, 1000]);
+            let times = *random.of(&[2, 10, 300]);
             bytes.splice(start..start, piece.repeat(times));
         }
         2 => {

@@ -114,7 +114,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .unwrap_or(case as usize % TARGETS.len());
         let (target, corpus) = (&TARGETS[number], &corpora[number]);
         let mut random = Random::new(args.seed.wrapping_add(case.wrapping_mul(0x5851_f42d_4c95_7f2d)));
-        let file = mutated(random.of(corpus), random.of(corpus), &mut random);
+        let file = changed(corpus, &mut random);
         notes.set(0, case + 1)?;
         let (went, said) = tried(target, &args.workshop, &file)?;
         notes.add(number, went)?;
@@ -123,6 +123,12 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         }
         case += args.step;
     }
+}
+
+/// A file of a corpus, changed.
+fn changed(corpus: &[Vec<u8>], random: &mut Random) -> Vec<u8> {
+    let (file, other) = (random.of(corpus), random.of(corpus));
+    mutated(file, other, random)
 }
 
 /// Tries one file, in a workshop of its own.
@@ -170,9 +176,16 @@ pub fn enter(workshop: &Path) -> Result<()> {
 /// # Errors
 /// When the file cannot be put in its place.
 pub fn tried(target: &Target, workshop: &Path, file: &[u8]) -> Result<(Went, String)> {
+    let place = workshop.join(target.place);
+    let sound = fs::read(&place).ok();
     let arguments = target.put(workshop, file)?;
     let code = catch_unwind(AssertUnwindSafe(|| hermesflow::program(arguments.iter().map(Into::into))));
     let panic = PANIC.lock().map_or_else(|poisoned| poisoned.into_inner().take(), |mut said| said.take());
+    // The next target's command may need what stood there.
+    match sound {
+        Some(sound) => fs::write(&place, sound)?,
+        None => fs::remove_file(&place)?,
+    }
     Ok(match (code, panic) {
         (Ok(0), None) => (Went::Accepted, String::new()),
         (Ok(1), None) => (Went::Refused, String::new()),
@@ -205,9 +218,7 @@ mod tests {
         for target in &TARGETS {
             let corpus = target.corpus(folder.path()).unwrap();
             let mut random = Random::new(1);
-            let changed: Vec<Vec<u8>> = (0..12)
-                .map(|_| mutated(random.of(&corpus).clone().as_slice(), random.of(&corpus).clone().as_slice(), &mut random))
-                .collect();
+            let changed: Vec<Vec<u8>> = (0..12).map(|_| changed(&corpus, &mut random)).collect();
             let mut accepted = 0;
             for (number, file) in corpus.iter().chain(&changed).enumerate() {
                 let (went, said) = tried(target, folder.path(), file).unwrap();

@@ -109,7 +109,6 @@ fn a_file_that_only_stands_for_one_is_named() {
     refused_at(&workshop, "model/showo/pytorch_model.safetensors", &pointer, &[convert, DOCTOR, T2I], &said);
     refused_at(&workshop, "model/tokenizer.json", &pointer, &[DOCTOR, T2I], &said);
     refused_at(&workshop, "model/vq/config.json", &pointer, &[DOCTOR, T2I], &said);
-    refused(&workshop, &["mmu", "run.yaml", "--image", pointer.to_str().unwrap()], &["is no picture"]);
     fs::copy(&pointer, workshop.path("pointer.png")).unwrap();
     refused(&workshop, &["mmu", "run.yaml", "--image", "pointer.png"], &said);
 }

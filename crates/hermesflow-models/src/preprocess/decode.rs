@@ -73,6 +73,8 @@ fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
     match reader.format() {
         // Its decoder paints what is missing grey and says nothing.
         Some(ImageFormat::Jpeg) if !jpeg_ends(bytes) => return Err(broken(path, &"the JPEG is cut off")),
+        // Its decoder reserves what a chunk claims to hold.
+        Some(ImageFormat::WebP) if !webp_is_whole(bytes) => return Err(broken(path, &"the WebP is cut off")),
         Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
         _ => return Err(broken(path, &stands_in(bytes).unwrap_or("neither PNG nor JPEG nor WebP"))),
     }
@@ -100,6 +102,20 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
         }
     }
     false
+}
+
+/// Whether all chunks of a WebP lie within the file.
+fn webp_is_whole(bytes: &[u8]) -> bool {
+    let number = |at: usize| bytes.get(at..at + 4).map(|size| size.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)));
+    let end = number(4).map_or(0, |size| size + 8).min(bytes.len());
+    let mut at = 12;
+    while let Some(size) = number(at + 4).filter(|_| at + 8 <= end) {
+        at += 8 + size + size % 2;
+        if at > bytes.len() + size % 2 {
+            return false;
+        }
+    }
+    true
 }
 
 /// The chunk that ends a PNG.

@@ -9,7 +9,7 @@ use hermesflow_scenes::oracle::judge;
 use hermesflow_scenes::{Split, parse_caption};
 use image::RgbImage;
 
-use super::{eval, run};
+use super::{count, eval, run};
 use crate::config::RunConfig;
 use crate::evaluate::{EvalReport, EvalSettings, pictures, prompt};
 use crate::layout::RunLayout;
@@ -47,7 +47,7 @@ pub struct Args {
     iterations: Option<usize>,
 
     /// Prompts of the evaluation before and after
-    #[arg(long, value_name = "N", default_value_t = 192)]
+    #[arg(long, value_name = "N", default_value_t = 192, value_parser = count::<1_000_000>)]
     prompts: usize,
 
     /// A small run that shows every step in about a minute; its figures mean little

@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use hermesflow_score::{Choosing, tifa};
 use serde_json::{Value, json};
 
+use super::count;
 use crate::config::{Filter, JudgeSettings, Matcher, Similarity, Writer};
 use crate::judges::Judges;
 use crate::progress::Progress;
@@ -105,7 +106,7 @@ struct QuestionsArgs {
     filter_model: Option<String>,
 
     /// Beams of the writer's search; 1 is greedy
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = count::<64>)]
     beams: usize,
 
     /// JSON instead of a table

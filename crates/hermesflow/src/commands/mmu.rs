@@ -8,7 +8,7 @@ use hermesflow_models::{ImageView, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use serde_json::json;
 
-use super::ModelArgs;
+use super::{ModelArgs, count};
 use crate::{output, pictures};
 use crate::stage::text_number;
 
@@ -44,7 +44,7 @@ pub struct Args {
     temperature: f64,
 
     /// An answer ends after this many tokens; `caption.max_new_tokens` of the configuration if not given
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<100_000>)]
     max_new_tokens: Option<usize>,
 
     /// Print JSON Lines
@@ -55,8 +55,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let temperature = args.temperature;
-    ensure!(temperature.is_finite() && temperature > 0.0, "--temperature: {temperature} is not above 0");
-    ensure!(args.max_new_tokens != Some(0), "--max-new-tokens: must be at least 1");
+    let good = temperature as f32 > 0.0 && (temperature as f32).is_finite();
+    ensure!(good, "--temperature: {temperature} is no number above 0 that can be computed with");
     let files = pictures::named(&args.images)?;
     let (config, model) = args.model.open()?;
     let questions = if args.questions.is_empty() { vec![config.caption.question.clone()] } else { args.questions };

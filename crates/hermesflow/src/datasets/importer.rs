@@ -1,6 +1,6 @@
 //! From entries of any source to a data root.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -119,6 +119,8 @@ struct Importer<'a> {
     ids: HashSet<IdKey>,
     skipped: BTreeMap<Reason, usize>,
     first: Option<String>,
+    /// Records of shards that lacked something, by their place: what they lack may stand elsewhere in the shard.
+    lacking: HashMap<String, Reason>,
     /// Questions that were left out: their answer is none of the choices, or they lack a part.
     unanswered: usize,
     incomplete: usize,
@@ -140,6 +142,7 @@ impl<'a> Importer<'a> {
             ids: HashSet::new(),
             skipped: BTreeMap::new(),
             first: None,
+            lacking: HashMap::new(),
             unanswered: 0,
             incomplete: 0,
             outside: 0,
@@ -235,6 +238,20 @@ impl<'a> Importer<'a> {
     fn skip(&mut self, broken: &Broken) {
         let before: usize = self.skipped.values().sum();
         *self.skipped.entry(broken.reason).or_default() += 1;
+        match (broken.reason, &broken.place.at) {
+            (Reason::NoCaption | Reason::NoImage, At::Key(_)) => {
+                self.lacking.insert(broken.place.to_string(), broken.reason);
+            }
+            (Reason::NotAdjacent, _) => {
+                // One record is counted once, under what is wrong with it.
+                let counted = self.lacking.remove(&broken.place.to_string());
+                if let Some(count) = counted.and_then(|reason| self.skipped.get_mut(&reason)) {
+                    *count -= 1;
+                }
+                self.skipped.retain(|_, count| *count > 0);
+            }
+            _ => {}
+        }
         self.progress.log_few("import", before, format_args!("skipped {broken}"));
         self.first.get_or_insert_with(|| broken.to_string());
     }

@@ -47,7 +47,6 @@ fn expanded(pattern: &str) -> Result<Vec<String>> {
     let Some((before, rest)) = pattern.split_once('{') else { return Ok(vec![pattern.to_string()]) };
     let (inner, after) = rest.split_once('}').with_context(|| format!("{pattern}: the brace is not closed"))?;
     let parts: Vec<String> = match inner.split_once("..") {
-        None if !inner.contains(',') => vec![format!("{{{inner}}}")], // nothing to choose from
         Some((first, last)) => {
             let number = |text: &str| text.parse::<u64>().with_context(|| format!("{pattern}: {text:?} is no number"));
             let (low, high) = (number(first)?, number(last)?);
@@ -164,7 +163,6 @@ mod tests {
         assert_eq!(expanded("a-{008..011}.tar").unwrap(), ["a-008.tar", "a-009.tar", "a-010.tar", "a-011.tar"]);
         assert_eq!(expanded("{x,y}/{0..1}.tar").unwrap(), ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]);
         assert_eq!(expanded("plain.tar").unwrap(), ["plain.tar"]);
-        assert_eq!(expanded("my{data}-{0..1}.tar").unwrap(), ["my{data}-0.tar", "my{data}-1.tar"]);
         let folder = tempfile::tempdir().unwrap();
         let name = folder.path().join("a,{b,c}.json").display().to_string();
         assert_eq!(expanded(&name).unwrap().len(), 2);
