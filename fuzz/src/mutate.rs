@@ -89,12 +89,13 @@ const WORDS: [&str; 34] = [
     ": ",
 ];
 
-/// A file with one to four changes; `other` is another one of its kind.
+/// A file with one change, or up to four; `other` is another one of its kind.
 pub fn mutated(file: &[u8], other: &[u8], random: &mut Random) -> Vec<u8> {
     let mut bytes = file.to_vec();
     let is_text = std::str::from_utf8(file).is_ok();
-    for _ in 0..1 + random.below(4) {
-        if is_text && random.below(3) > 0 { word(&mut bytes, random) } else { change(&mut bytes, other, random) }
+    let changes = if random.below(2) == 0 { 1 } else { 1 + random.below(4) };
+    for _ in 0..changes {
+        if is_text && random.below(6) > 0 { word(&mut bytes, random) } else { change(&mut bytes, other, random) }
     }
     bytes
 }

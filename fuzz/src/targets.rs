@@ -26,11 +26,13 @@ const ORIGINAL: &[&str] = &[
     "/crates/hermesflow/tests/original/showo_demo.yaml",
     "/crates/hermesflow/tests/original/showo_tuning.yaml",
 ];
+const DRAW: &[&str] = &["data.root=drawn", "output=out", "data.scenes={records: 1}", "data.fresh=false"];
 const IMPORTED: &[&str] = &["out"];
-const MADE: &[&str] = &["data/.settings", "data/pairs", "data/vqa_data.json", "data/vqa_data.jsonl", "made", "out"];
+const DRAWN: &[&str] = &["drawn", "out"];
+const MADE: &[&str] = &["data/.settings", "data/vqa_data.json", "data/vqa_data.jsonl", "data/und_and_gen_dpo.json", "made", "out"];
 
 /// All of them.
-pub const TARGETS: [Target; 23] = [
+pub const TARGETS: [Target; 28] = [
     Target { name: "picture", place: "import/picture", seeds: &[], arguments: &["import", "import/pictures.json", "--to", "out", "--copy"], makes: IMPORTED },
     Target { name: "json", place: "import/x.json", seeds: &["import/pictures.json"], arguments: &["import", "import/x.json", "--to", "out"], makes: IMPORTED },
     Target { name: "parquet", place: "import/x.parquet", seeds: &[], arguments: &["import", "import/x.parquet", "--to", "out"], makes: IMPORTED },
@@ -38,9 +40,9 @@ pub const TARGETS: [Target; 23] = [
     Target { name: "tar.gz", place: "import/x.tar.gz", seeds: &[], arguments: &["import", "import/x.tar.gz", "--to", "out"], makes: IMPORTED },
     Target { name: "records", place: "data/initial_data.json", seeds: &["sound/initial_data.json"], arguments: &["ask", "run.yaml", "ask.writer=template"], makes: MADE },
     Target { name: "questions", place: "given.json", seeds: &["sound/questions.json"], arguments: &["ask", "run.yaml", "ask.writer=file", "ask.file=given.json"], makes: MADE },
-    Target { name: "yaml", place: "x.yaml", seeds: &["run.yaml", "/configs/scenes.yaml", "/configs/paper.yaml"], arguments: &["pair", "x.yaml"], makes: MADE },
-    Target { name: "original", place: "x.yaml", seeds: ORIGINAL, arguments: &["pair", "x.yaml"], makes: MADE },
-    Target { name: "override", place: "argument", seeds: &[], arguments: &["pair", "run.yaml", "@argument"], makes: MADE },
+    Target { name: "yaml", place: "x.yaml", seeds: &["run.yaml", "/configs/scenes.yaml", "/configs/paper.yaml"], arguments: &["scenes", "x.yaml"], makes: DRAWN },
+    Target { name: "original", place: "x.yaml", seeds: ORIGINAL, arguments: &["scenes", "x.yaml"], makes: DRAWN },
+    Target { name: "override", place: "argument", seeds: &[], arguments: &["scenes", "run.yaml", "@argument"], makes: DRAWN },
     Target { name: "safetensors", place: "st/model.safetensors", seeds: &["small/model.safetensors"], arguments: &["judge", "similarity", "--judge", "bert", "--model", "st", "a red dog", "a dog"], makes: MADE },
     Target { name: "pickle", place: "bin/pytorch_model.bin", seeds: &["small/pytorch_model.bin"], arguments: &["convert", "bin", "made"], makes: MADE },
     Target { name: "index", place: "index/pytorch_model.bin.index.json", seeds: &["sharded/pytorch_model.bin.index.json"], arguments: &["convert", "index", "made"], makes: MADE },
@@ -54,6 +56,11 @@ pub const TARGETS: [Target; 23] = [
     Target { name: "bert-tokenizer", place: "bert-t/tokenizer.json", seeds: &["sound/bert/tokenizer.json"], arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert-t", "a red dog", "a dog"], makes: MADE },
     Target { name: "t5-config", place: "t5/config.json", seeds: &["sound/t5/config.json"], arguments: &["judge", "questions", "--writer", "template", "--filter", "unifiedqa", "--filter-model", "t5", "two dogs"], makes: MADE },
     Target { name: "llama-config", place: "llama/config.json", seeds: &["sound/llama/config.json"], arguments: &["judge", "questions", "--writer", "llama", "--beams", "1", "--model", "llama", "two dogs"], makes: MADE },
+    Target { name: "captions", place: "data/understanding_caption_results.json", seeds: &["data/understanding_caption_results.json"], arguments: &["pair", "run.yaml"], makes: MADE },
+    Target { name: "answers", place: "data/generation_vqa_results.json", seeds: &["data/generation_vqa_results.json"], arguments: &["pair", "run.yaml"], makes: MADE },
+    Target { name: "clip-config", place: "clip/clip/config.json", seeds: &["clip/clip/config.json"], arguments: &["mmu", "run.yaml", "model.showo=clip/showo", "model.vq=clip/vq", "model.tokenizer=clip/tokenizer.json", "model.clip=clip/clip", "--image", "import/picture"], makes: MADE },
+    Target { name: "spiece", place: "t5-s/spiece.model", seeds: &[], arguments: &["judge", "questions", "--writer", "template", "--filter", "unifiedqa", "--filter-model", "t5-s", "two dogs"], makes: MADE },
+    Target { name: "vocab.txt", place: "bert-v/vocab.txt", seeds: &[], arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert-v", "a red dog", "a dog"], makes: MADE },
 ];
 
 /// A run over a tiny model.
@@ -112,11 +119,14 @@ impl Target {
                 argument => arguments.push(argument.to_owned()),
             }
         }
-        if ["ask", "pair", "t2i"].contains(&self.arguments[0]) {
-            // Last, so that no file decides where the program writes.
-            let at = arguments.iter().position(|argument| argument.starts_with("--")).unwrap_or(arguments.len());
-            arguments.splice(at..at, RUN.iter().map(|argument| (*argument).to_owned()));
-        }
+        let last = match self.arguments[0] {
+            "ask" | "pair" | "t2i" | "mmu" => RUN,
+            "scenes" => DRAW,
+            _ => &[],
+        };
+        // Behind all others, so that no file decides where the program writes.
+        let at = arguments.iter().position(|argument| argument.starts_with("--")).unwrap_or(arguments.len());
+        arguments.splice(at..at, last.iter().map(|argument| (*argument).to_owned()));
         Ok(arguments)
     }
 }
@@ -157,6 +167,7 @@ pub fn prepare(workshop: &Path) -> Result<()> {
     }
     made(&["random-model", "model"])?;
     made(&["random-model", "sound/model"])?;
+    made(&["random-model", "clip", "--clip"])?;
     for (from, to) in [
         ("bert", "bert"),
         ("bert", "bert-t"),
@@ -168,6 +179,8 @@ pub fn prepare(workshop: &Path) -> Result<()> {
         copy(from, &format!("sound/{}", to.trim_end_matches("-t")), "")?;
     }
     copy("bert", "st", "model.safetensors")?;
+    copy("bert", "bert-v", "tokenizer.json")?;
+    copy("t5-relu", "t5-s", "tokenizer.json")?;
     copy("bert", "small", "")?;
     copy("llama", "gguf", "model.safetensors")?;
     // The image tokenizer is the smaller half of a model.
@@ -188,5 +201,12 @@ pub fn prepare(workshop: &Path) -> Result<()> {
         "question": "how many dogs?", "choices": ["one", "two"], "answer": "two"}]"#;
     put("sound/questions.json", question.as_bytes())?;
     put("import/pictures.json", br#"[{"id": "a", "image": "picture", "caption": "a picture"}]"#)?;
+    for name in ["import/picture", "import/good.png", "data/1.png", "data/2.png"] {
+        put(name, &fs::read(in_repository("fuzz/corpus/picture/good.png"))?)?;
+    }
+    // What the stages make of two records.
+    for stage in ["caption", "imagine", "ask", "answer"] {
+        made(&[stage, "run.yaml"])?;
+    }
     Ok(())
 }

@@ -225,9 +225,7 @@ mod tests {
                 assert!(went != Went::Wrong, "{} {number}: {said}", target.name);
                 accepted += usize::from(went == Went::Accepted && number < corpus.len());
             }
-            // A target that refuses everything tries nothing; `pair` has no captions to read, whatever the settings.
-            let always_refused = ["yaml", "original", "override"].contains(&target.name);
-            assert!(accepted > 0 || always_refused, "{}: nothing is accepted", target.name);
+            assert!(accepted > 0, "{}: a target that refuses everything tries nothing", target.name);
         }
     }
 }

@@ -7,12 +7,12 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, anyhow, ensure};
-use hermesflow_models::{ImagineOptions, MaskSchedule, Sampling, foreign};
+use anyhow::{Context, Result, ensure};
+use hermesflow_models::{ImagineOptions, MaskSchedule, Sampling};
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
-use crate::overrides;
+use crate::{files, overrides};
 
 mod bounds;
 mod expect;
@@ -252,9 +252,7 @@ impl RunConfig {
             Some(named) if !path.exists() => Path::new(named),
             _ => path,
         };
-        let bytes =
-            std::fs::read(path).with_context(|| format!("{}: cannot read the configuration", path.display()))?;
-        let text = foreign::text(bytes).map_err(|what| anyhow!("{}: {what}", path.display()))?;
+        let text = files::text(path).context("cannot read the configuration")?;
         let (config, warnings) = Self::read(&text, overrides).with_context(|| path.display().to_string())?;
         for warning in warnings {
             note!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));

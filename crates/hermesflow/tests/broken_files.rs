@@ -164,6 +164,13 @@ fn weights_that_are_no_numbers_are_named() {
     for command in [T2I, &["caption", "run.yaml", "data.fresh=false"], &["convert", "model/showo", "made"]] {
         refused(&workshop, command, &["model/showo/pytorch_model.safetensors: showo.", "is NaN"]);
     }
+    // A number that f32 holds and f16 does not.
+    let mut bytes = fs::read(&file).unwrap();
+    bytes[end - 4..].copy_from_slice(&1e5f32.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let f16 = ["convert", "model/showo", "made", "--dtype", "f16"];
+    refused(&workshop, &f16, &["showo.", "is 1e5, more than F16 holds"]);
+    workshop.succeeds(&["convert", "model/showo", "made", "--dtype", "bf16"]);
 }
 
 #[test]

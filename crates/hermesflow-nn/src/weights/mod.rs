@@ -193,6 +193,17 @@ impl Weights {
         Ok(())
     }
 
+    /// Checks that a type holds every number that the tensors hold: a narrower one makes infinity of the largest.
+    ///
+    /// # Errors
+    /// Names the tensor that has a larger one.
+    pub fn check_fit(&self, dtype: DType) -> Result<(), Error> {
+        for (name, tensor) in self.tensors.iter().filter(|(_, tensor)| tensor.dtype().is_float()) {
+            read::check_finite(&self.origin, name, &write::bytes(tensor, None)?, (tensor.dtype(), dtype))?;
+        }
+        Ok(())
+    }
+
     /// How many numbers they hold in all.
     pub fn parameter_count(&self) -> usize {
         self.tensors.values().map(Tensor::elem_count).sum()

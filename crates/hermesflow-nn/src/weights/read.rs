@@ -17,6 +17,8 @@ use crate::foreign::{decoded, stands_in};
 mod finite;
 mod pickle;
 
+pub(super) use finite::check as check_finite;
+
 /// Bytes from which a tensor is worth leaving in its file.
 const IN_FILE: usize = 1 << 16;
 /// The names under which a checkpoint folder may keep its weights, in order of preference.
@@ -118,7 +120,7 @@ pub fn each_tensor(
         for Held { name, shape, dtype: found, part, reversed } in tensors {
             let dtype = dtype.map_or(found, |dtype| held(found, dtype, shape.len()));
             let bytes = &map[part.clone()];
-            finite::check(&file, &name, bytes, (found, dtype))?;
+            check_finite(&file, &name, bytes, (found, dtype))?;
             let there = mapped.as_ref().filter(|_| dtype == found && part.len() >= IN_FILE);
             let tensor = match there.and_then(|mapped| in_file(mapped, part.clone(), dtype, &shape)) {
                 Some(tensor) => tensor,

@@ -19,6 +19,8 @@ use crate::{Error, Result};
 pub struct TextTokenizer {
     inner: Tokenizer,
     path: PathBuf,
+    /// How many ids the model knows.
+    vocab_size: usize,
 }
 
 impl TextTokenizer {
@@ -63,7 +65,7 @@ impl TextTokenizer {
         // A published tokenizer.json may pad or cut to some length; what the model can take decides here.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::file(&path, error))?;
-        Ok(Self { inner, path })
+        Ok(Self { inner, path, vocab_size })
     }
 
     /// Cuts texts to so many tokens, the framing ones included.
@@ -82,7 +84,12 @@ impl TextTokenizer {
     /// When the tokenizer fails.
     pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>> {
         let of = |text: &str| {
-            decoded(|| self.inner.encode_fast(text, true)).map(|encoding| encoding.get_ids().to_vec())
+            let ids = decoded(|| self.inner.encode_fast(text, true))?.get_ids().to_vec();
+            // Tokens that frame a text have ids of their own, which no vocabulary has checked.
+            match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+                Some(id) => Err(format!("gives id {id} to a token, beyond the model's vocab_size {}", self.vocab_size)),
+                None => Ok(ids),
+            }
         };
         texts.into_iter().map(|text| of(text).map_err(|error| Error::file(&self.path, error))).collect()
     }

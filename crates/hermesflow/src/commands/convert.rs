@@ -83,6 +83,9 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(!occupied, "{}: is not empty; choose a new folder", args.target.display());
     let weights = Weights::load_unchanged(&source, &Device::Cpu)?;
     let configs = check(&source, &weights)?;
+    if let Some(dtype) = args.dtype {
+        weights.check_fit(dtype.into())?;
+    }
     let mut temporary = args.target.clone().into_os_string();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);

@@ -8,6 +8,7 @@ use hermesflow_records::derive_seed;
 use image::RgbImage;
 
 use super::{MadeArgs, ModelArgs};
+use crate::files;
 use crate::pictures::{save_png, slug};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
@@ -90,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
 fn prompts(args: &Args) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(file) = &args.file {
-        let text = std::fs::read_to_string(file).with_context(|| format!("--prompts {}", file.display()))?;
+        let text = files::text(file).context("--prompts")?;
         prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from));
     }
     ensure!(!prompts.is_empty(), "no prompt; give --prompt TEXT, or --prompts FILE with one per line");

@@ -12,7 +12,7 @@ use crate::weights::Error;
 const TOGETHER: usize = 1 << 14;
 
 /// Refuses values (little-endian, of the type `found`) that are not finite, or will not be as `wanted`.
-pub(super) fn check(path: &Path, tensor: &str, bytes: &[u8], (found, wanted): (DType, DType)) -> Result<(), Error> {
+pub(in crate::weights) fn check(path: &Path, tensor: &str, bytes: &[u8], (found, wanted): (DType, DType)) -> Result<(), Error> {
     let beyond = limit(wanted);
     let first = match found {
         DType::F32 => first(bytes, 4, beyond, |at| f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]]))),
