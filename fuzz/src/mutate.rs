@@ -115,7 +115,11 @@ fn change(bytes: &mut Vec<u8>, other: &[u8], random: &mut Random) {
         2 | 3 => {
             let size = *random.of(&[1usize, 2, 4, 8]);
             let number = if random.below(4) == 0 { random.next() } else { *random.of(&NUMBERS) };
-            let number = if random.below(2) == 0 { number.to_le_bytes() } else { number.rotate_right(8 * size as u32).to_be_bytes() };
+            let number = if random.below(2) == 0 {
+                number.to_le_bytes()
+            } else {
+                number.rotate_right(8 * size as u32).to_be_bytes()
+            };
             let number = if random.below(8) == 0 { (bytes.len() as u64).to_le_bytes() } else { number };
             let size = size.min(bytes.len() - at);
             bytes[at..at + size].copy_from_slice(&number[..size]);

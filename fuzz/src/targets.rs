@@ -29,38 +29,230 @@ const ORIGINAL: &[&str] = &[
 const DRAW: &[&str] = &["data.root=drawn", "output=out", "data.scenes={records: 1}", "data.fresh=false"];
 const IMPORTED: &[&str] = &["out"];
 const DRAWN: &[&str] = &["drawn", "out"];
-const MADE: &[&str] = &["data/.settings", "data/vqa_data.json", "data/vqa_data.jsonl", "data/und_and_gen_dpo.json", "made", "out"];
+const MADE: &[&str] =
+    &["data/.settings", "data/vqa_data.json", "data/vqa_data.jsonl", "data/und_and_gen_dpo.json", "made", "out"];
 
 /// All of them.
 pub const TARGETS: [Target; 28] = [
-    Target { name: "picture", place: "import/picture", seeds: &[], arguments: &["import", "import/pictures.json", "--to", "out", "--copy"], makes: IMPORTED },
-    Target { name: "json", place: "import/x.json", seeds: &["import/pictures.json"], arguments: &["import", "import/x.json", "--to", "out"], makes: IMPORTED },
-    Target { name: "parquet", place: "import/x.parquet", seeds: &[], arguments: &["import", "import/x.parquet", "--to", "out"], makes: IMPORTED },
-    Target { name: "tar", place: "import/x.tar", seeds: &[], arguments: &["import", "import/x.tar", "--to", "out"], makes: IMPORTED },
-    Target { name: "tar.gz", place: "import/x.tar.gz", seeds: &[], arguments: &["import", "import/x.tar.gz", "--to", "out"], makes: IMPORTED },
-    Target { name: "records", place: "data/initial_data.json", seeds: &["sound/initial_data.json"], arguments: &["ask", "run.yaml", "ask.writer=template"], makes: MADE },
-    Target { name: "questions", place: "given.json", seeds: &["sound/questions.json"], arguments: &["ask", "run.yaml", "ask.writer=file", "ask.file=given.json"], makes: MADE },
-    Target { name: "yaml", place: "x.yaml", seeds: &["run.yaml", "/configs/scenes.yaml", "/configs/paper.yaml"], arguments: &["scenes", "x.yaml"], makes: DRAWN },
+    Target {
+        name: "picture",
+        place: "import/picture",
+        seeds: &[],
+        arguments: &["import", "import/pictures.json", "--to", "out", "--copy"],
+        makes: IMPORTED,
+    },
+    Target {
+        name: "json",
+        place: "import/x.json",
+        seeds: &["import/pictures.json"],
+        arguments: &["import", "import/x.json", "--to", "out"],
+        makes: IMPORTED,
+    },
+    Target {
+        name: "parquet",
+        place: "import/x.parquet",
+        seeds: &[],
+        arguments: &["import", "import/x.parquet", "--to", "out"],
+        makes: IMPORTED,
+    },
+    Target {
+        name: "tar",
+        place: "import/x.tar",
+        seeds: &[],
+        arguments: &["import", "import/x.tar", "--to", "out"],
+        makes: IMPORTED,
+    },
+    Target {
+        name: "tar.gz",
+        place: "import/x.tar.gz",
+        seeds: &[],
+        arguments: &["import", "import/x.tar.gz", "--to", "out"],
+        makes: IMPORTED,
+    },
+    Target {
+        name: "records",
+        place: "data/initial_data.json",
+        seeds: &["sound/initial_data.json"],
+        arguments: &["ask", "run.yaml", "ask.writer=template"],
+        makes: MADE,
+    },
+    Target {
+        name: "questions",
+        place: "given.json",
+        seeds: &["sound/questions.json"],
+        arguments: &["ask", "run.yaml", "ask.writer=file", "ask.file=given.json"],
+        makes: MADE,
+    },
+    Target {
+        name: "yaml",
+        place: "x.yaml",
+        seeds: &["run.yaml", "/configs/scenes.yaml", "/configs/paper.yaml"],
+        arguments: &["scenes", "x.yaml"],
+        makes: DRAWN,
+    },
     Target { name: "original", place: "x.yaml", seeds: ORIGINAL, arguments: &["scenes", "x.yaml"], makes: DRAWN },
-    Target { name: "override", place: "argument", seeds: &[], arguments: &["scenes", "run.yaml", "@argument"], makes: DRAWN },
-    Target { name: "safetensors", place: "st/model.safetensors", seeds: &["small/model.safetensors"], arguments: &["judge", "similarity", "--judge", "bert", "--model", "st", "a red dog", "a dog"], makes: MADE },
-    Target { name: "pickle", place: "bin/pytorch_model.bin", seeds: &["small/pytorch_model.bin"], arguments: &["convert", "bin", "made"], makes: MADE },
-    Target { name: "index", place: "index/pytorch_model.bin.index.json", seeds: &["sharded/pytorch_model.bin.index.json"], arguments: &["convert", "index", "made"], makes: MADE },
-    Target { name: "gguf", place: "gguf/x.gguf", seeds: &[], arguments: &["judge", "questions", "--writer", "llama", "--beams", "1", "--model", "gguf/x.gguf", "two dogs"], makes: MADE },
-    Target { name: "showo-config", place: "model/showo/config.json", seeds: &["sound/model/showo/config.json"], arguments: &["t2i", "run.yaml", "--prompt", "a dog", "--out", "made"], makes: MADE },
-    Target { name: "phi-config", place: "model/showo/phi/config.json", seeds: &["sound/model/showo/phi/config.json"], arguments: &["t2i", "run.yaml", "--prompt", "a dog", "--out", "made"], makes: MADE },
-    Target { name: "vq-config", place: "model/vq/config.json", seeds: &["sound/model/vq/config.json"], arguments: &["t2i", "run.yaml", "--prompt", "a dog", "--out", "made"], makes: MADE },
-    Target { name: "tokenizer", place: "x-tokenizer.json", seeds: &["sound/model/tokenizer.json"], arguments: &["t2i", "run.yaml", "model.tokenizer=x-tokenizer.json", "--prompt", "a dog", "--out", "made"], makes: MADE },
-    Target { name: "bert-config", place: "bert/config.json", seeds: &["sound/bert/config.json"], arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert", "a red dog", "a dog"], makes: MADE },
-    Target { name: "mpnet-config", place: "mpnet/config.json", seeds: &["sound/mpnet/config.json"], arguments: &["judge", "similarity", "--judge", "sbert", "--model", "mpnet", "a red dog", "a dog"], makes: MADE },
-    Target { name: "bert-tokenizer", place: "bert-t/tokenizer.json", seeds: &["sound/bert/tokenizer.json"], arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert-t", "a red dog", "a dog"], makes: MADE },
-    Target { name: "t5-config", place: "t5/config.json", seeds: &["sound/t5/config.json"], arguments: &["judge", "questions", "--writer", "template", "--filter", "unifiedqa", "--filter-model", "t5", "two dogs"], makes: MADE },
-    Target { name: "llama-config", place: "llama/config.json", seeds: &["sound/llama/config.json"], arguments: &["judge", "questions", "--writer", "llama", "--beams", "1", "--model", "llama", "two dogs"], makes: MADE },
-    Target { name: "captions", place: "data/understanding_caption_results.json", seeds: &["data/understanding_caption_results.json"], arguments: &["pair", "run.yaml"], makes: MADE },
-    Target { name: "answers", place: "data/generation_vqa_results.json", seeds: &["data/generation_vqa_results.json"], arguments: &["pair", "run.yaml"], makes: MADE },
-    Target { name: "clip-config", place: "clip/clip/config.json", seeds: &["clip/clip/config.json"], arguments: &["mmu", "run.yaml", "model.showo=clip/showo", "model.vq=clip/vq", "model.tokenizer=clip/tokenizer.json", "model.clip=clip/clip", "--image", "import/picture"], makes: MADE },
-    Target { name: "spiece", place: "t5-s/spiece.model", seeds: &[], arguments: &["judge", "questions", "--writer", "template", "--filter", "unifiedqa", "--filter-model", "t5-s", "two dogs"], makes: MADE },
-    Target { name: "vocab.txt", place: "bert-v/vocab.txt", seeds: &[], arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert-v", "a red dog", "a dog"], makes: MADE },
+    Target {
+        name: "override",
+        place: "argument",
+        seeds: &[],
+        arguments: &["scenes", "run.yaml", "@argument"],
+        makes: DRAWN,
+    },
+    Target {
+        name: "safetensors",
+        place: "st/model.safetensors",
+        seeds: &["small/model.safetensors"],
+        arguments: &["judge", "similarity", "--judge", "bert", "--model", "st", "a red dog", "a dog"],
+        makes: MADE,
+    },
+    Target {
+        name: "pickle",
+        place: "bin/pytorch_model.bin",
+        seeds: &["small/pytorch_model.bin"],
+        arguments: &["convert", "bin", "made"],
+        makes: MADE,
+    },
+    Target {
+        name: "index",
+        place: "index/pytorch_model.bin.index.json",
+        seeds: &["sharded/pytorch_model.bin.index.json"],
+        arguments: &["convert", "index", "made"],
+        makes: MADE,
+    },
+    Target {
+        name: "gguf",
+        place: "gguf/x.gguf",
+        seeds: &[],
+        arguments: &["judge", "questions", "--writer", "llama", "--beams", "1", "--model", "gguf/x.gguf", "two dogs"],
+        makes: MADE,
+    },
+    Target {
+        name: "showo-config",
+        place: "model/showo/config.json",
+        seeds: &["sound/model/showo/config.json"],
+        arguments: &["t2i", "run.yaml", "--prompt", "a dog", "--out", "made"],
+        makes: MADE,
+    },
+    Target {
+        name: "phi-config",
+        place: "model/showo/phi/config.json",
+        seeds: &["sound/model/showo/phi/config.json"],
+        arguments: &["t2i", "run.yaml", "--prompt", "a dog", "--out", "made"],
+        makes: MADE,
+    },
+    Target {
+        name: "vq-config",
+        place: "model/vq/config.json",
+        seeds: &["sound/model/vq/config.json"],
+        arguments: &["t2i", "run.yaml", "--prompt", "a dog", "--out", "made"],
+        makes: MADE,
+    },
+    Target {
+        name: "tokenizer",
+        place: "x-tokenizer.json",
+        seeds: &["sound/model/tokenizer.json"],
+        arguments: &["t2i", "run.yaml", "model.tokenizer=x-tokenizer.json", "--prompt", "a dog", "--out", "made"],
+        makes: MADE,
+    },
+    Target {
+        name: "bert-config",
+        place: "bert/config.json",
+        seeds: &["sound/bert/config.json"],
+        arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert", "a red dog", "a dog"],
+        makes: MADE,
+    },
+    Target {
+        name: "mpnet-config",
+        place: "mpnet/config.json",
+        seeds: &["sound/mpnet/config.json"],
+        arguments: &["judge", "similarity", "--judge", "sbert", "--model", "mpnet", "a red dog", "a dog"],
+        makes: MADE,
+    },
+    Target {
+        name: "bert-tokenizer",
+        place: "bert-t/tokenizer.json",
+        seeds: &["sound/bert/tokenizer.json"],
+        arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert-t", "a red dog", "a dog"],
+        makes: MADE,
+    },
+    Target {
+        name: "t5-config",
+        place: "t5/config.json",
+        seeds: &["sound/t5/config.json"],
+        arguments: &[
+            "judge",
+            "questions",
+            "--writer",
+            "template",
+            "--filter",
+            "unifiedqa",
+            "--filter-model",
+            "t5",
+            "two dogs",
+        ],
+        makes: MADE,
+    },
+    Target {
+        name: "llama-config",
+        place: "llama/config.json",
+        seeds: &["sound/llama/config.json"],
+        arguments: &["judge", "questions", "--writer", "llama", "--beams", "1", "--model", "llama", "two dogs"],
+        makes: MADE,
+    },
+    Target {
+        name: "captions",
+        place: "data/understanding_caption_results.json",
+        seeds: &["data/understanding_caption_results.json"],
+        arguments: &["pair", "run.yaml"],
+        makes: MADE,
+    },
+    Target {
+        name: "answers",
+        place: "data/generation_vqa_results.json",
+        seeds: &["data/generation_vqa_results.json"],
+        arguments: &["pair", "run.yaml"],
+        makes: MADE,
+    },
+    Target {
+        name: "clip-config",
+        place: "clip/clip/config.json",
+        seeds: &["clip/clip/config.json"],
+        arguments: &[
+            "mmu",
+            "run.yaml",
+            "model.showo=clip/showo",
+            "model.vq=clip/vq",
+            "model.tokenizer=clip/tokenizer.json",
+            "model.clip=clip/clip",
+            "--image",
+            "import/picture",
+        ],
+        makes: MADE,
+    },
+    Target {
+        name: "spiece",
+        place: "t5-s/spiece.model",
+        seeds: &[],
+        arguments: &[
+            "judge",
+            "questions",
+            "--writer",
+            "template",
+            "--filter",
+            "unifiedqa",
+            "--filter-model",
+            "t5-s",
+            "two dogs",
+        ],
+        makes: MADE,
+    },
+    Target {
+        name: "vocab.txt",
+        place: "bert-v/vocab.txt",
+        seeds: &[],
+        arguments: &["judge", "similarity", "--judge", "bert", "--model", "bert-v", "a red dog", "a dog"],
+        makes: MADE,
+    },
 ];
 
 /// A run over a tiny model.
@@ -89,8 +281,11 @@ impl Target {
     /// # Errors
     /// When one cannot be read.
     pub fn corpus(&self, workshop: &Path) -> Result<Vec<Vec<u8>>> {
-        let mut files: Vec<PathBuf> = 
-            self.seeds.iter().map(|seed| seed.strip_prefix('/').map_or_else(|| workshop.join(seed), in_repository)).collect();
+        let mut files: Vec<PathBuf> = self
+            .seeds
+            .iter()
+            .map(|seed| seed.strip_prefix('/').map_or_else(|| workshop.join(seed), in_repository))
+            .collect();
         let folder = in_repository("fuzz/corpus").join(self.name);
         if folder.is_dir() {
             let mut found: Vec<PathBuf> =
@@ -168,13 +363,8 @@ pub fn prepare(workshop: &Path) -> Result<()> {
     made(&["random-model", "model"])?;
     made(&["random-model", "sound/model"])?;
     made(&["random-model", "clip", "--clip"])?;
-    for (from, to) in [
-        ("bert", "bert"),
-        ("bert", "bert-t"),
-        ("mpnet", "mpnet"),
-        ("t5-relu", "t5"),
-        ("llama", "llama"),
-    ] {
+    for (from, to) in [("bert", "bert"), ("bert", "bert-t"), ("mpnet", "mpnet"), ("t5-relu", "t5"), ("llama", "llama")]
+    {
         copy(from, to, "")?;
         copy(from, &format!("sound/{}", to.trim_end_matches("-t")), "")?;
     }
@@ -193,7 +383,9 @@ pub fn prepare(workshop: &Path) -> Result<()> {
         let name = entry?.file_name().display().to_string();
         put(&format!("index/{name}"), &fs::read(workshop.join("sharded").join(&name))?)?;
     }
-    let record = |id: u32| format!(r#"{{"id": {id}, "img_path": "{id}.png", "prompt": "a dog", "caption": "Two dogs in a park."}}"#);
+    let record = |id: u32| {
+        format!(r#"{{"id": {id}, "img_path": "{id}.png", "prompt": "a dog", "caption": "Two dogs in a park."}}"#)
+    };
     let records = format!("[\n{},\n{}\n]\n", record(1), record(2));
     put("sound/initial_data.json", records.as_bytes())?;
     put("data/initial_data.json", records.as_bytes())?;

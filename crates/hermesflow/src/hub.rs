@@ -100,7 +100,17 @@ const WEIGHTS: [&str; 8] = [
 
 /// What people call the folders of their models; the hub has no organisation of these names.
 const FOLDERS: [&str; 12] = [
-    "models", "model", "checkpoints", "checkpoint", "ckpts", "ckpt", "weights", "pretrained", "runs", "outputs", "data",
+    "models",
+    "model",
+    "checkpoints",
+    "checkpoint",
+    "ckpts",
+    "ckpt",
+    "weights",
+    "pretrained",
+    "runs",
+    "outputs",
+    "data",
     "datasets",
 ];
 
@@ -219,8 +229,9 @@ impl Hub {
             let why = "it is not in the cache, and HF_HUB_OFFLINE forbids to download it";
             bail!("{}", self.missing(&name, parts, why));
         }
-        self.download(&name, parts, progress)
-            .with_context(|| self.missing(&name, parts, "it is no folder here, not in the cache, and could not be downloaded"))?;
+        self.download(&name, parts, progress).with_context(|| {
+            self.missing(&name, parts, "it is no folder here, not in the cache, and could not be downloaded")
+        })?;
         self.cached(&name, parts).with_context(|| self.missing(&name, parts, "what was downloaded is no whole model"))
     }
 

@@ -95,7 +95,13 @@ fn pickles_neither_grow_nor_claim_what_is_not_there() {
         ("pickle/pickle-tensor-of-2-31-1.bin", "lm_head.bias: its shape [2147483647]"),
     ] {
         let parts = ["model/showo", part];
-        refused_at(&workshop, "model/showo/pytorch_model.bin", &corpus(file), &[convert, DOCTOR], &parts[..1 + usize::from(file.contains("2-31"))]);
+        refused_at(
+            &workshop,
+            "model/showo/pytorch_model.bin",
+            &corpus(file),
+            &[convert, DOCTOR],
+            &parts[..1 + usize::from(file.contains("2-31"))],
+        );
     }
     assert!(!workshop.path("made").exists());
 }
@@ -177,9 +183,17 @@ fn weights_that_are_no_numbers_are_named() {
 fn settings_beyond_what_is_computed_with_are_named() {
     let workshop = Workshop::new();
     refused(&workshop, &["imagine", "run.yaml", "imagine.guidance=1e39"], &["imagine.guidance: "]);
-    refused(&workshop, &["imagine", "run.yaml", "imagine.guidance=1e38"], &["logits are not all finite", "imagine.guidance"]);
+    refused(
+        &workshop,
+        &["imagine", "run.yaml", "imagine.guidance=1e38"],
+        &["logits are not all finite", "imagine.guidance"],
+    );
     refused(&workshop, &["caption", "run.yaml", "caption.max_new_tokens=1000000000"], &["caption.max_new_tokens: "]);
-    refused(&workshop, &["mmu", "run.yaml", "--image", "x.png", "--max-new-tokens", "1000000000"], &["--max-new-tokens"]);
+    refused(
+        &workshop,
+        &["mmu", "run.yaml", "--image", "x.png", "--max-new-tokens", "1000000000"],
+        &["--max-new-tokens"],
+    );
     refused(&workshop, &["mmu", "run.yaml", "--image", "x.png", "--temperature", "1e-60"], &["--temperature"]);
 }
 
@@ -188,10 +202,14 @@ fn a_picture_is_one_records_problem_whatever_its_decoder_does() {
     let workshop = Workshop::new();
     let picture = |name: &str| corpus("picture").join(name).display().to_string();
     let records = |name: &str| {
-        ["good.png", name, "no-iend.png"].iter().enumerate().map(|(id, name)| {
-            fs::copy(corpus("picture").join(name), workshop.path(&format!("data/{name}"))).unwrap();
-            serde_json::json!({"id": id, "img_path": name, "prompt": "p", "caption": "c"}).to_string() + "\n"
-        }).collect::<String>()
+        ["good.png", name, "no-iend.png"]
+            .iter()
+            .enumerate()
+            .map(|(id, name)| {
+                fs::copy(corpus("picture").join(name), workshop.path(&format!("data/{name}"))).unwrap();
+                serde_json::json!({"id": id, "img_path": name, "prompt": "p", "caption": "c"}).to_string() + "\n"
+            })
+            .collect::<String>()
     };
     fs::create_dir(workshop.path("data")).unwrap();
     workshop.write("data/initial_data.json", &records("palette-32-bytes.png"));
@@ -202,7 +220,11 @@ fn a_picture_is_one_records_problem_whatever_its_decoder_does() {
     assert!(log.contains("skipped 1 of 3 records") && !log.contains("panicked"), "{log}");
     let output = workshop.hermesflow(&["import", "data/initial_data.json", "--to", "root", "--copy"]);
     assert!(text(&output.stderr).contains("2 records; skipped 1: 1 image unreadable"), "{}", text(&output.stderr));
-    refused(&workshop, &["mmu", "run.yaml", "--image", &picture("palette-32-bytes.png")], &["palette-32-bytes.png: not a readable"]);
+    refused(
+        &workshop,
+        &["mmu", "run.yaml", "--image", &picture("palette-32-bytes.png")],
+        &["palette-32-bytes.png: not a readable"],
+    );
     for sound in ["good.png", "no-iend.png", "turned.jpg"] {
         workshop.succeeds(&["mmu", "run.yaml", "--image", &picture(sound)]);
     }
@@ -214,7 +236,11 @@ fn a_reader_that_leaves_stops_nothing_and_a_full_disk_is_said() {
     let shell = |line: &str| {
         let program = env!("CARGO_BIN_EXE_hermesflow");
         let line = format!("set -o pipefail; hermesflow() {{ '{program}' \"$@\"; }}; {line}");
-        let output = std::process::Command::new("bash").args(["-c", &line]).current_dir(workshop.folder.path()).output().unwrap();
+        let output = std::process::Command::new("bash")
+            .args(["-c", &line])
+            .current_dir(workshop.folder.path())
+            .output()
+            .unwrap();
         (output.status.code(), text(&output.stdout), text(&output.stderr))
     };
     for (line, code) in [

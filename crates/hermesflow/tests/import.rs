@@ -387,7 +387,8 @@ fn files_of_a_shard_that_stand_apart_are_said_to() {
     ];
     tar_of(&workshop, "apart.tar", &members);
     let (_, log) = workshop.succeeds(&["import", "apart.tar", "--to", "data"]);
-    for part in ["apart.tar, a: files not adjacent in a shard", "`tar --sort=name`", "2 files not adjacent in a shard"] {
+    for part in ["apart.tar, a: files not adjacent in a shard", "`tar --sort=name`", "2 files not adjacent in a shard"]
+    {
         assert!(log.contains(part), "{log}");
     }
     let records = workshop.json("data/initial_data.json");
@@ -422,7 +423,10 @@ fn records_may_not_lead_out_of_their_root() {
         workshop.write("strict/initial_data.json", record.to_string());
         let strict = ["run.yaml", "data.root=strict", "data.allow_outside=false"];
         let message = workshop.fails(&[&["caption"][..], &strict].concat());
-        assert!(message.contains("outside the data root strict") && message.contains("data.allow_outside"), "{message}");
+        assert!(
+            message.contains("outside the data root strict") && message.contains("data.allow_outside"),
+            "{message}"
+        );
         assert!(workshop.fails(&[&["doctor"][..], &strict].concat()).contains("cannot go through"));
     }
     workshop.succeeds(&["import", "source.json", "--to", "copied", "--copy"]);

@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 use std::io::Cursor;
 use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
 use hermesflow_nn::foreign::{contained, stands_in};
 use image::metadata::Orientation;
@@ -17,6 +18,10 @@ const MOST_PIXELS: u64 = 100_000_000;
 
 /// What a decoder may allocate: 16 bits of red, green, blue and alpha of [`MOST_PIXELS`], and its own tables.
 const MOST_BYTES: u64 = 1 << 30;
+
+/// Larger pictures are decoded one after the other: each may take all that [`MOST_BYTES`] allows.
+const LARGE: u64 = 16_000_000;
+static ALONE: Mutex<()> = Mutex::new(());
 
 /// Reads a picture, upright as its EXIF orientation says.
 ///
@@ -47,6 +52,9 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     within(path, || {
         let bytes = ended(bytes);
         let mut decoder = decoder(&bytes, path)?;
+        let (width, height) = decoder.dimensions();
+        let large = u64::from(width) * u64::from(height) > LARGE;
+        let _alone = large.then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
         let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // a broken note, not a broken picture
         let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
         picture.apply_orientation(orientation);
@@ -68,13 +76,16 @@ fn within<T>(path: &Path, decode: impl FnOnce() -> Result<T>) -> Result<T> {
 }
 
 fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
+    let bytes = riff(bytes);
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let mut reader = reader.map_err(|source| Error::io(path, source))?;
     match reader.format() {
         // Its decoder paints what is missing grey and says nothing.
         Some(ImageFormat::Jpeg) if !jpeg_ends(bytes) => return Err(broken(path, &"the JPEG is cut off")),
         // Its decoder reserves what a chunk claims to hold.
-        Some(ImageFormat::WebP) if !webp_is_whole(bytes) => return Err(broken(path, &"the WebP is cut off")),
+        Some(ImageFormat::WebP) if !chunks_fit(bytes.get(12..).unwrap_or_default()) => {
+            return Err(broken(path, &"the WebP is cut off"));
+        }
         Some(ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) => {}
         _ => return Err(broken(path, &stands_in(bytes).unwrap_or("neither PNG nor JPEG nor WebP"))),
     }
@@ -104,16 +115,26 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     false
 }
 
-/// Whether all chunks of a WebP lie within the file.
-fn webp_is_whole(bytes: &[u8]) -> bool {
-    let number = |at: usize| bytes.get(at..at + 4).map(|size| size.iter().rev().fold(0, |sum, byte| sum << 8 | usize::from(*byte)));
-    let end = number(4).map_or(0, |size| size + 8).min(bytes.len());
-    let mut at = 12;
-    while let Some(size) = number(at + 4).filter(|_| at + 8 <= end) {
-        at += 8 + size + size % 2;
-        if at > bytes.len() + size % 2 {
+/// A WebP without what stands behind it; other pictures as they are.
+fn riff(bytes: &[u8]) -> &[u8] {
+    match bytes.first_chunk() {
+        Some(&[b'R', b'I', b'F', b'F', a, b, c, d]) => {
+            let end = (u32::from_le_bytes([a, b, c, d]) as usize + 8).min(bytes.len());
+            &bytes[..end]
+        }
+        _ => bytes,
+    }
+}
+
+/// Whether all chunks of a WebP lie within it, those of its frames too.
+fn chunks_fit(mut rest: &[u8]) -> bool {
+    while let Some((&[k, i, n, d, a, b, c, e], body)) = rest.split_first_chunk() {
+        let size = u32::from_le_bytes([a, b, c, e]) as usize;
+        let Some(chunk) = body.get(..size) else { return false };
+        if [k, i, n, d] == *b"ANMF" && !chunk.get(16..).is_some_and(chunks_fit) {
             return false;
         }
+        rest = body.get(size + size % 2..).unwrap_or_default();
     }
     true
 }

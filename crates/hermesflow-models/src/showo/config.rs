@@ -229,7 +229,8 @@ impl PhiConfig {
         }
         let factor = self.partial_rotary_factor;
         if !(factor > 0.0 && factor <= 1.0 && self.rotary_dim() > 0) {
-            let message = format!("partial_rotary_factor {factor} is no share of the {} numbers of a head", self.head_dim());
+            let message =
+                format!("partial_rotary_factor {factor} is no share of the {} numbers of a head", self.head_dim());
             return Err(Error::config(path, message));
         }
         if !self.rotary_dim().is_multiple_of(2) {

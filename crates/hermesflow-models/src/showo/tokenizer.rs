@@ -119,7 +119,8 @@ impl ShowoTokenizer {
     /// # Errors
     /// When the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        decoded(|| self.inner.decode(ids, true)).map_err(|e| Error::Invalid(format!("the tokenizer cannot write a text: {e}")))
+        decoded(|| self.inner.decode(ids, true))
+            .map_err(|e| Error::Invalid(format!("the tokenizer cannot write a text: {e}")))
     }
 
     /// The id of a token, if there is such a one.

@@ -12,10 +12,10 @@ use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::sizes;
 use serde::Deserialize;
 
+use super::check_finite;
 use super::folder::{Parameters, read_json};
 use super::layers::{Activation, LayerNorm, Linear};
 use super::packing::Packing;
-use super::check_finite;
 use super::relative::{self, Buckets};
 use crate::{Error, Result};
 

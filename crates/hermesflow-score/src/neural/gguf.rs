@@ -26,7 +26,8 @@ const MATRICES: [&str; 7] = ["attn_q", "attn_k", "attn_v", "attn_output", "ffn_g
 impl Llama {
     /// Loads a GGUF file.
     pub(super) fn load_gguf(path: &Path, device: &Device) -> Result<Self> {
-        let broken = |error: String| Error::file(path, format!("not a readable GGUF file ({error}); download it again"));
+        let broken =
+            |error: String| Error::file(path, format!("not a readable GGUF file ({error}); download it again"));
         let file = File::open(path).map_err(|error| Error::file(path, error))?;
         let mut reader = BufReader::new(file);
         let content = decoded(|| Content::read(&mut reader)).map_err(|error| match pointer(path) {
@@ -132,7 +133,8 @@ fn shapes(content: &Content, sizes: &Sizes, blocks: usize) -> Vec<(String, Vec<u
 fn weight_bytes(content: &Content, shapes: &[(String, Vec<usize>)]) -> Result<u64, String> {
     let mut bytes = 0u64;
     for (name, shape) in shapes {
-        let info = content.tensor_infos.get(&format!("{name}.weight")).ok_or_else(|| format!("has no {name}.weight"))?;
+        let info =
+            content.tensor_infos.get(&format!("{name}.weight")).ok_or_else(|| format!("has no {name}.weight"))?;
         if info.shape.dims() != shape.as_slice() {
             return Err(format!("{name}.weight has shape {:?}, the sizes ask for {shape:?}", info.shape.dims()));
         }

@@ -34,13 +34,18 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Checks the numbers that both kinds of files have.
     pub fn check(&self) -> Result<(), String> {
-        sizes::check(&[("the number of heads", self.heads, sizes::WIDTH), ("the size of a head", self.head, 2..=1 << 12)])?;
+        sizes::check(&[
+            ("the number of heads", self.heads, sizes::WIDTH),
+            ("the size of a head", self.head, 2..=1 << 12),
+        ])?;
         if !self.head.is_multiple_of(2) {
             return Err(format!("the size of a head, {}, is odd", self.head));
         }
         sizes::check_positive(&[("the base of the rotary frequencies", self.rope_theta)])?;
         match self.eos.iter().chain([&self.bos]).find(|id| **id as usize >= self.vocab) {
-            Some(id) => Err(format!("the id {id} that begins or ends a text is beyond the {} of the vocabulary", self.vocab)),
+            Some(id) => {
+                Err(format!("the id {id} that begins or ends a text is beyond the {} of the vocabulary", self.vocab))
+            }
             None => Ok(()),
         }
     }

@@ -9,8 +9,8 @@ use hermesflow_records::derive_seed;
 use serde_json::json;
 
 use super::{ModelArgs, count};
-use crate::{output, pictures};
 use crate::stage::text_number;
+use crate::{output, pictures};
 
 /// Ask the model anything about your own pictures
 ///

@@ -21,8 +21,8 @@ use hermesflow_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::objectives::{BasePretraining, PretrainingMix, VqPretraining};
-use crate::{files, overrides};
 use crate::progress::Progress;
+use crate::{files, overrides};
 
 /// Train the image tokenizer and the base model of the scenes world from nothing.
 ///

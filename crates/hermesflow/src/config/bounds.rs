@@ -75,7 +75,10 @@ mod tests {
             ("imagine.guidance=.inf", "imagine.guidance: "),
             ("imagine.temperature=.nan", "imagine.temperature: "),
             ("imagine.temperature=1e-60", "imagine.temperature: "),
-            ("caption.candidates=[{top_k: 1, temperature: 1.0}, {top_k: 2, temperature: 1e-50}]", "caption.candidates[1].temperature: "),
+            (
+                "caption.candidates=[{top_k: 1, temperature: 1.0}, {top_k: 2, temperature: 1e-50}]",
+                "caption.candidates[1].temperature: ",
+            ),
             ("train.weight_decay=1e300", "train.weight_decay: "),
             ("train.eps=1e-60", "train.eps: "),
             ("judges.bertscore_baseline=-.inf", "judges.bertscore_baseline: "),

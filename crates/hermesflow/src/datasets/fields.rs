@@ -114,7 +114,9 @@ impl Names {
             }
         };
         match found {
-            Some((Found::Path(url), _)) if url.contains("://") => Err(Broken::new(&entry.place, Reason::Url, short(&url))),
+            Some((Found::Path(url), _)) if url.contains("://") => {
+                Err(Broken::new(&entry.place, Reason::Url, short(&url)))
+            }
             Some((Found::Text(bytes), name)) if image::guess_format(&bytes).is_err() => {
                 let why = format!("{name} is base64 of {} bytes that are neither PNG nor JPEG nor WebP", bytes.len());
                 Err(Broken::new(&entry.place, Reason::BrokenImage, why))
@@ -141,7 +143,9 @@ impl Names {
                     (Found::Path(path), _) if is_journeydb(&entry.fields) => (stem(path), "the image's name"),
                     (Found::Path(path), _) => (whole(path), "the image's path"),
                     (_, At::Row(number)) => (numbered(&entry.place.file, *number), "the row"),
-                    (_, At::Record { number, .. }) => (numbered(&entry.place.file, *number as u64), "the record's number"),
+                    (_, At::Record { number, .. }) => {
+                        (numbered(&entry.place.file, *number as u64), "the record's number")
+                    }
                     (_, At::Key(key)) => (key.replace('/', "_"), "the key"),
                 };
                 let usable = RecordId::new(&*id).map_err(|error| unusable(&id, &error))?;
@@ -220,9 +224,7 @@ pub fn short(text: &str) -> Cow<'_, str> {
 fn id_of(value: &Value) -> Result<RecordId, (Reason, String)> {
     let whole = |number: &f64| number.fract() == 0.0 && number.abs() < 1e15;
     match value {
-        Value::String(text) => {
-            RecordId::new(blankless(text)).map_err(|error| unusable(text, &error))
-        }
+        Value::String(text) => RecordId::new(blankless(text)).map_err(|error| unusable(text, &error)),
         Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64().filter(whole)) {
             (Some(number), ..) => Ok(number.into()),
             (_, Some(number), _) => Ok(number.into()),
@@ -271,9 +273,9 @@ fn path_in(value: &Value) -> Option<String> {
     match value {
         Value::String(path) => Some(blankless(path)).filter(|path| !path.is_empty()).map(str::to_string),
         Value::Array(list) => list.iter().find_map(path_in),
-        Value::Object(map) => {
-            ["path", "file_name", "filename", "bytes", "base64", "data"].iter().find_map(|name| path_in(map.get(*name)?))
-        }
+        Value::Object(map) => ["path", "file_name", "filename", "bytes", "base64", "data"]
+            .iter()
+            .find_map(|name| path_in(map.get(*name)?)),
         _ => None,
     }
 }
@@ -371,7 +373,8 @@ mod tests {
     fn pictures_may_be_text() {
         let png = [&b"\x89PNG\r\n\x1a\n"[..], &[7; 300]].concat();
         let text = BASE64.encode(&png);
-        let lines = text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n");
+        let lines =
+            text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n");
         let address = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
         for image in [text.clone(), lines, address, format!("data:image/png;base64,{text}")] {
             for value in [serde_json::json!(image), serde_json::json!({ "bytes": image })] {

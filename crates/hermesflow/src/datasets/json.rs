@@ -52,7 +52,8 @@ pub fn read(mut bytes: impl BufRead, file: &Arc<Path>, take: &mut Take<'_>) -> R
         }
     }
     if !scanner.record.is_empty() {
-        let broken = Broken::new(&scanner.place(scanner.number, scanner.begun), Reason::CutOff, "the record is not closed");
+        let broken =
+            Broken::new(&scanner.place(scanner.number, scanner.begun), Reason::CutOff, "the record is not closed");
         return take(Err(broken)).map(|_| ());
     }
     Ok(())
@@ -229,7 +230,10 @@ mod tests {
     #[test]
     fn every_form_is_read() {
         for (text, expected) in [
-            ("[{\"id\": 1, \"t\": \"}{\\\"\\\\\"},\n{\"id\": 2, \"of\": [{\"id\": 3}, {\"x\": {}}]}]", ["line 1 1", "line 2 2"]),
+            (
+                "[{\"id\": 1, \"t\": \"}{\\\"\\\\\"},\n{\"id\": 2, \"of\": [{\"id\": 3}, {\"x\": {}}]}]",
+                ["line 1 1", "line 2 2"],
+            ),
             ("\u{feff}{\"id\":1}\n\n{\"id\":2}\n", ["line 1 1", "record 2 (line 3) 2"]),
             ("{\"id\":1},\n{\"id\":2},\n", ["line 1 1", "line 2 2"]),
             ("[\n{\"id\":1}\n,{\"id\":2},]", ["record 1 (line 2) 1", "record 2 (line 3) 2"]),
@@ -238,7 +242,10 @@ mod tests {
         ] {
             assert_eq!(seen(text), expected, "{text}");
         }
-        assert_eq!(seen("[\n  {\n    \"id\": 1\n  },\n  {\n    \"id\": 2\n  }\n]"), ["record 1 (line 2) 1", "record 2 (line 5) 2"]);
+        assert_eq!(
+            seen("[\n  {\n    \"id\": 1\n  },\n  {\n    \"id\": 2\n  }\n]"),
+            ["record 1 (line 2) 1", "record 2 (line 5) 2"]
+        );
         assert!(seen(" []\n").is_empty() && seen("").is_empty());
     }
 

@@ -36,7 +36,10 @@ pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<
     let root = metadata.file_metadata().schema();
     let columns: Vec<String> = root.get_fields().iter().map(|column| column.name().to_string()).collect();
     let wanted: Vec<_> = root.get_fields().iter().filter(|column| names.wants(column.name())).cloned().collect();
-    let schema = Type::group_type_builder(root.name()).with_fields(wanted).build().map_err(|error| unreadable(error.to_string()))?;
+    let schema = Type::group_type_builder(root.name())
+        .with_fields(wanted)
+        .build()
+        .map_err(|error| unreadable(error.to_string()))?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
     let all = metadata.file_metadata().num_rows().max(1) as u64;
     let mut row = 0;

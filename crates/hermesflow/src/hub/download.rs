@@ -283,9 +283,8 @@ fn is_passing(error: &ureq::Error) -> bool {
     use std::io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock};
     match error {
         ureq::Error::Timeout(_) => true,
-        ureq::Error::Io(error) => {
-            [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock].contains(&error.kind())
-        }
+        ureq::Error::Io(error) => [BrokenPipe, ConnectionAborted, ConnectionReset, TimedOut, UnexpectedEof, WouldBlock]
+            .contains(&error.kind()),
         _ => false,
     }
 }

@@ -12,7 +12,12 @@ use crate::weights::Error;
 const TOGETHER: usize = 1 << 14;
 
 /// Refuses values (little-endian, of the type `found`) that are not finite, or will not be as `wanted`.
-pub(in crate::weights) fn check(path: &Path, tensor: &str, bytes: &[u8], (found, wanted): (DType, DType)) -> Result<(), Error> {
+pub(in crate::weights) fn check(
+    path: &Path,
+    tensor: &str,
+    bytes: &[u8],
+    (found, wanted): (DType, DType),
+) -> Result<(), Error> {
     let beyond = limit(wanted);
     let first = match found {
         DType::F32 => first(bytes, 4, beyond, |at| f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]]))),
@@ -24,7 +29,9 @@ pub(in crate::weights) fn check(path: &Path, tensor: &str, bytes: &[u8], (found,
     let Some((number, value)) = first else { return Ok(()) };
     let message = match value.is_finite() {
         true => format!("value {number} is {value:e}, more than {wanted:?} holds; use bf16 or f32"),
-        false => format!("value {number} is {value}, not a number that a model computes with; download or export it again"),
+        false => {
+            format!("value {number} is {value}, not a number that a model computes with; download or export it again")
+        }
     };
     Err(Error::Values { path: path.into(), tensor: tensor.into(), message })
 }
@@ -92,7 +99,8 @@ mod tests {
             (3.39e38, DType::BF16, true),
             (f32::MAX, DType::F32, true),
         ] {
-            let as_dtype = if dtype == DType::F16 { f16::from_f32(value).to_f32() } else { bf16::from_f32(value).to_f32() };
+            let as_dtype =
+                if dtype == DType::F16 { f16::from_f32(value).to_f32() } else { bf16::from_f32(value).to_f32() };
             assert!(dtype == DType::F32 || as_dtype.is_finite() == fits, "{value} as {dtype:?}");
             assert_eq!(problem(&[1.0, value], (DType::F32, dtype)).is_none(), fits, "{value} as {dtype:?}");
         }

@@ -355,13 +355,16 @@ impl<'a> Objects<'a> {
         let start = usize::try_from(*offset).ok().and_then(bytes).and_then(|start| start.checked_add(file.start));
         let end = start.zip(values).and_then(|(start, values)| start.checked_add(values));
         let part = start.zip(end).map(|(start, end)| start..end).filter(|part| part.end <= file.end);
-        let part = part.ok_or_else(|| format!("its shape {shape:?} needs more values than the {} bytes there", file.len()))?;
+        let part =
+            part.ok_or_else(|| format!("its shape {shape:?} needs more values than the {} bytes there", file.len()))?;
         let forwards = || shape.iter().zip(&strides);
         let reversed = match () {
             () if shape.len() != strides.len() => return Err("its shape and its strides do not belong together".into()),
             () if shape.contains(&0) || is_dense(forwards().rev()) => false,
             () if is_dense(forwards()) => true,
-            () => return Err(format!("its values are not in a row (shape {shape:?}, strides {strides:?}); save a copy")),
+            () => {
+                return Err(format!("its values are not in a row (shape {shape:?}, strides {strides:?}); save a copy"));
+            }
         };
         Ok(Some(Held { name: name.to_string(), shape, dtype, part, reversed }))
     }
@@ -406,11 +409,11 @@ mod tests {
     }
 
     fn text(text: &str) -> Vec<u8> {
-        [&[b'X'], &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
+        [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat()
     }
 
     fn sizes(sizes: &[i32]) -> Vec<u8> {
-        let each = sizes.iter().flat_map(|size| [&[b'J'], &size.to_le_bytes()[..]].concat());
+        let each = sizes.iter().flat_map(|size| [b"J", &size.to_le_bytes()[..]].concat());
         [b"(".to_vec(), each.collect(), b"t".to_vec()].concat()
     }
 
@@ -438,7 +441,10 @@ mod tests {
     #[test]
     fn tensors_are_where_their_shapes_say() {
         let plain = read(tensor(0, &[2, 3], &[3, 1])).unwrap().remove(0);
-        assert_eq!((plain.name.as_str(), &plain.shape[..], plain.part.len(), plain.reversed), ("a", &[2, 3][..], 24, false));
+        assert_eq!(
+            (plain.name.as_str(), &plain.shape[..], plain.part.len(), plain.reversed),
+            ("a", &[2, 3][..], 24, false)
+        );
         assert!(read(tensor(0, &[2, 3], &[1, 2])).unwrap()[0].reversed);
         let part = read(tensor(2, &[2, 2], &[2, 1])).unwrap().remove(0).part;
         assert_eq!((part.start - plain.part.start, part.len()), (8, 16));
@@ -479,7 +485,9 @@ mod tests {
             let read = tensors(&archive(&[("data.pkl", &pickle)]));
             assert!(read.is_err() || read.is_ok_and(|tensors| tensors.is_empty()));
         }
-        for broken in [&b""[..], b".", b"\x80\x02(", b"\x80\x02}\x85", b"\x80\x02(}t.", b"h\x01.", b"\x80\x02X\xff\xff\xff\xff"] {
+        for broken in
+            [&b""[..], b".", b"\x80\x02(", b"\x80\x02}\x85", b"\x80\x02(}t.", b"h\x01.", b"\x80\x02X\xff\xff\xff\xff"]
+        {
             assert!(tensors(&archive(&[("data.pkl", broken)])).is_err(), "{broken:?}");
         }
     }

@@ -75,7 +75,8 @@ impl Resolver<'_> {
             out += before;
             let name = &inner[..end];
             let put = self.reference(key, name)?;
-            let put = scalar(&put).with_context(|| format!("{key}: ${{{name}}} inside a text is not a single value"))?;
+            let put =
+                scalar(&put).with_context(|| format!("{key}: ${{{name}}} inside a text is not a single value"))?;
             self.make(key, put.len())?;
             out += &put;
             rest = &inner[end + 1..];
@@ -122,7 +123,10 @@ impl Resolver<'_> {
         if self.open.iter().any(|open| open == target) {
             bail!("{target}: refers to itself: {} → {target}", self.open.join(" → "));
         }
-        ensure!(self.open.len() < DEEPEST, "{target}: more than {DEEPEST} references lead to it; write the value itself");
+        ensure!(
+            self.open.len() < DEEPEST,
+            "{target}: more than {DEEPEST} references lead to it; write the value itself"
+        );
         self.open.push(target.to_owned());
         let mut place = Cow::Borrowed(self.tree);
         let mut path = String::new();
