@@ -29,6 +29,7 @@ mod report;
 mod stage;
 mod statistics;
 mod world;
+mod yaml;
 
 use std::ffi::OsString;
 

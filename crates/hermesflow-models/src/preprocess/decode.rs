@@ -70,6 +70,19 @@ pub fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
     within(path, || decoder(bytes, path).map(drop))
 }
 
+/// As [`check_header`], of a file of which the beginning is read.
+///
+/// # Errors
+/// As [`open`].
+pub fn look(path: &Path) -> Result<()> {
+    within(path, || {
+        let reader = ImageReader::open(path).and_then(ImageReader::with_guessed_format);
+        let reader = reader.map_err(|source| Error::io(path, source))?;
+        let (width, height) = reader.into_dimensions().map_err(|e| broken(path, &e))?;
+        check_size(width, height, path)
+    })
+}
+
 /// What a decoder makes of a picture; its panics are errors.
 fn within<T>(path: &Path, decode: impl FnOnce() -> Result<T>) -> Result<T> {
     contained(decode).map_err(|fault| broken(path, &fault))?
@@ -94,12 +107,17 @@ fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
     reader.limits(limits);
     let decoder = reader.into_decoder().map_err(|e| broken(path, &e))?;
     let (width, height) = decoder.dimensions();
+    check_size(width, height, path)?;
+    Ok(decoder)
+}
+
+fn check_size(width: u32, height: u32, path: &Path) -> Result<()> {
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         let most = MOST_PIXELS / 1_000_000;
         let message = format!("{width}×{height} pixels are more than the {most} million that are read");
         return Err(broken(path, &message));
     }
-    Ok(decoder)
+    Ok(())
 }
 
 /// Whether the marker of the end follows the first scan; before it are segments, which may hold a whole thumbnail.

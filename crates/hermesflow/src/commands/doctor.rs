@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 use hermesflow_models::showo::check_files;
 use hermesflow_models::showo::cost::{self, Cost, Sizes};
-use hermesflow_models::{DType, Products};
+use hermesflow_models::{DType, Products, preprocess};
 use hermesflow_records::InitialRecord;
 use rayon::prelude::*;
 use sysinfo::Disks;
@@ -123,7 +123,7 @@ impl Findings {
         self.add(Verdict::Good, "records", format!("{} in {}", records.len(), path.display()));
         let pictures = Pictures::new(layout, 1);
         let fault = |record: &InitialRecord| {
-            let fault = pictures.find(record.img_path.as_ref()).and_then(|path| header(&path)).err()?;
+            let fault = pictures.find(record.img_path.as_ref()).and_then(|path| Ok(preprocess::look(&path)?)).err()?;
             Some(format!("record {}: {fault:#}", record.id))
         };
         let (mut broken, mut first) = (0, None);
@@ -275,16 +275,6 @@ impl Findings {
 
 /// Records whose pictures are looked at side by side.
 const TOGETHER: usize = 4096;
-
-/// Reads a picture's header.
-fn header(path: &Path) -> Result<()> {
-    let reader = image::ImageReader::open(path).and_then(image::ImageReader::with_guessed_format);
-    reader
-        .with_context(|| path.display().to_string())?
-        .into_dimensions()
-        .with_context(|| path.display().to_string())?;
-    Ok(())
-}
 
 /// About what a picture and its codes take: PNG makes a photograph half as large as it is.
 fn picture_bytes(sizes: &Sizes) -> u64 {
