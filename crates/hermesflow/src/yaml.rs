@@ -145,7 +145,9 @@ mod tests {
 
     #[test]
     fn what_is_written_is_read() {
-        for text in ["", "a: 1", "a: {b: [1, 2.5, x, null, true, -3]}", "a: &b [1]\nc: *b", "a: !tag 3", "[[1]]", "~", "a: ''"] {
+        for text in
+            ["", "a: 1", "a: {b: [1, 2.5, x, null, true, -3]}", "a: &b [1]\nc: *b", "a: !tag 3", "[[1]]", "~", "a: ''"]
+        {
             assert_eq!(read(text).unwrap(), serde_yaml_ng::from_str::<Value>(text).unwrap(), "{text}");
         }
         assert!(problem("a: [1").contains("not YAML") && problem("a: b: c").contains("not YAML"));
@@ -160,7 +162,8 @@ mod tests {
         assert!(problem(&(long + &wide)).contains("values, with all that is repeated"));
         let names = ["a", "b", "c", "d", "e", "f", "g", "h"];
         let first = format!("a: &a [{}]\n", "1,".repeat(9));
-        let laugh = names.windows(2).map(|two| format!("{}: &{} [{}]\n", two[1], two[1], format!("*{},", two[0]).repeat(9)));
+        let laugh =
+            names.windows(2).map(|two| format!("{}: &{} [{}]\n", two[1], two[1], format!("*{},", two[0]).repeat(9)));
         let said = problem(&(first + &laugh.collect::<String>()));
         assert!(said.contains("repeated") || said.contains("repetition"), "{said}");
     }
