@@ -5,7 +5,7 @@ mod memory;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets::UTF8_HORIZONTAL_ONLY};
 use hermesflow_models::showo::check_files;
 use hermesflow_models::showo::cost::{self, Cost, Sizes};
