@@ -46,3 +46,7 @@ kills N="40" *ARGS:
 # Licences and advisories (needs cargo-deny).
 deny:
     cargo deny check
+
+# Mutated files of every format through the program, for so many seconds; says how many were accepted, refused or went wrong.
+fuzz SECONDS *ARGS:
+    cargo run --release -p hermesflow-fuzz -- run --seconds {{SECONDS}} {{ARGS}}

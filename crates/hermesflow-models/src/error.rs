@@ -46,6 +46,12 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
+    /// The model's logits are no numbers to draw from.
+    #[error(
+        "{0}: the model's logits are not all finite numbers; its weights, or settings such as imagine.guidance, \
+         a temperature or model.dtype, lead beyond what can be computed with"
+    )]
+    NotFinite(&'static str),
     /// A request that the model cannot serve.
     #[error("{0}")]
     Invalid(String),

@@ -15,7 +15,7 @@ pub use error::{Error, Result};
 pub use grid::{Direction, Grid};
 pub use hermesflow_nn::ops::{Products, multiplies_bf16};
 pub use hermesflow_nn::weights::{FileBacked, FileFormat, Weights};
-pub use hermesflow_nn::{device, measure};
+pub use hermesflow_nn::{device, foreign, measure};
 pub use mask_schedule::{MaskSchedule, SigmoidParams};
 pub use model::{
     CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, Sampling,

@@ -10,7 +10,7 @@ use image::RgbImage;
 mod decode;
 mod mask;
 
-pub use decode::{check_header, decode, open, read};
+pub use decode::{check_header, decode, look, open, read};
 pub use mask::{Mask, load_mask};
 
 use crate::{Error, Result};

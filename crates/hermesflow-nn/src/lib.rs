@@ -9,10 +9,12 @@
 //! runs instead.
 
 pub mod device;
+pub mod foreign;
 pub mod gradients;
 pub mod measure;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
 pub mod random;
+pub mod sizes;
 pub mod weights;

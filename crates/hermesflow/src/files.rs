@@ -2,7 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
+use hermesflow_models::foreign;
 
 use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord, Table};
 
@@ -54,6 +55,15 @@ pub fn answers(path: &Path) -> Result<Table<AnswerRecord>> {
 /// As [`initial_data`].
 pub fn pairs(path: &Path) -> Result<Table<PairRecord>> {
     Ok(Table::open(path, "`hermesflow pair` makes it")?)
+}
+
+/// A text as people write them: UTF-8, whose byte order mark is left out.
+///
+/// # Errors
+/// Names the file when it cannot be read, or is in another encoding.
+pub fn text(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    foreign::text(bytes).map_err(|what| anyhow!("{}: {what}", path.display()))
 }
 
 /// Writes a file under a temporary name and renames it, making its folder.

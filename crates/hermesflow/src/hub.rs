@@ -4,10 +4,12 @@
 //! path is used as it is. The cache is the one that other programs use,
 //! `models--organisation--model/{refs,snapshots,blobs}` under `HF_HUB_CACHE`, `HF_HOME/hub` or
 //! `~/.cache/huggingface/hub`; a token comes from `HF_TOKEN` or the token file, the server from `HF_ENDPOINT`, and
-//! `HF_HUB_OFFLINE=1` forbids the network. Only the files that are read are fetched.
+//! `HF_HUB_OFFLINE=1` forbids the network. `HF_HUB_DOWNLOAD_TIMEOUT` is how many seconds a server may send nothing. Only the
+//! files that are read are fetched.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -96,6 +98,25 @@ const WEIGHTS: [&str; 8] = [
     "pytorch_model.bin",
 ];
 
+/// What people call the folders of their models; the hub has no organisation of these names.
+const FOLDERS: [&str; 12] = [
+    "models",
+    "model",
+    "checkpoints",
+    "checkpoint",
+    "ckpts",
+    "ckpt",
+    "weights",
+    "pretrained",
+    "runs",
+    "outputs",
+    "data",
+    "datasets",
+];
+
+/// How many seconds a server may send nothing.
+const SILENCE: u64 = 30;
+
 /// A model's name on the hub.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Name {
@@ -154,6 +175,8 @@ pub struct Hub {
     endpoint: String,
     token: Option<String>,
     offline: bool,
+    /// How long a server may send nothing.
+    silence: Duration,
 }
 
 impl Hub {
@@ -175,8 +198,15 @@ impl Hub {
         let token_file = variable("HF_TOKEN_PATH").map_or_else(|| home.join("token"), PathBuf::from);
         let written = || std::fs::read_to_string(token_file).ok().map(|text| text.trim().to_owned());
         let endpoint = variable("HF_ENDPOINT").unwrap_or_else(|| "https://huggingface.co".into());
+        let silence = match variable("HF_HUB_DOWNLOAD_TIMEOUT") {
+            None => SILENCE,
+            Some(seconds) => seconds.parse().ok().filter(|seconds| *seconds > 0).with_context(|| {
+                format!("HF_HUB_DOWNLOAD_TIMEOUT: {seconds:?} is no number of seconds; set it to 30, or not at all")
+            })?,
+        };
         Ok(Self {
             cache,
+            silence: Duration::from_secs(silence),
             endpoint: endpoint.trim_end_matches('/').to_owned(),
             token: variable("HF_TOKEN").or_else(written).filter(|token| !token.is_empty()),
             offline: variable("HF_HUB_OFFLINE")
@@ -199,8 +229,9 @@ impl Hub {
             let why = "it is not in the cache, and HF_HUB_OFFLINE forbids to download it";
             bail!("{}", self.missing(&name, parts, why));
         }
-        self.download(&name, parts, progress)
-            .with_context(|| self.missing(&name, parts, "it is not in the cache and could not be downloaded"))?;
+        self.download(&name, parts, progress).with_context(|| {
+            self.missing(&name, parts, "it is no folder here, not in the cache, and could not be downloaded")
+        })?;
         self.cached(&name, parts).with_context(|| self.missing(&name, parts, "what was downloaded is no whole model"))
     }
 
@@ -214,7 +245,13 @@ impl Hub {
             return Ok(Some(path.to_owned()));
         }
         let name = Name::parse(model)?;
-        Ok(self.cached(&name, parts.or(name.known().map(|known| known.parts))))
+        let found = self.cached(&name, parts.or(name.known().map(|known| known.parts)));
+        ensure!(
+            found.is_some() || !is_folder(model, &name),
+            "{model}: no such folder; give a folder that exists, or a model's name such as showlab/show-o ({model}@main if \
+             the hub's is meant)"
+        );
+        Ok(found)
     }
 
     /// Said of a model that is not there, and whether it can be fetched when it is needed.
@@ -262,6 +299,16 @@ impl Hub {
             self.cache.join(name.folder()).display(),
             self.endpoint,
         )
+    }
+}
+
+/// Whether a text that is no path here was meant as one.
+fn is_folder(text: &str, name: &Name) -> bool {
+    match text.split_once('/') {
+        Some((first, _)) if name.known().is_none() && !text.contains('@') => {
+            FOLDERS.contains(&first) || Path::new(first).is_dir()
+        }
+        _ => false,
     }
 }
 
@@ -351,6 +398,14 @@ mod tests {
         for text in ["", "a/b/c", "../x", "a/..", "a b", "a@../../x", "/etc/model", "https://x/y"] {
             assert!(parse(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn a_folder_that_is_not_there_is_no_model_of_the_hub() {
+        let folder = |text: &str| is_folder(text, &Name::parse(text).unwrap());
+        // Tests run beside src.
+        assert!(folder("models/show-o") && folder("checkpoints/step-100") && folder("src/show-o"));
+        assert!(!folder("showlab/show-o") && !folder("models/show-o@main") && !folder("bert-large-uncased"));
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub struct RunLayout {
     output: PathBuf,
     iteration: usize,
     fresh: bool,
+    allow_outside: bool,
 }
 
 impl RunLayout {
@@ -24,6 +25,7 @@ impl RunLayout {
             output: config.output.clone(),
             iteration: iteration.max(1),
             fresh: config.data.fresh,
+            allow_outside: config.data.allow_outside,
         }
     }
 
@@ -40,6 +42,11 @@ impl RunLayout {
     /// The data root: records, images, and everything that curation makes.
     pub fn data(&self) -> &Path {
         &self.data
+    }
+
+    /// Whether records may name images outside the data root.
+    pub fn allows_outside(&self) -> bool {
+        self.allow_outside
     }
 
     /// The resolved configuration of the run.

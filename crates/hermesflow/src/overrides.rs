@@ -4,6 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde_yaml_ng::{Mapping, Value};
 
+use crate::yaml;
+
 /// Reads YAML with overrides, naming the key of whatever does not fit.
 ///
 /// # Errors
@@ -20,8 +22,8 @@ pub fn parse<T: DeserializeOwned>(yaml: &str, overrides: &[String]) -> Result<T>
 ///
 /// # Errors
 /// When the text is not a mapping in YAML.
-pub fn tree(yaml: &str) -> Result<Value> {
-    let mut tree: Value = serde_yaml_ng::from_str(yaml).context("not YAML")?;
+pub fn tree(text: &str) -> Result<Value> {
+    let mut tree = yaml::read(text)?;
     if tree.is_null() {
         tree = Value::Mapping(Mapping::new()); // an empty file: all defaults
     }
@@ -47,7 +49,7 @@ pub fn apply(tree: &mut Value, argument: &str) -> Result<()> {
     let (key, value) = argument
         .split_once('=')
         .with_context(|| format!("override {argument:?} is not key=value, such as train.steps=100"))?;
-    let value: Value = serde_yaml_ng::from_str(value).with_context(|| format!("override {argument:?}: not a value"))?;
+    let value = yaml::read(value).with_context(|| format!("override {argument:?}: not a value"))?;
     set(tree, key, value).with_context(|| format!("override {argument:?}"))
 }
 

@@ -1,6 +1,6 @@
 //! The pictures that records name.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::preprocess::load_square;
@@ -8,31 +8,41 @@ use hermesflow_records::RecordId;
 use image::RgbImage;
 
 use crate::files;
+use crate::layout::RunLayout;
 use crate::progress::Progress;
 
 /// Reads pictures at a model's resolution.
 #[derive(Debug, Clone)]
 pub struct Pictures {
     root: PathBuf,
+    /// Whether records may name pictures outside the root.
+    outside: bool,
     side: usize,
 }
 
 impl Pictures {
-    /// Pictures whose relative paths begin at `root`, as squares of `side` pixels.
-    pub fn new(root: &Path, side: usize) -> Self {
-        Self { root: root.into(), side }
+    /// Pictures whose relative paths begin at a run's data root, as squares of `side` pixels.
+    pub fn new(layout: &RunLayout, side: usize) -> Self {
+        Self { root: layout.data().into(), outside: layout.allows_outside(), side }
     }
 
     /// Where a picture is: under the root, or relative to the working directory as the Python scripts have it.
+    ///
+    /// # Errors
+    /// When it is not there, or where a record's data may not lead.
     pub fn find(&self, path: &Path) -> Result<PathBuf> {
         let inside = self.root.join(path); // an absolute path stays as it is
-        if inside.is_file() {
-            return Ok(inside);
-        }
-        if path.is_file() {
-            return Ok(path.into());
-        }
-        bail!("image {} does not exist; put it there or remove the record", inside.display())
+        let Some(file) = [inside.as_path(), path].into_iter().find(|file| file.is_file()) else {
+            bail!("image {} does not exist; put it there or remove the record", inside.display())
+        };
+        ensure!(
+            self.outside || lies_within(&self.root, file),
+            "image {} lies outside the data root {}; data.allow_outside=true where the records may lead there, or copy it \
+             into the root, as `hermesflow import --copy` does",
+            file.display(),
+            self.root.display()
+        );
+        Ok(file.into())
     }
 
     /// Reads one as a square.
@@ -56,6 +66,26 @@ impl Pictures {
         let broken = || format!("{}: not a list of codes; remove it or imagine the record again", file.display());
         serde_json::from_str(&text).map(Some).with_context(broken)
     }
+}
+
+/// Whether a file lies in a folder, by its path or by where links lead.
+fn lies_within(folder: &Path, file: &Path) -> bool {
+    let plain = |path: &Path| std::path::absolute(path).map(|path| without_steps_back(&path)).ok();
+    let by_path = plain(folder).zip(plain(file)).is_some_and(|(folder, file)| file.starts_with(folder));
+    let followed = || folder.canonicalize().ok().zip(file.canonicalize().ok());
+    by_path || followed().is_some_and(|(folder, file)| file.starts_with(folder))
+}
+
+/// An absolute path without `..`.
+fn without_steps_back(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::ParentDir => drop(plain.pop()),
+            part => plain.push(part),
+        }
+    }
+    plain
 }
 
 /// The picture files that arguments name: files as they are, folders by all pictures in them, by name.
@@ -155,7 +185,40 @@ pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::config::RunConfig;
+
+    #[test]
+    fn records_lead_nowhere_but_into_their_root() {
+        let folder = tempfile::tempdir().unwrap();
+        let (root, elsewhere) = (folder.path().join("root"), folder.path().join("elsewhere"));
+        for file in [root.join("a/in.png"), elsewhere.join("out.png"), folder.path().join("rooted.png")] {
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, "").unwrap();
+        }
+        let mut config = RunConfig::default();
+        config.data.root = root.clone();
+        let strict = Pictures::new(&RunLayout::new(&config, 1), 1);
+        config.data.allow_outside = true;
+        let open = Pictures::new(&RunLayout::new(&config, 1), 1);
+        let absolute = root.join("a/in.png");
+        for inside in ["a/in.png", "a/../a/in.png", "./a/in.png", absolute.to_str().unwrap()] {
+            assert!(strict.find(inside.as_ref()).is_ok(), "{inside}");
+        }
+        let out = elsewhere.join("out.png");
+        for outside in ["../elsewhere/out.png", "a/../../elsewhere/out.png", out.to_str().unwrap(), "../rooted.png"] {
+            let said = strict.find(outside.as_ref()).unwrap_err().to_string();
+            assert!(said.contains("outside the data root") && said.contains("data.allow_outside"), "{said}");
+            assert!(open.find(outside.as_ref()).is_ok(), "{outside}");
+        }
+        assert!(open.find("none.png".as_ref()).unwrap_err().to_string().contains("does not exist"));
+        #[cfg(unix)]
+        {
+            std::os::unix::fs::symlink(&elsewhere, root.join("link")).unwrap();
+            assert!(strict.find("link/out.png".as_ref()).is_ok(), "a link in the root was put there by its owner");
+        }
+    }
 
     #[test]
     fn prompts_become_names() {

@@ -38,8 +38,8 @@ impl Progress {
     /// One line of the log.
     pub fn log(&self, line: impl AsRef<str>) {
         match self.kind {
-            Kind::Bars => self.bars.suspend(|| eprintln!("{}", line.as_ref())),
-            Kind::Lines => eprintln!("{}", line.as_ref()),
+            Kind::Bars => self.bars.suspend(|| note!("{}", line.as_ref())),
+            Kind::Lines => note!("{}", line.as_ref()),
         }
     }
 
@@ -116,7 +116,7 @@ impl Task {
         let end = if last { String::new() } else { format!(", about {} left", brief(Duration::from_secs_f64(eta))) };
         let message = self.bar.message();
         let message = if message.is_empty() { message } else { format!("  {message}") };
-        eprintln!("{}: {now}/{total} {} in {}{end}{message}", self.name, self.unit, brief(elapsed));
+        note!("{}: {now}/{total} {} in {}{end}{message}", self.name, self.unit, brief(elapsed));
     }
 }
 

@@ -49,7 +49,7 @@ impl<'a, M: UnifiedModel> Reader<'a, M> {
         let tokenizer = models::image_tokenizer_identity(settings, progress)?;
         let file = layout.codes().join(format!("{tokenizer}-{}.bin", model.resolution()));
         let codes = Mutex::new(KnownCodes::open(file, model.image_tokens())?);
-        Ok(Self { model, pictures: Pictures::new(layout.data(), model.resolution()), codes })
+        Ok(Self { model, pictures: Pictures::new(layout, model.resolution()), codes })
     }
 
     /// Opens a picture that is to be understood, as far as it goes without the model; on any thread.

@@ -202,7 +202,7 @@ fn the_doctor_says_what_stands_in_the_way() {
     assert!(said.contains("✗ records") && said.contains("initial_data.json"), "{said}");
     let said = doctor(&["model.vq=model/showo"]);
     assert!(said.contains("✗ model"), "{said}");
-    let said = doctor(&["train.batch_size=100000000"]);
+    let said = doctor(&["train.batch_size=10000", "train.masks_per_pair=1000"]);
     assert!(said.contains("✗ memory") && said.contains("train ("), "{said}");
     assert!(!said.contains("caption ("), "{said}");
 

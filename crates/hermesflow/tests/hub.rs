@@ -9,7 +9,9 @@ use std::net::{TcpListener, TcpStream};
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
+use sha1::Sha1;
 use sha2::{Digest, Sha256};
 use tempfile::TempDir;
 
@@ -25,8 +27,12 @@ struct State {
     cuts: Vec<usize>,
     /// Every request is answered so.
     refuse: Option<u16>,
-    /// The digest that is promised is another file's.
-    damaged: bool,
+    /// The next requests are answered so, and how long to wait.
+    busy: Vec<(u16, Option<&'static str>)>,
+    /// How many answers of the weights still stop in their middle, and do not end.
+    stalls: usize,
+    /// The digest that is promised for files that end so is another file's.
+    damaged: Option<&'static str>,
     /// Ranges are ignored, as some servers do.
     no_ranges: bool,
 }
@@ -69,6 +75,7 @@ impl Hub {
         for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"] {
             command.env_remove(name);
         }
+        command.env("HF_HUB_DOWNLOAD_TIMEOUT", "2");
         command.env("HF_ENDPOINT", &self.address).env("HF_HUB_CACHE", self.cache.path()).env("HOME", self.cache.path());
         command.envs(environment.iter().copied()).args(["fetch", model]).current_dir(self.cache.path());
         command.stdin(Stdio::null()).output().unwrap()
@@ -103,6 +110,12 @@ impl Hub {
     }
 }
 
+/// The name that git gives a file by its content.
+fn git_id(bytes: &[u8]) -> String {
+    let header = format!("blob {}\0", bytes.len());
+    Sha1::new().chain_update(header).chain_update(bytes).finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 fn digest(bytes: &[u8]) -> String {
     Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect()
 }
@@ -128,15 +141,20 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     if let Some(refuse) = state.refuse {
         return say(&mut stream, &format!("{refuse} No"), 0, b"");
     }
+    if let Some((status, after)) = state.busy.pop() {
+        let after = after.map_or_else(String::new, |after| format!("\r\nRetry-After: {after}"));
+        return say(&mut stream, &format!("{status} Busy{after}"), 0, b"");
+    }
     if path.starts_with("/api/models/org/tiny/revision/main") {
         let siblings: Vec<_> = state
             .files
             .iter()
-            .enumerate()
-            .map(|(number, (name, bytes))| {
-                let sha256 = if state.damaged { "5a".repeat(32) } else { digest(bytes) };
+            .map(|(name, bytes)| {
+                let damaged = state.damaged.is_some_and(|end| name.ends_with(end));
+                let sha256 = if damaged { "5a".repeat(32) } else { digest(bytes) };
                 let lfs = name.ends_with("safetensors").then(|| serde_json::json!({"sha256": sha256}));
-                serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": format!("b{number}"), "lfs": lfs})
+                let id = if damaged { "5a".repeat(20) } else { git_id(bytes) };
+                serde_json::json!({"rfilename": name, "size": bytes.len(), "blobId": id, "lfs": lfs})
             })
             .collect();
         let body = serde_json::json!({"sha": COMMIT, "siblings": siblings}).to_string();
@@ -150,6 +168,14 @@ fn answer(mut stream: TcpStream, state: &Mutex<State>) {
     let rest = &bytes[from..];
     let end = if name == "model.safetensors" { state.cuts.pop().unwrap_or(rest.len()) } else { rest.len() };
     let status = if from > 0 { "206 Partial Content" } else { "200 OK" };
+    if name == "model.safetensors" && state.stalls > 0 {
+        state.stalls -= 1;
+        drop(state);
+        let _ = write!(stream, "HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", rest.len());
+        let _ = stream.write_all(&rest[..70_000.min(rest.len())]);
+        std::thread::sleep(std::time::Duration::from_secs(60));
+        return;
+    }
     say(&mut stream, status, rest.len(), &rest[..end.min(rest.len())]);
 }
 
@@ -167,7 +193,8 @@ fn a_model_is_fetched_into_the_ordinary_cache_once() {
     #[cfg(unix)]
     {
         let link = fs::read_link(folder.join("1_Pooling/config.json")).unwrap();
-        assert_eq!(link, PathBuf::from("../../../blobs/b3"), "links that survive a move of the cache");
+        let blob = format!("../../../blobs/{}", git_id(b"{\"pooling\": 1}"));
+        assert_eq!(link, PathBuf::from(blob), "links that survive a move of the cache");
     }
     let asked = hub.state.lock().unwrap().seen.len();
     assert_eq!(hub.fetched("org/tiny"), folder);
@@ -206,14 +233,72 @@ fn a_server_without_ranges_begins_again() {
 }
 
 #[test]
+fn a_server_that_stalls_is_asked_again() {
+    let hub = Hub::new();
+    hub.state.lock().unwrap().stalls = 2;
+    let started = Instant::now();
+    assert_eq!(fs::read(hub.fetched("org/tiny").join("model.safetensors")).unwrap(), hub.weights());
+    assert!(started.elapsed() < Duration::from_secs(30), "{:?}", started.elapsed());
+    let hub = Hub::new();
+    {
+        // Every answer brings nothing more than the one before: it must end.
+        let mut state = hub.state.lock().unwrap();
+        (state.stalls, state.no_ranges) = (usize::MAX, true);
+    }
+    let message = hub.refused("org/tiny", &[("HF_HUB_DOWNLOAD_TIMEOUT", "1")]);
+    assert!(message.contains("nothing came for 1 seconds") && message.contains("run again to go on"), "{message}");
+    assert!(hub.refused("org/tiny", &[("HF_HUB_DOWNLOAD_TIMEOUT", "soon")]).contains("no number of seconds"));
+}
+
+#[test]
+fn a_busy_server_is_asked_again_when_it_says() {
+    let hub = Hub::new();
+    hub.state.lock().unwrap().busy = vec![(503, None), (429, Some("1")), (500, None), (429, Some("0"))];
+    let started = Instant::now();
+    let output = hub.fetch("org/tiny", &[]);
+    let log = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{log}");
+    assert!(log.contains("answers 429; next try in 1.0 s"), "{log}");
+    assert!(started.elapsed() >= Duration::from_secs(1));
+    let hub = Hub::new();
+    hub.state.lock().unwrap().busy = vec![(429, Some("86400"))];
+    let message = hub.refused("org/tiny", &[]);
+    assert!(message.contains("in 86400 seconds") && message.contains("answers 429"), "{message}");
+    let hub = Hub::new();
+    hub.state.lock().unwrap().busy = vec![(503, Some("0")); 50];
+    assert!(hub.refused("org/tiny", &[]).contains("has no time for us"));
+}
+
+#[test]
+fn a_damaged_small_file_is_removed() {
+    let hub = Hub::new();
+    hub.state.lock().unwrap().damaged = Some("tokenizer.json");
+    let message = hub.refused("org/tiny", &[]);
+    assert!(message.contains("tokenizer.json") && message.contains("not what the hub has (sha1"), "{message}");
+    hub.state.lock().unwrap().damaged = None;
+    hub.fetched("org/tiny");
+}
+
+#[test]
+fn a_folder_that_is_not_there_is_not_looked_up() {
+    let hub = Hub::new();
+    for name in ["models/show-o", "./org/tiny", "checkpoints/mine", "models--org--tiny/tiny"] {
+        fs::create_dir_all(hub.cache.path().join("models--org--tiny")).unwrap();
+        let message = hub.refused(name, &[]);
+        assert!(message.contains("no such folder") || message.contains("neither a path"), "{message}");
+    }
+    assert!(hub.state.lock().unwrap().seen.is_empty(), "the hub is not asked");
+}
+
+#[test]
 fn a_damaged_download_is_removed() {
     let hub = Hub::new();
-    hub.state.lock().unwrap().damaged = true;
+    hub.state.lock().unwrap().damaged = Some("safetensors");
     let message = hub.refused("org/tiny", &[]);
     assert!(message.contains("model.safetensors") && message.contains("not what the hub has"), "{message}");
     let blobs = hub.cache.path().join("models--org--tiny/blobs");
     assert!(!blobs.join("5a".repeat(32)).exists() && !blobs.join(format!("{}.incomplete", "5a".repeat(32))).exists());
-    hub.state.lock().unwrap().damaged = false;
+    hub.state.lock().unwrap().damaged = None;
     assert_eq!(fs::read(hub.fetched("org/tiny").join("model.safetensors")).unwrap(), hub.weights());
 }
 

@@ -102,7 +102,7 @@ fn pictures() -> Vec<(String, Vec<u8>)> {
 
 const RUN: &str = "
 seed: 5
-data: { root: data, chunk: 4 }
+data: { root: data, chunk: 4, allow_outside: true }
 model: { showo: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }
 caption: { max_new_tokens: 4, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 0, temperature: 2.0 }] }
 imagine: { images: 2, steps: 2, guidance: 0.0 }
@@ -321,4 +321,114 @@ fn a_killed_import_ends_with_the_same_bytes() {
     // A kill in the midst of an image leaves its temporary file, which the next run writes over.
     assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
     assert!(expected == found);
+}
+
+/// A file of the corpus of mutated files.
+fn odd(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fuzz/corpus").join(name).display().to_string()
+}
+
+/// A tar of small files.
+fn tar_of(workshop: &Workshop, name: &str, members: &[(&str, &[u8])]) {
+    let mut tar = tar::Builder::new(Vec::new());
+    for (name, bytes) in members {
+        let mut header = tar::Header::new_ustar();
+        header.set_size(bytes.len() as u64);
+        header.set_mode(0o644);
+        header.set_cksum();
+        tar.append_data(&mut header, name, *bytes).unwrap();
+    }
+    workshop.write(name, tar.into_inner().unwrap());
+}
+
+#[test]
+fn what_people_have_is_read() {
+    let workshop = Workshop::new();
+    fs::copy(odd("picture/good.png"), workshop.path("good.png")).unwrap();
+    let imported = |workshop: &Workshop, arguments: &[&str]| {
+        let _ = fs::remove_dir_all(workshop.path("data"));
+        let all = [&["import", "--to", "data"], arguments].concat();
+        let (_, log) = workshop.succeeds(&all);
+        (workshop.json("data/initial_data.json"), log)
+    };
+    // Braces in a name that exists.
+    fs::copy(odd("json/braces.json"), workshop.path("my{data}.json")).unwrap();
+    assert_eq!(imported(&workshop, &["my{data}.json"]).0[0]["caption"], "a grey point");
+    // A byte order mark, in a shard and in JSON.
+    let (records, _) = imported(&workshop, &[&odd("tar.gz/byte-order-mark.tar.gz")]);
+    let caption = records[0]["caption"].as_str().unwrap();
+    assert!(caption.starts_with(|first: char| first.is_ascii_alphabetic()), "{caption:?}");
+    workshop.write("bom.json", "\u{feff}[{\"id\": 1, \"image\": \"good.png\", \"caption\": \"\u{feff}a point\"}]");
+    assert_eq!(imported(&workshop, &["bom.json"]).0[0]["caption"], "a point");
+    // All compressions of Parquet.
+    assert!(!imported(&workshop, &[&odd("parquet/lz4.parquet"), "--images", "."]).0.is_empty());
+    // Pictures as base64: of a picture, and of something else.
+    let png = base64::Engine::encode(&base64::prelude::BASE64_STANDARD, fs::read(odd("picture/no-iend.png")).unwrap());
+    let lines = json!([{"image": png, "caption": "stripes"}, {"image": format!("data:image/png;base64,{png}"), "caption": "the same"}]);
+    workshop.write("base64.json", lines.to_string());
+    let (records, _) = imported(&workshop, &["base64.json"]);
+    assert_eq!(records[1]["img_path"], "images/base64-00000002.png");
+    let message = workshop.fails(&["import", &odd("json/base64-image.json"), "--to", "none"]);
+    assert!(message.contains("is base64 of") && message.len() < 1000, "{message}");
+}
+
+#[test]
+fn files_of_a_shard_that_stand_apart_are_said_to() {
+    let workshop = Workshop::new();
+    let png = fs::read(odd("picture/good.png")).unwrap();
+    let members: [(&str, &[u8]); 7] = [
+        ("a.png", &png),
+        ("b.png", &png),
+        ("a.txt", b"an a"),
+        ("b.txt", b"a b"),
+        ("b.json", b"{}"),
+        ("c.png", &png),
+        ("c.txt", "\u{feff}a c".as_bytes()),
+    ];
+    tar_of(&workshop, "apart.tar", &members);
+    let (_, log) = workshop.succeeds(&["import", "apart.tar", "--to", "data"]);
+    for part in ["apart.tar, a: files not adjacent in a shard", "`tar --sort=name`", "2 files not adjacent in a shard"]
+    {
+        assert!(log.contains(part), "{log}");
+    }
+    let records = workshop.json("data/initial_data.json");
+    assert_eq!((records.len(), &records[0]["caption"]), (1, &json!("a c")));
+    let (_, log) = workshop.succeeds(&["import", &odd("tar/not-adjacent.tar"), "--to", "other"]);
+    assert!(log.contains("1 records; skipped 2: 2 files not adjacent in a shard"), "{log}");
+}
+
+#[test]
+fn a_record_is_named_by_its_number_where_a_line_has_several() {
+    let workshop = Workshop::new();
+    fs::copy(odd("picture/good.png"), workshop.path("good.png")).unwrap();
+    let record = |id: usize| json!({"id": id, "image": if id == 17 { "none.png" } else { "good.png" }, "caption": "c"});
+    workshop.write("one-line.json", json!((1..=20).map(record).collect::<Vec<_>>()).to_string());
+    let (_, log) = workshop.succeeds(&["import", "one-line.json", "--to", "data"]);
+    assert!(log.contains("one-line.json, record 17 (line 1): image file missing (none.png)"), "{log}");
+}
+
+#[test]
+fn records_may_not_lead_out_of_their_root() {
+    let workshop = Workshop::new();
+    workshop.succeeds(&["random-model", "model"]);
+    workshop.write("run.yaml", RUN);
+    fs::create_dir_all(workshop.path("elsewhere")).unwrap();
+    fs::copy(odd("picture/good.png"), workshop.path("elsewhere/good.png")).unwrap();
+    workshop.write("source.json", json!([{"id": 1, "image": "elsewhere/good.png", "caption": "c"}]).to_string());
+    let (_, log) = workshop.succeeds(&["import", "source.json", "--to", "data"]);
+    assert!(log.contains("1 images stay outside data") && log.contains("data.allow_outside=true"), "{log}");
+    workshop.succeeds(&["caption", "run.yaml"]);
+    for path in [workshop.path("elsewhere/good.png").display().to_string(), "../elsewhere/good.png".into()] {
+        let record = json!([{"id": 1, "img_path": path, "prompt": "p", "caption": "c"}]);
+        workshop.write("strict/initial_data.json", record.to_string());
+        let strict = ["run.yaml", "data.root=strict", "data.allow_outside=false"];
+        let message = workshop.fails(&[&["caption"][..], &strict].concat());
+        assert!(
+            message.contains("outside the data root strict") && message.contains("data.allow_outside"),
+            "{message}"
+        );
+        assert!(workshop.fails(&[&["doctor"][..], &strict].concat()).contains("cannot go through"));
+    }
+    workshop.succeeds(&["import", "source.json", "--to", "copied", "--copy"]);
+    workshop.succeeds(&["caption", "run.yaml", "data.root=copied", "data.allow_outside=false"]);
 }

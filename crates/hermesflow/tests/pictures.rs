@@ -112,11 +112,14 @@ fn what_is_no_picture_is_named() {
         let mut bytes = Cursor::new(Vec::new());
         picture.write_to(&mut bytes, format).unwrap();
         let whole = bytes.into_inner();
-        for length in [0, 1, 3, 7, 12, 40, whole.len() / 4, whole.len() / 2, whole.len() * 3 / 4, whole.len() - 12] {
+        for length in [0, 1, 3, 7, 12, 40, whole.len() / 4, whole.len() / 2, whole.len() * 3 / 4, whole.len() - 13] {
             let said = read(&whole[..length]).unwrap_err();
             assert!(said.contains("it.png: not a readable image"), "{format:?} {length}: {said}");
         }
         assert!(read(&whole).is_ok(), "{format:?}");
+        // A PNG's last twelve bytes say that it ends.
+        let without = (1..=12).all(|cut| read(&whole[..whole.len() - cut]) == read(&whole));
+        assert_eq!(without, format == ImageFormat::Png, "{format:?}");
         assert!(read(&[&whole[..], b"more"].concat()).is_ok(), "{format:?}: what follows is no part of it");
     }
     for other in [b"GIF89a".as_slice(), b"hello"] {

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Segment};
-use hermesflow_nn::parallel;
 use hermesflow_nn::weights::{Scope, Weights};
+use hermesflow_nn::{parallel, sizes};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
@@ -24,6 +24,8 @@ use crate::{Error, Result};
 pub const PROJECTOR_PARAMETERS: [&str; 4] =
     ["mm_projector.0.weight", "mm_projector.0.bias", "mm_projector.2.weight", "mm_projector.2.bias"];
 
+/// The side of a picture, at most.
+const MOST_PIXELS: usize = 4096;
 /// Pictures that go through the tower at once.
 const BATCH: usize = 8;
 /// Mean and deviation of each channel, as CLIP was trained.
@@ -101,6 +103,14 @@ impl ClipConfig {
     /// Says which numbers disagree; `path` is named.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let fault = |message: String| Err(Error::config(path, message));
+        let sized = sizes::check(&[
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::WIDE),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+            ("image_size", self.image_size, 1..=MOST_PIXELS),
+        ]);
+        let sized = sized.and_then(|()| sizes::check_positive(&[("layer_norm_eps", self.layer_norm_eps)]));
+        sized.map_err(|message| Error::config(path, message))?;
         let (heads, patch) = (self.num_attention_heads, self.patch_size);
         if self.model_type != "clip_vision_model" {
             return fault(format!(
@@ -113,9 +123,6 @@ impl ClipConfig {
         }
         if patch == 0 || self.image_size < patch {
             return fault(format!("image_size {} has no patch of {patch}", self.image_size));
-        }
-        if self.num_hidden_layers == 0 {
-            return fault("num_hidden_layers must be at least 1".into());
         }
         if !["quick_gelu", "gelu"].contains(&self.hidden_act.as_str()) {
             return fault(format!("hidden_act {:?} is neither quick_gelu nor gelu", self.hidden_act));

@@ -2,9 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use hermesflow_nn::{foreign, sizes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{Error, Result};
+
+/// Tokens of an image, at most.
+const MOST_TOKENS: usize = 1 << 14;
+/// Levels of an image tokenizer, and what each may have of channels and of blocks.
+const MOST_LEVELS: usize = 8;
+const MOST_PER_LEVEL: usize = 64;
 
 /// The tokens that Show-o adds behind the text vocabulary, in order.
 pub const ADDED_TOKENS: [&str; 10] =
@@ -100,6 +107,18 @@ impl ShowoConfig {
     /// # Errors
     /// Says which numbers disagree; `path` is named.
     pub fn validate(&self, path: &Path) -> Result<()> {
+        let sized = sizes::check(&[
+            ("vocab_size", self.vocab_size, sizes::IDS),
+            ("llm_vocab_size", self.llm_vocab_size, sizes::IDS),
+            ("codebook_size", self.codebook_size, sizes::IDS),
+            ("num_vq_tokens", self.num_vq_tokens, 1..=MOST_TOKENS),
+            ("max_text_len", self.max_text_len, sizes::POSITIONS),
+        ]);
+        sized.map_err(|message| Error::config(path, message))?;
+        if self.grid_side().pow(2) != self.num_vq_tokens {
+            let message = format!("num_vq_tokens {} is not the square of a side", self.num_vq_tokens);
+            return Err(Error::config(path, message));
+        }
         let needed = self.llm_vocab_size + ADDED_TOKENS.len() + self.codebook_size + 1;
         if self.vocab_size < needed {
             let message = format!(
@@ -215,6 +234,13 @@ impl PhiConfig {
     /// # Errors
     /// Says which numbers disagree; `path` is named.
     pub fn validate(&self, path: &Path) -> Result<()> {
+        let sized = sizes::check(&[
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::WIDE),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+        ]);
+        let named = [("layer_norm_eps", self.layer_norm_eps), ("rope_theta", self.rope_theta)];
+        sized.and_then(|()| sizes::check_positive(&named)).map_err(|message| Error::config(path, message))?;
         let heads = self.num_attention_heads;
         if heads == 0 || !self.hidden_size.is_multiple_of(heads) {
             let message = format!("hidden_size {} is not a multiple of {heads} heads", self.hidden_size);
@@ -222,6 +248,12 @@ impl PhiConfig {
         }
         if self.num_key_value_heads.is_some_and(|kv| kv != heads) {
             return Err(Error::config(path, "grouped key/value heads are not part of Show-o; remove the key"));
+        }
+        let factor = self.partial_rotary_factor;
+        if !(factor > 0.0 && factor <= 1.0 && self.rotary_dim() > 0) {
+            let message =
+                format!("partial_rotary_factor {factor} is no share of the {} numbers of a head", self.head_dim());
+            return Err(Error::config(path, message));
         }
         if !self.rotary_dim().is_multiple_of(2) {
             return Err(Error::config(path, format!("the rotary dimension {} is odd", self.rotary_dim())));
@@ -328,6 +360,16 @@ impl MagvitConfig {
     /// # Errors
     /// Says which numbers disagree; `path` is named.
     pub fn validate(&self, path: &Path) -> Result<()> {
+        let sized = sizes::check(&[("ch", self.ch, sizes::WIDTH), ("resolution", self.resolution, sizes::WIDTH)]);
+        let each = |name: &'static str, list: &Option<Vec<usize>>| {
+            let list = list.as_deref().unwrap_or_default();
+            sizes::check(&[(&format!("the length of {name}"), list.len(), 0..=MOST_LEVELS)])?;
+            list.iter().try_for_each(|number| sizes::check(&[(name, *number, 1..=MOST_PER_LEVEL)]))
+        };
+        sized
+            .and_then(|()| each("ch_mult", &self.ch_mult))
+            .and_then(|()| each("num_res_blocks", &self.num_res_blocks))
+            .map_err(|message| Error::config(path, message))?;
         for levels in [self.encoder(), self.decoder()] {
             if levels.channels.is_empty() || levels.channels.len() != levels.blocks.len() {
                 return Err(Error::config(path, "ch_mult and num_res_blocks must have one number per level"));
@@ -349,7 +391,11 @@ impl MagvitConfig {
 /// # Errors
 /// Names the file when it is missing or malformed.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).map_err(|source| Error::io(path, source))?;
+    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    if let Some(what) = foreign::stands_in(&bytes) {
+        return Err(Error::config(path, what));
+    }
+    let text = foreign::text(bytes).map_err(|what| Error::config(path, what))?;
     serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))
 }
 

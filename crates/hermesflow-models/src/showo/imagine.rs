@@ -116,7 +116,7 @@ impl<'a> Denoiser<'a> {
     /// same numbers.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// When a tensor operation fails, or the logits are no numbers.
     pub fn run(
         &mut self,
         mut images: Vec<Decoding>,
@@ -128,6 +128,9 @@ impl<'a> Denoiser<'a> {
             match ops::by_kernels(self.phi.device()) {
                 true => self.step(&mut images, guidance, &mut draws)?,
                 false => self.step_on_device(&mut images, guidance, &mut draws)?,
+            }
+            if !images.iter().all(Decoding::is_finite) {
+                return Err(Error::NotFinite("an image"));
             }
         }
         Ok(images.into_iter().map(Decoding::into_codes).collect())

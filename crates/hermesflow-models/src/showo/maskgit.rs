@@ -76,6 +76,7 @@ pub struct Decoding {
     steps: usize,
     step: usize,
     last: Vec<u32>,
+    finite: bool,
 }
 
 impl Decoding {
@@ -87,12 +88,17 @@ impl Decoding {
     /// From codes of which some are known; these are never touched.
     pub fn resume(codes: Vec<Option<u32>>, steps: usize, temperature: f64, schedule: MaskSchedule) -> Self {
         let last = codes.iter().map(|code| code.unwrap_or(0)).collect();
-        Self { codes, temperature, schedule, steps, step: 0, last }
+        Self { codes, temperature, schedule, steps, step: 0, last, finite: true }
     }
 
     /// Known codes; `None` is masked.
     pub fn codes(&self) -> &[Option<u32>] {
         &self.codes
+    }
+
+    /// Whether all probabilities of what was drawn were numbers.
+    pub fn is_finite(&self) -> bool {
+        self.finite
     }
 
     /// The masked positions, ascending.
@@ -112,6 +118,7 @@ impl Decoding {
 
     /// One step, with the code that was drawn for each masked position, ascending, and its probability.
     pub fn advance_by(&mut self, drawn: &[(u32, f32)], draws: &mut impl Draws) {
+        self.finite &= !drawn.iter().any(|(_, probability)| probability.is_nan());
         let masked: Vec<usize> = self.masked().collect();
         let mut sampled: Vec<u32> = self.codes.iter().map(|code| code.unwrap_or(0)).collect();
         let mut confidence = vec![f32::INFINITY; sampled.len()];

@@ -263,7 +263,10 @@ pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
     Ok(Facts { showo: config, phi, vq: magvit })
 }
 
-/// Checks that an image tokenizer's codes are those of a model.
+/// The side of a model's pictures, at most.
+const MOST_PIXELS: usize = 4096;
+
+/// Checks that an image tokenizer's codes are those of a model, and the side of its pictures.
 fn check_bits(config: &ShowoConfig, vq: &MagvitConfig, origin: &Path) -> Result<()> {
     let bits = vq.z_channels;
     if 1usize << bits != config.codebook_size {
@@ -273,6 +276,11 @@ fn check_bits(config: &ShowoConfig, vq: &MagvitConfig, origin: &Path) -> Result<
             1usize << bits,
             config.codebook_size
         );
+        return Err(Error::config(origin, message));
+    }
+    let side = config.resolution(vq);
+    if side > MOST_PIXELS {
+        let message = format!("its pictures would have a side of {side} pixels, more than {MOST_PIXELS}");
         return Err(Error::config(origin, message));
     }
     Ok(())

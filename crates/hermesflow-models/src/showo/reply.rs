@@ -19,8 +19,8 @@ use super::maskgit::draw_index;
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::Packed;
 use super::texts::UNWRITTEN;
-use crate::Result;
 use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
+use crate::{Error, Result};
 
 /// About so many replies advance as one batch; the replies about one image are never parted.
 const BATCH: usize = 32;
@@ -131,6 +131,8 @@ pub struct Sample {
     max_new_tokens: usize,
     random: ChaCha8Rng,
     ended: bool,
+    /// Whether all logits that it was drawn from were numbers.
+    finite: bool,
     /// What was written, without the closing `<|eot|>`.
     pub tokens: Vec<u32>,
     /// The sum of the log-probabilities of all that was drawn.
@@ -146,12 +148,14 @@ impl Sample {
             max_new_tokens: request.max_new_tokens,
             random: ChaCha8Rng::seed_from_u64(request.seed),
             ended: request.max_new_tokens == 0,
+            finite: true,
             tokens: Vec::new(),
             log_prob: 0.0,
         }
     }
 
     fn take(&mut self, logits: &[f32], eot: u32) {
+        self.finite &= ops::all_finite(logits);
         self.take_one_of(&candidates(logits, self.sampling.top_k), || ops::log_sum_exp(logits), eot);
     }
 
@@ -209,8 +213,11 @@ fn take_all(logits: &Tensor, takers: Vec<Vec<&mut Sample>>, eot: u32) -> Result<
     if !ops::by_kernels(logits.device()) && least > 0 && most <= FEW_ON_A_GPU.min(logits.dim(1)?) {
         for (samples, row) in takers.into_iter().zip(ops::likeliest(&logits, most)?) {
             for sample in samples {
-                let candidates = &row.columns[..sample.sampling.top_k];
-                sample.take_one_of(candidates, || row.log_sum, eot);
+                let top_k = sample.sampling.top_k;
+                sample.finite &= row.log_sum.is_finite() && row.columns.len() >= top_k;
+                if sample.finite {
+                    sample.take_one_of(&row.columns[..top_k], || row.log_sum, eot);
+                }
             }
         }
         return Ok(());
@@ -246,7 +253,7 @@ fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCac
 /// Writes all replies.
 ///
 /// # Errors
-/// When a tensor operation fails.
+/// When a tensor operation fails, or the logits are no numbers.
 pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut [Sample], eot: u32) -> Result<()> {
     let start = prefix.ids.len();
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
@@ -259,6 +266,7 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
     }
     take_all(&first, takers, eot)?;
     drop(first);
+    check_finite(samples)?;
     for column in 0..size {
         let active: Vec<usize> = (0..samples.len()).filter(|&at| !samples[at].ended).collect();
         if active.is_empty() {
@@ -292,8 +300,13 @@ pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut 
         let hidden = phi.forward(phi.embed(&ids)?, &positions, &segments, Some((&cache, &placement)))?;
         let takers = samples.iter_mut().filter(|sample| !sample.ended).map(|sample| vec![sample]).collect();
         take_all(&phi.logits(&hidden, None)?, takers, eot)?;
+        check_finite(samples)?;
     }
     Ok(())
+}
+
+fn check_finite(samples: &[Sample]) -> Result<()> {
+    if samples.iter().all(|sample| sample.finite) { Ok(()) } else { Err(Error::NotFinite("a reply")) }
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use std::path::Path;
 
+use hermesflow_nn::foreign::{decoded, stands_in};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::config::{ADDED_TOKENS, ShowoConfig};
@@ -74,7 +75,12 @@ impl ShowoTokenizer {
     /// When the text is malformed or does not fit the model's vocabulary.
     pub fn from_bytes(bytes: &[u8], config: &ShowoConfig, origin: &Path) -> Result<Self> {
         let fault = |message: String| Error::Tokenizer { path: origin.to_path_buf(), message };
-        let mut inner = Tokenizer::from_bytes(bytes).map_err(|e| fault(format!("not a tokenizer ({e})")))?;
+        if let Some(what) = stands_in(bytes) {
+            return Err(fault(what.into()));
+        }
+        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
+        let mut inner = decoded(|| Tokenizer::from_bytes(bytes))
+            .map_err(|e| fault(format!("not a tokenizer ({e}); download it again")))?;
         let mut text = inner.clone();
         text.set_encode_special_tokens(true);
         // As the original adds them: only the padding is special, the others survive decoding.
@@ -94,6 +100,14 @@ impl ShowoTokenizer {
                 );
                 return Err(fault(message));
             }
+        }
+        let last = inner.get_vocab(true).into_values().max().unwrap_or(0) as usize;
+        if last >= config.vocab_size {
+            let message = format!(
+                "a token has id {last}, beyond the model's vocab_size {}; use the tokenizer that belongs to this checkpoint",
+                config.vocab_size
+            );
+            return Err(fault(message));
         }
         let end = inner.token_to_id(END_OF_TEXT).ok_or_else(|| fault(format!("has no {END_OF_TEXT} token")))?;
         Ok(Self { inner, text, special: SpecialIds::new(config, end) })
@@ -120,7 +134,8 @@ impl ShowoTokenizer {
     /// # Errors
     /// When the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|e| Error::Invalid(format!("cannot detokenize: {e}")))
+        decoded(|| self.inner.decode(ids, true))
+            .map_err(|e| Error::Invalid(format!("the tokenizer cannot write a text: {e}")))
     }
 
     /// The id of a token, if there is such a one.
@@ -135,6 +150,7 @@ impl ShowoTokenizer {
 }
 
 fn ids(tokenizer: &Tokenizer, text: &str) -> Result<Vec<u32>> {
-    let encoding = tokenizer.encode(text, false).map_err(|e| Error::Invalid(format!("cannot tokenize: {e}")))?;
+    let encoding = decoded(|| tokenizer.encode(text, false));
+    let encoding = encoding.map_err(|e| Error::Invalid(format!("the tokenizer cannot read a text: {e}")))?;
     Ok(encoding.get_ids().to_vec())
 }

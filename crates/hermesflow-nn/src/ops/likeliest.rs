@@ -9,7 +9,7 @@ use super::log_prob::log_sum_exp;
 pub struct Likeliest {
     /// Columns with their logits, the likeliest first; of equal ones those that stand first.
     pub columns: Vec<(u32, f32)>,
-    /// The log-sum-exp of all columns.
+    /// The log-sum-exp of all columns; NaN or infinite if one of them is.
     pub log_sum: f64,
 }
 
@@ -48,7 +48,7 @@ pub fn likeliest_of_row(logits: &[f32], count: usize) -> Vec<u32> {
 /// `logits [n, v]` in f32 -> n rows
 ///
 /// # Errors
-/// When none or more than all are asked for, or a GPU finds a number that is none.
+/// When none or more than all are asked for.
 pub fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Likeliest>> {
     let (_, v) = logits.dims2()?;
     if count == 0 || count > v {
@@ -56,17 +56,13 @@ pub fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Likeliest>> {
     }
     #[cfg(feature = "cuda")]
     if logits.device().is_cuda() && v <= 1 << 24 {
-        return super::gpu::likeliest(&logits.contiguous()?, count)?
-            .into_iter()
-            .map(|(columns, log_sum)| {
-                if columns.iter().any(|(column, logit)| *column as usize >= v || !logit.is_finite())
-                    || !log_sum.is_finite()
-                {
-                    bail!("logits hold numbers that are none, or infinite ones");
-                }
-                Ok(Likeliest { columns, log_sum: log_sum.into() })
-            })
-            .collect();
+        let rows = super::gpu::likeliest(&logits.contiguous()?, count)?;
+        // A row of numbers that are none has no likeliest.
+        let of_row = |(mut columns, log_sum): (Vec<(u32, f32)>, f32)| {
+            columns.retain(|(column, _)| (*column as usize) < v);
+            Likeliest { columns, log_sum: log_sum.into() }
+        };
+        return Ok(rows.into_iter().map(of_row).collect());
     }
     let of_row = |row: Vec<f32>| {
         let columns = likeliest_of_row(&row, count).into_iter().map(|column| (column, row[column as usize])).collect();

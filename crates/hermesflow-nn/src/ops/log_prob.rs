@@ -37,6 +37,12 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     f64::from(highest) + sum.ln()
 }
 
+/// Whether all of a row are numbers that can be computed with: no NaN, no infinity.
+pub fn all_finite(row: &[f32]) -> bool {
+    // Without a branch for each.
+    row.iter().fold(true, |good, value| good & value.is_finite())
+}
+
 /// `work` on each item with its row, side by side.
 ///
 /// # Shapes

@@ -43,6 +43,24 @@ pub enum Error {
         /// What the parser said.
         message: String,
     },
+    /// A file only stands for the one that is meant.
+    #[error("{path}: {what}")]
+    StandsIn {
+        /// The file.
+        path: PathBuf,
+        /// What it is, and what to do.
+        what: &'static str,
+    },
+    /// A tensor holds what is no number, or one that its type cannot hold.
+    #[error("{path}: {tensor}: {message}")]
+    Values {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What it holds, and what to do.
+        message: String,
+    },
     /// The tensors are not those that the configuration asks for.
     #[error(
         "{path}: the weights do not fit their configuration: {message}; \
@@ -185,6 +203,17 @@ impl Weights {
         for (name, tensor) in &self.tensors {
             let described = format!("{name} {:?} {:?}", tensor.dtype(), tensor.dims());
             see(&described, &write::bytes(tensor, None)?);
+        }
+        Ok(())
+    }
+
+    /// Checks that a type holds every number that the tensors hold: a narrower one makes infinity of the largest.
+    ///
+    /// # Errors
+    /// Names the tensor that has a larger one.
+    pub fn check_fit(&self, dtype: DType) -> Result<(), Error> {
+        for (name, tensor) in self.tensors.iter().filter(|(_, tensor)| tensor.dtype().is_float()) {
+            read::check_finite(&self.origin, name, &write::bytes(tensor, None)?, (tensor.dtype(), dtype))?;
         }
         Ok(())
     }

@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
-use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -13,6 +12,12 @@ use safetensors::SafeTensors;
 
 use super::Error;
 use super::mapped::{Mapped, Plain};
+use crate::foreign::{decoded, stands_in};
+
+mod finite;
+mod pickle;
+
+pub(super) use finite::check as check_finite;
 
 /// Bytes from which a tensor is worth leaving in its file.
 const IN_FILE: usize = 1 << 16;
@@ -78,20 +83,8 @@ pub struct Entry {
 pub fn entries(path: &Path) -> Result<Vec<Entry>, Error> {
     let mut entries = Vec::new();
     for file in weight_files(path)? {
-        match Source::open(&file)? {
-            Source::Safetensors(map) => {
-                let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
-                for (name, view) in tensors.iter() {
-                    let dtype = DType::try_from(view.dtype()).map_err(broken(&file))?;
-                    entries.push(Entry { name: name.to_string(), shape: view.shape().to_vec(), dtype });
-                }
-            }
-            Source::Pickle(tensors) => entries.extend(tensors.tensor_infos().iter().map(|(name, info)| Entry {
-                name: name.clone(),
-                shape: info.layout.dims().to_vec(),
-                dtype: info.dtype,
-            })),
-        }
+        let (_, tensors) = open(&file)?;
+        entries.extend(tensors.into_iter().map(|held| Entry { name: held.name, shape: held.shape, dtype: held.dtype }));
     }
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(entries)
@@ -122,56 +115,72 @@ pub fn each_tensor(
     mut take: impl FnMut(String, Tensor) -> Result<(), Error>,
 ) -> Result<(), Error> {
     for file in weight_files(path)? {
-        match Source::open(&file)? {
-            Source::Safetensors(map) => {
-                let tensors = SafeTensors::deserialize(&map).map_err(broken(&file))?;
-                let mapped = if device.is_cpu() { Mapped::open(&file) } else { None };
-                for (name, view) in tensors.iter() {
-                    let (found, shape) = (DType::try_from(view.dtype()).map_err(broken(&file))?, view.shape());
-                    let dtype = dtype.map_or(found, |dtype| held(found, dtype, shape.len()));
-                    let part = part(&map, view.data());
-                    let there = mapped.as_ref().filter(|_| dtype == found && part.len() >= IN_FILE);
-                    let tensor = match there.and_then(|mapped| in_file(mapped, part.clone(), dtype, shape)) {
-                        Some(tensor) => tensor,
-                        None => from_bytes(view.data(), found, dtype, shape, device),
-                    };
-                    let tensor = tensor.map_err(broken(&file))?;
-                    release(&map, part);
-                    take(name.to_string(), tensor)?;
-                }
-            }
-            Source::Pickle(tensors) => {
-                let mut names: Vec<&String> = tensors.tensor_infos().keys().collect();
-                names.sort();
-                for name in names {
-                    let Some(tensor) = tensors.get(name).map_err(broken(&file))? else { continue };
-                    let dtype = dtype.map_or(tensor.dtype(), |dtype| held(tensor.dtype(), dtype, tensor.rank()));
-                    take(name.clone(), tensor.to_dtype(dtype)?.to_device(device)?)?;
-                }
-            }
+        let (map, tensors) = open(&file)?;
+        let mapped = if device.is_cpu() { Mapped::open(&file) } else { None };
+        for Held { name, shape, dtype: found, part, reversed } in tensors {
+            let dtype = dtype.map_or(found, |dtype| held(found, dtype, shape.len()));
+            let bytes = &map[part.clone()];
+            check_finite(&file, &name, bytes, (found, dtype))?;
+            let there = mapped.as_ref().filter(|_| dtype == found && part.len() >= IN_FILE);
+            let tensor = match there.and_then(|mapped| in_file(mapped, part.clone(), dtype, &shape)) {
+                Some(tensor) => tensor,
+                None => from_bytes(bytes, found, dtype, &shape, device),
+            };
+            let tensor = tensor.and_then(|tensor| if reversed { transposed(&tensor) } else { Ok(tensor) });
+            let tensor = tensor.map_err(broken(&file))?;
+            release(&map, part);
+            take(name, tensor)?;
         }
     }
     Ok(())
 }
 
-enum Source {
-    Safetensors(Mmap),
-    Pickle(PthTensors),
+/// A tensor of a weight file: where its values stand, one after the other.
+struct Held {
+    name: String,
+    shape: Vec<usize>,
+    dtype: DType,
+    /// The bytes of the file.
+    part: Range<usize>,
+    /// The first dimension runs fastest: the values are those of the transposed tensor.
+    reversed: bool,
 }
 
-impl Source {
-    fn open(path: &Path) -> Result<Self, Error> {
-        if !path.is_file() {
-            return Err(Error::NotFound(path.to_path_buf()));
-        }
-        if path.extension().is_some_and(|ending| ending == "safetensors") {
-            let io = |source| Error::Io { path: path.to_path_buf(), source };
-            let file = std::fs::File::open(path).map_err(io)?;
-            // SAFETY: the file is only read; a checkpoint that another program changes meanwhile is broken anyway.
-            return Ok(Self::Safetensors(unsafe { Mmap::map(&file) }.map_err(io)?));
-        }
-        Ok(Self::Pickle(PthTensors::new(path, None).map_err(broken(path))?))
+/// A weight file and its tensors, by name; every one lies within the file.
+fn open(path: &Path) -> Result<(Mmap, Vec<Held>), Error> {
+    if !path.is_file() {
+        return Err(Error::NotFound(path.to_path_buf()));
     }
+    let io = |source| Error::Io { path: path.to_path_buf(), source };
+    let file = std::fs::File::open(path).map_err(io)?;
+    // SAFETY: the file is only read; a checkpoint that another program changes meanwhile is broken anyway.
+    let map = unsafe { Mmap::map(&file) }.map_err(io)?;
+    if let Some(what) = stands_in(&map) {
+        return Err(Error::StandsIn { path: path.to_path_buf(), what });
+    }
+    let tensors = match path.extension().is_some_and(|ending| ending == "safetensors") {
+        true => decoded(|| safetensors(&map)),
+        false => decoded(|| pickle::tensors(&map)),
+    };
+    let mut tensors = tensors.map_err(broken(path))?;
+    tensors.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok((map, tensors))
+}
+
+fn safetensors(map: &Mmap) -> Result<Vec<Held>, String> {
+    let tensors = SafeTensors::deserialize(map).map_err(|error| error.to_string())?;
+    let held = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
+        let dtype = DType::try_from(view.dtype()).map_err(|error| format!("{name}: {error}"))?;
+        let (name, shape) = (name.to_string(), view.shape().to_vec());
+        Ok(Held { name, shape, dtype, part: part(map, view.data()), reversed: false })
+    };
+    tensors.iter().map(held).collect()
+}
+
+/// The tensor whose dimensions stand the other way round.
+fn transposed(tensor: &Tensor) -> candle_core::Result<Tensor> {
+    let (dims, rank) = (tensor.dims().iter().rev().copied().collect::<Vec<_>>(), tensor.rank());
+    tensor.reshape(dims)?.permute((0..rank).rev().collect::<Vec<_>>())?.contiguous()
 }
 
 fn broken<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {

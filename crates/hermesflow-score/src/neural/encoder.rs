@@ -9,8 +9,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::sizes;
 use serde::Deserialize;
 
+use super::check_finite;
 use super::folder::{Parameters, read_json};
 use super::layers::{Activation, LayerNorm, Linear};
 use super::packing::Packing;
@@ -69,6 +71,22 @@ impl Config {
         if let Some(positions) = self.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
             return Err(format!("position_embedding_type {positions:?} is not supported; expected \"absolute\""));
         }
+        sizes::check(&[
+            ("vocab_size", self.vocab_size, sizes::IDS),
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::WIDE),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+            ("max_position_embeddings", self.max_position_embeddings, sizes::POSITIONS),
+            ("type_vocab_size", self.type_vocab_size, sizes::WIDTH),
+        ])?;
+        let pad = self.pad_token_id.unwrap_or(0) as usize;
+        sizes::check(&[("pad_token_id", pad, 0..=self.max_position_embeddings - 1)])?;
+        if kind == Kind::MpNet {
+            // The buckets are the original's, whatever the table is said to hold.
+            let buckets = self.relative_attention_num_buckets;
+            sizes::check(&[("relative_attention_num_buckets", buckets, BUCKETS.count..=sizes::WIDTH.end() - 1)])?;
+        }
+        sizes::check_positive(&[("layer_norm_eps", self.layer_norm_eps)])?;
         if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {
             return Err(format!("{} heads do not divide hidden_size {}", self.num_attention_heads, self.hidden_size));
         }
@@ -261,6 +279,7 @@ impl Encoder {
             let mlp = layer.down.forward(&self.activation.forward(&layer.up.forward(&xs)?)?)?;
             xs = layer.output_norm.forward(&(xs + mlp)?)?;
         }
+        check_finite("a text encoder", &xs)?;
         Ok(xs)
     }
 

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
+use hermesflow_nn::foreign;
 use hermesflow_nn::weights::Weights;
 use serde::de::DeserializeOwned;
 
@@ -23,11 +24,15 @@ pub(super) fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Resul
 /// Reads `name` in a folder, if there is such a file.
 pub(super) fn optional_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
     let path = folder.join(name);
-    let text = match std::fs::read_to_string(&path) {
-        Ok(text) => text,
+    let bytes = match std::fs::read(&path) {
+        Ok(bytes) => bytes,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(Error::file(&path, error)),
     };
+    if let Some(what) = foreign::stands_in(&bytes) {
+        return Err(Error::file(&path, what));
+    }
+    let text = foreign::text(bytes).map_err(|what| Error::file(&path, what))?;
     let broken = |error| Error::file(&path, format!("{error}; download the file that belongs to this model again"));
     serde_json::from_str(&text).map(Some).map_err(broken)
 }

@@ -1,7 +1,7 @@
 //! LLaMA (Touvron et al., arXiv 2302.13971 and 2307.09288): pre-norm by RMS, rotary positions, gated SiLU, and keys and
 //! values that several query heads may share (Ainslie et al., arXiv 2305.13245).
 //!
-//! Weights are whole (safetensors) or quantised (GGUF); `llama_files.rs` reads both. A prompt is read once: all beams
+//! Weights are whole (safetensors) or quantised (GGUF); `llama_files.rs` and `gguf.rs` read them. A prompt is read once: all beams
 //! see its rows of the cache, and what they have in common after it ([`Regions`]).
 
 use std::sync::Arc;
@@ -9,10 +9,11 @@ use std::sync::Arc;
 use candle_core::quantized::QMatMul;
 use candle_core::{DType, Device, Module, Tensor};
 use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::sizes;
 
 use super::beam::{BeamSearch, Regions};
 use super::layers::{Linear, RmsNorm};
-use super::{TextTokenizer, first_largest};
+use super::{TextTokenizer, check_finite, first_largest};
 use crate::Result;
 
 /// The sizes of a model, whatever file they were read from.
@@ -28,6 +29,26 @@ pub(super) struct Sizes {
     pub interleaved: bool,
     pub bos: u32,
     pub eos: Vec<u32>,
+}
+
+impl Sizes {
+    /// Checks the numbers that both kinds of files have.
+    pub fn check(&self) -> Result<(), String> {
+        sizes::check(&[
+            ("the number of heads", self.heads, sizes::WIDTH),
+            ("the size of a head", self.head, 2..=1 << 12),
+        ])?;
+        if !self.head.is_multiple_of(2) {
+            return Err(format!("the size of a head, {}, is odd", self.head));
+        }
+        sizes::check_positive(&[("the base of the rotary frequencies", self.rope_theta)])?;
+        match self.eos.iter().chain([&self.bos]).find(|id| **id as usize >= self.vocab) {
+            Some(id) => {
+                Err(format!("the id {id} that begins or ends a text is beyond the {} of the vocabulary", self.vocab))
+            }
+            None => Ok(()),
+        }
+    }
 }
 
 /// A weight matrix, whole or quantised.
@@ -210,7 +231,9 @@ impl Llama {
 
     /// `[n, h]` → `[n, v]`.
     fn logits(&self, states: &Tensor) -> Result<Tensor> {
-        Ok(self.head.forward(states)?.to_dtype(DType::F32)?)
+        let logits = self.head.forward(states)?.to_dtype(DType::F32)?;
+        check_finite("llama", &logits)?;
+        Ok(logits)
     }
 
     /// Reads ids at some positions, their keys and values in some rows of the cache.

@@ -1,18 +1,14 @@
-//! LLaMA weights: a folder of safetensors as published, or one GGUF file.
+//! LLaMA weights: a folder of safetensors as published, or one GGUF file ([`super::gguf`]).
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use candle_core::quantized::QMatMul;
-use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device};
-use hermesflow_nn::weights;
+use hermesflow_nn::{sizes, weights};
 use serde::Deserialize;
 use serde_json::Value as Json;
 
 use super::folder::{Parameters, optional_json, read_json};
+use super::gguf::gguf;
 use super::layers::{Linear, RmsNorm};
 use super::llama::{Block, Llama, Projection, Sizes, Table};
 use super::memory;
@@ -91,22 +87,32 @@ impl Config {
             Some(Ids::Several(ids)) => ids,
             None => vec![2],
         };
-        Ok(Sizes {
+        let head = self.head_dim.unwrap_or(self.hidden_size / heads);
+        sizes::check(&[
+            ("vocab_size", self.vocab_size, sizes::IDS),
+            ("hidden_size", self.hidden_size, sizes::WIDTH),
+            ("intermediate_size", self.intermediate_size, sizes::WIDE),
+            ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),
+        ])?;
+        sizes::check_positive(&[("rms_norm_eps", self.rms_norm_eps)])?;
+        let sizes = Sizes {
             vocab: self.vocab_size,
             hidden: self.hidden_size,
             heads,
             key_heads,
-            head: self.head_dim.unwrap_or(self.hidden_size / heads),
+            head,
             rope_theta: self.rope_theta.unwrap_or(10_000.0),
             interleaved: false,
             bos: self.bos_token_id.unwrap_or(1),
             eos,
-        })
+        };
+        sizes.check()?;
+        Ok(sizes)
     }
 }
 
 /// Bytes of the cache.
-fn cache_bytes(sizes: &Sizes, blocks: usize, dtype: DType) -> u64 {
+pub(super) fn cache_bytes(sizes: &Sizes, blocks: usize, dtype: DType) -> u64 {
     (2 * blocks * ROWS * sizes.key_heads * sizes.head * dtype.size_in_bytes()) as u64
 }
 
@@ -174,121 +180,6 @@ impl Llama {
             // What lies between matrices is in f32 on the CPU, whatever these are held in.
             dtype: if device.is_cpu() { DType::F32 } else { dtype },
             device: device.clone(),
-        })
-    }
-
-    /// Weights stay quantised; what runs between them is f32.
-    fn load_gguf(path: &Path, device: &Device) -> Result<Self> {
-        let broken = |error: candle_core::Error| {
-            Error::file(path, format!("not a readable GGUF file ({error}); download it again"))
-        };
-        let file = File::open(path).map_err(|error| Error::file(path, error))?;
-        let mut reader = BufReader::new(file);
-        let content = Content::read(&mut reader).map_err(broken)?;
-        let metadata = Metadata(&content.metadata);
-        if metadata.text("general.architecture") != Some("llama") {
-            let message = format!("architecture {:?}; expected llama", metadata.text("general.architecture"));
-            return Err(Error::file(path, message));
-        }
-        let sizes = metadata
-            .sizes(&content)
-            .map_err(|key| Error::file(path, format!("has no {key}; convert the model again")))?;
-        let blocks = metadata.number("llama.block_count").unwrap_or(0);
-        let eps = metadata.float("llama.attention.layer_norm_rms_epsilon").unwrap_or(1e-5);
-        let bytes = content.tensor_infos.values().map(|info| {
-            let elements = info.shape.elem_count();
-            (elements / info.ggml_dtype.block_size().max(1) * info.ggml_dtype.type_size()) as u64
-        });
-        memory::require(path, bytes.sum::<u64>() + cache_bytes(&sizes, blocks, DType::F32))?;
-        let mut tensor = |name: &str| content.tensor(&mut reader, name, device).map_err(broken);
-        let mut matrix =
-            |name: &str| -> Result<QMatMul> { Ok(QMatMul::from_qtensor(tensor(&format!("{name}.weight"))?)?) };
-        let table = matrix("token_embd")?;
-        let head = match content.tensor_infos.contains_key("output.weight") {
-            true => matrix("output")?,
-            false => table.clone(),
-        };
-        let mut read = Vec::with_capacity(blocks);
-        for number in 0..blocks {
-            let mut part = |name: &str| matrix(&format!("blk.{number}.{name}")).map(Projection::Quantised);
-            let (q, k, v, o) = (part("attn_q")?, part("attn_k")?, part("attn_v")?, part("attn_output")?);
-            let (gate, up, down) = (part("ffn_gate")?, part("ffn_up")?, part("ffn_down")?);
-            read.push((q, k, v, o, gate, up, down));
-        }
-        let mut norm = |name: &str| -> Result<RmsNorm> {
-            let weight = content.tensor(&mut reader, &format!("{name}.weight"), device).map_err(broken)?;
-            Ok(RmsNorm::new(weight.dequantize(device)?, eps))
-        };
-        let mut built = Vec::with_capacity(blocks);
-        for (number, (q, k, v, o, gate, up, down)) in read.into_iter().enumerate() {
-            let input_norm = norm(&format!("blk.{number}.attn_norm"))?;
-            let attention_norm = norm(&format!("blk.{number}.ffn_norm"))?;
-            built.push(Block { input_norm, q, k, v, o, attention_norm, gate, up, down });
-        }
-        Ok(Self {
-            blocks: built,
-            norm: norm("output_norm")?,
-            table: Table::Quantised(table),
-            head: Projection::Quantised(head),
-            sizes,
-            dtype: DType::F32,
-            device: device.clone(),
-        })
-    }
-}
-
-/// A GGUF file: the path itself, or the only one in a folder without other weights.
-pub(super) fn gguf(path: &Path) -> Option<PathBuf> {
-    let is_gguf = |path: &Path| path.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf"));
-    if is_gguf(path) {
-        return Some(path.to_path_buf());
-    }
-    if !path.is_dir() || weights::files(path).is_ok() {
-        return None;
-    }
-    let mut files = std::fs::read_dir(path).ok()?.flatten().map(|entry| entry.path()).filter(|path| is_gguf(path));
-    files.next().filter(|_| files.next().is_none())
-}
-
-struct Metadata<'a>(&'a HashMap<String, Value>);
-
-impl Metadata<'_> {
-    fn text(&self, key: &str) -> Option<&str> {
-        self.0.get(key)?.to_string().ok().map(String::as_str)
-    }
-
-    fn number(&self, key: &str) -> Option<usize> {
-        let value = self.0.get(key)?;
-        let signed = || value.to_i32().ok().and_then(|number| u64::try_from(number).ok());
-        let number = value.to_u64().ok().or_else(|| value.to_u32().ok().map(u64::from)).or_else(signed)?;
-        usize::try_from(number).ok()
-    }
-
-    fn float(&self, key: &str) -> Option<f64> {
-        let value = self.0.get(key)?;
-        value.to_f32().ok().map(f64::from).or_else(|| value.to_f64().ok())
-    }
-
-    fn sizes(&self, content: &Content) -> Result<Sizes, &'static str> {
-        let needed = |key: &'static str| self.number(key).filter(|number| *number > 0).ok_or(key);
-        let (hidden, heads) = (needed("llama.embedding_length")?, needed("llama.attention.head_count")?);
-        let table = content.tensor_infos.get("token_embd.weight").ok_or("token_embd.weight")?;
-        let id = |key: &str| self.number(key).and_then(|id| u32::try_from(id).ok());
-        let key_heads = self.number("llama.attention.head_count_kv").unwrap_or(heads);
-        if key_heads == 0 || !heads.is_multiple_of(key_heads) {
-            return Err("llama.attention.head_count_kv that divides the heads");
-        }
-        needed("llama.block_count")?;
-        Ok(Sizes {
-            vocab: table.shape.dims().first().copied().unwrap_or(0),
-            hidden,
-            heads,
-            key_heads,
-            head: self.number("llama.attention.key_length").unwrap_or(hidden / heads),
-            rope_theta: self.float("llama.rope.freq_base").unwrap_or(10_000.0),
-            interleaved: true,
-            bos: id("tokenizer.ggml.bos_token_id").unwrap_or(1),
-            eos: vec![id("tokenizer.ggml.eos_token_id").unwrap_or(2)],
         })
     }
 }

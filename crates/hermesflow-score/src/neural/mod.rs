@@ -19,6 +19,7 @@ mod bert;
 mod bert_score;
 mod encoder;
 mod folder;
+mod gguf;
 mod layers;
 mod llama;
 mod llama_files;
@@ -31,6 +32,10 @@ mod spiece;
 mod t5;
 mod tokenizer;
 mod unified_qa;
+
+use candle_core::{DType, Tensor};
+
+use crate::{Error, Result};
 
 pub use bert::Bert;
 pub use bert_score::BertScore;
@@ -50,6 +55,13 @@ pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
 
 fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// Refuses what a model computed where it is no number: a score made of it would be one.
+fn check_finite(judge: &'static str, computed: &Tensor) -> Result<()> {
+    let sum = computed.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
+    let message = "what it computes is not finite: its weights, or their type, lead beyond what can be computed with";
+    if sum.is_finite() { Ok(()) } else { Err(Error::Judge { judge, message: message.into() }) }
 }
 
 /// The number of the largest value, the first of equals.

@@ -11,7 +11,7 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::llama_files::gguf;
+use super::gguf::gguf;
 use super::tokenizer::cleaned;
 use super::{Llama, TextTokenizer};
 use crate::{Question, QuestionWriter, Result, tifa};

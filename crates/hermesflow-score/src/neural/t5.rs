@@ -9,13 +9,14 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Segment};
+use hermesflow_nn::sizes;
 use serde::Deserialize;
 
-use super::first_largest;
 use super::folder::{Parameters, read_json};
 use super::layers::{Activation, Linear, RmsNorm};
 use super::packing::Packing;
 use super::relative::{self, Buckets};
+use super::{check_finite, first_largest};
 use crate::{Error, Result};
 
 #[derive(Debug, Clone, Deserialize)]
@@ -62,6 +63,31 @@ fn yes() -> bool {
 }
 fn end() -> u32 {
     1
+}
+
+impl Config {
+    /// Checks the numbers, before anything is computed from them.
+    fn check(&self) -> Result<(), String> {
+        let decoder = self.num_decoder_layers.unwrap_or(self.num_layers);
+        sizes::check(&[
+            ("vocab_size", self.vocab_size, sizes::IDS),
+            ("d_model", self.d_model, sizes::WIDTH),
+            ("d_kv", self.d_kv, sizes::WIDTH),
+            ("d_ff", self.d_ff, sizes::WIDE),
+            ("num_heads", self.num_heads, sizes::WIDTH),
+            ("num_layers", self.num_layers, sizes::LAYERS),
+            ("num_decoder_layers", decoder, sizes::LAYERS),
+            // The encoder's have two sides, each half of them for single distances.
+            ("relative_attention_num_buckets", self.relative_attention_num_buckets, 4..=1 << 12),
+        ])?;
+        let (last, exact) = (self.vocab_size - 1, self.relative_attention_num_buckets / 2);
+        sizes::check(&[
+            ("relative_attention_max_distance", self.relative_attention_max_distance, exact + 1..=1 << 22),
+            ("decoder_start_token_id", self.decoder_start_token_id as usize, 0..=last),
+            ("eos_token_id", self.eos_token_id as usize, 0..=last),
+        ])?;
+        sizes::check_positive(&[("layer_norm_epsilon", self.layer_norm_epsilon)])
+    }
 }
 
 #[derive(Debug)]
@@ -189,6 +215,7 @@ impl T5 {
         if config.model_type != "t5" {
             return Err(fault(format!("model_type {:?}; expected a t5 model", config.model_type)));
         }
+        config.check().map_err(fault)?;
         let (gated, name) = match config.feed_forward_proj.strip_prefix("gated-") {
             // What T5 calls gelu behind a gate is its tanh form.
             Some("gelu") => (true, "gelu_new"),
@@ -332,7 +359,9 @@ impl T5 {
         if self.config.tie_word_embeddings {
             xs = (xs * (self.config.d_model as f64).powf(-0.5))?;
         }
-        Ok(self.head.forward(&xs)?.to_dtype(DType::F32)?)
+        let logits = self.head.forward(&xs)?.to_dtype(DType::F32)?;
+        check_finite("t5", &logits)?;
+        Ok(logits)
     }
 
     fn buckets(&self, both_ways: bool) -> Buckets {

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use hermesflow_nn::foreign::{contained, decoded, stands_in};
 use serde::Deserialize;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -18,6 +19,8 @@ use crate::{Error, Result};
 pub struct TextTokenizer {
     inner: Tokenizer,
     path: PathBuf,
+    /// How many ids the model knows.
+    vocab_size: usize,
 }
 
 impl TextTokenizer {
@@ -29,14 +32,18 @@ impl TextTokenizer {
         let found = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
         let (path, inner) = if let Some(path) = found("tokenizer.json") {
             let bytes = std::fs::read(&path).map_err(|error| Error::file(&path, error))?;
+            if let Some(what) = stands_in(&bytes) {
+                return Err(Error::file(&path, what));
+            }
+            let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
             let broken = |error| Error::file(&path, format!("not a tokenizer ({error}); download it again"));
-            let inner = Tokenizer::from_bytes(&bytes).map_err(broken)?;
+            let inner = decoded(|| Tokenizer::from_bytes(bytes)).map_err(broken)?;
             (path, inner)
         } else if let Some(path) = found("spiece.model") {
-            let inner = spiece::load(&path, vocab_size)?;
+            let inner = contained(|| spiece::load(&path, vocab_size)).map_err(|error| Error::file(&path, error))??;
             (path, inner)
         } else if let Some(path) = found("vocab.txt") {
-            let inner = word_pieces(folder, &path).map_err(|error| Error::file(&path, error))?;
+            let inner = decoded(|| word_pieces(folder, &path)).map_err(|error| Error::file(&path, error))?;
             (path, inner)
         } else {
             let message = "no tokenizer; expected tokenizer.json, or vocab.txt (BERT), or spiece.model (T5)";
@@ -60,7 +67,7 @@ impl TextTokenizer {
         inner.with_truncation(None).map_err(|error| Error::file(&path, error))?;
         // What a caption or a reply spells is text, also `[SEP]`.
         inner.set_encode_special_tokens(true);
-        Ok(Self { inner, path })
+        Ok(Self { inner, path, vocab_size })
     }
 
     /// Reads special tokens that a text spells as those tokens: for texts that are made here.
@@ -84,7 +91,14 @@ impl TextTokenizer {
     /// # Errors
     /// When the tokenizer fails.
     pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>> {
-        let of = |text: &str| self.inner.encode_fast(text, true).map(|encoding| encoding.get_ids().to_vec());
+        let of = |text: &str| {
+            let ids = decoded(|| self.inner.encode_fast(text, true))?.get_ids().to_vec();
+            // Tokens that frame a text have ids of their own, which no vocabulary has checked.
+            match ids.iter().find(|id| **id as usize >= self.vocab_size) {
+                Some(id) => Err(format!("gives id {id} to a token, beyond the model's vocab_size {}", self.vocab_size)),
+                None => Ok(ids),
+            }
+        };
         texts.into_iter().map(|text| of(text).map_err(|error| Error::file(&self.path, error))).collect()
     }
 
@@ -93,7 +107,7 @@ impl TextTokenizer {
     /// # Errors
     /// When the tokenizer fails.
     pub fn text(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| Error::file(&self.path, error))
+        decoded(|| self.inner.decode(ids, true)).map_err(|error| Error::file(&self.path, error))
     }
 
     /// The id of a token, if there is such a one.

@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     let model = models::player(&config, &layout, &progress)?;
     answer(&model, &config, &layout, &progress)?;
-    println!("{}", layout.answers().display());
+    say!("{}", layout.answers().display())?;
     Ok(())
 }
 

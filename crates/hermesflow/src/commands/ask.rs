@@ -32,7 +32,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     ask(&config, &layout, &progress)?;
-    println!("{}", layout.questions().display());
+    say!("{}", layout.questions().display())?;
     Ok(())
 }
 

@@ -154,15 +154,15 @@ pub fn run(args: Args) -> Result<()> {
         }));
     }
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&all)?),
-        false => println!("{rows}"),
+        true => say!("{}", serde_json::to_string_pretty(&all)?)?,
+        false => say!("{rows}")?,
     }
     Ok(())
 }
 
 /// Answers each line of stdin.
 fn serve(bench: &mut Bench, usual: StageName) -> Result<()> {
-    println!("{}", json!({ "ready": usual.label(), "device": device::describe(bench.device()) }));
+    say!("{}", json!({ "ready": usual.label(), "device": device::describe(bench.device()) }))?;
     for line in std::io::stdin().lock().lines() {
         let line = line?;
         let (profiled, name) = match line.trim().strip_prefix("profile") {
@@ -172,8 +172,8 @@ fn serve(bench: &mut Bench, usual: StageName) -> Result<()> {
         let named = || StageName::from_str(name, true).map_err(anyhow::Error::msg).context("a line of stdin");
         let stage = if name.is_empty() { usual } else { named()? };
         match profiled {
-            true => println!("{}", shares(&bench.profile(stage)?)),
-            false => println!("{}", serde_json::to_string(&bench.once(stage)?)?),
+            true => say!("{}", shares(&bench.profile(stage)?))?,
+            false => say!("{}", serde_json::to_string(&bench.once(stage)?)?)?,
         }
     }
     Ok(())

@@ -34,7 +34,7 @@ pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     let model = models::player(&config, &layout, &progress)?;
     caption(&model, &config, &layout, &progress)?;
-    println!("{}", layout.captions().display());
+    say!("{}", layout.captions().display())?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use hermesflow_models::showo::Showo;
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigArgs, eval, run};
+use super::{ConfigArgs, count, eval, run};
 use crate::config::RunConfig;
 use crate::evaluate::{EvalReport, EvalSettings, PromptRow};
 use crate::layout::RunLayout;
@@ -73,7 +73,7 @@ pub struct Args {
     seeds: Vec<u64>,
 
     /// Held-out prompts per seed
-    #[arg(long, value_name = "N", default_value_t = 400)]
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = count::<1_000_000>)]
     prompts: usize,
 
     /// Which combinations: heldout (final figures) or dev (choosing settings)
@@ -118,7 +118,7 @@ pub fn run(args: Args) -> Result<()> {
     files::write_atomically(&args.out.join("controls.md"), (tables.clone() + "\n").as_bytes())?;
     let json = serde_json::to_string_pretty(&outcomes)? + "\n";
     files::write_atomically(&args.out.join("controls.json"), json.as_bytes())?;
-    println!("{tables}");
+    say!("{tables}")?;
     Ok(())
 }
 

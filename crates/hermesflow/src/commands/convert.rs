@@ -83,6 +83,9 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(!occupied, "{}: is not empty; choose a new folder", args.target.display());
     let weights = Weights::load_unchanged(&source, &Device::Cpu)?;
     let configs = check(&source, &weights)?;
+    if let Some(dtype) = args.dtype {
+        weights.check_fit(dtype.into())?;
+    }
     let mut temporary = args.target.clone().into_os_string();
     temporary.push(".tmp");
     let temporary = PathBuf::from(temporary);
@@ -102,7 +105,7 @@ pub fn run(args: Args) -> Result<()> {
     weights.save_as(&temporary, args.format.into(), args.dtype.map(DType::from))?;
     let _ = std::fs::remove_dir(&args.target); // an empty one
     std::fs::rename(&temporary, &args.target).with_context(|| args.target.display().to_string())?;
-    println!("{}", args.target.display());
+    say!("{}", args.target.display())?;
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use hermesflow_scenes::oracle::judge;
 use hermesflow_scenes::{Split, parse_caption};
 use image::RgbImage;
 
-use super::{eval, run};
+use super::{count, eval, run};
 use crate::config::RunConfig;
 use crate::evaluate::{EvalReport, EvalSettings, pictures, prompt};
 use crate::layout::RunLayout;
@@ -47,7 +47,7 @@ pub struct Args {
     iterations: Option<usize>,
 
     /// Prompts of the evaluation before and after
-    #[arg(long, value_name = "N", default_value_t = 192)]
+    #[arg(long, value_name = "N", default_value_t = 192, value_parser = count::<1_000_000>)]
     prompts: usize,
 
     /// A small run that shows every step in about a minute; its figures mean little
@@ -98,11 +98,11 @@ pub fn run(args: Args) -> Result<()> {
     before_after_sheet(&settings, &before, &after, &out.join("before-after.png"))?;
     let table = report::course(&reports)?;
     files::write_atomically(&out.join("figures.md"), (table.clone() + "\n").as_bytes())?;
-    println!("{table}\n");
-    println!("{} preference pairs of the last iteration: {}", pairs, layout(&config).pairs().display());
-    println!("look at: {}", out.join("pairs.png").display());
-    println!("         {}", out.join("before-after.png").display());
-    println!("in {}", brief(started.elapsed()));
+    say!("{table}\n")?;
+    say!("{} preference pairs of the last iteration: {}", pairs, layout(&config).pairs().display())?;
+    say!("look at: {}", out.join("pairs.png").display())?;
+    say!("         {}", out.join("before-after.png").display())?;
+    say!("in {}", brief(started.elapsed()))?;
     Ok(())
 }
 
@@ -120,7 +120,7 @@ fn shown(settings: &EvalSettings) -> Vec<usize> {
 fn pairs_sheet(config: &RunConfig, path: &Path) -> Result<usize> {
     let layout = layout(config);
     let pairs = files::pairs(&layout.pairs())?;
-    let pictures = Pictures::new(layout.data(), hermesflow_scenes::SIDE);
+    let pictures = Pictures::new(&layout, hermesflow_scenes::SIDE);
     let step = (pairs.len() / ROWS).max(1);
     let rows = (0..pairs.len())
         .step_by(step)

@@ -62,10 +62,10 @@ pub fn run(args: Args) -> Result<()> {
         let stages = stages(&config, sizes, records);
         findings.memory(&stages, sizes, gpu);
         findings.disk(&config, &layout, sizes, records);
-        findings.print();
-        println!("{}", costs(&config, sizes, &stages, records)?);
+        findings.print()?;
+        say!("{}", costs(&config, sizes, &stages, records)?)?;
     } else {
-        findings.print();
+        findings.print()?;
     }
     anyhow::ensure!(!findings.blocked(), "this run cannot go through as it is; see the lines marked ✗ above");
     Ok(())
@@ -92,15 +92,16 @@ impl Findings {
         self.0.iter().any(|(verdict, _, _)| *verdict == Verdict::Blocks)
     }
 
-    fn print(&self) {
+    fn print(&self) -> Result<()> {
         for (verdict, what, text) in &self.0 {
             let mark = match verdict {
                 Verdict::Good => "✓",
                 Verdict::Note => "!",
                 Verdict::Blocks => "✗",
             };
-            println!("{mark} {what:<9} {text}");
+            say!("{mark} {what:<9} {text}")?;
         }
+        Ok(())
     }
 
     /// The records and the headers of their pictures; how many records there will be.

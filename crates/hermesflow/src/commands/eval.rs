@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use hermesflow_scenes::Split;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, count};
 use crate::evaluate::{EvalReport, EvalSettings, PromptRow, evaluate};
 use crate::progress::Progress;
 use crate::{files, models, report};
@@ -27,7 +27,7 @@ pub struct Args {
     iteration: usize,
 
     /// How many prompts
-    #[arg(long, value_name = "N", default_value_t = 400)]
+    #[arg(long, value_name = "N", default_value_t = 400, value_parser = count::<1_000_000>)]
     prompts: usize,
 
     /// Which combinations: heldout (final figures), dev (choosing settings) or train
@@ -64,9 +64,9 @@ pub fn run(args: Args) -> Result<()> {
         None => evaluate(&model, &name, &config, settings, vec![], &progress, |_| Ok(()))?,
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&report)?);
+        say!("{}", serde_json::to_string_pretty(&report)?)?;
     } else {
-        println!("{}", report::evaluation(&report, before.as_ref())?);
+        say!("{}", report::evaluation(&report, before.as_ref())?)?;
     }
     Ok(())
 }

@@ -46,7 +46,7 @@ pub struct Args {
     directions: Vec<Direction>,
 
     /// Steps in each direction
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     steps: u64,
 
     /// Rows or columns of image tokens that a step keeps less than half a picture and makes more

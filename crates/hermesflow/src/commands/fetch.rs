@@ -23,7 +23,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let (hub, progress) = (Hub::from_environment()?, Progress::stderr());
     for model in &args.models {
-        println!("{}", hub.model(model, None, &progress)?.display());
+        say!("{}", hub.model(model, None, &progress)?.display())?;
     }
     Ok(())
 }

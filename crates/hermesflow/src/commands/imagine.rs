@@ -36,7 +36,7 @@ pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     let model = models::player(&config, &layout, &progress)?;
     imagine(&model, &config, &layout, &progress)?;
-    println!("{}", layout.images().display());
+    say!("{}", layout.images().display())?;
     Ok(())
 }
 

@@ -79,9 +79,9 @@ pub fn run(args: Args) -> Result<()> {
         limit: args.limit.map(|limit| limit as usize),
     };
     let imported = import(&settings, &Progress::stderr())?;
-    println!("{}", imported.records.display());
+    say!("{}", imported.records.display())?;
     if let Some(questions) = imported.questions {
-        println!("{}", questions.display());
+        say!("{}", questions.display())?;
     }
     Ok(())
 }

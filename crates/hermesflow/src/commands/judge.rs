@@ -4,6 +4,7 @@ use anyhow::{Result, ensure};
 use hermesflow_score::{Choosing, tifa};
 use serde_json::{Value, json};
 
+use super::count;
 use crate::config::{Filter, JudgeSettings, Matcher, Similarity, Writer};
 use crate::judges::{self, Judges};
 use crate::progress::Progress;
@@ -105,7 +106,7 @@ struct QuestionsArgs {
     filter_model: Option<String>,
 
     /// Beams of the writer's search; 1 is greedy
-    #[arg(long, value_name = "N", default_value_t = 5)]
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = count::<64>)]
     beams: usize,
 
     /// JSON instead of a table
@@ -137,13 +138,13 @@ fn similarity(args: SimilarityArgs) -> Result<()> {
         let scored = args.candidates.iter().zip(&scores);
         let scored: Vec<Value> =
             scored.map(|(caption, score)| json!({ "caption": caption, "similarity": score })).collect();
-        println!("{}", serde_json::to_string_pretty(&json!({ "reference": args.reference, "candidates": scored }))?);
+        say!("{}", serde_json::to_string_pretty(&json!({ "reference": args.reference, "candidates": scored }))?)?;
     } else {
         let mut table = report::text_table(&["similarity", "caption"]);
         for (caption, score) in args.candidates.iter().zip(&scores) {
             table.add_row([format!("{score:.4}"), caption.clone()]);
         }
-        println!("{table}");
+        say!("{table}")?;
     }
     Ok(())
 }
@@ -155,9 +156,9 @@ fn choice(args: ChoiceArgs) -> Result<()> {
     let choosing = Choosing { reply: &args.reply, choices: &args.choices };
     let meant = judges::meant(&*judge, &[choosing])?.into_iter().next().flatten().map(|at| args.choices[at].as_str());
     match (args.json, meant) {
-        (true, meant) => println!("{}", json!({ "reply": args.reply, "choices": args.choices, "choice": meant })),
-        (false, Some(choice)) => println!("{choice}"),
-        (false, None) => println!("(none of them)"),
+        (true, meant) => say!("{}", json!({ "reply": args.reply, "choices": args.choices, "choice": meant }))?,
+        (false, Some(choice)) => say!("{choice}")?,
+        (false, None) => say!("(none of them)")?,
     }
     Ok(())
 }
@@ -189,9 +190,9 @@ fn questions(args: QuestionsArgs) -> Result<()> {
         listed.push(json!({ "caption": caption, "questions": asked.iter().map(of).collect::<Vec<_>>() }));
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&listed)?)
+        say!("{}", serde_json::to_string_pretty(&listed)?)?
     } else {
-        println!("{table}")
+        say!("{table}")?
     }
     Ok(())
 }

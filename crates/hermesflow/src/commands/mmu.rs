@@ -8,9 +8,9 @@ use hermesflow_models::{ImageView, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use serde_json::json;
 
-use super::ModelArgs;
-use crate::pictures;
+use super::{ModelArgs, count};
 use crate::stage::text_number;
+use crate::{output, pictures};
 
 /// Ask the model anything about your own pictures
 ///
@@ -44,7 +44,7 @@ pub struct Args {
     temperature: f64,
 
     /// An answer ends after this many tokens; `caption.max_new_tokens` of the configuration if not given
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<100_000>)]
     max_new_tokens: Option<usize>,
 
     /// Print JSON Lines
@@ -55,12 +55,15 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let temperature = args.temperature;
-    ensure!(temperature.is_finite() && temperature > 0.0, "--temperature: {temperature} is not above 0");
-    ensure!(args.max_new_tokens != Some(0), "--max-new-tokens: must be at least 1");
+    let good = temperature as f32 > 0.0 && (temperature as f32).is_finite();
+    ensure!(good, "--temperature: {temperature} is no number above 0 that can be computed with");
     let files = pictures::named(&args.images)?;
     let (config, model) = args.model.open()?;
     let questions = if args.questions.is_empty() { vec![config.caption.question.clone()] } else { args.questions };
     for chunk in files.chunks(config.data.chunk) {
+        if output::is_left() {
+            break; // the answers are printed, and nobody reads on
+        }
         let pictures = chunk.iter().map(|file| Ok(model.fit(preprocess::load(file)?)?)).collect::<Result<Vec<_>>>()?;
         let views = model.read_images(&pictures)?;
         let request = |file: &PathBuf, question: &String| {
@@ -77,14 +80,14 @@ pub fn run(args: Args) -> Result<()> {
         let asked: Vec<(&ImageView, &[ReplyRequest])> = views.iter().zip(requests.iter().map(Vec::as_slice)).collect();
         for (file, replies) in chunk.iter().zip(model.reply_many(&asked)?) {
             if !args.json {
-                println!("{}", file.display());
+                say!("{}", file.display())?;
             }
             for (question, reply) in questions.iter().zip(replies) {
                 let answer = reply.text.trim();
                 if args.json {
-                    println!("{}", json!({ "file": file, "question": question, "answer": answer }));
+                    say!("{}", json!({ "file": file, "question": question, "answer": answer }))?;
                 } else {
-                    println!("  {question}\n    {answer}");
+                    say!("  {question}\n    {answer}")?;
                 }
             }
         }

@@ -124,7 +124,7 @@ impl ModelArgs {
 #[derive(Debug, Clone, clap::Args)]
 pub struct MadeArgs {
     /// Pictures per prompt, each from draws of its own
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     images: u64,
 
     /// The folder of the results; a folder named as the command in the run's `output` if not given
@@ -137,6 +137,15 @@ impl MadeArgs {
     pub fn folder(&self, config: &RunConfig, command: &str) -> PathBuf {
         self.out.clone().unwrap_or_else(|| config.output.join(command))
     }
+}
+
+/// A count as an argument: at least 1, and no more than `MOST`, above which only a mistake asks.
+///
+/// # Errors
+/// When it is none.
+pub fn count<const MOST: usize>(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MOST).contains(count));
+    count.ok_or_else(|| format!("not a number from 1 to {MOST}"))
 }
 
 /// Saves what was made of one picture as `{path}-{number}.png`, and a sheet of `row` followed by it; prints the files.
@@ -155,6 +164,6 @@ fn save_named(picture: &RgbImage, path: &Path, end: &str) -> Result<()> {
     let mut file = path.as_os_str().to_owned();
     file.push(format!("-{end}.png"));
     save_png(picture, file.as_ref())?;
-    println!("{}", Path::new(&file).display());
+    say!("{}", Path::new(&file).display())?;
     Ok(())
 }

@@ -34,8 +34,8 @@ pub struct Args {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
-    println!("{}", pair(&config, &layout, &progress)?);
-    println!("{}", layout.pairs().display());
+    say!("{}", pair(&config, &layout, &progress)?)?;
+    say!("{}", layout.pairs().display())?;
     Ok(())
 }
 
@@ -126,7 +126,7 @@ impl<'a> Competition<'a> {
         let captions = files::captions(&layout.captions())?;
         let images = match config.pair.judge {
             ImageJudge::Itself => Images::Answers(files::answers(&layout.answers())?),
-            ImageJudge::Oracle => Images::Oracle(Pictures::new(layout.data(), hermesflow_scenes::scene::SIDE)),
+            ImageJudge::Oracle => Images::Oracle(Pictures::new(layout, hermesflow_scenes::scene::SIDE)),
         };
         let similarity = Judges::of_run(config, layout, progress)?.similarity(config.pair.similarity)?;
         Ok(Self { config, layout, captions, similarity, images })

@@ -21,8 +21,8 @@ use hermesflow_train::{
 use serde::{Deserialize, Serialize};
 
 use crate::objectives::{BasePretraining, PretrainingMix, VqPretraining};
-use crate::overrides;
 use crate::progress::Progress;
+use crate::{files, overrides};
 
 /// Train the image tokenizer and the base model of the scenes world from nothing.
 ///
@@ -111,8 +111,7 @@ struct StageSettings {
 
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let yaml =
-        std::fs::read_to_string(&args.config).with_context(|| format!("cannot read {}", args.config.display()))?;
+    let yaml = files::text(&args.config).context("cannot read the configuration")?;
     let mut config: PretrainConfig =
         overrides::parse(&yaml, &args.overrides).with_context(|| args.config.display().to_string())?;
     config.seed = args.seed.unwrap_or(config.seed);
@@ -140,7 +139,7 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     if let Some(folder) = &args.export {
         export(&model, &output, folder)?;
     }
-    println!("{}", dir("showo").display());
+    say!("{}", dir("showo").display())?;
     Ok(())
 }
 

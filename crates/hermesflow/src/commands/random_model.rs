@@ -11,6 +11,7 @@ use hermesflow_models::{DType, Device, Weights};
 use serde_json::{Map, Value, json};
 
 use super::convert::Format;
+use super::count;
 use crate::files;
 
 /// Make a Show-o checkpoint with random weights, of any size up to the published one
@@ -34,7 +35,7 @@ pub struct Args {
     resolution: Option<usize>,
 
     /// Blocks of the decoder, where they shall be fewer or more
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = count::<1024>)]
     layers: Option<usize>,
 
     /// How its weights are laid out
@@ -64,7 +65,7 @@ enum Size {
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     random_model(&args)?;
-    println!("{}", args.folder.display());
+    say!("{}", args.folder.display())?;
     Ok(())
 }
 
@@ -101,7 +102,6 @@ impl Parts {
         };
         let mut decoder: Map<String, Value> = serde_json::from_value(decoder)?;
         if let Some(layers) = args.layers {
-            ensure!(layers > 0, "--layers: must be at least 1");
             decoder.insert("num_hidden_layers".into(), json!(layers));
         }
         let codebook = 1usize << bits;

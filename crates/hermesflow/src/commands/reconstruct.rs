@@ -69,7 +69,7 @@ pub fn run(args: Args) -> Result<()> {
     let subtitle = format!("{} of {} pictures, each as image tokens and back", rows.len(), files.len());
     let file = folder.join("sheet.png");
     save_png(&draw("Reconstructed", &subtitle, &["picture", "before", "after"], &rows)?, &file)?;
-    println!("{figures}\n{}", file.display());
+    say!("{figures}\n{}", file.display())?;
     Ok(())
 }
 

@@ -28,7 +28,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     run_loop(&config, &Progress::stderr(), |_, _| Ok(()))?;
-    println!("{}", RunLayout::new(&config, config.iterations).model().display());
+    say!("{}", RunLayout::new(&config, config.iterations).model().display())?;
     Ok(())
 }
 

@@ -27,7 +27,7 @@ pub fn run(args: Args) -> Result<()> {
     let (config, layout, progress) = args.stage.open()?;
     let settings = config.data.scenes.context("data.scenes: missing; give data.scenes.records=N")?;
     scenes(settings, &config, &layout, &progress)?;
-    println!("{}", layout.initial_data().display());
+    say!("{}", layout.initial_data().display())?;
     Ok(())
 }
 

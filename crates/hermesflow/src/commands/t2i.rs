@@ -8,6 +8,7 @@ use hermesflow_records::derive_seed;
 use image::RgbImage;
 
 use super::{MadeArgs, ModelArgs};
+use crate::files;
 use crate::pictures::{save_png, slug};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
@@ -68,7 +69,7 @@ pub fn run(args: Args) -> Result<()> {
             let number = if images > 1 { format!("-{number}") } else { String::new() };
             let file = folder.join(format!("{prompt:03}-{}{number}.png", slug(&prompts[prompt])));
             save_png(&picture, &file)?;
-            println!("{}", file.display());
+            say!("{}", file.display())?;
             if prompt < ROWS {
                 made[prompt].push(picture);
             }
@@ -84,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
         let shown = format!("{} of {} prompts, seed {}", rows.len(), prompts.len(), config.seed);
         let file = folder.join("sheet.png");
         save_png(&draw("Imagined", &shown, &["prompt"], &rows)?, &file)?;
-        println!("{}", file.display());
+        say!("{}", file.display())?;
     }
     Ok(())
 }
@@ -92,7 +93,7 @@ pub fn run(args: Args) -> Result<()> {
 fn prompts(args: &Args) -> Result<Vec<String>> {
     let mut prompts = args.prompts.clone();
     if let Some(file) = &args.file {
-        let text = std::fs::read_to_string(file).with_context(|| format!("--prompts {}", file.display()))?;
+        let text = files::text(file).context("--prompts")?;
         prompts.extend(text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from));
     }
     ensure!(!prompts.is_empty(), "no prompt; give --prompt TEXT, or --prompts FILE with one per line");

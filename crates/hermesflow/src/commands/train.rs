@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
     can_train(player.config(), &config)?;
     let reference = models::reference(&player, &config, &layout, &progress)?;
     train(&player, &reference, &config, &layout, &progress)?;
-    println!("{}", layout.model().display());
+    say!("{}", layout.model().display())?;
     Ok(())
 }
 
@@ -195,7 +195,7 @@ fn encode(
     let source = Source {
         sides: config.train.sides,
         codes: config.train.codes,
-        pictures: Pictures::new(layout.data(), model.resolution()),
+        pictures: Pictures::new(layout, model.resolution()),
         reader: Reader::new(model, &config.model, layout, progress)?,
         model,
     };

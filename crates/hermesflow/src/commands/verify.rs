@@ -52,9 +52,9 @@ pub fn run(args: Args) -> Result<()> {
         checks.extend(found.with_context(|| path.display().to_string())?);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&checks)?);
+        say!("{}", serde_json::to_string_pretty(&checks)?)?;
     } else {
-        println!("{}", table(&checks));
+        say!("{}", table(&checks))?;
     }
     let count = |verdict| checks.iter().filter(|check| check.verdict == verdict).count();
     let (passed, failed, skipped) = (count(Verdict::Passed), count(Verdict::Failed), count(Verdict::Skipped));

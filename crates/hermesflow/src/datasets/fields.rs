@@ -1,7 +1,11 @@
 //! What records call their id, image, caption and prompt.
 
+use std::borrow::Cow;
 use std::path::Path;
 
+use base64::Engine;
+use base64::alphabet::STANDARD;
+use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use hermesflow_records::RecordId;
 use serde_json::{Map, Value};
 
@@ -89,6 +93,7 @@ impl Names {
         let picture = match picture {
             Found::Blob(at) => Picture::Bytes(std::mem::take(&mut entry.blobs[at].1)),
             Found::Path(path) => Picture::Path(path),
+            Found::Text(bytes) => Picture::Bytes(bytes),
         };
         let prompt = prompt.unwrap_or_else(|| caption.clone());
         Ok(Parts { id, picture, prompt, from: [id_from, image_from, caption_from.to_string(), prompt_from], caption })
@@ -99,7 +104,7 @@ impl Names {
             let place = entry.blobs.iter().position(|(blob, _)| blob == name)?;
             Some((Found::Blob(place), format!("{name} (embedded)")))
         };
-        let path = |name: &str| Some((Found::Path(path_in(at(&entry.fields, name)?)?), name.to_string()));
+        let path = |name: &str| Some((Found::of(path_in(at(&entry.fields, name)?)?), name.to_string()));
         let found = match &self.image {
             Some(name) => blob(name).or_else(|| blob(name.split('.').next()?)).or_else(|| path(name)),
             None => {
@@ -109,7 +114,13 @@ impl Names {
             }
         };
         match found {
-            Some((Found::Path(url), _)) if url.contains("://") => Err(Broken::new(&entry.place, Reason::Url, url)),
+            Some((Found::Path(url), _)) if url.contains("://") => {
+                Err(Broken::new(&entry.place, Reason::Url, short(&url)))
+            }
+            Some((Found::Text(bytes), name)) if image::guess_format(&bytes).is_err() => {
+                let why = format!("{name} is base64 of {} bytes that are neither PNG nor JPEG nor WebP", bytes.len());
+                Err(Broken::new(&entry.place, Reason::BrokenImage, why))
+            }
             Some(found) => Ok(found),
             None => Err(Broken::new(&entry.place, Reason::NoImage, format!("its fields: {}", names_of(entry)))),
         }
@@ -132,10 +143,12 @@ impl Names {
                     (Found::Path(path), _) if is_journeydb(&entry.fields) => (stem(path), "the image's name"),
                     (Found::Path(path), _) => (whole(path), "the image's path"),
                     (_, At::Row(number)) => (numbered(&entry.place.file, *number), "the row"),
-                    (_, At::Line(number)) => (numbered(&entry.place.file, *number as u64), "the line"),
+                    (_, At::Record { number, .. }) => {
+                        (numbered(&entry.place.file, *number as u64), "the record's number")
+                    }
                     (_, At::Key(key)) => (key.replace('/', "_"), "the key"),
                 };
-                let usable = RecordId::new(&*id).map_err(|error| (Reason::BadId, format!("{id:?}: {error}")))?;
+                let usable = RecordId::new(&*id).map_err(|error| unusable(&id, &error))?;
                 Ok((usable, from.to_string()))
             }
         }
@@ -160,14 +173,58 @@ pub fn is_journeydb(fields: &Map<String, Value>) -> bool {
 enum Found {
     Blob(usize),
     Path(String),
+    /// Bytes that were written as text.
+    Text(Vec<u8>),
+}
+
+/// Base64 as it is found: with or without padding.
+const BASE64: GeneralPurpose = GeneralPurpose::new(
+    &STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
+/// How base64 of a PNG, a JPEG and a WebP begins.
+const BEGINNINGS: [&str; 3] = ["iVBORw0KGgo", "/9j/", "UklGR"];
+/// The shortest text that is taken for base64, if it begins so or not.
+const SHORTEST: [usize; 2] = [64, 256];
+
+impl Found {
+    /// A path, or the picture itself as base64.
+    fn of(text: String) -> Self {
+        let (data, sure) = match text.strip_prefix("data:").and_then(|rest| rest.split_once(";base64,")) {
+            Some((_, data)) => (data, true),
+            None => (text.as_str(), BEGINNINGS.iter().any(|beginning| text.starts_with(beginning))),
+        };
+        let shortest = if sure { SHORTEST[0] } else { SHORTEST[1] };
+        if data.len() < shortest {
+            return Self::Path(text);
+        }
+        // Its form for addresses and names has two other letters; long ones are broken into lines.
+        let plain = |byte: u8| match byte {
+            b'-' => b'+',
+            b'_' => b'/',
+            byte => byte,
+        };
+        let data: Vec<u8> = data.bytes().filter(|byte| !byte.is_ascii_whitespace()).map(plain).collect();
+        BASE64.decode(data).map_or_else(|_| Self::Path(text), Self::Text)
+    }
+}
+
+fn unusable(id: &str, error: &dyn std::fmt::Display) -> (Reason, String) {
+    (Reason::BadId, format!("{:?}: {error}", short(id)))
+}
+
+/// A text as messages show it.
+pub fn short(text: &str) -> Cow<'_, str> {
+    match text.char_indices().nth(120) {
+        Some((end, _)) => format!("{}… ({} characters)", &text[..end], text.chars().count()).into(),
+        None => text.into(),
+    }
 }
 
 fn id_of(value: &Value) -> Result<RecordId, (Reason, String)> {
     let whole = |number: &f64| number.fract() == 0.0 && number.abs() < 1e15;
     match value {
-        Value::String(text) => {
-            RecordId::new(text.trim()).map_err(|error| (Reason::BadId, format!("{text:?}: {error}")))
-        }
+        Value::String(text) => RecordId::new(blankless(text)).map_err(|error| unusable(text, &error)),
         Value::Number(number) => match (number.as_u64(), number.as_i64(), number.as_f64().filter(whole)) {
             (Some(number), ..) => Ok(number.into()),
             (_, Some(number), _) => Ok(number.into()),
@@ -195,10 +252,15 @@ fn text_at(fields: &Map<String, Value>, name: &str) -> Option<String> {
     text_in(at(fields, name)?)
 }
 
+/// A text without what is blank around it, a byte order mark included.
+fn blankless(text: &str) -> &str {
+    text.trim_matches(|character: char| character.is_whitespace() || character == '\u{feff}')
+}
+
 /// A text, the first one of a list, or the one that an object calls its text.
 fn text_in(value: &Value) -> Option<String> {
     match value {
-        Value::String(text) => Some(text.trim()).filter(|text| !text.is_empty()).map(str::to_string),
+        Value::String(text) => Some(blankless(text)).filter(|text| !text.is_empty()).map(str::to_string),
         Value::Number(number) => Some(number.to_string()),
         Value::Array(list) => list.iter().find_map(text_in),
         Value::Object(map) => ["caption", "raw", "text", "value"].iter().find_map(|name| text_in(map.get(*name)?)),
@@ -209,9 +271,11 @@ fn text_in(value: &Value) -> Option<String> {
 /// A path, the first one of a list, or the one that an object calls its path.
 fn path_in(value: &Value) -> Option<String> {
     match value {
-        Value::String(path) => Some(path.trim()).filter(|path| !path.is_empty()).map(str::to_string),
+        Value::String(path) => Some(blankless(path)).filter(|path| !path.is_empty()).map(str::to_string),
         Value::Array(list) => list.iter().find_map(path_in),
-        Value::Object(map) => ["path", "file_name", "filename"].iter().find_map(|name| path_in(map.get(*name)?)),
+        Value::Object(map) => ["path", "file_name", "filename", "bytes", "base64", "data"]
+            .iter()
+            .find_map(|name| path_in(map.get(*name)?)),
         _ => None,
     }
 }
@@ -303,6 +367,31 @@ mod tests {
             let said = parts(&usual, fields, &[]).unwrap_err();
             assert!(said.contains(expected), "{said}");
         }
+    }
+
+    #[test]
+    fn pictures_may_be_text() {
+        let png = [&b"\x89PNG\r\n\x1a\n"[..], &[7; 300]].concat();
+        let text = BASE64.encode(&png);
+        let lines =
+            text.as_bytes().chunks(76).map(|line| std::str::from_utf8(line).unwrap()).collect::<Vec<_>>().join("\n");
+        let address = text.trim_end_matches('=').replace('+', "-").replace('/', "_");
+        for image in [text.clone(), lines, address, format!("data:image/png;base64,{text}")] {
+            for value in [serde_json::json!(image), serde_json::json!({ "bytes": image })] {
+                let said = parts(&Names::default(), serde_json::json!({"image": value, "caption": "c"}), &[]).unwrap();
+                assert_eq!(said, "\"part-7-00000003\"|image|c|c", "{value}");
+            }
+        }
+        for path in ["/9j/pictures/a", "UklGR.png", &format!("{}.png", "iVBORw0KGgo".repeat(9))] {
+            let fields = serde_json::json!({"id": 1, "image": path, "caption": "c"});
+            assert_eq!(parts(&Names::default(), fields, &[]).unwrap(), format!("1|{path}|c|c"));
+        }
+        let other = serde_json::json!({"image": BASE64.encode([3; 3000]), "caption": "c"});
+        let said = parts(&Names::default(), other, &[]).unwrap_err();
+        assert!(said.contains("image is base64 of 3000 bytes") && said.len() < 200, "{said}");
+        let long = serde_json::json!({"id": "/x".repeat(3000), "image": "a", "caption": "c"});
+        let said = parts(&Names::default(), long, &[]).unwrap_err();
+        assert!(said.contains("unusable id") && said.contains("6000 characters") && said.len() < 400, "{said}");
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! From entries of any source to a data root.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_records::{ArrayFile, IdKey, InitialRecord, journeydb_questions};
@@ -119,9 +119,13 @@ struct Importer<'a> {
     ids: HashSet<IdKey>,
     skipped: BTreeMap<Reason, usize>,
     first: Option<String>,
+    /// Records of shards that lacked something, by their place: what they lack may stand elsewhere in the shard.
+    lacking: HashMap<String, Reason>,
     /// Questions that were left out: their answer is none of the choices, or they lack a part.
     unanswered: usize,
     incomplete: usize,
+    /// Records whose images stay outside the root.
+    outside: usize,
 }
 
 impl<'a> Importer<'a> {
@@ -138,8 +142,10 @@ impl<'a> Importer<'a> {
             ids: HashSet::new(),
             skipped: BTreeMap::new(),
             first: None,
+            lacking: HashMap::new(),
             unanswered: 0,
             incomplete: 0,
+            outside: 0,
         })
     }
 
@@ -213,8 +219,9 @@ impl<'a> Importer<'a> {
             self.progress.log(format!("import: id: {id}; image: {image}; caption: {caption}; prompt: {prompt}"));
         }
         self.records.push(record)?;
+        self.outside += usize::from(Path::new(&record.img_path).is_absolute());
         let Some(entry) = journeydb else { return Ok(()) };
-        let At::Line(line) = place.at else { return Ok(()) };
+        let At::Record { line, .. } = place.at else { return Ok(()) };
         let Ok((questions, found)) = journeydb_questions(&place.file, line, &entry, record) else { return Ok(()) };
         self.unanswered += found.unanswered;
         self.incomplete += found.incomplete + found.few;
@@ -231,6 +238,20 @@ impl<'a> Importer<'a> {
     fn skip(&mut self, broken: &Broken) {
         let before: usize = self.skipped.values().sum();
         *self.skipped.entry(broken.reason).or_default() += 1;
+        match (broken.reason, &broken.place.at) {
+            (Reason::NoCaption | Reason::NoImage, At::Key(_)) => {
+                self.lacking.insert(broken.place.to_string(), broken.reason);
+            }
+            (Reason::NotAdjacent, _) => {
+                // One record is counted once, under what is wrong with it.
+                let counted = self.lacking.remove(&broken.place.to_string());
+                if let Some(count) = counted.and_then(|reason| self.skipped.get_mut(&reason)) {
+                    *count -= 1;
+                }
+                self.skipped.retain(|_, count| *count > 0);
+            }
+            _ => {}
+        }
         self.progress.log_few("import", before, format_args!("skipped {broken}"));
         self.first.get_or_insert_with(|| broken.to_string());
     }
@@ -244,6 +265,13 @@ impl<'a> Importer<'a> {
         }
         if self.skipped.contains_key(&Reason::DuplicateId) {
             self.progress.log("import: of records with one id the first counts; --id names another column");
+        }
+        if self.outside > 0 {
+            self.progress.log(format!(
+                "import: {} images stay outside {}: runs take them with data.allow_outside=true; --copy puts them into it",
+                self.outside,
+                self.settings.root.display()
+            ));
         }
         let records = self.settings.root.join("initial_data.json");
         let mut questions = None;
@@ -272,6 +300,7 @@ fn remedy(skipped: &BTreeMap<Reason, usize>) -> &'static str {
         Some(Reason::NoCaption) => "name the field with --caption",
         Some(Reason::NoImage) => "name the field with --image",
         Some(Reason::MissingImage) => "--images DIR says where relative paths begin",
+        Some(Reason::NotAdjacent) => "pack the shards again, with `tar --sort=name`",
         Some(Reason::Url) => "download the images first, as img2dataset does, or name another field with --image",
         Some(Reason::NoId | Reason::BadId | Reason::DuplicateId) => "name another field with --id",
         _ => "give JSON, JSON Lines, Parquet or WebDataset shards of images and captions",

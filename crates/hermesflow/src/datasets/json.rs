@@ -11,6 +11,8 @@ use anyhow::{Context, Result, bail};
 
 use super::{At, Broken, Entry, Place, Reason, Take};
 
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
+
 /// A longer record is none: the file is something else.
 const LONGEST: usize = 64 << 20;
 
@@ -24,7 +26,7 @@ pub fn read(mut bytes: impl BufRead, file: &Arc<Path>, take: &mut Take<'_>) -> R
         let buffer = match bytes.fill_buf() {
             Ok(buffer) => buffer,
             Err(error) => {
-                let place = scanner.place(scanner.line);
+                let place = scanner.place(scanner.number + 1, scanner.line);
                 return take(Err(Broken::new(&place, Reason::CutOff, error.to_string()))).map(|_| ());
             }
         };
@@ -50,7 +52,8 @@ pub fn read(mut bytes: impl BufRead, file: &Arc<Path>, take: &mut Take<'_>) -> R
         }
     }
     if !scanner.record.is_empty() {
-        let broken = Broken::new(&scanner.place(scanner.begun), Reason::CutOff, "the record is not closed");
+        let broken =
+            Broken::new(&scanner.place(scanner.number, scanner.begun), Reason::CutOff, "the record is not closed");
         return take(Err(broken)).map(|_| ());
     }
     Ok(())
@@ -58,6 +61,8 @@ pub fn read(mut bytes: impl BufRead, file: &Arc<Path>, take: &mut Take<'_>) -> R
 
 struct Scanner<'a> {
     file: &'a Arc<Path>,
+    /// Records that have begun.
+    number: usize,
     line: usize,
     /// The line on which the record begins.
     begun: usize,
@@ -75,6 +80,7 @@ impl<'a> Scanner<'a> {
     fn new(file: &'a Arc<Path>) -> Self {
         Self {
             file,
+            number: 0,
             line: 1,
             begun: 1,
             record: Vec::new(),
@@ -86,8 +92,8 @@ impl<'a> Scanner<'a> {
         }
     }
 
-    fn place(&self, line: usize) -> Place {
-        Place { file: self.file.clone(), at: At::Line(line) }
+    fn place(&self, number: usize, line: usize) -> Place {
+        Place { file: self.file.clone(), at: At::Record { number, line } }
     }
 
     /// One byte more; the record that it ends, or the broken one.
@@ -121,7 +127,8 @@ impl<'a> Scanner<'a> {
             b' ' | b'\t' | b'\r' | b'\n' | b',' | b'[' | b']' | 0xef | 0xbb | 0xbf => None,
             _ => {
                 self.skipping = true;
-                Some(Err(Broken::new(&self.place(self.line), Reason::NotARecord, "not of the form {…}")))
+                self.number += 1;
+                Some(Err(Broken::new(&self.place(self.number, self.line), Reason::NotARecord, "not of the form {…}")))
             }
         }
     }
@@ -155,13 +162,14 @@ impl<'a> Scanner<'a> {
     }
 
     fn begin(&mut self) {
+        self.number += 1;
         self.record.clear();
         self.record.push(b'{');
         (self.depth, self.in_text, self.escaped, self.before, self.begun) = (1, false, false, b'{', self.line);
     }
 
     fn ended(&mut self) -> Result<Entry, Broken> {
-        let place = self.place(self.begun);
+        let place = self.place(self.number, self.begun);
         let fields = serde_json::from_slice(&self.record).map_err(|error| {
             let said = error.to_string();
             Broken::new(&place, Reason::NotARecord, said.find(" at line ").map_or(&*said, |at| &said[..at]))
@@ -173,13 +181,13 @@ impl<'a> Scanner<'a> {
     fn broken(&mut self, why: &str) -> Broken {
         self.record.clear();
         self.depth = 0;
-        Broken::new(&self.place(self.begun), Reason::NotARecord, why)
+        Broken::new(&self.place(self.number, self.begun), Reason::NotARecord, why)
     }
 }
 
 /// Whether a file begins as JSON records do.
 pub fn looks_like(head: &[u8]) -> bool {
-    let head = head.strip_prefix(b"\xef\xbb\xbf").unwrap_or(head);
+    let head = head.strip_prefix(BYTE_ORDER_MARK).unwrap_or(head);
     head.trim_ascii_start().first().is_none_or(|byte| matches!(byte, b'{' | b'['))
 }
 
@@ -188,6 +196,7 @@ pub fn looks_like(head: &[u8]) -> bool {
 /// # Errors
 /// When it is not one.
 pub fn object(bytes: &[u8]) -> Result<serde_json::Map<String, serde_json::Value>> {
+    let bytes = bytes.strip_prefix(BYTE_ORDER_MARK).unwrap_or(bytes);
     serde_json::from_slice(bytes).context("not a JSON object")
 }
 
@@ -205,7 +214,7 @@ mod tests {
             read(std::io::BufReader::with_capacity(size, text.as_bytes()), &file, &mut |entry| {
                 seen.push(match entry {
                     Ok(entry) => {
-                        format!("{} {}", entry.place.to_string().replace("a.json, line ", ""), entry.fields["id"])
+                        format!("{} {}", entry.place.to_string().replace("a.json, ", ""), entry.fields["id"])
                     }
                     Err(broken) => broken.to_string(),
                 });
@@ -221,15 +230,22 @@ mod tests {
     #[test]
     fn every_form_is_read() {
         for (text, expected) in [
-            ("[{\"id\": 1, \"t\": \"}{\\\"\\\\\"},\n{\"id\": 2, \"of\": [{\"id\": 3}, {\"x\": {}}]}]", ["1 1", "2 2"]),
-            ("\u{feff}{\"id\":1}\n\n{\"id\":2}\n", ["1 1", "3 2"]),
-            ("{\"id\":1},\n{\"id\":2},\n", ["1 1", "2 2"]),
-            ("[\n{\"id\":1}\n,{\"id\":2},]", ["2 1", "3 2"]),
-            ("{\"id\":1} \n {\"id\"\r:2}", ["1 1", "2 2"]),
+            (
+                "[{\"id\": 1, \"t\": \"}{\\\"\\\\\"},\n{\"id\": 2, \"of\": [{\"id\": 3}, {\"x\": {}}]}]",
+                ["line 1 1", "line 2 2"],
+            ),
+            ("\u{feff}{\"id\":1}\n\n{\"id\":2}\n", ["line 1 1", "record 2 (line 3) 2"]),
+            ("{\"id\":1},\n{\"id\":2},\n", ["line 1 1", "line 2 2"]),
+            ("[\n{\"id\":1}\n,{\"id\":2},]", ["record 1 (line 2) 1", "record 2 (line 3) 2"]),
+            ("{\"id\":1} \n {\"id\"\r:2}", ["line 1 1", "line 2 2"]),
+            ("[{\"id\":1}, {\"id\":2}]", ["line 1 1", "record 2 (line 1) 2"]),
         ] {
             assert_eq!(seen(text), expected, "{text}");
         }
-        assert_eq!(seen("[\n  {\n    \"id\": 1\n  },\n  {\n    \"id\": 2\n  }\n]"), ["2 1", "5 2"]);
+        assert_eq!(
+            seen("[\n  {\n    \"id\": 1\n  },\n  {\n    \"id\": 2\n  }\n]"),
+            ["record 1 (line 2) 1", "record 2 (line 5) 2"]
+        );
         assert!(seen(" []\n").is_empty() && seen("").is_empty());
     }
 
@@ -248,7 +264,7 @@ mod tests {
             let seen = seen(&format!("{good}{text}{good}{good}"));
             assert_eq!(seen.len(), 4, "{text}: {seen:?}");
             assert!(seen[1].starts_with("a.json, line 2: ") && seen[1].contains(said), "{seen:?}");
-            assert_eq!((&*seen[0], &*seen[2], &*seen[3]), ("1 9", "3 9", "4 9"), "{text}");
+            assert_eq!((&*seen[0], &*seen[2], &*seen[3]), ("line 1 9", "line 3 9", "line 4 9"), "{text}");
         }
         assert!(seen("[{\"id\": 1}, {\"id\": ")[1].contains("not closed"));
         let not_utf_8 = b"{\"id\": \"\xff\"}\n{\"id\": 2}";

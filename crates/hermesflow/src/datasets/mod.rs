@@ -48,8 +48,13 @@ pub struct Place {
 /// Where in a source a record is.
 #[derive(Debug, Clone)]
 pub enum At {
-    /// It begins on this line, from 1.
-    Line(usize),
+    /// It is this record, from 1, and begins on this line, from 1.
+    Record {
+        /// Its number.
+        number: usize,
+        /// Its line.
+        line: usize,
+    },
     /// It is this row, from 1.
     Row(u64),
     /// Its files carry this name.
@@ -60,7 +65,8 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let file = self.file.display();
         match &self.at {
-            At::Line(line) => write!(f, "{file}, line {line}"),
+            At::Record { number, line } if number == line => write!(f, "{file}, line {line}"),
+            At::Record { number, line } => write!(f, "{file}, record {number} (line {line})"),
             At::Row(row) => write!(f, "{file}, row {row}"),
             At::Key(key) => write!(f, "{file}, {key}"),
         }
@@ -80,6 +86,8 @@ pub enum Reason {
     NoImage,
     /// A web address instead of a file.
     Url,
+    /// A shard's files of one record stand apart.
+    NotAdjacent,
     /// A path, but no file.
     MissingImage,
     /// No picture, or a broken one.
@@ -99,6 +107,7 @@ impl fmt::Display for Reason {
             Self::CutOff => "file cut off or broken",
             Self::NoCaption => "no caption",
             Self::NoImage => "no image",
+            Self::NotAdjacent => "files not adjacent in a shard",
             Self::Url => "image is a web address",
             Self::MissingImage => "image file missing",
             Self::BrokenImage => "image unreadable",

@@ -5,12 +5,12 @@ use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use ::parquet::errors::ParquetError;
 use ::parquet::file::reader::{FileReader, SerializedFileReader};
 use ::parquet::record::reader::TreeBuilder;
 use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::{SchemaDescriptor, Type};
 use anyhow::{Result, anyhow};
+use hermesflow_models::foreign::decoded;
 use serde_json::{Map, Value};
 
 use super::fields::Names;
@@ -28,31 +28,35 @@ const LONGEST_TEXT: usize = 1 << 16;
 /// # Errors
 /// When the file is not Parquet, or `take` fails.
 pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<'_>) -> Result<()> {
-    let unreadable = |error: ParquetError| anyhow!("{}: not readable as Parquet: {error}", file.display());
+    let unreadable = |error: String| anyhow!("{}: not readable as Parquet: {error}", file.display());
     let open = File::open(file).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     let size = open.metadata().map_or(0, |metadata| metadata.len());
-    let reader = SerializedFileReader::new(open).map_err(unreadable)?;
+    let reader = decoded(|| SerializedFileReader::new(open)).map_err(unreadable)?;
     let metadata = reader.metadata();
     let root = metadata.file_metadata().schema();
     let columns: Vec<String> = root.get_fields().iter().map(|column| column.name().to_string()).collect();
     let wanted: Vec<_> = root.get_fields().iter().filter(|column| names.wants(column.name())).cloned().collect();
-    let schema = Type::group_type_builder(root.name()).with_fields(wanted).build().map_err(unreadable)?;
+    let schema = Type::group_type_builder(root.name())
+        .with_fields(wanted)
+        .build()
+        .map_err(|error| unreadable(error.to_string()))?;
     let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
     let all = metadata.file_metadata().num_rows().max(1) as u64;
     let mut row = 0;
     let place = |row| Place { file: file.clone(), at: At::Row(row) };
-    let cut_off = |row, error: ParquetError| Broken::new(&place(row), Reason::CutOff, error.to_string());
+    let cut_off = |row, error: String| Broken::new(&place(row), Reason::CutOff, error);
     for number in 0..reader.num_row_groups() {
-        let rows = reader.get_row_group(number).and_then(|group| {
+        let rows = decoded(|| {
+            let group = reader.get_row_group(number)?;
             let (rows, bytes) = (group.metadata().num_rows().max(1), group.metadata().total_byte_size().max(1));
             let together = (DECODED / (bytes / rows).max(1)).clamp(1, 1024);
             TreeBuilder::new().with_batch_size(together as usize).as_iter(schema.clone(), &*group)
         });
-        let rows = match rows {
+        let mut rows = match rows {
             Ok(rows) => rows,
             Err(error) => return take(Err(cut_off(row + 1, error))).map(drop),
         };
-        for next in rows {
+        while let Some(next) = decoded(|| rows.next().transpose()).transpose() {
             row += 1;
             meter.advance(size * row / all - size * (row - 1) / all);
             let next = match next {

@@ -7,7 +7,7 @@ use hermesflow_records::RecordId;
 use image::ImageFormat;
 
 use super::Reason;
-use super::fields::Picture;
+use super::fields::{Picture, short};
 use crate::files;
 
 /// Looks images up, checks them, and puts those that are embedded into the data root.
@@ -40,7 +40,7 @@ impl Gallery {
             Picture::Bytes(bytes) => self.put(id, &bytes),
             Picture::Path(path) => {
                 let Some(file) = self.find(&path, source) else {
-                    return Ok(Err((Reason::MissingImage, path)));
+                    return Ok(Err((Reason::MissingImage, short(&path).into_owned())));
                 };
                 let broken = |why: String| (Reason::BrokenImage, format!("{}: {why}", file.display()));
                 let bytes = match preprocess::read(&file) {

@@ -1,11 +1,13 @@
 //! WebDataset shards: tar files in which the files of a record follow each other and share a name up to its first dot,
 //! as `0001.jpg`, `0001.txt`, `0001.json`.
 
+use std::collections::HashSet;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Result;
+use hermesflow_models::foreign;
 use serde_json::{Map, Value};
 
 use super::fields::Names;
@@ -28,6 +30,7 @@ const LONGEST: u64 = 256 << 20;
 pub fn read(bytes: impl Read, file: &Arc<Path>, names: &Names, take: &mut Take<'_>) -> Result<()> {
     let mut archive = tar::Archive::new(bytes);
     let mut record: Option<Entry> = None;
+    let (mut ended, mut apart) = (HashSet::new(), HashSet::new());
     let place = |key: &str| Place { file: file.clone(), at: At::Key(key.into()) };
     let cut_off = |key: &str, error: std::io::Error| Broken::new(&place(key), Reason::CutOff, error.to_string());
     let entries = match archive.entries() {
@@ -48,10 +51,21 @@ pub fn read(bytes: impl Read, file: &Arc<Path>, names: &Names, take: &mut Take<'
             continue;
         };
         let other = record.take_if(|entry| !matches!(&entry.place.at, At::Key(same) if *same == key));
-        if let Some(entry) = other
-            && take(Ok(entry))?.is_break()
-        {
-            return Ok(());
+        if let Some(entry) = other {
+            if let At::Key(key) = &entry.place.at {
+                ended.insert(key.clone());
+            }
+            if take(Ok(entry))?.is_break() {
+                return Ok(());
+            }
+        }
+        if ended.contains(&key) {
+            let why = "another record's stand between them; pack the shard again, with `tar --sort=name`";
+            let broken = || Err(Broken::new(&place(&key), Reason::NotAdjacent, why));
+            if apart.insert(key.clone()) && take(broken())?.is_break() {
+                return Ok(());
+            }
+            continue;
         }
         let entry = record.get_or_insert_with(|| {
             let id = key.trim_start_matches("./").replace('/', "_");
@@ -89,7 +103,7 @@ fn add(entry: &mut Entry, extension: String, content: Vec<u8>) {
         }
     } else if PICTURES.contains(&kind) {
         entry.blobs.push((extension, content));
-    } else if let Ok(text) = String::from_utf8(content) {
+    } else if let Ok(text) = foreign::text(content) {
         entry.fields.insert(extension, text.into());
     }
 }

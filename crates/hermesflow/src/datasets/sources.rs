@@ -41,6 +41,9 @@ pub fn files(sources: &[String]) -> Result<Vec<PathBuf>> {
 
 /// All names of a shard pattern: `data-{000..012}.tar`, `{a,b}/x.tar`.
 fn expanded(pattern: &str) -> Result<Vec<String>> {
+    if Path::new(pattern).exists() {
+        return Ok(vec![pattern.to_string()]); // a name may have braces
+    }
     let Some((before, rest)) = pattern.split_once('{') else { return Ok(vec![pattern.to_string()]) };
     let (inner, after) = rest.split_once('}').with_context(|| format!("{pattern}: the brace is not closed"))?;
     let parts: Vec<String> = match inner.split_once("..") {
@@ -160,6 +163,11 @@ mod tests {
         assert_eq!(expanded("a-{008..011}.tar").unwrap(), ["a-008.tar", "a-009.tar", "a-010.tar", "a-011.tar"]);
         assert_eq!(expanded("{x,y}/{0..1}.tar").unwrap(), ["x/0.tar", "x/1.tar", "y/0.tar", "y/1.tar"]);
         assert_eq!(expanded("plain.tar").unwrap(), ["plain.tar"]);
+        let folder = tempfile::tempdir().unwrap();
+        let name = folder.path().join("a,{b,c}.json").display().to_string();
+        assert_eq!(expanded(&name).unwrap().len(), 2);
+        std::fs::write(&name, "").unwrap();
+        assert_eq!(expanded(&name).unwrap(), [name]);
         for broken in ["a{0..", "{a..3}", "{5..1}"] {
             assert!(expanded(broken).is_err(), "{broken}");
         }

@@ -4,6 +4,8 @@
 //! put in. `${.a}` and `${..a}` count from the key's own section, `${oc.env:NAME,default}` is an environment variable,
 //! references may be nested, and `\${` is meant literally.
 
+use std::borrow::Cow;
+
 use anyhow::{Context, Result, bail, ensure};
 use serde_yaml_ng::{Mapping, Value};
 
@@ -12,11 +14,18 @@ use serde_yaml_ng::{Mapping, Value};
 /// # Errors
 /// Names the key that holds a reference to nothing, to itself, or of an unknown kind.
 pub fn resolve(tree: &Value) -> Result<Value> {
-    Resolver { tree, open: Vec::new() }.value("", tree)
+    Resolver { tree, open: Vec::new(), left: LARGEST }.value("", tree)
 }
+
+/// Bytes of text, and values, that references may make: a few lines can ask for more than any memory holds.
+const LARGEST: usize = 1 << 20;
+/// References within references.
+const DEEPEST: usize = 32;
 
 struct Resolver<'t> {
     tree: &'t Value,
+    /// How much may still be made.
+    left: usize,
     /// The keys that are being resolved, outermost first.
     open: Vec<String>,
 }
@@ -24,6 +33,7 @@ struct Resolver<'t> {
 impl Resolver<'_> {
     /// A value at `key` without references.
     fn value(&mut self, key: &str, value: &Value) -> Result<Value> {
+        self.make(key, 1)?;
         match value {
             Value::Mapping(map) => {
                 let mut resolved = Mapping::new();
@@ -65,15 +75,29 @@ impl Resolver<'_> {
             out += before;
             let name = &inner[..end];
             let put = self.reference(key, name)?;
-            out += &scalar(&put).with_context(|| format!("{key}: ${{{name}}} inside a text is not a single value"))?;
+            let put =
+                scalar(&put).with_context(|| format!("{key}: ${{{name}}} inside a text is not a single value"))?;
+            self.make(key, put.len())?;
+            out += &put;
             rest = &inner[end + 1..];
         }
         out += rest;
         Ok(Value::String(out))
     }
 
+    /// Counts what is made.
+    fn make(&mut self, key: &str, size: usize) -> Result<()> {
+        let left = self.left.checked_sub(size);
+        self.left = left.with_context(|| {
+            format!("{key}: its references make more than {LARGEST} values and letters; write the value itself")
+        })?;
+        Ok(())
+    }
+
     /// What the inside of `${…}` stands for.
     fn reference(&mut self, key: &str, inside: &str) -> Result<Value> {
+        let nested = inside.matches("${").count();
+        ensure!(nested <= DEEPEST, "{key}: {nested} references within each other; write the value itself");
         let inside = if inside.contains("${") {
             let name = self.text(key, inside)?;
             scalar(&name).with_context(|| format!("{key}: the name ${{{inside}}} is not a single value"))?
@@ -99,20 +123,28 @@ impl Resolver<'_> {
         if self.open.iter().any(|open| open == target) {
             bail!("{target}: refers to itself: {} → {target}", self.open.join(" → "));
         }
+        ensure!(
+            self.open.len() < DEEPEST,
+            "{target}: more than {DEEPEST} references lead to it; write the value itself"
+        );
         self.open.push(target.to_owned());
-        let mut place = self.tree.clone();
+        let mut place = Cow::Borrowed(self.tree);
         let mut path = String::new();
         for part in target.split('.') {
-            if let Value::String(text) = &place
+            if let Value::String(text) = &*place
                 && text.contains("${")
             {
-                place = self.text(&path, text)?;
+                place = Cow::Owned(self.text(&path, &text.clone())?);
             }
-            let Some(next) = child(&place, part) else {
+            let next = match &place {
+                Cow::Borrowed(place) => child(place, part).map(Cow::Borrowed),
+                Cow::Owned(place) => child(place, part).cloned().map(Cow::Owned),
+            };
+            let Some(next) = next else {
                 self.open.pop();
                 return Ok(None);
             };
-            place = next.clone();
+            place = next;
             path = join(&path, part);
         }
         let value = self.value(target, &place)?;
@@ -241,6 +273,20 @@ mod tests {
         assert!(problem("{a: {b: '${....c}'}}").contains("a.b: ${....c} leads out"));
         assert!(problem("{a: 'x ${b'}").contains("without its }"));
         assert!(problem("{a: 'x ${b}', b: [1]}").contains("a: ${b} inside a text"));
+    }
+
+    #[test]
+    fn what_grows_without_end_is_refused() {
+        let doubling = |count: usize, last: &str| {
+            let lines = (1..count).map(|n| format!("a{n}: '${{a{}}} ${{a{}}}'\n", n - 1, n - 1));
+            format!("a0: {last}\n{}", lines.collect::<String>())
+        };
+        assert!(problem(&doubling(31, "some words")).contains("references make more than"));
+        assert!(problem(&doubling(40, "x")).contains("more than"));
+        let lists: String = (1..30).map(|n| format!("b{n}: ['${{b{}}}', '${{b{}}}']\n", n - 1, n - 1)).collect();
+        assert!(problem(&format!("b0: [1]\n{lists}")).contains("references make more than"));
+        let deep = format!("{{a: '{}x{}'}}", "${".repeat(500), "}".repeat(500));
+        assert!(problem(&deep).contains("within each other"));
     }
 
     #[test]
