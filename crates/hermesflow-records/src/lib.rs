@@ -19,5 +19,5 @@ pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, thre
 pub use read::read;
 pub use record::{AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record};
 pub use seed::derive_seed;
-pub use store::{ArrayFile, Store, write_atomically};
+pub use store::{ArrayFile, ClosedArray, Store, TEMPORARY, temporary, write_atomically};
 pub use table::Table;

@@ -3,6 +3,7 @@
 //! A line is the unit that a kill can cost.
 
 use std::collections::HashMap;
+use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
@@ -79,6 +80,11 @@ impl<R: Record> Store<R> {
     /// Whether an id has its result.
     pub fn has(&self, key: IdKey) -> bool {
         self.places.contains_key(&key)
+    }
+
+    /// Forgets the result of an id: it is not in the final file, unless it is made anew.
+    pub fn forget(&mut self, key: IdKey) {
+        self.places.remove(&key);
     }
 
     /// Adds results, in one write.
@@ -223,19 +229,46 @@ impl ArrayFile {
     ///
     /// # Errors
     /// Names the file that cannot be written.
-    pub fn finish(mut self) -> Result<()> {
+    pub fn finish(self) -> Result<()> {
+        self.close()?.publish()
+    }
+
+    /// Closes the array and writes it through to the disk, under its temporary name still.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn close(mut self) -> Result<ClosedArray> {
         let mut close = || {
             self.file.write_all(if self.records == 0 { b"[]\n" } else { b"\n]\n" })?;
             self.file.flush()?;
-            self.file.get_ref().sync_all()?;
-            fs::rename(&self.temporary, &self.path)
+            self.file.get_ref().sync_all()
         };
-        close().map_err(Error::io(&self.path))
+        close().map_err(Error::io(&self.path))?;
+        Ok(ClosedArray(self))
+    }
+}
+
+/// An [`ArrayFile`] that is whole, but does not have its name yet.
+#[derive(Debug)]
+pub struct ClosedArray(ArrayFile);
+
+impl ClosedArray {
+    /// Where its bytes are.
+    pub fn temporary(&self) -> &Path {
+        &self.0.temporary
+    }
+
+    /// Gives it its name.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
+    pub fn publish(self) -> Result<()> {
+        fs::rename(&self.0.temporary, &self.0.path).map_err(Error::io(&self.0.path))
     }
 }
 
 impl Drop for ArrayFile {
-    /// What was not finished goes; after [`ArrayFile::finish`] there is nothing of that name.
+    /// What was not published goes; after that there is nothing of that name.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.temporary);
     }
@@ -261,10 +294,15 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// The name of a file that is not whole yet.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
+/// What the names of files and folders end with that are not whole yet.
+pub const TEMPORARY: &str = ".hermesflow-tmp";
+
+/// The name of a file or folder that is not whole yet: nobody else's, and the same one when it is written again, so that
+/// what a kill left behind is written over.
+pub fn temporary(path: &Path) -> PathBuf {
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(TEMPORARY);
     path.with_file_name(name)
 }
 
@@ -406,6 +444,6 @@ mod tests {
         fs::create_dir(&path).unwrap();
         let message = write_atomically(&path, b"x").unwrap_err().to_string();
         assert!(message.contains("results.json: "), "{message}");
-        assert!(!folder.path().join("results.json.tmp").exists());
+        assert!(!temporary(&path).exists());
     }
 }

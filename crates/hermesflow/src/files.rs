@@ -1,10 +1,14 @@
 //! The files of a run by their contents: what each holds, and which command makes it.
 
+mod folder;
+
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 
 use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord, Table};
+
+pub use folder::{NewFolder, OwnFiles};
 
 /// Images with their true captions, at least one.
 ///
@@ -54,6 +58,18 @@ pub fn answers(path: &Path) -> Result<Table<AnswerRecord>> {
 /// As [`initial_data`].
 pub fn pairs(path: &Path) -> Result<Table<PairRecord>> {
     Ok(Table::open(path, "`hermesflow pair` makes it")?)
+}
+
+/// Refuses to write over files of these names in a folder where this program has not worked before.
+///
+/// # Errors
+/// Names the file that is there.
+pub fn refuse_foreign(folder: &Path, names: &[&str], worked_here: bool) -> Result<()> {
+    let there = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
+    match there.filter(|_| !worked_here) {
+        None => Ok(()),
+        Some(path) => bail!("{}: is there already, and not of this program; choose another folder", path.display()),
+    }
 }
 
 /// Writes a file under a temporary name and renames it, making its folder.

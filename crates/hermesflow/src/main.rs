@@ -13,6 +13,8 @@ mod fit;
 mod hub;
 mod judges;
 mod layout;
+mod lock;
+mod made;
 mod models;
 mod objectives;
 mod overrides;
@@ -32,8 +34,8 @@ use hermesflow_models::FileBacked;
 use mimalloc::MiMalloc;
 
 use commands::{
-    answer, ask, bench, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint,
-    judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
+    answer, ask, bench, caption, config as presets, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine,
+    import, inpaint, judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
 };
 
 /// Said where something is our fault.
@@ -77,6 +79,7 @@ enum Command {
     Extrapolate(extrapolate::Args),
     Reconstruct(reconstruct::Args),
     Controls(controls::Args),
+    Config(presets::Args),
     Pretrain(pretrain::Args),
     Judge(judge::Args),
     Fetch(fetch::Args),
@@ -139,6 +142,7 @@ fn main() -> ExitCode {
         Command::Extrapolate(args) => extrapolate::run(args),
         Command::Reconstruct(args) => reconstruct::run(args),
         Command::Controls(args) => controls::run(args),
+        Command::Config(args) => presets::run(args),
         Command::Pretrain(args) => pretrain::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Fetch(args) => fetch::run(args),

@@ -35,9 +35,9 @@ use crate::{files, models};
 /// train.checkpointing and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
 /// way.
 ///
-/// Examples: hermesflow doctor configs/paper.yaml data.root=datasets/mine model.dtype=bf16
+/// Examples: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
 ///
-/// hermesflow doctor configs/paper.yaml model.device=cuda:0 model.dtype=auto --gpu-memory 24
+/// hermesflow doctor paper model.device=cuda:0 model.dtype=auto --gpu-memory 24
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

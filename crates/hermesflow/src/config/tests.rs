@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use super::*;
+use super::{train::ProductsName, *};
 use hermesflow_models::multiplies_bf16;
 
 fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
