@@ -218,7 +218,7 @@ impl Newest {
             }
         }
         // Without one that can be read the parameters are not what the run began with any more.
-        newest.map_or(Ok(found), Err)
+        newest.map_or(Ok(found), |error| Err(Error::NoCheckpoint(Box::new(error))))
     }
 }
 

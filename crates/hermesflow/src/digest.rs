@@ -69,10 +69,7 @@ fn read(path: &Path) -> io::Result<String> {
 pub fn of_model(model: &Path) -> Result<String> {
     let mut files = Vec::new();
     if model.is_dir() {
-        // Of several sets of weights the one that is read counts.
-        let weights = weight_files(model).unwrap_or_default();
-        files.extend(weights.into_iter().filter(|path| path.is_file()));
-        beside(model, 1, &mut files)?;
+        parts(model, 1, &mut files)?;
     } else {
         files.push(model.to_owned());
         files.extend(Some(model.with_file_name("tokenizer.json")).filter(|file| file.is_file()));
@@ -85,15 +82,18 @@ pub fn of_model(model: &Path) -> Result<String> {
     Ok(digest(digests.iter().flat_map(|(name, content)| [name, content])))
 }
 
-/// The configurations and vocabularies of a folder, and of those in it down to a depth.
-fn beside(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+/// The weights, configurations and vocabularies of a folder, and of those in it down to a depth.
+fn parts(folder: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Result<()> {
+    // Of several sets of weights the one that is read counts.
+    let weights = weight_files(folder).unwrap_or_default();
+    found.extend(weights.into_iter().filter(|path| path.is_file()));
     let read = || folder.display().to_string();
     for entry in fs::read_dir(folder).with_context(read)? {
         let path = entry.with_context(read)?.path();
         let is_text =
             ["json", "txt", "model"].iter().any(|ending| path.extension().is_some_and(|found| found == *ending));
         if path.is_dir() && depth > 0 {
-            beside(&path, depth - 1, found)?;
+            parts(&path, depth - 1, found)?;
         } else if path.is_file() && is_text {
             found.push(path);
         }
@@ -121,14 +121,20 @@ mod tests {
             fs::create_dir_all(at(name).parent().unwrap()).unwrap();
             fs::write(at(name), content).unwrap();
         };
-        for (name, content) in [("config.json", "{}"), ("phi/config.json", "{}"), ("model.safetensors", "abc")] {
+        let inner = "0_Transformer/pytorch_model.bin";
+        for (name, content) in
+            [("config.json", "{}"), ("phi/config.json", "{}"), ("model.safetensors", "abc"), (inner, "abc")]
+        {
             write(&format!("a/{name}"), content);
         }
         let before = of_model(&at("a")).unwrap();
         let time = fs::metadata(at("a/model.safetensors")).unwrap().modified().unwrap();
-        for (name, other, back) in
-            [("model.safetensors", "abd", "abc"), ("config.json", "[]", "{}"), ("phi/config.json", "[]", "{}")]
-        {
+        for (name, other, back) in [
+            ("model.safetensors", "abd", "abc"),
+            ("config.json", "[]", "{}"),
+            ("phi/config.json", "[]", "{}"),
+            (inner, "abd", "abc"),
+        ] {
             write(&format!("a/{name}"), other);
             File::options().write(true).open(at(&format!("a/{name}"))).unwrap().set_modified(time).unwrap();
             assert_ne!(of_model(&at("a")).unwrap(), before, "{name}: same size, same time");

@@ -99,12 +99,14 @@ pub fn evaluate_into(
         let differing = made_from.differences(&report.made_from.clone().unwrap_or_default());
         anyhow::ensure!(
             differing.is_empty() && report.model == name,
-            "{}: holds another report, {} on {:?} ({}); choose another file or remove it",
+            "{}: holds another report, of {} on {} {} prompts ({}); choose another file or remove it",
             out.display(),
             report.model,
-            report.settings,
+            report.settings.prompts,
+            report.settings.split.name(),
             differing.join("; ")
         );
+        let _ = std::fs::remove_file(partial(out)); // a kill may have left it
         return Ok(report);
     }
     let (partial, header) = (partial(out), serde_json::to_string(&(name, settings, &made_from))?);

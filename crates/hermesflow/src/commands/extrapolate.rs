@@ -28,6 +28,9 @@ use crate::stage::text_number;
 /// Example: hermesflow extrapolate run.yaml --image lake.jpg --prompt "a clear blue lake" --direction left --direction
 /// right --steps 3 imagine.steps=16 imagine.guidance=1.75
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "hermesflow extrapolate [OPTIONS] --image <FILE> --prompt <TEXT>\n       --direction <DIRECTION> <CONFIG> [KEY=VALUE]..."
+)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

@@ -26,6 +26,11 @@ impl Sources<'_> {
     /// An error with where the value at fault came from.
     pub fn explain(&self, error: &anyhow::Error) -> anyhow::Error {
         let mut message = format!("{error:#}");
+        for (machine, word) in
+            [("usize", "a whole number, 0 or more"), ("u64", "a whole number, 0 or more"), ("f64", "a number")]
+        {
+            message = message.replace(&format!("expected {machine}"), &format!("expected {word}"));
+        }
         if let Some(unknown) = unknown_key(&message) {
             message = format!("{unknown}: there is no such key{}", self.meant(&unknown));
         }
@@ -42,7 +47,7 @@ impl Sources<'_> {
         match (line_of(self.text, key), &self.file) {
             (Some(line), Some(file)) => anyhow::anyhow!("{file}, line {line}: {message}"),
             (Some(line), None) => anyhow::anyhow!("line {line}: {message}"),
-            _ if at(self.defaults, key).is_some() => anyhow::anyhow!("{file}{message} ({key} is the default's)"),
+            _ if at(self.defaults, key).is_some() => anyhow::anyhow!("{file}{message} ({key} has its default)"),
             _ => anyhow::anyhow!("{file}{message}"),
         }
     }
@@ -51,17 +56,21 @@ impl Sources<'_> {
     fn meant(&self, unknown: &str) -> String {
         let mut keys = Vec::new();
         all_keys(self.defaults, "", &mut keys);
-        let likeness = |key: &String| {
-            let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_owned();
-            let section = |key: &str| key.rsplit_once('.').map_or("", |(section, _)| section).to_owned();
-            let same_section = section(key) == section(unknown);
-            let by_name = strsim::jaro_winkler(&last(key), &last(unknown));
-            // The very name in another section, or one alike in this one.
-            if same_section { by_name } else { strsim::jaro_winkler(key, unknown).min(by_name) }
-        };
-        let best = keys.iter().max_by(|a, b| likeness(a).total_cmp(&likeness(b)));
-        best.filter(|key| likeness(key) > ALIKE).map_or_else(String::new, |key| format!("; did you mean {key}?"))
+        let (section, name) = split(unknown);
+        let elsewhere: Vec<&str> = keys.iter().map(String::as_str).filter(|key| split(key).1 == name).collect();
+        if !elsewhere.is_empty() {
+            return format!("; did you mean {}?", elsewhere.join(" or "));
+        }
+        let likeness = |key: &&String| strsim::jaro_winkler(split(key).1, name);
+        let beside = keys.iter().filter(|key| split(key).0 == section).map(|key| (likeness(&key), key));
+        let best = beside.filter(|(likeness, _)| *likeness > ALIKE).max_by(|(a, _), (b, _)| a.total_cmp(b));
+        best.map_or_else(String::new, |(_, key)| format!("; did you mean {key}?"))
     }
+}
+
+/// A key's section and its name there.
+fn split(key: &str) -> (&str, &str) {
+    key.rsplit_once('.').unwrap_or(("", key))
 }
 
 /// The unknown key that serde's message is about.

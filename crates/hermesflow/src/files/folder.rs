@@ -27,6 +27,7 @@ impl NewFolder {
     pub fn begin(target: &Path) -> Result<Self> {
         let read = || target.display().to_string();
         ensure!(target.file_name().is_some(), "{}: is no name of a new folder", target.display());
+        let lock = Lock::beside(target)?;
         match fs::symlink_metadata(target) {
             Err(error) if error.kind() == ErrorKind::NotFound => {}
             Err(error) => return Err(error).with_context(read),
@@ -35,8 +36,7 @@ impl NewFolder {
                 ensure!(empty, "{}: is not empty; choose a new folder", target.display());
             }
         }
-        let (lock, temporary) = (Lock::beside(target)?, temporary(target));
-        let new = Self { target: target.to_owned(), temporary, _lock: lock };
+        let new = Self { target: target.to_owned(), temporary: temporary(target), _lock: lock };
         new.discard()?;
         fs::create_dir_all(&new.temporary).with_context(|| new.temporary.display().to_string())?;
         Ok(new)
