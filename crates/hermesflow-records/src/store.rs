@@ -383,6 +383,19 @@ mod tests {
     }
 
     #[test]
+    fn what_was_forgotten_is_not_in_the_end_unless_it_is_made_anew() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        let mut store = Store::open(&path).unwrap();
+        store.append(&[answer("a", 0.0), answer("b", 0.0), answer("c", 0.0)]).unwrap();
+        ["a", "b"].iter().for_each(|id| store.forget(key(id)));
+        assert!(!store.has(key("a")) && store.has(key("c")));
+        store.append(&[answer("b", 1.0)]).unwrap();
+        assert_eq!(store.finish(["a", "b", "c"].map(key).into_iter()).unwrap(), 2);
+        assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), [answer("b", 1.0), answer("c", 0.0)]);
+    }
+
+    #[test]
     fn an_array_appears_whole_or_not_at_all() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("sub/answers.json");

@@ -46,6 +46,13 @@ impl Owner {
 #[derive(Debug, Default)]
 pub struct Lock(Vec<Held>);
 
+impl Drop for Lock {
+    /// The last one first: a folder that was made for all of them goes with the first one.
+    fn drop(&mut self) {
+        while self.0.pop().is_some() {}
+    }
+}
+
 #[derive(Debug)]
 struct Held {
     path: PathBuf,
@@ -205,9 +212,11 @@ mod tests {
 
         let other = folder.path().join("data/.settings/ask.lock");
         let one = Lock::take([path.clone()]).unwrap();
-        drop(Lock::take([other]).unwrap());
+        drop(Lock::take([other.clone()]).unwrap());
         assert!(path.is_file());
         drop(one);
+        drop(Lock::take([path, other]).unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "several made one folder");
     }
 
     #[test]

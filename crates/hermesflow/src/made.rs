@@ -96,6 +96,8 @@ pub struct Place<'a> {
     pub note: PathBuf,
     /// Where they are: files, or folders that hold something.
     pub results: Vec<PathBuf>,
+    /// What to change to have others beside them.
+    pub elsewhere: &'a str,
 }
 
 impl Place<'_> {
@@ -109,21 +111,25 @@ impl Place<'_> {
             // What was never made under a setting is not bound by it.
             return if there.as_ref() == Some(origin) { Ok(()) } else { origin.write(&self.note) };
         };
+        let (what, result, elsewhere) = (self.what, result.display(), self.elsewhere);
         let Some(there) = there else {
             bail!(
-                "{}: is there already, and nothing tells what it was made from; choose another place, or move it away",
-                result.display()
+                "{result}: is there already, and nothing tells what it was made from; choose {elsewhere}, or move it away"
             )
         };
-        let differing = origin.differences(&there);
+        if there == Origin::default() {
+            bail!(
+                "{result}: is of an earlier version, which did not note what it was made from; choose {elsewhere}, or move \
+                 it away"
+            );
+        }
+        let differing = origin.differences(&there).join("; ");
         if differing.is_empty() {
             return Ok(());
         }
         bail!(
-            "{} that are there ({}) were made from something else ({}); restore that, choose another place, or remove them",
-            self.what,
-            result.display(),
-            differing.join("; ")
+            "{what} that are there ({result}) were made from something else ({differing}); restore that, choose \
+             {elsewhere}, or remove them"
         )
     }
 }
@@ -174,7 +180,8 @@ mod tests {
     fn results_are_bound_by_what_they_were_made_from_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let place = Place { what: "the captions", note: at("note.json"), results: vec![at("captions"), at("images")] };
+        let results = vec![at("captions"), at("images")];
+        let place = Place { what: "the captions", note: at("note.json"), results, elsewhere: "another root" };
         let (a, b) =
             (origin(json!({ "seed": 1, "x": { "y": 2 } }), "m"), origin(json!({ "seed": 1, "x": { "z": 2 } }), "n"));
         place.settle(&a).unwrap();
@@ -194,7 +201,7 @@ mod tests {
         std::fs::remove_file(at("note.json")).unwrap();
         assert!(place.settle(&a).unwrap_err().to_string().contains("nothing tells what it was made from"));
         std::fs::write(at("note.json"), "{\"seed\": 1, \"of\": \"an earlier form\"}").unwrap();
-        assert!(place.settle(&a).unwrap_err().to_string().contains("seed: there null"));
+        assert!(place.settle(&a).unwrap_err().to_string().contains("of an earlier version"));
         std::fs::remove_file(at("images/1.png")).unwrap();
         place.settle(&b).unwrap();
         assert_eq!(Origin::read(&at("note.json")).unwrap(), Some(b), "as it was");

@@ -178,7 +178,7 @@ pub fn origin(config: &RunConfig, settings: Value) -> Origin {
 /// Names what differs and what to do.
 pub fn settle(layout: &RunLayout, stage: &str, results: Vec<PathBuf>, origin: &Origin) -> Result<()> {
     let what = format!("the results of `{stage}`");
-    Place { what: &what, note: layout.stamp(stage), results }.settle(origin)
+    Place { what: &what, note: layout.stamp(stage), results, elsewhere: "another data.root" }.settle(origin)
 }
 
 /// The file of a stage's results, and the one that it appends to while it works.

@@ -63,9 +63,8 @@ fn edit_three(workshop: &Workshop) {
     edit(workshop, "data/initial_data.json", |records| records[2]["caption"] = "a dog on a blue mat".into());
     fs::copy(workshop.path("data/images/train-000011.png"), workshop.path("data/images/train-000005.png")).unwrap();
     edit(workshop, "questions.json", |questions| {
-        let of_eighth = questions.iter_mut().find(|one| one["id"] == "train-000008").unwrap();
-        of_eighth["answer"] = "t".into();
-        of_eighth["question"] = "the circle?".into();
+        let of_eighth = questions.iter().position(|one| one["id"] == "train-000008").unwrap();
+        questions.remove(of_eighth);
     });
 }
 

@@ -380,6 +380,27 @@ fn a_pretraining_that_was_cut_short_ends_with_the_same_bytes() {
     }
     workshop.succeeds(&pretrain);
     assert_eq!(whole, files(&workshop.path("exported")));
+
+    // Nothing of other settings is taken for what was asked.
+    for (setting, said) in [
+        ("vq.steps=6", "the files of the image tokenizer that are there"),
+        ("vq.model.ch=16", "vq.model.ch: there 8, here 16"),
+        ("tokenizer.lines=200", "tokenizer.lines: there 300, here 200"),
+        ("base.max_text_len=32", "base.max_text_len: there 64, here 32"),
+        ("seed=4", "seed: there 3, here 4"),
+    ] {
+        let message = workshop.fails(&["pretrain", "pretrain.yaml", setting]);
+        assert!(message.contains(said), "{setting}: {message}");
+    }
+    let image_tokenizer = workshop.path("made/vq/config.json");
+    let own = fs::read_to_string(&image_tokenizer).unwrap();
+    fs::write(&image_tokenizer, own.clone() + "\n").unwrap();
+    let message = workshop.fails(&["pretrain", "pretrain.yaml"]);
+    assert!(message.contains("the image tokenizer: other content"), "{message}");
+    fs::write(&image_tokenizer, own).unwrap();
+    let message = workshop.fails(&pretrain);
+    assert!(message.contains("exported: is not empty"), "{message}");
+    workshop.succeeds(&["pretrain", "pretrain.yaml", "checkpoint_every=3"]);
 }
 
 #[test]

@@ -174,7 +174,7 @@ fn one_program_at_a_time_and_the_other_says_who() {
     let output = workshop.hermesflow(&["run", "run.yaml", "data.root=fresh", "output=fresh"]);
     assert!(output.status.success(), "{}", text(&output.stderr));
     workshop.succeeds(&["caption", "run.yaml"]);
-    workshop.succeeds(&["train", "run.yaml", "data.root=fresh", "train.steps=2"]);
+    workshop.succeeds(&["train", "run.yaml", "data.root=fresh", "train.steps=3"]);
     let locks = files(workshop.folder.path()).into_keys().filter(|name| name.display().to_string().ends_with("lock"));
     // The killed run's other stages still have theirs.
     assert!(locks.into_iter().all(|name| name.starts_with("data/.settings")));

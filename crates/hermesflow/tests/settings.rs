@@ -52,9 +52,9 @@ fn an_error_says_where_the_value_came_from_and_what_was_meant() {
         assert!(message.contains(said), "{argument}: {message}");
     }
     for (from, to, said) in [
-        ("steps: 12", "steps: 0", "bad.yaml, line 11: train.steps: must be at least 1"),
-        ("warmup_steps", "warmup_stepz", "bad.yaml, line 11: train.warmup_stepz: there is no such key; did you mean"),
-        ("top_k: 20", "top_k: many", "bad.yaml, line 6: caption.candidates[1].top_k: invalid type"),
+        ("steps: 12", "steps: 0", "bad.yaml, line 12: train.steps: must be at least 1"),
+        ("warmup_steps", "warmup_stepz", "bad.yaml, line 12: train.warmup_stepz: there is no such key; did you mean"),
+        ("top_k: 20", "top_k: many", "bad.yaml, line 7: caption.candidates[1].top_k: invalid type"),
         ("seed: 5", "seed: -5", "bad.yaml, line 2: seed: "),
         ("seed: 5", "sed: 5", "bad.yaml, line 2: sed: there is no such key; did you mean seed?"),
         (

@@ -14,7 +14,7 @@ use hermesflow_records::InitialRecord;
 use rayon::prelude::*;
 use sysinfo::Disks;
 
-use super::ConfigArgs;
+use super::{ConfigArgs, run};
 use crate::config::{
     CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ModelSettings, ObjectiveName, PHI, RunConfig, Similarity,
     Writer,
@@ -53,6 +53,9 @@ pub fn run(args: Args) -> Result<()> {
     let mut config = args.config.load()?;
     let layout = RunLayout::new(&config, 1);
     let mut findings = Findings::default();
+    if let Err(error) = run::check_folder(&config) {
+        findings.add(Verdict::Blocks, "output", format!("{error:#}"));
+    }
     let records = findings.records(&config, &layout);
     findings.judges(&config)?;
     let gpu = findings.gpu(&config, args.gpu_memory)?;

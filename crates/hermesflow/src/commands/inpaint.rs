@@ -27,6 +27,9 @@ use crate::stage::text_number;
 /// Example: hermesflow inpaint run.yaml --image bus.jpg --mask bus_mask.webp --prompt "a blue sports car" --images 8
 /// imagine.steps=16 imagine.guidance=1.75
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "hermesflow inpaint [OPTIONS] --image <FILE> --mask <FILE> --prompt <TEXT>\n       <CONFIG> [KEY=VALUE]..."
+)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,

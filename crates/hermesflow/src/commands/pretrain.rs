@@ -175,7 +175,7 @@ fn settle(
     let note = config.output.join(".settings").join(format!("{name}.json"));
     let digests = files.into_iter().map(|(what, path)| Ok((what.to_owned(), digest::of_model(&path)?)));
     let digests: Vec<_> = digests.collect::<anyhow::Result<_>>()?;
-    Place { what, note, results }.settle(&Origin::of(settings).with(digests))
+    Place { what, note, results, elsewhere: "another `output`" }.settle(&Origin::of(settings).with(digests))
 }
 
 /// What a training has left in a stage's folder: the weights, and checkpoints on the way to them.
@@ -197,7 +197,7 @@ fn tokenizer_stage(config: &PretrainConfig, begin: Option<(&Path, u64)>) -> anyh
         None => json!({ "seed": config.seed, "tokenizer": config.tokenizer }),
     };
     let files = exported.iter().map(|path| ("the tokenizer to begin with", path.clone())).collect();
-    settle(config, ("tokenizer", "the text tokenizer"), vec![tokenizer.clone()], settings, files)?;
+    settle(config, ("tokenizer", "the files of the text tokenizer"), vec![tokenizer.clone()], settings, files)?;
     if tokenizer.is_file() {
         return Ok(());
     }
@@ -220,7 +220,13 @@ fn vq_stage(
     let exported = begin.map(|(exported, _)| exported.join("vq"));
     let decisive = if exported.is_some() { json!({}) } else { json!({ "seed": config.seed, "vq": settings }) };
     let files = exported.iter().map(|path| ("the image tokenizer to begin with", path.clone())).collect();
-    settle(config, ("vq", "the image tokenizer"), results(folder, &["training".into()])?, decisive, files)?;
+    settle(
+        config,
+        ("vq", "the files of the image tokenizer"),
+        results(folder, &["training".into()])?,
+        decisive,
+        files,
+    )?;
     if folder.join(WEIGHTS).is_file() {
         return Ok(Some(load_magvit(folder, &device)?));
     }
@@ -273,7 +279,7 @@ fn base_stage(
     let mut files =
         vec![("the text tokenizer", tokenizer_file.clone()), ("the image tokenizer", config.output.join("vq"))];
     files.extend(begin.map(|(exported, _)| ("the model to begin with", exported.join("showo"))));
-    settle(config, ("showo", "the base model"), results(&folder, &trainings)?, decisive, files)?;
+    settle(config, ("showo", "the files of the base model"), results(&folder, &trainings)?, decisive, files)?;
     let text = std::fs::read(tokenizer_file).with_context(|| format!("cannot read {}", tokenizer_file.display()))?;
     let mut showo = ShowoConfig {
         class_name: "Showo".into(),

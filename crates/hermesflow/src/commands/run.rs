@@ -103,41 +103,50 @@ pub fn curate(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: 
 /// The first line of a saved configuration: what has it may be written over.
 const SAVED: &str = "# The whole configuration of this run, as hermesflow resolved it.\n";
 
-/// Saves the resolved configuration, and refuses to train on what is chosen otherwise in one run folder.
+/// Saves the resolved configuration in the run folder.
+///
+/// # Errors
+/// As [`check_folder`].
+fn save_config(config: &RunConfig) -> Result<()> {
+    check_folder(config)?;
+    let path = RunLayout::new(config, 1).config();
+    files::write_atomically(&path, (SAVED.to_owned() + &config.to_yaml()?).as_bytes())
+}
+
+/// Refuses a run folder that is none, or whose training has begun under another configuration.
 ///
 /// What each stage made is bound by its own notes, and what was never made binds nothing. But a training follows from all
 /// of a run: once one has begun, another configuration would do hours of work only to be refused by it.
 ///
 /// # Errors
 /// Names what differs, or the file that is not a run's.
-fn save_config(config: &RunConfig) -> Result<()> {
+pub fn check_folder(config: &RunConfig) -> Result<()> {
     let path = RunLayout::new(config, 1).config();
-    let text = config.to_yaml()?;
-    if path.exists() {
-        let there = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
-        let saved = RunConfig::parse(&there, &[]).ok();
-        let is_ours =
-            there.starts_with(SAVED) || saved.as_ref().is_some_and(|saved| saved.to_yaml().ok() == Some(there));
-        ensure!(
-            is_ours,
-            "{}: would be written over, and is not the configuration of an earlier run; choose another `output`, or move \
-             it away",
-            path.display()
-        );
-        let begun = (1..=config.iterations).any(|iteration| train::has_begun(&RunLayout::new(config, iteration)));
-        let differing = match saved.filter(|_| begun) {
-            Some(saved) => made::differences(&decisive(&saved)?, &decisive(config)?),
-            None => Vec::new(),
-        };
-        ensure!(
-            differing.is_empty(),
-            "{}: this folder holds a run with another configuration ({}), and its training has begun; restore it, or choose \
-             another `output` and, where curation differs or there are several iterations, another `data.root`",
-            path.display(),
-            differing.join("; ")
-        );
+    if !path.exists() {
+        return Ok(());
     }
-    files::write_atomically(&path, (SAVED.to_owned() + &text).as_bytes())
+    let there = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let saved = RunConfig::parse(&there, &[]).ok();
+    let is_as_saved = |saved: &RunConfig| saved.to_yaml().is_ok_and(|text| text == there);
+    ensure!(
+        there.starts_with(SAVED) || saved.as_ref().is_some_and(is_as_saved),
+        "{}: would be written over, and is not the configuration of an earlier run; choose another `output`, or move it \
+         away",
+        path.display()
+    );
+    let begun = (1..=config.iterations).any(|iteration| train::has_begun(&RunLayout::new(config, iteration)));
+    let differing = match saved.filter(|_| begun) {
+        Some(saved) => made::differences(&decisive(&saved)?, &decisive(config)?),
+        None => Vec::new(),
+    };
+    ensure!(
+        differing.is_empty(),
+        "{}: this folder holds a run with another configuration ({}), and its training has begun; restore it, or choose \
+         another `output` and, where curation differs or there are several iterations, another `data.root`",
+        path.display(),
+        differing.join("; ")
+    );
+    Ok(())
 }
 
 /// What of a configuration decides numbers: not names and places, whose content is compared where it is used.

@@ -178,7 +178,7 @@ fn begin(
     let note = layout.training_origin();
     // Whatever lies in a folder that is not a training's is somebody's.
     let results = if note.exists() { results(layout)? } else { vec![layout.training()] };
-    Place { what: &what, note, results }.settle(&origin)?;
+    Place { what: &what, note, results, elsewhere: "another `output`" }.settle(&origin)?;
     if layout.model().join("pytorch_model.safetensors").is_file() {
         progress.log(format!("train: {} is there already", layout.model().display()));
         return models::trained(player, layout).map(Some);
