@@ -3,16 +3,14 @@
 //! A line is the unit that a kill can cost.
 
 use std::collections::HashMap;
-use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::read::{Scan, only};
 use crate::table::{FEW, Parts};
+use crate::whole::{ArrayFile, make_parent};
 use crate::{Error, IdKey, Identified, Record, Result};
 
 /// Results by record id; what was written before a kill is there again. Memory holds where they are.
@@ -181,135 +179,6 @@ fn cut_torn_line(path: &Path) -> io::Result<()> {
     if end < length { file.set_len(end) } else { Ok(()) }
 }
 
-/// A JSON array, a record a line, that is written record by record under a temporary name: memory need not hold it, and
-/// a file that exists is whole.
-#[derive(Debug)]
-pub struct ArrayFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: BufWriter<File>,
-    records: usize,
-}
-
-impl ArrayFile {
-    /// Begins a file, making its folder.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
-        make_parent(path)?;
-        let temporary = temporary(path);
-        let file = BufWriter::new(File::create(&temporary).map_err(Error::io(path))?);
-        Ok(Self { path: path.into(), temporary, file, records: 0 })
-    }
-
-    /// Adds a record.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn push<R: Serialize>(&mut self, record: &R) -> Result<()> {
-        let before: &[u8] = if self.records == 0 { b"[\n" } else { b",\n" };
-        self.records += 1;
-        let written = self.file.write_all(before).map_err(serde_json::Error::io);
-        let written = written.and_then(|()| serde_json::to_writer(&mut self.file, record));
-        written.map_err(|error| Error::io(&self.path)(error.into()))
-    }
-
-    /// How many records it holds.
-    pub fn len(&self) -> usize {
-        self.records
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.records == 0
-    }
-
-    /// Closes the array, writes it through to the disk and gives it its name.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn finish(self) -> Result<()> {
-        self.close()?.publish()
-    }
-
-    /// Closes the array and writes it through to the disk, under its temporary name still.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn close(mut self) -> Result<ClosedArray> {
-        let mut close = || {
-            self.file.write_all(if self.records == 0 { b"[]\n" } else { b"\n]\n" })?;
-            self.file.flush()?;
-            self.file.get_ref().sync_all()
-        };
-        close().map_err(Error::io(&self.path))?;
-        Ok(ClosedArray(self))
-    }
-}
-
-/// An [`ArrayFile`] that is whole, but does not have its name yet.
-#[derive(Debug)]
-pub struct ClosedArray(ArrayFile);
-
-impl ClosedArray {
-    /// Where its bytes are.
-    pub fn temporary(&self) -> &Path {
-        &self.0.temporary
-    }
-
-    /// Gives it its name.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn publish(self) -> Result<()> {
-        fs::rename(&self.0.temporary, &self.0.path).map_err(Error::io(&self.0.path))
-    }
-}
-
-impl Drop for ArrayFile {
-    /// What was not published goes; after that there is nothing of that name.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
-/// Writes a file under a temporary name, through to the disk, and renames it, making its folder: a file that exists is
-/// whole.
-///
-/// # Errors
-/// Names the file that cannot be written.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    make_parent(path)?;
-    let temporary = temporary(path);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| {
-        let _ = fs::remove_file(&temporary);
-        Error::io(path)(source)
-    })
-}
-
-/// What the names of files and folders end with that are not whole yet.
-pub const TEMPORARY: &str = ".hermesflow-tmp";
-
-/// The name of a file or folder that is not whole yet: nobody else's, and the same one when it is written again, so that
-/// what a kill left behind is written over.
-pub fn temporary(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(TEMPORARY);
-    path.with_file_name(name)
-}
-
-fn make_parent(path: &Path) -> Result<()> {
-    path.parent().map_or(Ok(()), |folder| fs::create_dir_all(folder).map_err(Error::io(folder)))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -396,26 +265,6 @@ mod tests {
     }
 
     #[test]
-    fn an_array_appears_whole_or_not_at_all() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sub/answers.json");
-        let mut file = ArrayFile::create(&path).unwrap();
-        file.push(&answer("a", 0.5)).unwrap();
-        assert!(!path.exists() && !file.is_empty());
-        drop(file);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "what was begun is gone");
-        for count in 0..3 {
-            let answers: Vec<_> = (0..count).map(|number| answer(&format!("{number}"), 1.0)).collect();
-            let mut file = ArrayFile::create(&path).unwrap();
-            answers.iter().for_each(|answer| file.push(answer).unwrap());
-            assert_eq!(file.len(), count);
-            file.finish().unwrap();
-            assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), answers);
-            assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file");
-        }
-    }
-
-    #[test]
     fn results_of_any_form_are_written_in_one_and_the_last_of_an_id_counts() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("results.json");
@@ -453,10 +302,5 @@ mod tests {
         let message = store.append(&[answer("a", 1.0)]).unwrap_err().to_string();
         assert!(message.contains("results.jsonl") && message.contains("space"), "{message}");
         assert!(!store.has(key("a")));
-        // A folder in the place of the file: the temporary file goes, the message stays.
-        fs::create_dir(&path).unwrap();
-        let message = write_atomically(&path, b"x").unwrap_err().to_string();
-        assert!(message.contains("results.json: "), "{message}");
-        assert!(!temporary(&path).exists());
     }
 }

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, Result};
 use hermesflow_models::weight_files;
@@ -60,6 +61,23 @@ fn read(path: &Path) -> io::Result<String> {
             count => sum.update(&block[..count]),
         }
     }
+}
+
+/// As [`of_model`], of a model that this program works with: asked again, it is what was said first. Files that are
+/// replaced meanwhile are not what is in memory.
+///
+/// # Errors
+/// As [`of_model`].
+pub fn of_loaded_model(model: &Path) -> Result<String> {
+    static SAID: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
+    let place = model.canonicalize().with_context(|| model.display().to_string())?;
+    let said = || SAID.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = said().get(&place) {
+        return Ok(known.clone());
+    }
+    let digest = of_model(model)?;
+    said().insert(place, digest.clone());
+    Ok(digest)
 }
 
 /// What a model's files hold: its weights, and the configurations and vocabularies beside them.
@@ -140,6 +158,10 @@ mod tests {
             assert_ne!(of_model(&at("a")).unwrap(), before, "{name}: same size, same time");
             write(&format!("a/{name}"), back);
         }
+        assert_eq!(of_loaded_model(&at("a")).unwrap(), before);
+        write("a/config.json", "[]");
+        assert_eq!(of_loaded_model(&at("a")).unwrap(), before, "what is in memory");
+        write("a/config.json", "{}");
         write("a/README.md", "not read");
         fs::rename(at("a"), at("b")).unwrap();
         assert_eq!(of_model(&at("b")).unwrap(), before);

@@ -145,7 +145,7 @@ pub fn image_tokenizer(settings: &ModelSettings, progress: &Progress) -> Result<
 pub fn image_tokenizer_identity(settings: &ModelSettings, progress: &Progress) -> Result<String> {
     let vq = match settings.showo == EMBEDDED {
         true => digest([embedded_files()?.vq_weights]),
-        false => digest::of_model(&Files::find(settings, progress)?.vq)?,
+        false => digest::of_loaded_model(&Files::find(settings, progress)?.vq)?,
     };
     // What another device computes may round to another code.
     Ok(digest([vq.as_str(), &settings.device])[..12].to_owned())
@@ -172,22 +172,22 @@ pub fn player_files(config: &RunConfig, layout: &RunLayout, progress: &Progress)
         }
     } else {
         let files = Files::find(settings, progress)?;
-        add("model.vq", digest::of_model(&files.vq)?);
+        add("model.vq", digest::of_loaded_model(&files.vq)?);
         add("model.tokenizer", digest::of_file(&files.tokenizer)?);
         if layout.iteration() == 1 {
-            add("model.showo", digest::of_model(&files.showo)?);
+            add("model.showo", digest::of_loaded_model(&files.showo)?);
         }
         // The decoder's configuration may lie elsewhere.
         let (showo, phi) = read_configs(&files.showo)?;
         add("the decoder's configuration", digest([serde_json::to_string(&phi)?]));
         if showo.w_clip_vit {
-            add("model.clip", digest::of_model(&clip(settings, progress)?)?);
+            add("model.clip", digest::of_loaded_model(&clip(settings, progress)?)?);
         }
     }
     if let Some(previous) = layout.previous() {
         check_trained(&previous)?;
         let what = format!("the model that iteration {} trained", previous.iteration());
-        add(&what, digest::of_model(&previous.model())?);
+        add(&what, digest::of_loaded_model(&previous.model())?);
     }
     Ok(found)
 }

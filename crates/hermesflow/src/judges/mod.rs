@@ -123,7 +123,7 @@ impl Judges {
             return Ok(None);
         }
         let found = Hub::from_environment()?.model(&self.settings.sbert, Some(Parts::Text), &self.progress)?;
-        Ok(Some(("judges.sbert".to_owned(), digest::of_model(&found)?)))
+        Ok(Some(("judges.sbert".to_owned(), digest::of_loaded_model(&found)?)))
     }
 
     /// Who writes questions; nobody, where they are given in a file.
@@ -172,7 +172,7 @@ impl Judges {
             None => None,
             Some(folder) => {
                 // Another device rounds otherwise.
-                let identity = digest([digest::of_model(&found)?.as_str(), settings, &self.device.to_string()]);
+                let identity = digest([digest::of_loaded_model(&found)?.as_str(), settings, &self.device.to_string()]);
                 Some(ScoreCache::open(folder.join(format!("{judge}-{}.jsonl", &identity[..12])))?)
             }
         };
