@@ -411,11 +411,12 @@ mod tests {
         for (format, name) in
             [(FileFormat::Safetensors, "pytorch_model.safetensors"), (FileFormat::Bin, "pytorch_model.bin")]
         {
-            weights().save_as(folder.path(), format, None).unwrap();
-            let path = folder.path().join(name);
+            let folder = folder.path().join(format!("{format:?}"));
+            weights().save_as(&folder, format, None).unwrap();
+            let path = folder.join(name);
             let bytes = std::fs::read(&path).unwrap();
             std::fs::write(&path, &bytes[..bytes.len() - 60]).unwrap();
-            let message = Weights::load(folder.path(), DType::F32, &Device::Cpu).unwrap_err().to_string();
+            let message = Weights::load(&folder, DType::F32, &Device::Cpu).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("download or export it again"), "{message}");
         }
     }
