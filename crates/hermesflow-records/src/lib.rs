@@ -10,6 +10,7 @@ mod record;
 mod seed;
 mod store;
 mod table;
+mod whole;
 
 pub use error::{Error, Result};
 pub use fnv::Fnv1a;
@@ -19,5 +20,6 @@ pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, thre
 pub use read::read;
 pub use record::{AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record};
 pub use seed::derive_seed;
-pub use store::{ArrayFile, Store, write_atomically};
+pub use store::Store;
 pub use table::Table;
+pub use whole::{ArrayFile, ClosedArray, TEMPORARY, temporary, write_atomically};

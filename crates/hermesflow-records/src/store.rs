@@ -4,14 +4,13 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, BufWriter, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
-
 use crate::read::{Scan, only};
 use crate::table::{FEW, Parts};
+use crate::whole::{ArrayFile, make_parent};
 use crate::{Error, IdKey, Identified, Record, Result};
 
 /// Results by record id; what was written before a kill is there again. Memory holds where they are.
@@ -79,6 +78,11 @@ impl<R: Record> Store<R> {
     /// Whether an id has its result.
     pub fn has(&self, key: IdKey) -> bool {
         self.places.contains_key(&key)
+    }
+
+    /// Forgets the result of an id: it is not in the final file, unless it is made anew.
+    pub fn forget(&mut self, key: IdKey) {
+        self.places.remove(&key);
     }
 
     /// Adds results, in one write.
@@ -175,103 +179,6 @@ fn cut_torn_line(path: &Path) -> io::Result<()> {
     if end < length { file.set_len(end) } else { Ok(()) }
 }
 
-/// A JSON array, a record a line, that is written record by record under a temporary name: memory need not hold it, and
-/// a file that exists is whole.
-#[derive(Debug)]
-pub struct ArrayFile {
-    path: PathBuf,
-    temporary: PathBuf,
-    file: BufWriter<File>,
-    records: usize,
-}
-
-impl ArrayFile {
-    /// Begins a file, making its folder.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn create(path: &Path) -> Result<Self> {
-        make_parent(path)?;
-        let temporary = temporary(path);
-        let file = BufWriter::new(File::create(&temporary).map_err(Error::io(path))?);
-        Ok(Self { path: path.into(), temporary, file, records: 0 })
-    }
-
-    /// Adds a record.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn push<R: Serialize>(&mut self, record: &R) -> Result<()> {
-        let before: &[u8] = if self.records == 0 { b"[\n" } else { b",\n" };
-        self.records += 1;
-        let written = self.file.write_all(before).map_err(serde_json::Error::io);
-        let written = written.and_then(|()| serde_json::to_writer(&mut self.file, record));
-        written.map_err(|error| Error::io(&self.path)(error.into()))
-    }
-
-    /// How many records it holds.
-    pub fn len(&self) -> usize {
-        self.records
-    }
-
-    /// Whether it holds none.
-    pub fn is_empty(&self) -> bool {
-        self.records == 0
-    }
-
-    /// Closes the array, writes it through to the disk and gives it its name.
-    ///
-    /// # Errors
-    /// Names the file that cannot be written.
-    pub fn finish(mut self) -> Result<()> {
-        let mut close = || {
-            self.file.write_all(if self.records == 0 { b"[]\n" } else { b"\n]\n" })?;
-            self.file.flush()?;
-            self.file.get_ref().sync_all()?;
-            fs::rename(&self.temporary, &self.path)
-        };
-        close().map_err(Error::io(&self.path))
-    }
-}
-
-impl Drop for ArrayFile {
-    /// What was not finished goes; after [`ArrayFile::finish`] there is nothing of that name.
-    fn drop(&mut self) {
-        let _ = fs::remove_file(&self.temporary);
-    }
-}
-
-/// Writes a file under a temporary name, through to the disk, and renames it, making its folder: a file that exists is
-/// whole.
-///
-/// # Errors
-/// Names the file that cannot be written.
-pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    make_parent(path)?;
-    let temporary = temporary(path);
-    let write = || {
-        let mut file = File::create(&temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
-        fs::rename(&temporary, path)
-    };
-    write().map_err(|source| {
-        let _ = fs::remove_file(&temporary);
-        Error::io(path)(source)
-    })
-}
-
-/// The name of a file that is not whole yet.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
-    path.with_file_name(name)
-}
-
-fn make_parent(path: &Path) -> Result<()> {
-    path.parent().map_or(Ok(()), |folder| fs::create_dir_all(folder).map_err(Error::io(folder)))
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -345,23 +252,16 @@ mod tests {
     }
 
     #[test]
-    fn an_array_appears_whole_or_not_at_all() {
+    fn what_was_forgotten_is_not_in_the_end_unless_it_is_made_anew() {
         let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("sub/answers.json");
-        let mut file = ArrayFile::create(&path).unwrap();
-        file.push(&answer("a", 0.5)).unwrap();
-        assert!(!path.exists() && !file.is_empty());
-        drop(file);
-        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 0, "what was begun is gone");
-        for count in 0..3 {
-            let answers: Vec<_> = (0..count).map(|number| answer(&format!("{number}"), 1.0)).collect();
-            let mut file = ArrayFile::create(&path).unwrap();
-            answers.iter().for_each(|answer| file.push(answer).unwrap());
-            assert_eq!(file.len(), count);
-            file.finish().unwrap();
-            assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), answers);
-            assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1, "no temporary file");
-        }
+        let path = folder.path().join("results.json");
+        let mut store = Store::open(&path).unwrap();
+        store.append(&[answer("a", 0.0), answer("b", 0.0), answer("c", 0.0)]).unwrap();
+        ["a", "b"].iter().for_each(|id| store.forget(key(id)));
+        assert!(!store.has(key("a")) && store.has(key("c")));
+        store.append(&[answer("b", 1.0)]).unwrap();
+        assert_eq!(store.finish(["a", "b", "c"].map(key).into_iter()).unwrap(), 2);
+        assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), [answer("b", 1.0), answer("c", 0.0)]);
     }
 
     #[test]
@@ -402,10 +302,5 @@ mod tests {
         let message = store.append(&[answer("a", 1.0)]).unwrap_err().to_string();
         assert!(message.contains("results.jsonl") && message.contains("space"), "{message}");
         assert!(!store.has(key("a")));
-        // A folder in the place of the file: the temporary file goes, the message stays.
-        fs::create_dir(&path).unwrap();
-        let message = write_atomically(&path, b"x").unwrap_err().to_string();
-        assert!(message.contains("results.json: "), "{message}");
-        assert!(!folder.path().join("results.json.tmp").exists());
     }
 }

@@ -166,6 +166,13 @@ fn the_folder_says_how_tokens_become_one_vector() {
     modules(&["Transformer", "Pooling", "Dense"]);
     let refusal = pooled(r#"{"pooling_mode_mean_tokens": true}"#).unwrap_err().to_string();
     assert!(refusal.contains("modules.json") && refusal.contains("Dense"), "{refusal}");
+    // A part lies within the folder.
+    for path in ["../bert", "/"] {
+        let module = r#"{"idx": 0, "name": "0", "path": "PATH", "type": "sentence_transformers.models.Transformer"}"#;
+        fs::write(folder.path().join("modules.json"), format!("[{}]", module.replace("PATH", path))).unwrap();
+        let refusal = pooled(r#"{"pooling_mode_mean_tokens": true}"#).unwrap_err().to_string();
+        assert!(refusal.contains("modules.json") && refusal.contains("leads out of the folder"), "{refusal}");
+    }
 }
 
 #[test]

@@ -152,11 +152,6 @@ pub fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// The newest whole checkpoint of a folder.
-pub fn latest(folder: &Path) -> Result<Option<PathBuf>> {
-    Ok(list(folder)?.pop().map(|(_, path)| path))
-}
-
 /// Removes all but the newest `keep` checkpoints, and what killed runs left half written.
 pub fn keep_last(folder: &Path, keep: usize) -> Result<()> {
     let found = list(folder)?;
@@ -174,7 +169,7 @@ pub fn keep_last(folder: &Path, keep: usize) -> Result<()> {
 }
 
 /// Renames a checkpoint out of sight, then removes it: killed in between, no half one is left visible.
-fn discard(path: &Path) -> Result<()> {
+pub fn discard(path: &Path) -> Result<()> {
     if let (true, Some(name)) = (path.exists(), path.file_name().and_then(|name| name.to_str())) {
         let hidden = path.with_file_name(format!(".{name}.old"));
         remove(&hidden)?;

@@ -75,8 +75,8 @@ pub enum Error {
 
     /// The loss or the gradient norm became infinite or NaN; the parameters were not touched.
     #[error(
-        "{what} is {value} at step {step}; the last checkpoint is intact (a lower learning rate or \
-         `max_grad_norm` may help)"
+        "{what} is {value} at step {step}; the last checkpoint is intact (a lower learning rate or `max_grad_norm`, with \
+         another output folder, may help)"
     )]
     NotFinite {
         /// "the loss" or "the gradient norm".
@@ -124,6 +124,10 @@ pub enum Error {
         /// The keys that differ with both values.
         differences: String,
     },
+
+    /// No checkpoint of a folder can be read.
+    #[error("{0}; no checkpoint of this folder can be read: remove them to train from the beginning")]
+    NoCheckpoint(Box<Self>),
 
     /// The metrics file ends before the checkpoint's step.
     #[error(

@@ -153,7 +153,8 @@ impl TrainerSettings {
             "optimizer": self.optimizer,
             "accumulation": self.accumulation,
             "max_grad_norm": self.max_grad_norm,
-            "watch": self.watch,
+            // Whether a run stops there leaves its steps as they are.
+            "watch": self.watch.map(|watch| WatchSettings { stop: false, ..watch }),
             "objective": objective,
         })
     }
@@ -189,6 +190,38 @@ pub enum Outcome {
     },
 }
 
+/// The newest checkpoint that can be read.
+#[derive(Default)]
+struct Newest {
+    resumed: Option<PathBuf>,
+    step: usize,
+    passed_over: Vec<(PathBuf, String)>,
+}
+
+impl Newest {
+    /// Restores parameters and optimizer from it. Those that cannot be read go: the steps to them are made again.
+    fn load(folder: &Path, optimizer: &mut AdamW, decisive: &Value) -> Result<Self> {
+        let mut found = Self::default();
+        let mut newest = None;
+        for (_, path) in checkpoint::list(folder)?.into_iter().rev() {
+            match checkpoint::load(&path, optimizer, decisive) {
+                Ok(state) => {
+                    found.passed_over.iter().try_for_each(|(path, _)| checkpoint::discard(path))?;
+                    return Ok(Self { resumed: Some(path), step: state.step, ..found });
+                }
+                // Of other settings, and not broken.
+                Err(error @ Error::OtherSettings { .. }) => return Err(error),
+                Err(error) => {
+                    found.passed_over.push((path, error.to_string()));
+                    newest.get_or_insert(error);
+                }
+            }
+        }
+        // Without one that can be read the parameters are not what the run began with any more.
+        newest.map_or(Ok(found), |error| Err(Error::NoCheckpoint(Box::new(error))))
+    }
+}
+
 /// A run in a training folder.
 pub struct Trainer<O> {
     objective: O,
@@ -200,20 +233,17 @@ pub struct Trainer<O> {
     stopped: bool,
     folder: PathBuf,
     resumed: Option<PathBuf>,
+    passed_over: Vec<(PathBuf, String)>,
 }
 
 impl<O: Objective> Trainer<O> {
-    /// A run in `folder`: from the folder's newest checkpoint if it has one, else from the beginning.
+    /// A run in `folder`: from the folder's newest checkpoint that can be read if it has any, else from the beginning.
     pub fn new(objective: O, settings: TrainerSettings, folder: &Path) -> Result<Self> {
         settings.validate()?;
         std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
         let mut optimizer = AdamW::with_state(objective.parameters(), settings.optimizer, settings.optimizer_state)?;
         let decisive = settings.decisive(objective.settings());
-        let resumed = checkpoint::latest(folder)?;
-        let step = match &resumed {
-            Some(path) => checkpoint::load(path, &mut optimizer, &decisive)?.step,
-            None => 0,
-        };
+        let Newest { resumed, step, passed_over } = Newest::load(folder, &mut optimizer, &decisive)?;
         if resumed.is_some() {
             // A run that was killed right after its last checkpoint must leave the same files.
             checkpoint::keep_last(folder, settings.keep_checkpoints)?;
@@ -226,7 +256,12 @@ impl<O: Objective> Trainer<O> {
             stopped |= fell && settings.watch.is_some_and(|watch| watch.stop);
         }
         let folder = folder.to_path_buf();
-        Ok(Self { objective, settings, decisive, optimizer, metrics, watch, stopped, folder, resumed })
+        Ok(Self { objective, settings, decisive, optimizer, metrics, watch, stopped, folder, resumed, passed_over })
+    }
+
+    /// Newer checkpoints than the one that this run continues from, which could not be read, and why.
+    pub fn passed_over(&self) -> &[(PathBuf, String)] {
+        &self.passed_over
     }
 
     /// The checkpoint that this run continues from.

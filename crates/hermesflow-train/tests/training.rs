@@ -253,7 +253,7 @@ fn a_falling_likelihood_is_said_loudly_and_stops_the_run_if_told_to() {
 
     let folder = tempfile::tempdir().unwrap();
     assert_eq!(run(true, folder.path()).0, Outcome::LikelihoodFell { step: 8 });
-    assert_eq!(checkpoint::latest(folder.path()).unwrap().unwrap().file_name().unwrap(), "checkpoint-8");
+    assert_eq!(checkpoint::list(folder.path()).unwrap().pop().unwrap().1.file_name().unwrap(), "checkpoint-8");
     let before = files(folder.path());
     assert_eq!(run(true, folder.path()).0, Outcome::LikelihoodFell { step: 8 }, "a stopped run stays stopped");
     assert!(before == files(folder.path()));

@@ -19,12 +19,16 @@ mod expect;
 mod judges;
 mod model;
 mod original;
+mod presets;
+mod sources;
 mod train;
 
 pub use expect::Expect;
 pub use judges::{AskSettings, Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use model::{CLIP, DTypeName, EMBEDDED, MAGVIT, ModelSettings, PHI};
-pub use train::{Checkpointing, ImageCodes, ObjectiveName, OptimizerState, ProductsName, Reference, TrainSettings};
+pub use presets::{PRESETS, preset, read};
+pub use sources::Sources;
+pub use train::{Checkpointing, ImageCodes, ObjectiveName, OptimizerState, Reference, TrainSettings};
 
 /// A whole run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -239,21 +243,41 @@ impl Default for PairSettings {
     }
 }
 
+/// The keys that hold a text or a path: behind the file their values are taken as they stand.
+pub const TEXTS: [&str; 14] = [
+    "output",
+    "data.root",
+    "model.showo",
+    "model.vq",
+    "model.tokenizer",
+    "model.clip",
+    "model.device",
+    "caption.question",
+    "ask.file",
+    "judges.bert",
+    "judges.sbert",
+    "judges.bertscore",
+    "judges.unifiedqa",
+    "judges.llama",
+];
+
 impl RunConfig {
-    /// Reads a YAML file, ours or the original's, applies `key=value` overrides and validates the result.
+    /// Reads a YAML file, ours or the original's, or one of those inside this program by its name; applies `key=value`
+    /// overrides and validates the result.
     ///
     /// What of an original's file is not followed is said on stderr. The file may be given as the original's scripts
     /// take it, `config=FILE`.
     ///
     /// # Errors
-    /// Names the file or the override, the key and what is expected.
+    /// Names the key, what is expected, and the line of the file or the argument that it came from.
     pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
         let path = match path.to_str().and_then(|argument| argument.strip_prefix("config=")) {
             Some(named) if !path.exists() => Path::new(named),
             _ => path,
         };
-        let text = files::text(path).context("cannot read the configuration")?;
-        let (config, warnings) = Self::read(&text, overrides).with_context(|| path.display().to_string())?;
+        let text = presets::read(path)?;
+        let named = path.display().to_string();
+        let (config, warnings) = Self::explained(Some(named), &text, overrides)?;
         for warning in warnings {
             note!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));
         }
@@ -263,9 +287,19 @@ impl RunConfig {
     /// As [`RunConfig::load`], from text.
     ///
     /// # Errors
-    /// Names the override, the key and what is expected.
+    /// As [`RunConfig::load`].
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
-        Ok(Self::read(yaml, overrides)?.0)
+        Ok(Self::explained(None, yaml, overrides)?.0)
+    }
+
+    fn explained(file: Option<String>, text: &str, overrides: &[String]) -> Result<(Self, Vec<String>)> {
+        Self::read(text, overrides).map_err(|error| {
+            let mut defaults = serde_yaml_ng::to_value(Self::default()).unwrap_or_default();
+            // A section that is not there unless it is asked for.
+            let scenes = ScenesSettings { records: 1, split: train_split() };
+            defaults["data"]["scenes"] = serde_yaml_ng::to_value(scenes).unwrap_or_default();
+            Sources { file, text, overrides, defaults: &defaults }.explain(&error)
+        })
     }
 
     /// The configuration, and what its user must be told.
@@ -276,7 +310,7 @@ impl RunConfig {
             (tree, warnings) = original::translate(tree, overrides)?;
         } else {
             for argument in overrides {
-                overrides::apply(&mut tree, argument)?;
+                overrides::apply(&mut tree, argument, &TEXTS)?;
             }
         }
         let mut config: Self = overrides::read(&tree)?;
@@ -318,8 +352,9 @@ impl RunConfig {
         }
         self.judges.validate()?;
         bounds::check(self)?;
-        self.train.trainer().validate().context("train")?;
-        self.train.pair_dpo(self.seed).validate().context("train")
+        let named = |error| train::with_our_key(error);
+        self.train.trainer().validate().map_err(named)?;
+        self.train.pair_dpo(self.seed).validate().map_err(named)
     }
 
     /// Names the judges that were left open: those inside this program for the embedded model, the original's for all

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
 use crate::judges::{self, Answered, Judges};
+use crate::made::Origin;
 use crate::progress::Progress;
 use crate::statistics::Mean;
 
@@ -110,6 +111,9 @@ pub struct EvalReport {
     pub model: String,
     /// On what.
     pub settings: EvalSettings,
+    /// Everything that decided it, in a report that is kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub made_from: Option<Origin>,
     /// Prompt by prompt.
     pub rows: Vec<PromptRow>,
 }
@@ -223,7 +227,7 @@ pub fn evaluate(
         task.advance(block.len());
         rows.extend(block);
     }
-    Ok(EvalReport { model: name.to_owned(), settings, rows })
+    Ok(EvalReport { model: name.to_owned(), settings, made_from: None, rows })
 }
 
 fn evaluate_block(

@@ -1,11 +1,15 @@
 //! The files of a run by their contents: what each holds, and which command makes it.
 
+mod folder;
+
 use std::path::Path;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, bail};
 use hermesflow_models::foreign;
 
 use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord, Table};
+
+pub use folder::{NewFolder, OwnFiles};
 
 /// Images with their true captions, at least one.
 ///
@@ -64,6 +68,18 @@ pub fn pairs(path: &Path) -> Result<Table<PairRecord>> {
 pub fn text(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).with_context(|| format!("{}: cannot be read", path.display()))?;
     foreign::text(bytes).map_err(|what| anyhow!("{}: {what}", path.display()))
+}
+
+/// Refuses to write over files of these names in a folder where this program has not worked before.
+///
+/// # Errors
+/// Names the file that is there.
+pub fn refuse_foreign(folder: &Path, names: &[&str], worked_here: bool) -> Result<()> {
+    let there = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
+    match there.filter(|_| !worked_here) {
+        None => Ok(()),
+        Some(path) => bail!("{}: is there already, and not of this program; choose another folder", path.display()),
+    }
 }
 
 /// Writes a file under a temporary name and renames it, making its folder.

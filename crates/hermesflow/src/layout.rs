@@ -114,9 +114,35 @@ impl RunLayout {
         self.training().join("model")
     }
 
-    /// The settings that a stage's results were made under.
+    /// What decided a stage's results as a whole.
     pub fn stamp(&self, stage: &str) -> PathBuf {
         self.data.join(".settings").join(self.name(stage) + ".json")
+    }
+
+    /// What each of a stage's results was made from.
+    pub fn ledger(&self, stage: &str) -> PathBuf {
+        self.stamp(stage).with_extension("jsonl")
+    }
+
+    /// Held by whoever makes a stage's results, of whatever iteration.
+    pub fn lock(&self, stage: &str) -> PathBuf {
+        self.data.join(".settings").join(format!("{stage}.lock"))
+    }
+
+    /// Held by whoever trains, in whatever iteration.
+    pub fn training_lock(&self) -> PathBuf {
+        self.output.join(".hermesflow-lock")
+    }
+
+    /// What was noted of records that were drawn.
+    pub fn scenes_note(&self) -> PathBuf {
+        let drawn = if self.fresh { self.clone() } else { Self { iteration: 1, ..self.clone() } };
+        drawn.stamp("scenes")
+    }
+
+    /// What decided the training, in its own folder: several trainings may follow one curation.
+    pub fn training_origin(&self) -> PathBuf {
+        self.training().join("origin.json")
     }
 
     fn file(&self, name: &str) -> PathBuf {

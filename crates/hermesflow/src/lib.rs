@@ -19,6 +19,8 @@ mod fit;
 mod hub;
 mod judges;
 mod layout;
+mod lock;
+mod made;
 mod models;
 mod objectives;
 mod overrides;
@@ -38,7 +40,7 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, bench, caption, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint,
+    answer, ask, bench, caption, config as presets, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint,
     judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
 };
 
@@ -80,6 +82,7 @@ enum Command {
     Extrapolate(extrapolate::Args),
     Reconstruct(reconstruct::Args),
     Controls(controls::Args),
+    Config(presets::Args),
     Pretrain(pretrain::Args),
     Judge(judge::Args),
     Fetch(fetch::Args),
@@ -117,6 +120,7 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Extrapolate(args) => extrapolate::run(args),
         Command::Reconstruct(args) => reconstruct::run(args),
         Command::Controls(args) => controls::run(args),
+        Command::Config(args) => presets::run(args),
         Command::Pretrain(args) => pretrain::run(args),
         Command::Judge(args) => judge::run(args),
         Command::Fetch(args) => fetch::run(args),

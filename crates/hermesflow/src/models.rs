@@ -10,7 +10,7 @@ use hermesflow_models::showo::{
 use hermesflow_models::{DType, UnifiedModel, Weights};
 
 use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
-use crate::digest::{digest, identity};
+use crate::digest::{self, digest};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
@@ -158,12 +158,55 @@ pub fn image_tokenizer(settings: &ModelSettings, progress: &Progress) -> Result<
 /// What tells a run's image tokenizer from another: equal ones give a picture equal codes.
 ///
 /// # Errors
-/// When its files are not there.
+/// When its files cannot be read.
 pub fn image_tokenizer_identity(settings: &ModelSettings, progress: &Progress) -> Result<String> {
+    let vq = match settings.showo == EMBEDDED {
+        true => digest([embedded_files()?.vq_weights]),
+        false => digest::of_loaded_model(&Files::find(settings, progress)?.vq)?,
+    };
+    // What another device computes may round to another code.
+    Ok(digest([vq.as_str(), &settings.device])[..12].to_owned())
+}
+
+/// What tells the player of an iteration from others: digests of all its files, by what they are.
+///
+/// # Errors
+/// When a file is missing or cannot be read.
+pub fn player_files(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<(String, String)>> {
+    let settings = &config.model;
+    let mut found = Vec::new();
+    let mut add = |what: &str, digest: String| found.push((what.to_owned(), digest));
     if settings.showo == EMBEDDED {
-        return Ok(digest([embedded_files()?.vq_weights])[..12].to_owned());
+        let files = embedded_files()?;
+        let (vq, tokenizer) = ([files.vq_config.as_bytes(), files.vq_weights], [files.tokenizer]);
+        add("model.vq", digest(vq));
+        add("model.tokenizer", digest(tokenizer));
+        if layout.iteration() == 1 {
+            add(
+                "model.showo",
+                digest([files.showo_config.as_bytes(), files.phi_config.as_bytes(), files.showo_weights]),
+            );
+        }
+    } else {
+        let files = Files::find(settings, progress)?;
+        add("model.vq", digest::of_loaded_model(&files.vq)?);
+        add("model.tokenizer", digest::of_file(&files.tokenizer)?);
+        if layout.iteration() == 1 {
+            add("model.showo", digest::of_loaded_model(&files.showo)?);
+        }
+        // The decoder's configuration may lie elsewhere.
+        let (showo, phi) = read_configs(&files.showo)?;
+        add("the decoder's configuration", digest([serde_json::to_string(&phi)?]));
+        if showo.w_clip_vit {
+            add("model.clip", digest::of_loaded_model(&clip(settings, progress)?)?);
+        }
     }
-    identity(&Files::find(settings, progress)?.vq)
+    if let Some(previous) = layout.previous() {
+        check_trained(&previous)?;
+        let what = format!("the model that iteration {} trained", previous.iteration());
+        add(&what, digest::of_loaded_model(&previous.model())?);
+    }
+    Ok(found)
 }
 
 /// The model that plays an iteration: the run's first one, or what the iteration before trained.

@@ -6,14 +6,14 @@ use serde_yaml_ng::{Mapping, Value};
 
 use crate::yaml;
 
-/// Reads YAML with overrides, naming the key of whatever does not fit.
+/// Reads YAML with overrides, naming the key of whatever does not fit. The values of `texts` are taken as they stand.
 ///
 /// # Errors
 /// When the text is not YAML, an override is not `key=value`, or a key or value is not one of `T`'s.
-pub fn parse<T: DeserializeOwned>(yaml: &str, overrides: &[String]) -> Result<T> {
+pub fn parse<T: DeserializeOwned>(yaml: &str, overrides: &[String], texts: &[&str]) -> Result<T> {
     let mut tree = tree(yaml)?;
     for argument in overrides {
-        apply(&mut tree, argument)?;
+        apply(&mut tree, argument, texts)?;
     }
     read(&tree)
 }
@@ -43,14 +43,20 @@ pub fn read<T: DeserializeOwned>(tree: &Value) -> Result<T> {
 
 /// Sets one dotted key, e.g. `train.steps=100` or `caption.candidates=[{top_k: 1, temperature: 1.0}]`.
 ///
+/// A value is YAML, but that of one of `texts`, keys that hold a text or a path: `data.root=1.10` and `data.root=a #1` mean
+/// what they say.
+///
 /// # Errors
-/// When the argument is not `key=value`, or a part of the key before the last has a single value.
-pub fn apply(tree: &mut Value, argument: &str) -> Result<()> {
-    let (key, value) = argument
-        .split_once('=')
-        .with_context(|| format!("override {argument:?} is not key=value, such as train.steps=100"))?;
-    let value = yaml::read(value).with_context(|| format!("override {argument:?}: not a value"))?;
-    set(tree, key, value).with_context(|| format!("override {argument:?}"))
+/// When the argument is not `key=value`, its value is empty, or a part of the key before the last has a single value.
+pub fn apply(tree: &mut Value, argument: &str, texts: &[&str]) -> Result<()> {
+    let (key, value) =
+        argument.split_once('=').with_context(|| format!("{argument:?} is not key=value, such as train.steps=100"))?;
+    ensure!(!value.is_empty(), "{key}: the value is empty; is a variable of the shell not set?");
+    let value: Value = match texts.contains(&key) {
+        true => value.into(),
+        false => yaml::read(value).with_context(|| format!("{key}: {value:?} is not a value"))?,
+    };
+    set(tree, key, value)
 }
 
 /// Puts a value at a dotted key, making the sections on the way.
@@ -64,8 +70,9 @@ pub fn set(tree: &mut Value, key: &str, value: Value) -> Result<()> {
         if place.is_null() {
             *place = Value::Mapping(Mapping::new());
         }
-        let map =
-            place.as_mapping_mut().with_context(|| format!("{part:?} is inside a single value, not a section"))?;
+        let map = place
+            .as_mapping_mut()
+            .with_context(|| format!("{key}: {part:?} is inside a single value, not a section"))?;
         place = map.entry(Value::String(part.into())).or_insert(Value::Null);
     }
     *place = value;

@@ -7,9 +7,9 @@ use hermesflow_models::preprocess::load_square;
 use hermesflow_records::RecordId;
 use image::RgbImage;
 
-use crate::files;
 use crate::layout::RunLayout;
 use crate::progress::Progress;
+use crate::{digest, files};
 
 /// Reads pictures at a model's resolution.
 #[derive(Debug, Clone)]
@@ -51,6 +51,11 @@ impl Pictures {
     /// Names the file when it is missing or broken, and what to do.
     pub fn load(&self, path: &Path) -> Result<RgbImage> {
         Ok(load_square(&self.find(path)?, self.side)?)
+    }
+
+    /// What a picture's file holds; none where it cannot be read.
+    pub fn digest(&self, path: &Path) -> Option<String> {
+        digest::of_file(&self.find(path).ok()?).ok()
     }
 
     /// The codes that a model drew for one of its pictures, if they lie beside it.
@@ -178,9 +183,17 @@ pub fn save_codes(codes: &[u32], picture: &Path) -> Result<()> {
 /// # Errors
 /// Names the file that cannot be written.
 pub fn save_png(image: &RgbImage, path: &Path) -> Result<()> {
+    files::write_atomically(path, &png(image).with_context(|| path.display().to_string())?)
+}
+
+/// A picture as the bytes of a PNG.
+///
+/// # Errors
+/// Never for a picture that fits memory.
+pub fn png(image: &RgbImage) -> Result<Vec<u8>> {
     let mut bytes = std::io::Cursor::new(Vec::new());
-    image.write_to(&mut bytes, image::ImageFormat::Png).with_context(|| path.display().to_string())?;
-    files::write_atomically(path, bytes.get_ref())
+    image.write_to(&mut bytes, image::ImageFormat::Png)?;
+    Ok(bytes.into_inner())
 }
 
 #[cfg(test)]

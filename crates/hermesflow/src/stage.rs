@@ -1,21 +1,22 @@
-//! What all stages share: fixed chunks, restart by record id, seeds, and the settings that a result was
-//! made under.
+//! What all stages share: fixed chunks, restart by record id, seeds, and what their results were made from.
 //!
 //! Records are worked on in chunks whose borders depend on the list alone. A chunk that was cut off is
 //! made again as a whole, so the numbers in a batch never depend on where a run was interrupted, and
 //! the files of an interrupted run are, byte for byte, those of an undisturbed one.
 
+use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Result, anyhow};
 use hermesflow_records::{Fnv1a, IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed};
+use rayon::prelude::*;
 use serde_json::{Value, json};
 
 use crate::config::RunConfig;
-use crate::files;
 use crate::layout::RunLayout;
+use crate::made::{Ledger, Origin, Place};
 use crate::progress::Progress;
 
 /// A stage whose results are records in a file.
@@ -27,17 +28,20 @@ pub struct Stage {
     pub unit: &'static str,
     /// The file of its results.
     pub file: PathBuf,
+    /// The file that notes what each of them was made from.
+    pub ledger: PathBuf,
     /// Records per chunk.
     pub chunk: usize,
 }
 
 impl Stage {
-    /// Makes the results of all records, in their order: what the file or its `.jsonl` has is kept, the rest is made. How
-    /// many there are then.
+    /// Makes the results of all records, in their order: what the file or its `.jsonl` has is kept if it was made from
+    /// what is there now, the rest is made. How many there are then.
     ///
-    /// `load` fetches what a chunk needs, on a thread of its own, one chunk ahead. `work` makes the results of a whole
-    /// chunk, and is told which ids have theirs; it may leave out a record that cannot be worked on, which is tried again
-    /// the next time.
+    /// `made_from` is a digest of what decides a record's result alone; none where that cannot be read, and what is there
+    /// is kept. `load` fetches what a chunk needs, on a thread of its own, one chunk ahead. `work` makes the results of a
+    /// whole chunk, and is told which ids have theirs; it may leave out a record that cannot be worked on, which is tried
+    /// again the next time.
     ///
     /// # Errors
     /// What `work` says; the results before it are kept.
@@ -45,28 +49,60 @@ impl Stage {
         &self,
         records: &Table<InitialRecord>,
         progress: &Progress,
+        made_from: impl Fn(&InitialRecord) -> Option<String> + Sync,
         load: impl Fn(&[InitialRecord]) -> L + Sync,
         mut work: impl FnMut(&[InitialRecord], L, &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
     ) -> Result<usize> {
         let mut store = Store::<R>::open(&self.file)?;
+        let mut ledger = Ledger::open(self.ledger.clone())?;
         let keys: Vec<IdKey> = records.keys().collect();
-        let is_done = |chunk: &Range<usize>| keys[chunk.clone()].iter().all(|key| store.has(*key));
-        let (done, open): (Vec<_>, Vec<_>) = records.chunks(self.chunk).partition(is_done);
-        let task = progress.task(self.name, self.unit, records.len(), done.iter().map(Range::len).sum());
+        let (mut open, mut done) = (Vec::new(), 0);
+        for chunk in records.chunks(self.chunk) {
+            if keys[chunk.clone()].iter().any(|key| store.has(*key)) {
+                let there = records.read(chunk.clone())?;
+                let stale = stale(&ledger, there.iter().filter(|one| store.has(one.id.key())).collect(), &made_from);
+                ledger.strike(stale.iter().map(|one| &one.id))?;
+                stale.iter().for_each(|one| store.forget(one.id.key()));
+            }
+            match keys[chunk.clone()].iter().all(|key| store.has(*key)) {
+                true => done += chunk.len(),
+                false => open.push(chunk),
+            }
+        }
+        let task = progress.task(self.name, self.unit, records.len(), done);
         let load = |chunk: Range<usize>| -> Result<_> {
             let records = records.read(chunk)?;
+            let made_from: Vec<Option<String>> = records.par_iter().map(&made_from).collect();
             let loaded = load(&records);
-            Ok((records, loaded))
+            Ok((records, made_from, loaded))
         };
         ahead(open, load, |loaded| {
-            let (chunk, loaded) = loaded?;
+            let (chunk, made_from, loaded) = loaded?;
             let made = work(&chunk, loaded, &|id| store.has(id.key()))?;
             store.append(&made)?;
+            let noted = chunk.iter().zip(made_from).filter(|(record, _)| made.iter().any(|one| *one.id() == record.id));
+            ledger.note(noted.filter_map(|(record, made_from)| Some((&record.id, made_from?))))?;
             task.advance(chunk.len());
             Ok(())
         })?;
-        Ok(store.finish(keys.into_iter())?)
+        let there: HashSet<IdKey> = keys.iter().copied().filter(|key| store.has(*key)).collect();
+        let count = store.finish(keys.into_iter())?;
+        ledger.finish(records, |key| there.contains(&key))?;
+        Ok(count)
     }
+}
+
+/// Of records with results, those whose results were made from something else than what is there now.
+pub fn stale<'r>(
+    ledger: &Ledger,
+    records: Vec<&'r InitialRecord>,
+    made_from: &(impl Fn(&InitialRecord) -> Option<String> + Sync),
+) -> Vec<&'r InitialRecord> {
+    let made_from: Vec<Option<String>> = records.par_iter().map(|record| made_from(record)).collect();
+    let now = records.into_iter().zip(made_from);
+    let fits =
+        |record: &InitialRecord, now: &Option<String>| now.as_ref().is_none_or(|now| ledger.fits(&record.id, now));
+    now.filter(|(record, now)| !fits(record, now)).map(|(record, _)| record).collect()
 }
 
 /// Does `work` on what `load` makes of every item, in order, while a thread of its own does `load` for the next one.
@@ -125,60 +161,29 @@ pub fn text_number(text: &str) -> u64 {
     Fnv1a::of(text.as_bytes())
 }
 
-/// The [`text_number`] of what a file holds.
-///
-/// # Errors
-/// Names the file when it cannot be read.
-pub fn file_number(path: &Path) -> Result<u64> {
-    let mut number = Fnv1a::default();
-    let copied = std::fs::File::open(path).and_then(|mut file| std::io::copy(&mut file, &mut number));
-    copied.with_context(|| path.display().to_string())?;
-    Ok(number.number())
-}
-
-/// Refuses to mix results of different settings in one place, and notes the settings of the first ones.
-///
-/// Beside `settings` the seed, the model and the records decide every stage's results.
-///
-/// # Errors
-/// Names the settings that differ and what to do.
-pub fn settled(layout: &RunLayout, stage: &str, config: &RunConfig, settings: &Value) -> Result<()> {
-    let data = json!({ "scenes": config.data.scenes, "chunk": config.data.chunk });
-    let mut wanted = json!({ "seed": config.seed, "model": config.model, "data": data });
-    wanted["model"].as_object_mut().and_then(|model| model.remove("expect")); // it decides no number
+/// What decides the results of a stage as a whole: its own settings, and with every stage the seed, the model's type and
+/// device, and how many records are worked on as one batch.
+pub fn origin(config: &RunConfig, settings: Value) -> Origin {
+    let model = json!({ "dtype": config.model.dtype, "device": config.model.device });
+    let mut all = json!({ "seed": config.seed, "model": model, "data": { "chunk": config.data.chunk } });
     for (key, value) in settings.as_object().into_iter().flatten() {
-        wanted[key] = value.clone();
+        all[key] = value.clone();
     }
-    let path = layout.stamp(stage);
-    let Ok(text) = std::fs::read_to_string(&path) else {
-        return files::write_atomically(&path, (serde_json::to_string_pretty(&wanted)? + "\n").as_bytes());
-    };
-    let there: Value = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
-    let mut differing = Vec::new();
-    compare("", &there, &wanted, &mut differing);
-    if differing.is_empty() {
-        return Ok(());
-    }
-    bail!(
-        "the results of `{stage}` that are there were made under other settings ({}); restore the settings, choose \
-         another data.root and output, or remove those results together with {}",
-        differing.join("; "),
-        path.display()
-    )
+    Origin::of(all)
 }
 
-/// The dotted keys on which two settings differ.
-fn compare(key: &str, there: &Value, here: &Value, differing: &mut Vec<String>) {
-    match (there, here) {
-        (Value::Object(_), Value::Object(here)) => {
-            for (name, value) in here {
-                let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
-                compare(&inner, there.get(name).unwrap_or(&Value::Null), value, differing);
-            }
-        }
-        (there, here) if there != here => differing.push(format!("{key}: there {there}, here {here}")),
-        _ => {}
-    }
+/// Refuses to mix results of a stage that were made from something else with those of now.
+///
+/// # Errors
+/// Names what differs and what to do.
+pub fn settle(layout: &RunLayout, stage: &str, results: Vec<PathBuf>, origin: &Origin) -> Result<()> {
+    let what = format!("the results of `{stage}`");
+    Place { what: &what, note: layout.stamp(stage), results, elsewhere: "another data.root" }.settle(origin)
+}
+
+/// The file of a stage's results, and the one that it appends to while it works.
+pub fn store_files(file: &Path) -> Vec<PathBuf> {
+    vec![file.to_owned(), file.with_extension("jsonl")]
 }
 
 #[cfg(test)]

@@ -119,6 +119,7 @@ fn a_checkpoint_that_is_not_its_configuration_is_refused() {
 #[test]
 fn the_clip_variant_captions_answers_and_trains_its_images() {
     let workshop = Workshop::new();
+    fs::remove_dir_all(workshop.path("model")).unwrap();
     workshop.succeeds(&["random-model", "model", "--clip"]);
     let message = workshop.fails(&["caption", "run.yaml"]);
     assert!(message.contains("model.clip") && message.contains("clip-vit-large-patch14-336"), "{message}");
@@ -145,6 +146,7 @@ fn the_clip_variant_captions_answers_and_trains_its_images() {
     let weights = fs::read(workshop.path("out/train_iter2/model/pytorch_model.safetensors")).unwrap();
     assert!(text(&weights).contains("mm_projector.2.weight"));
 
+    fs::remove_dir_all(workshop.path("model")).unwrap();
     workshop.succeeds(&["random-model", "model"]);
     let message = workshop.fails(&["caption", "run.yaml"]);
     assert!(message.contains("model.clip") && message.contains("remove the key"), "{message}");
@@ -178,7 +180,7 @@ fn later_iterations_renew_the_pairs_of_the_same_records() {
     assert!(!workshop.path("data/initial_data_iter2.json").exists(), "one set of records");
     assert!(workshop.path("data/generated_images_iter2").is_dir());
     let message = workshop.fails(&["run", "run.yaml", "data.fresh=false", "train.steps=13"]);
-    assert!(message.contains("out/config.yaml") && message.contains("steps: 13"), "{message}");
+    assert!(message.contains("out/config.yaml") && message.contains("train.steps: there 12, here 13"), "{message}");
     workshop.succeeds(&["run", "run.yaml", "data.fresh=false", "iterations=3"]);
     assert!(workshop.path("out/train_iter3/model/pytorch_model.safetensors").is_file(), "a run can be continued");
 }
@@ -289,11 +291,7 @@ fn killed_at_ten_moments(dtype: &str) {
     let whole = clock.elapsed();
     let same = |workshop: &Workshop| {
         for folder in ["data", "out"] {
-            let [expected, found] = [&undisturbed, workshop].map(|workshop| {
-                let mut files = files(&workshop.path(folder));
-                files.retain(|name, _| !name.starts_with(".codes")); // its name says where the model lies
-                files
-            });
+            let [expected, found] = [&undisturbed, workshop].map(|workshop| files(&workshop.path(folder)));
             assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
             for (name, bytes) in expected {
                 assert!(found[&name] == bytes, "{folder}/{} differs", name.display());
@@ -374,6 +372,27 @@ fn a_pretraining_that_was_cut_short_ends_with_the_same_bytes() {
     }
     workshop.succeeds(&pretrain);
     assert_eq!(whole, files(&workshop.path("exported")));
+
+    // Nothing of other settings is taken for what was asked.
+    for (setting, said) in [
+        ("vq.steps=6", "the files of the image tokenizer that are there"),
+        ("vq.model.ch=16", "vq.model.ch: there 8, here 16"),
+        ("tokenizer.lines=200", "tokenizer.lines: there 300, here 200"),
+        ("base.max_text_len=32", "base.max_text_len: there 64, here 32"),
+        ("seed=4", "seed: there 3, here 4"),
+    ] {
+        let message = workshop.fails(&["pretrain", "pretrain.yaml", setting]);
+        assert!(message.contains(said), "{setting}: {message}");
+    }
+    let image_tokenizer = workshop.path("made/vq/config.json");
+    let own = fs::read_to_string(&image_tokenizer).unwrap();
+    fs::write(&image_tokenizer, own.clone() + "\n").unwrap();
+    let message = workshop.fails(&["pretrain", "pretrain.yaml"]);
+    assert!(message.contains("the image tokenizer: other content"), "{message}");
+    fs::write(&image_tokenizer, own).unwrap();
+    let message = workshop.fails(&pretrain);
+    assert!(message.contains("exported: is not empty"), "{message}");
+    workshop.succeeds(&["pretrain", "pretrain.yaml", "checkpoint_every=3"]);
 }
 
 #[test]
@@ -391,7 +410,7 @@ fn a_pretraining_goes_on_from_an_exported_model() {
     assert!(!workshop.path("further/showo/training").exists(), "the stage before is not trained again");
     let message = workshop.fails(&[&further[..], &["--from", "first", "--stage", "3"]].concat());
     assert!(message.contains("--stage 3") && message.contains("pretrain.yaml"), "{message}");
-    let message = workshop.fails(&[&further[..], &["output=third", "--from", "no-folder", "--stage", "2"]].concat());
+    let message = workshop.fails(&[&further[..3], &["output=third", "--from", "no-folder", "--stage", "2"]].concat());
     assert!(message.contains("no-folder"), "{message}");
 }
 

@@ -242,7 +242,7 @@ fn every_mode_teaches() {
     for command in ["t2i", "mmu", "inpaint", "extrapolate", "reconstruct"] {
         let output = Command::new(env!("CARGO_BIN_EXE_hermesflow")).args([command, "--help"]).output().unwrap();
         let help = text(&output.stdout);
-        assert!(output.status.success() && help.contains(&format!("Example: hermesflow {command} configs/")), "{help}");
+        assert!(output.status.success() && help.contains(&format!("Example: hermesflow {command} scenes ")), "{help}");
     }
     assert!(Path::new(CONFIG).is_file());
 }

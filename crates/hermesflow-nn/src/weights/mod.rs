@@ -72,6 +72,9 @@ pub enum Error {
         /// What is missing, unexpected or mis-shaped.
         message: String,
     },
+    /// Weights are there already where some were to be written.
+    #[error("{0}: weights are there already; write into a new folder")]
+    Occupied(PathBuf),
     /// A tensor operation failed.
     #[error(transparent)]
     Tensor(#[from] candle_core::Error),
@@ -265,11 +268,11 @@ impl Weights {
         write::save_safetensors(path, self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), Some(dtype))
     }
 
-    /// Writes all tensors into a folder in one of the published formats, replacing the weights that are there; floats
-    /// as `dtype` or else as they are. Returns the files.
+    /// Writes all tensors into a folder in one of the published formats; floats as `dtype` or else as they are. Returns
+    /// the files.
     ///
     /// # Errors
-    /// When a file cannot be written; the file is named.
+    /// When the folder has weights already, or a file cannot be written; the file is named.
     pub fn save_as(&self, folder: &Path, format: FileFormat, dtype: Option<DType>) -> Result<Vec<PathBuf>, Error> {
         let tensors: Vec<(&str, &Tensor)> = self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)).collect();
         write::save_as(folder, &tensors, format, dtype)
@@ -367,20 +370,37 @@ mod tests {
     fn every_format_gives_back_the_same_bits() {
         let folder = tempfile::tempdir().unwrap();
         let weights = weights();
-        for format in [
-            FileFormat::Bin,
-            FileFormat::ShardedSafetensors(100),
-            FileFormat::ShardedBin(100),
-            FileFormat::Safetensors, // last: what the others left must not be there any more
-        ] {
-            let files = weights.save_as(folder.path(), format, None).unwrap();
-            assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), files.len(), "{format:?}");
-            let there = Weights::load(folder.path(), DType::F32, &Device::Cpu).unwrap();
+        for format in
+            [FileFormat::Bin, FileFormat::ShardedSafetensors(100), FileFormat::ShardedBin(100), FileFormat::Safetensors]
+        {
+            let folder = folder.path().join(format!("{format:?}"));
+            let files = weights.save_as(&folder, format, None).unwrap();
+            assert_eq!(std::fs::read_dir(&folder).unwrap().count(), files.len(), "{format:?}");
+            let there = Weights::load(&folder, DType::F32, &Device::Cpu).unwrap();
             assert_eq!(bits(&there), bits(&weights), "{format:?}");
-            let listed: Vec<_> = entries(folder.path()).unwrap().into_iter().map(|e| (e.name, e.shape)).collect();
+            let listed: Vec<_> = entries(&folder).unwrap().into_iter().map(|e| (e.name, e.shape)).collect();
             let wanted: Vec<_> = weights.tensors().iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
             assert_eq!(listed, wanted, "{format:?}");
         }
+    }
+
+    #[test]
+    fn weights_that_are_there_stay_and_an_index_names_files_beside_it_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, victim) = (folder.path().join("model"), folder.path().join("victim.bin"));
+        std::fs::create_dir(&inside).unwrap();
+        std::fs::write(&victim, "mine").unwrap();
+        let index = inside.join("pytorch_model.safetensors.index.json");
+        let absolute = victim.display().to_string();
+        for name in ["../victim.bin", &absolute, "sub/victim.bin", "..", "a\\b", "", "C:x"] {
+            std::fs::write(&index, serde_json::json!({ "weight_map": { "a": name } }).to_string()).unwrap();
+            let message = Weights::load(&inside, DType::F32, &Device::Cpu).unwrap_err().to_string();
+            assert!(message.contains("index.json") && message.contains("no file name within"), "{name}: {message}");
+            let message = weights().save_as(&inside, FileFormat::Safetensors, None).unwrap_err().to_string();
+            assert!(message.contains("index.json: weights are there already"), "{name}: {message}");
+        }
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), "mine");
+        assert_eq!(std::fs::read_dir(&inside).unwrap().count(), 1, "nothing was written");
     }
 
     #[test]
@@ -389,8 +409,10 @@ mod tests {
         let weights = weights();
         for dtype in [DType::BF16, DType::F16] {
             for format in [FileFormat::Safetensors, FileFormat::Bin] {
-                weights.save_as(folder.path(), format, None).unwrap();
-                let there = Weights::load(folder.path(), dtype, &Device::Cpu).unwrap();
+                let [plain, narrow] =
+                    ["plain", "narrow"].map(|name| folder.path().join(format!("{name}-{format:?}-{dtype:?}")));
+                weights.save_as(&plain, format, None).unwrap();
+                let there = Weights::load(&plain, dtype, &Device::Cpu).unwrap();
                 for (name, tensor) in there.tensors() {
                     let plain = weights.tensors()[name].to_dtype(tensor.dtype()).unwrap();
                     let wanted = if name == "counts" {
@@ -407,8 +429,8 @@ mod tests {
                 }
                 // Widened to train, and written in 16 bits for good.
                 assert!(there.trainable().unwrap().variables().iter().all(|(_, var)| var.dtype() == DType::F32));
-                weights.save_as(folder.path(), format, Some(dtype)).unwrap();
-                let again = Weights::load(folder.path(), dtype, &Device::Cpu).unwrap();
+                weights.save_as(&narrow, format, Some(dtype)).unwrap();
+                let again = Weights::load(&narrow, dtype, &Device::Cpu).unwrap();
                 let matrices =
                     |all: &Weights| bits(all).into_iter().filter(|(_, shape, _)| shape.len() > 1).collect::<Vec<_>>();
                 assert_eq!(matrices(&again), matrices(&there));
@@ -432,11 +454,12 @@ mod tests {
         for (format, name) in
             [(FileFormat::Safetensors, "pytorch_model.safetensors"), (FileFormat::Bin, "pytorch_model.bin")]
         {
-            weights().save_as(folder.path(), format, None).unwrap();
-            let path = folder.path().join(name);
+            let folder = folder.path().join(format!("{format:?}"));
+            weights().save_as(&folder, format, None).unwrap();
+            let path = folder.join(name);
             let bytes = std::fs::read(&path).unwrap();
             std::fs::write(&path, &bytes[..bytes.len() - 60]).unwrap();
-            let message = Weights::load(folder.path(), DType::F32, &Device::Cpu).unwrap_err().to_string();
+            let message = Weights::load(&folder, DType::F32, &Device::Cpu).unwrap_err().to_string();
             assert!(message.contains(name) && message.contains("download or export it again"), "{message}");
         }
     }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, WithDType};
 use half::{bf16, f16};
@@ -50,19 +50,24 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
     let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| broken("no weight_map"))?;
     let names: BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
+    // A shard lies beside its index: whatever else a name leads to is not the checkpoint's.
+    if let Some(name) = names.iter().find(|name| !is_plain(name)) {
+        return Err(broken(&format!("weight_map names {name:?}, which is no file name within this folder")));
+    }
     let folder = index.parent().unwrap_or_else(|| Path::new("."));
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// Removes the weights of a folder, in all formats: two of them in one folder would leave open which ones count.
-pub(super) fn remove_weights(folder: &Path) -> Result<(), Error> {
-    while let Ok(found) = files(folder) {
-        let indexes = FILE_NAMES.iter().map(|name| folder.join(format!("{name}.index.json")));
-        for path in found.into_iter().chain(indexes).filter(|path| path.is_file()) {
-            std::fs::remove_file(&path).map_err(|source| Error::Io { path, source })?;
-        }
-    }
-    Ok(())
+/// Whether a name is that of a file in the very folder, on any system.
+fn is_plain(name: &str) -> bool {
+    let mut parts = Path::new(name).components();
+    let normal = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
+    normal && parts.next().is_none() && !name.contains(['/', '\\', ':'])
+}
+
+/// The names that [`files`] looks for.
+pub(super) fn weight_names() -> impl Iterator<Item = String> {
+    FILE_NAMES.iter().flat_map(|name| [(*name).to_owned(), format!("{name}.index.json")])
 }
 
 /// One tensor of a weight file, without its values.

@@ -1,16 +1,17 @@
 //! Writing weight files a tensor at a time, in the formats in which checkpoints are published.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
 use safetensors::View;
+use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
-use super::{Error, read::remove_weights};
+use super::{Error, read};
 
 mod pickle;
 
@@ -45,7 +46,7 @@ pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()
     save_safetensors(path, sorted.into_iter().map(|(name, tensor)| (name.as_str(), tensor)), None)
 }
 
-/// Writes a model's tensors into a folder, replacing the weights that are there; floats as `dtype` if one is given.
+/// Writes a model's tensors into a folder without weights; floats as `dtype` if one is given.
 pub(super) fn save_as(
     folder: &Path,
     tensors: &[(&str, &Tensor)],
@@ -53,7 +54,7 @@ pub(super) fn save_as(
     dtype: Option<DType>,
 ) -> Result<Vec<PathBuf>, Error> {
     std::fs::create_dir_all(folder).map_err(|source| Error::Io { path: folder.into(), source })?;
-    remove_weights(folder)?;
+    refuse_weights(folder)?;
     let save = |path: &Path, tensors: &[(&str, &Tensor)]| match format.extension() {
         "bin" => pickle::save(path, tensors, dtype),
         _ => save_safetensors(path, tensors.iter().copied(), dtype),
@@ -91,6 +92,14 @@ pub(super) fn save_as(
     Ok(files)
 }
 
+/// Two sets of weights in one folder would leave open which ones count, and those that are there may be anyone's.
+fn refuse_weights(folder: &Path) -> Result<(), Error> {
+    match read::weight_names().map(|name| folder.join(name)).find(|path| path.exists()) {
+        Some(path) => Err(Error::Occupied(path)),
+        None => Ok(()),
+    }
+}
+
 /// The type in which a tensor is written.
 fn stored(tensor: &Tensor, dtype: Option<DType>) -> DType {
     dtype.filter(|_| tensor.dtype().is_float()).unwrap_or(tensor.dtype())
@@ -102,56 +111,44 @@ pub(super) fn bytes(tensor: &Tensor, dtype: Option<DType>) -> candle_core::Resul
 }
 
 /// Writes tensors as safetensors through a temporary name; floats as `dtype` if one is given.
+///
+/// The library's own writer makes a file of a random name meanwhile, which a kill would leave behind for good.
 pub(super) fn save_safetensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
     dtype: Option<DType>,
 ) -> Result<(), Error> {
-    let broken = |e: safetensors::SafeTensorError| match e {
-        safetensors::SafeTensorError::IoError(source) => Error::Io { path: path.to_path_buf(), source },
-        other => Error::Broken { path: path.to_path_buf(), message: other.to_string() },
+    let named = |(name, tensor)| (safetensors::Dtype::from(stored(tensor, dtype)), name, tensor);
+    let mut tensors: Vec<(safetensors::Dtype, &str, &Tensor)> = tensors.map(named).collect();
+    // Values of larger types first, as the format's alignment wants.
+    tensors.sort_by(|(left, a, _), (right, b, _)| right.cmp(left).then(a.cmp(b)));
+    let mut offset = 0;
+    let info = |(kind, name, tensor): &(safetensors::Dtype, &str, &Tensor)| {
+        let start = offset;
+        offset += tensor.elem_count() * stored(tensor, dtype).size_in_bytes();
+        let info = TensorInfo { dtype: *kind, shape: tensor.dims().to_vec(), data_offsets: (start, offset) };
+        ((*name).to_owned(), info)
     };
+    let infos = tensors.iter().map(info).collect();
     let metadata = Some(HashMap::from([("format".to_string(), "pt".to_string())]));
-    let views: BTreeMap<&str, Stored> = tensors.map(|(name, tensor)| (name, Stored { tensor, dtype })).collect();
-    let temporary = temporary(path);
-    let io = |source| Error::Io { path: path.to_path_buf(), source };
-    // The library makes files that nobody else may read; a model gets the permissions of any other file.
-    let permissions = File::create(&temporary).and_then(|file| file.metadata()).map_err(io)?.permissions();
-    safetensors::serialize_to_file(views, metadata, &temporary).map_err(broken)?;
-    std::fs::set_permissions(&temporary, permissions).map_err(io)?;
-    File::open(&temporary).and_then(|file| file.sync_all()).map_err(io)?;
-    std::fs::rename(&temporary, path).map_err(io)
+    let broken = |message: String| Error::Broken { path: path.to_path_buf(), message };
+    let header = Metadata::new(metadata, infos).map_err(|error| broken(error.to_string()))?;
+    let mut header = serde_json::to_vec(&header).map_err(|error| broken(error.to_string()))?;
+    header.resize(header.len().next_multiple_of(8), b' ');
+    write_through(path, |file| {
+        file.write_all(&(header.len() as u64).to_le_bytes())?;
+        file.write_all(&header)?;
+        tensors
+            .iter()
+            .try_for_each(|(_, _, tensor)| file.write_all(&bytes(tensor, dtype).map_err(std::io::Error::other)?))
+    })
 }
 
-/// A tensor whose bytes are made when they are written.
-struct Stored<'a> {
-    tensor: &'a Tensor,
-    dtype: Option<DType>,
-}
-
-impl View for Stored<'_> {
-    fn dtype(&self) -> safetensors::Dtype {
-        stored(self.tensor, self.dtype).into()
-    }
-
-    fn shape(&self) -> &[usize] {
-        self.tensor.dims()
-    }
-
-    fn data(&self) -> Cow<'_, [u8]> {
-        // Copies and casts of what is in memory already.
-        #[allow(clippy::expect_used)]
-        Cow::Owned(bytes(self.tensor, self.dtype).expect("a tensor that exists has bytes"))
-    }
-
-    fn data_len(&self) -> usize {
-        self.tensor.elem_count() * stored(self.tensor, self.dtype).size_in_bytes()
-    }
-}
-
+/// The name of a file that is not whole yet: nobody else's, and the same one when the file is written again.
 fn temporary(path: &Path) -> PathBuf {
-    let mut name = path.file_name().unwrap_or_default().to_owned();
-    name.push(".tmp");
+    let mut name = OsString::from(".");
+    name.push(path.file_name().unwrap_or_default());
+    name.push(".hermesflow-tmp");
     path.with_file_name(name)
 }
 

@@ -5,7 +5,7 @@
 //! normalised, as TIFA uses `all-mpnet-base-v2`.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Component, Path};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
@@ -109,6 +109,11 @@ impl SentenceBert {
         if let Some(modules) = &modules {
             normalize = false;
             for Module { kind, path } in modules {
+                // A part of a model lies within its folder.
+                if !Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
+                    let message = format!("the path {path:?} leads out of the folder");
+                    return Err(Error::file(&folder.join("modules.json"), message));
+                }
                 match kind.rsplit('.').next().unwrap_or_default() {
                     "Transformer" => inner = folder.join(path),
                     "Pooling" => pooling = folder.join(path),

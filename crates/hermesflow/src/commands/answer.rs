@@ -7,9 +7,11 @@ use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
 use super::{StageArgs, scenes};
-use crate::config::{AnswerScore, Matcher, RunConfig};
+use crate::config::{AnswerScore, RunConfig};
+use crate::digest::digest;
 use crate::judges::{Answered, Judges};
 use crate::layout::RunLayout;
+use crate::pictures::Pictures;
 use crate::progress::Progress;
 use crate::reader::{Opened, Reader};
 use crate::stage::{self, Stage};
@@ -22,7 +24,7 @@ use crate::{files, judges, models};
 /// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it
 /// anywhere: it continues where it was.
 ///
-/// Example: hermesflow answer configs/scenes.yaml
+/// Example: hermesflow answer scenes
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -31,7 +33,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("answer")?;
     let model = models::player(&config, &layout, &progress)?;
     answer(&model, &config, &layout, &progress)?;
     say!("{}", layout.answers().display())?;
@@ -58,18 +60,31 @@ pub fn answer(
         records.retain(|key| captions.has(key));
     }
     let images = config.imagine.images;
-    let mut settings = json!({ "answer": config.answer, "ask": config.ask, "images": images });
-    if config.answer.matcher == Matcher::Sbert {
-        settings["judges"] = json!({ "sbert": config.judges.sbert });
-    }
-    stage::settled(layout, "answer", config, &settings)?;
+    let judges = Judges::of_run(config, layout, progress)?;
+    let origin = stage::origin(config, json!({ "answer": config.answer, "imagine": { "images": images } }));
+    let origin = origin.with(models::player_files(config, layout, progress)?);
+    let origin = origin.with(judges.matcher_files(config.answer.matcher)?);
+    stage::settle(layout, "answer", stage::store_files(&layout.answers()), &origin)?;
     let examiner = Examiner {
         model,
         config,
         reader: Reader::new(model, &config.model, layout, progress)?,
-        matcher: Judges::of_run(config, layout, progress)?.matcher(config.answer.matcher)?,
+        matcher: judges.matcher(config.answer.matcher)?,
     };
-    let stage = Stage { name: "answer", unit: "records", file: layout.answers(), chunk: config.data.chunk };
+    let (file, ledger) = (layout.answers(), layout.ledger("answer"));
+    let stage = Stage { name: "answer", unit: "records", file, ledger, chunk: config.data.chunk };
+    let pictures = Pictures::new(layout.data(), model.resolution());
+    let made_from = |record: &InitialRecord| {
+        let mut decided = vec![record.caption.clone()];
+        for asked in questions.of_id(&record.id).ok()? {
+            decided.extend([asked.question, asked.answer, asked.choices.len().to_string()]);
+            decided.extend(asked.choices);
+        }
+        for number in 0..images {
+            decided.push(pictures.digest(&layout.image(record.id.as_str(), number))?);
+        }
+        Some(digest(decided))
+    };
     for chunk in records.chunks(config.data.chunk) {
         for record in records.read(chunk)? {
             examiner.check(&questions.of_id(&record.id)?).with_context(|| format!("record {}", record.id))?;
@@ -80,7 +95,7 @@ pub fn answer(
         Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
     };
     let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
-    stage.run(&records, progress, open, |chunk, opened, _| {
+    stage.run(&records, progress, made_from, open, |chunk, opened, _| {
         let answer = |(record, opened): (&InitialRecord, Result<Exam>)| {
             opened
                 .and_then(|(questions, images)| examiner.answer(record, &questions, images))

@@ -11,6 +11,7 @@ use crate::config::{RunConfig, Writer};
 use crate::files;
 use crate::judges::{Judges, alike};
 use crate::layout::RunLayout;
+use crate::made::{Origin, Output};
 use crate::progress::Progress;
 
 /// Write questions with choices about every caption
@@ -21,7 +22,7 @@ use crate::progress::Progress;
 /// `ask.file` are taken, in the form of vqa_data.json, of TIFA's benchmark (tifa_v1.0_question_answers.json) or of
 /// JourneyDB's annotation (JSON Lines with Task3). Writes vqa_data.json, one entry per question.
 ///
-/// Example: hermesflow ask configs/paper.yaml ask.writer=file ask.filter=none ask.file=my_questions.json
+/// Example: hermesflow ask paper ask.writer=file ask.filter=none ask.file=my_questions.json
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -30,7 +31,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("ask")?;
     ask(&config, &layout, &progress)?;
     say!("{}", layout.questions().display())?;
     Ok(())
@@ -46,8 +47,13 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
     let filter = judges.filter(config.ask.filter)?;
     let own = config.ask.writer == Writer::File && same_file(config.ask.file.as_deref(), &layout.questions());
     let mut sheet = Sheet::default();
+    let output = Output {
+        path: layout.questions(),
+        note: layout.stamp("ask"),
+        remedy: "to ask its questions, name it as ask.file with ask.writer=file; to write new ones, move it away",
+    };
     if !own {
-        sheet.file = Some(ArrayFile::create(&layout.questions())?);
+        sheet.file = Some(output.begin()?);
     }
     match judges.writer(config.ask.writer)? {
         Some(writer) => written(&*writer, filter.as_deref(), &records, config.data.chunk, &mut sheet, progress)?,
@@ -69,7 +75,7 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
     if silent > 0 {
         progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
     }
-    sheet.file.map_or(Ok(()), ArrayFile::finish).context("cannot write the records")
+    sheet.file.map_or(Ok(()), |file| output.publish(file, Origin::default()))
 }
 
 /// Where questions go, record by record.

@@ -24,8 +24,8 @@ use crate::{fit, models};
 /// is that of tensors. `benches/stages.py` and `benches/gpu_session.py` run it beside PyTorch in turns.
 ///
 /// Examples:
-///   hermesflow bench configs/paper.yaml model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
-///   hermesflow bench configs/scenes.yaml model.device=cuda:0 model.dtype=bf16 --stages multiply,copy
+///   hermesflow bench paper model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
+///   hermesflow bench scenes model.device=cuda:0 model.dtype=bf16 --stages multiply,copy
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

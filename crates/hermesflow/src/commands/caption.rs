@@ -7,9 +7,10 @@ use serde_json::json;
 
 use super::{StageArgs, scenes};
 use crate::config::RunConfig;
+use crate::digest::digest;
 use crate::layout::RunLayout;
 use crate::models;
-use crate::pictures::Skipped;
+use crate::pictures::{Pictures, Skipped};
 use crate::progress::Progress;
 use crate::reader::{Opened, Reader};
 use crate::stage::{self, Stage};
@@ -22,7 +23,7 @@ use crate::stage::{self, Stage};
 /// understanding_caption_results.json. Kill it anywhere: it continues where it was. A picture that is missing or broken
 /// is named and skipped; mend it and run the command again, and its captions are made too.
 ///
-/// Example: hermesflow caption configs/scenes.yaml caption.max_new_tokens=20
+/// Example: hermesflow caption scenes caption.max_new_tokens=20
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -31,7 +32,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("caption")?;
     let model = models::player(&config, &layout, &progress)?;
     caption(&model, &config, &layout, &progress)?;
     say!("{}", layout.captions().display())?;
@@ -49,14 +50,22 @@ pub fn caption(
     progress: &Progress,
 ) -> Result<()> {
     let records = scenes::initial_data(config, layout, progress)?;
-    stage::settled(layout, "caption", config, &json!({ "caption": config.caption }))?;
+    let origin = stage::origin(config, json!({ "caption": config.caption }));
+    let origin = origin.with(models::player_files(config, layout, progress)?);
+    stage::settle(layout, "caption", stage::store_files(&layout.captions()), &origin)?;
     let reader = Reader::new(model, &config.model, layout, progress)?;
-    let stage = Stage { name: "caption", unit: "images", file: layout.captions(), chunk: config.data.chunk };
+    let (file, ledger) = (layout.captions(), layout.ledger("caption"));
+    let stage = Stage { name: "caption", unit: "images", file, ledger, chunk: config.data.chunk };
+    let pictures = Pictures::new(layout.data(), model.resolution());
+    let made_from = |record: &InitialRecord| {
+        let picture = pictures.digest(record.img_path.as_ref())?;
+        Some(digest([&picture, &record.img_path, &record.prompt, &record.caption]))
+    };
     let mut skipped = Skipped::new("caption", progress);
     let open = |chunk: &[InitialRecord]| -> Vec<Result<Opened>> {
         chunk.iter().map(|record| reader.open(record.img_path.as_ref())).collect()
     };
-    let captions = stage.run(&records, progress, open, |chunk, opened, has| {
+    let captions = stage.run(&records, progress, made_from, open, |chunk, opened, has| {
         let (mut readable, mut pictures) = (Vec::new(), Vec::new());
         for (record, opened) in chunk.iter().zip(opened) {
             match opened {

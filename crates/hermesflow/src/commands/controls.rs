@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
+use hermesflow_records::temporary;
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
@@ -11,6 +12,7 @@ use super::{ConfigArgs, count, eval, run};
 use crate::config::RunConfig;
 use crate::evaluate::{EvalReport, EvalSettings, PromptRow};
 use crate::layout::RunLayout;
+use crate::lock::Lock;
 use crate::progress::Progress;
 use crate::statistics::Mean;
 use crate::{files, models, report};
@@ -54,7 +56,7 @@ const ARMS: [Arm; 8] = [
 /// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints
 /// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json. Kill it anywhere: it continues.
 ///
-/// Example: hermesflow controls configs/scenes.yaml --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
+/// Example: hermesflow controls scenes --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -107,6 +109,9 @@ pub fn run(args: Args) -> Result<()> {
         ensure!(known.contains(&name.as_str()), "--arms: {name:?} is none of {}", known.join(", "));
     }
     let split = eval::split(&args.split)?;
+    let _lock = Lock::take([args.out.join(".hermesflow-lock")])?;
+    let seeds: Vec<PathBuf> = args.seeds.iter().map(|seed| args.out.join(format!("seed-{seed}"))).collect();
+    files::refuse_foreign(&args.out, &["controls.md", "controls.json"], seeds.iter().any(|seed| seed.is_dir()))?;
     let mut outcomes = Vec::new();
     for &seed in &args.seeds {
         for arm in ARMS.iter().filter(|arm| args.arms.is_empty() || args.arms.iter().any(|name| name == arm.name)) {
@@ -138,7 +143,7 @@ fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) ->
                 (name, home.join(arm.name).join(format!("eval-{iteration}-{}.json", split.name())))
             }
         };
-        let report = eval::evaluate_into(model, &name, &config, settings, &file, progress)?;
+        let report = eval::evaluate_into(model, (iteration, &name), &config, settings, &file, progress)?;
         match &base {
             None => base = Some(report),
             Some(base) => outcomes.push(outcome(arm, seed, iteration, base, &report)?),
@@ -166,15 +171,13 @@ fn share_curation(args: &Args, seed: u64, home: &Path, config: &RunConfig, progr
     }
     let shared = configured(args, seed, &home.join("shared"), &[])?;
     let layout = RunLayout::new(&shared, 1);
-    if !layout.pairs().is_file() {
-        run::curate(&models::open(&shared.model, progress)?, &shared, &layout, progress)?;
-    }
-    let temporary = target.with_extension("tmp");
+    run::curate(&models::open(&shared.model, progress)?, &shared, &layout, progress)?;
+    let temporary = temporary(target);
     if temporary.exists() {
         std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
     }
     copy_folder(&shared.data.root, &temporary)?;
-    for chosen in ["pair_dpo_data.json", ".settings/pair.json", ".settings/train.json"] {
+    for chosen in ["pair_dpo_data.json", ".settings/pair.json"] {
         let _ = std::fs::remove_file(temporary.join(chosen)); // each arm chooses its own pairs
     }
     std::fs::rename(&temporary, target).with_context(|| target.display().to_string())

@@ -10,6 +10,7 @@ use hermesflow_models::{DType, Device, FileFormat, Weights};
 use serde_json::Value;
 
 use crate::config::DTypeName;
+use crate::files::{self, NewFolder};
 use crate::hub::{Hub, Parts};
 use crate::progress::Progress;
 
@@ -79,32 +80,22 @@ pub fn run(args: Args) -> Result<()> {
     let progress = Progress::stderr();
     let source = Hub::from_environment()?.model(&args.source, Some(Parts::Checkpoint), &progress)?;
     ensure!(source.is_dir(), "{}: not a checkpoint's folder; give the folder with its config.json", source.display());
-    let occupied = args.target.exists() && std::fs::read_dir(&args.target)?.next().is_some();
-    ensure!(!occupied, "{}: is not empty; choose a new folder", args.target.display());
+    let folder = NewFolder::begin(&args.target)?;
     let weights = Weights::load_unchanged(&source, &Device::Cpu)?;
     let configs = check(&source, &weights)?;
     if let Some(dtype) = args.dtype {
         weights.check_fit(dtype.into())?;
     }
-    let mut temporary = args.target.clone().into_os_string();
-    temporary.push(".tmp");
-    let temporary = PathBuf::from(temporary);
-    if temporary.exists() {
-        std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
-    }
-    for file in configs {
-        let to = temporary.join(&file);
-        to.parent().map(std::fs::create_dir_all).transpose().with_context(|| to.display().to_string())?;
-        std::fs::copy(source.join(&file), &to).with_context(|| to.display().to_string())?;
+    for (name, content) in configs {
+        files::write_atomically(&folder.path().join(name), &content)?;
     }
     progress.log(format!(
         "convert: {} tensors, {:.2} GB",
         weights.tensors().len(),
         bytes(&weights, args.dtype.map(DType::from)) as f64 / 1e9
     ));
-    weights.save_as(&temporary, args.format.into(), args.dtype.map(DType::from))?;
-    let _ = std::fs::remove_dir(&args.target); // an empty one
-    std::fs::rename(&temporary, &args.target).with_context(|| args.target.display().to_string())?;
+    weights.save_as(folder.path(), args.format.into(), args.dtype.map(DType::from))?;
+    folder.publish()?;
     say!("{}", args.target.display())?;
     Ok(())
 }
@@ -117,25 +108,38 @@ fn bytes(weights: &Weights, dtype: Option<DType>) -> usize {
     weights.tensors().values().map(size).sum()
 }
 
-/// Checks weights against the configuration beside them; the configuration files.
-fn check(folder: &Path, weights: &Weights) -> Result<Vec<PathBuf>> {
+/// Checks weights against the configuration beside them; the configuration files by their names in the new folder.
+fn check(folder: &Path, weights: &Weights) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let path = folder.join("config.json");
-    let json: Value = config::read_json(&path)?;
+    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
+    let mut json: Value = config::read_json(&path)?;
     match json.get("_class_name").and_then(Value::as_str) {
         Some("MAGVITv2") => {
             let config: MagvitConfig = config::read_json(&path)?;
             config.validate(&path)?;
             Magvit::new(weights, &config)?;
-            Ok(vec!["config.json".into()])
+            Ok(vec![("config.json", read(&path)?)])
         }
         Some("Showo") | None => {
             let config: ShowoConfig = config::read_json(&path)?;
             config.validate(&path)?;
             check_showo(folder, &config, weights)?;
-            let phi = Path::new(&config.llm_model_path).join("config.json");
-            let inside = phi.is_relative() && folder.join(&phi).is_file();
-            Ok([Some("config.json".into()), inside.then_some(phi)].into_iter().flatten().collect())
+            let phi = folder.join(&config.llm_model_path);
+            let phi = if phi.is_dir() { phi.join("config.json") } else { phi };
+            if !phi.is_file() {
+                return Ok(vec![("config.json", read(&path)?)]); // a name that the original knows
+            }
+            // Wherever the decoder's configuration lies, it comes to lie in the new folder.
+            let mut written = read(&path)?;
+            if config.llm_model_path != PHI {
+                json["llm_model_path"] = PHI.into();
+                written = (serde_json::to_string_pretty(&json)? + "\n").into_bytes();
+            }
+            Ok(vec![("config.json", written), ("phi/config.json", read(&phi)?)])
         }
         Some(class) => bail!("{}: class {class:?} is neither Showo nor MAGVITv2", path.display()),
     }
 }
+
+/// The folder of the decoder's configuration in what is written.
+const PHI: &str = "phi";

@@ -54,7 +54,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
 
-    /// Single keys of configs/scenes.yaml to change, such as train.anchor_gen=0
+    /// Single keys of the configuration scenes to change, such as train.anchor_gen=0
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }
@@ -78,6 +78,7 @@ pub fn run(args: Args) -> Result<()> {
     overrides.extend(args.iterations.map(|iterations| format!("iterations={iterations}")));
     overrides.extend(args.overrides.iter().cloned());
     let config = RunConfig::parse(PRESET, &overrides)?;
+    files::refuse_foreign(out, &["figures.md", "pairs.png", "before-after.png"], layout(&config).config().is_file())?;
     let prompts = if args.quick { args.prompts.min(32) } else { args.prompts };
     let settings = EvalSettings { split: Split::HeldOut, prompts, seed: 0 };
 
@@ -87,7 +88,7 @@ pub fn run(args: Args) -> Result<()> {
     run::run_loop(&config, &progress, |iteration: usize, model: &Showo| {
         let name = if iteration == 0 { "base".to_string() } else { format!("iteration {iteration}") };
         let file = out.join(format!("eval-{iteration}.json"));
-        reports.push(eval::evaluate_into(model, &name, &config, settings, &file, &progress)?);
+        reports.push(eval::evaluate_into(model, (iteration, &name), &config, settings, &file, &progress)?);
         after = pictures(model, &config, &settings, &shown(&settings))?;
         if iteration == 0 {
             before = after.clone();

@@ -12,7 +12,7 @@ use hermesflow_models::showo::{Facts, check_files};
 use hermesflow_models::{DType, Products};
 use hermesflow_records::{InitialRecord, Table};
 
-use super::{ConfigArgs, train};
+use super::{ConfigArgs, run, train};
 use crate::config::{
     CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ModelSettings, ObjectiveName, PHI, RunConfig, Similarity,
     Writer,
@@ -32,9 +32,9 @@ use crate::{before, files, models};
 /// train.checkpointing and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
 /// way.
 ///
-/// Examples: hermesflow doctor configs/paper.yaml data.root=datasets/mine model.dtype=bf16
+/// Examples: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
 ///
-/// hermesflow doctor configs/paper.yaml model.device=cuda:0 model.dtype=auto --gpu-memory 24
+/// hermesflow doctor paper model.device=cuda:0 model.dtype=auto --gpu-memory 24
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -50,6 +50,9 @@ pub fn run(args: Args) -> Result<()> {
     let mut config = args.config.load()?;
     let layout = RunLayout::new(&config, 1);
     let mut findings = Findings::default();
+    if let Err(error) = run::check_folder(&config) {
+        findings.add(Verdict::Blocks, "output", format!("{error:#}"));
+    }
     let records = if before::has_records(&config) { findings.records(&config, &layout) } else { 0 };
     findings.places(&config, &layout);
     findings.judges(&config)?;

@@ -4,9 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hermesflow_scenes::Split;
+use serde_json::json;
 
 use super::{ConfigArgs, count};
-use crate::evaluate::{EvalReport, EvalSettings, PromptRow, evaluate};
+use crate::config::RunConfig;
+use crate::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate};
+use crate::judges::Judges;
+use crate::layout::RunLayout;
+use crate::lock::Lock;
+use crate::made::Origin;
 use crate::progress::Progress;
 use crate::{files, models, report};
 
@@ -16,7 +22,7 @@ use crate::{files, models, report};
 /// models are compared on the same ones: give an earlier report to --compare for paired differences. Prints a table
 /// per category with 95 % intervals; --out keeps every prompt. Kill it anywhere: with --out it continues.
 ///
-/// Example: hermesflow eval configs/scenes.yaml --iteration 2 --prompts 400 --compare base.json
+/// Example: hermesflow eval scenes --iteration 2 --prompts 400 --compare base.json
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -60,7 +66,10 @@ pub fn run(args: Args) -> Result<()> {
     let model = models::after(&config, args.iteration, &progress)?;
     let name = format!("iteration {}", args.iteration);
     let report = match &args.out {
-        Some(out) => evaluate_into(&model, &name, &config, settings, out, &progress)?,
+        Some(out) => {
+            let _lock = Lock::beside(out)?;
+            evaluate_into(&model, (args.iteration, &name), &config, settings, out, &progress)?
+        }
         None => evaluate(&model, &name, &config, settings, vec![], &progress, |_| Ok(()))?,
     };
     if args.json {
@@ -71,32 +80,37 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Evaluates into a file: what it or its `.jsonl` has is not done again.
+/// Evaluates what an iteration trained, under a name, into a file: what it or the file of a killed evaluation has is not
+/// done again, if it was made from the very same.
 ///
 /// # Errors
-/// When the model fails or the file cannot be written.
+/// When the model fails, the file is another report's or anyone's, or it cannot be written.
 pub fn evaluate_into(
     model: &impl hermesflow_models::UnifiedModel,
-    name: &str,
-    config: &crate::config::RunConfig,
+    (iteration, name): (usize, &str),
+    config: &RunConfig,
     settings: EvalSettings,
     out: &Path,
     progress: &Progress,
 ) -> Result<EvalReport> {
-    if out.is_file() {
+    let made_from = made_from(iteration, config, settings, progress)?;
+    if out.exists() {
         let report = read(out)?;
+        let differing = made_from.differences(&report.made_from.clone().unwrap_or_default());
         anyhow::ensure!(
-            report.settings == settings && report.model == name,
-            "{}: holds another report ({} on {:?}); choose another file or remove it",
+            differing.is_empty() && report.model == name,
+            "{}: holds another report, of {} on {} {} prompts ({}); choose another file or remove it",
             out.display(),
             report.model,
-            report.settings
+            report.settings.prompts,
+            report.settings.split.name(),
+            differing.join("; ")
         );
+        let _ = std::fs::remove_file(partial(out)); // a kill may have left it
         return Ok(report);
     }
-    let lines = out.with_extension("jsonl");
-    let header = serde_json::to_string(&(name, settings))?;
-    let text = std::fs::read_to_string(&lines).unwrap_or_default();
+    let (partial, header) = (partial(out), serde_json::to_string(&(name, settings, &made_from))?);
+    let text = std::fs::read_to_string(&partial).unwrap_or_default();
     // A line that was cut off by a kill, and what follows it, is made again.
     let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let mut there = whole.lines();
@@ -105,21 +119,22 @@ pub fn evaluate_into(
         _ => vec![],
     };
     let mut kept = header + "\n";
-    for row in &done[..done.len() / crate::evaluate::BLOCK * crate::evaluate::BLOCK] {
+    for row in &done[..done.len() / BLOCK * BLOCK] {
         kept.push_str(&(serde_json::to_string(row)? + "\n"));
     }
-    files::write_atomically(&lines, kept.as_bytes())?;
+    files::write_atomically(&partial, kept.as_bytes())?;
     let keep = |block: &[PromptRow]| -> Result<()> {
         let mut text = String::new();
         for row in block {
             text.push_str(&(serde_json::to_string(row)? + "\n"));
         }
-        let mut file = std::fs::OpenOptions::new().append(true).open(&lines)?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).with_context(|| lines.display().to_string())
+        let mut file = std::fs::OpenOptions::new().append(true).open(&partial)?;
+        std::io::Write::write_all(&mut file, text.as_bytes()).with_context(|| partial.display().to_string())
     };
-    let report = evaluate(model, name, config, settings, done, progress, keep)?;
+    let mut report = evaluate(model, name, config, settings, done, progress, keep)?;
+    report.made_from = Some(made_from);
     files::write_atomically(out, (serde_json::to_string(&report)? + "\n").as_bytes())?;
-    std::fs::remove_file(&lines).with_context(|| lines.display().to_string())?;
+    std::fs::remove_file(&partial).with_context(|| partial.display().to_string())?;
     Ok(report)
 }
 
@@ -128,6 +143,32 @@ fn comparable(path: &Path, settings: &EvalSettings) -> Result<EvalReport> {
     let report = read(path)?;
     report.check_about(settings).with_context(|| format!("--compare {}", path.display()))?;
     Ok(report)
+}
+
+/// Everything that decides a report.
+fn made_from(iteration: usize, config: &RunConfig, settings: EvalSettings, progress: &Progress) -> Result<Origin> {
+    let mut decisive = json!({
+        "evaluation": settings,
+        "batch": BLOCK,
+        "model": { "dtype": config.model.dtype, "device": config.model.device },
+        "caption": { "question": config.caption.question, "max_new_tokens": config.caption.max_new_tokens },
+        "imagine": config.imagine,
+        "answer": { "matcher": config.answer.matcher, "max_new_tokens": config.answer.max_new_tokens },
+    });
+    if let Some(imagine) = decisive["imagine"].as_object_mut() {
+        imagine.remove("images"); // one per prompt
+    }
+    let player = models::player_files(config, &RunLayout::new(config, iteration + 1), progress)?;
+    let matcher = Judges::alone(config.judges.clone(), progress).matcher_files(config.answer.matcher)?;
+    Ok(Origin::of(decisive).with(player).with(matcher))
+}
+
+/// The file of an evaluation that is not done: nobody else's.
+fn partial(out: &Path) -> PathBuf {
+    let mut name = std::ffi::OsString::from(".");
+    name.push(out.file_name().unwrap_or_default());
+    name.push(".hermesflow-partial");
+    out.with_file_name(name)
 }
 
 fn read(path: &Path) -> Result<EvalReport> {

@@ -23,12 +23,15 @@ use crate::texts;
 /// overlapping parts. All is decoded at last as one picture. The `imagine` section gives steps of decoding, guidance,
 /// temperature and schedule. Writes the pictures and a sheet (before, after); prints the files.
 ///
-/// Example: hermesflow extrapolate configs/scenes.yaml --image scene.png --prompt "three small green circles"
+/// Example: hermesflow extrapolate scenes --image scene.png --prompt "three small green circles"
 /// --direction right --steps 2
 ///
 /// Example: hermesflow extrapolate run.yaml --image lake.jpg --prompt "a clear blue lake" --direction left --direction
 /// right --steps 3 imagine.steps=16 imagine.guidance=1.75
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "hermesflow extrapolate [OPTIONS] --image <FILE> --prompt <TEXT>\n       --direction <DIRECTION> <CONFIG> [KEY=VALUE]..."
+)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -82,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     texts.push(Words::plain(format!("{way}: {} steps", steps.len())));
     let row = vec![Cell::Text(200, texts), Cell::Picture(before, Words::plain("before"))];
     let subtitle = format!("{width}×{height} image tokens, offset {}, seed {}", args.offset, config.seed);
-    save_made(&folder.join(name), "Extrapolated", &subtitle, row, model.decode_grids(&codes, height, width)?)
+    save_made(&folder, &name, ("Extrapolated", &subtitle), row, model.decode_grids(&codes, height, width)?)
 }
 
 /// Where each step goes, and what it shows.

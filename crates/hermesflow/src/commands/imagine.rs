@@ -10,7 +10,9 @@ use serde_json::json;
 
 use super::{StageArgs, scenes};
 use crate::config::RunConfig;
+use crate::digest::digest;
 use crate::layout::RunLayout;
+use crate::made::Ledger;
 use crate::models;
 use crate::pictures::{save_codes, save_png};
 use crate::progress::Progress;
@@ -24,7 +26,7 @@ use crate::texts::Cut;
 /// to questions about the caption, become the generation half of a pair. Kill it anywhere: images that exist are not
 /// made again.
 ///
-/// Example: hermesflow imagine configs/scenes.yaml imagine.images=4 imagine.guidance=2
+/// Example: hermesflow imagine scenes imagine.images=4 imagine.guidance=2
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -33,7 +35,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("imagine")?;
     let model = models::player(&config, &layout, &progress)?;
     imagine(&model, &config, &layout, &progress)?;
     say!("{}", layout.images().display())?;
@@ -46,25 +48,36 @@ pub fn run(args: Args) -> Result<()> {
 /// Names the record and the file that stand in the way; images already written are kept.
 pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
     let records = scenes::initial_data(config, layout, progress)?;
-    stage::settled(layout, "imagine", config, &json!({ "imagine": config.imagine }))?;
+    let origin = stage::origin(config, json!({ "imagine": config.imagine }));
+    let origin = origin.with(models::player_files(config, layout, progress)?);
+    stage::settle(layout, "imagine", vec![layout.images()], &origin)?;
+    let mut ledger = Ledger::open(layout.ledger("imagine"))?;
     let images = config.imagine.images;
-    let is_done = |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_str(), number).is_file());
+    let made_from = |record: &InitialRecord| digest([&record.caption]);
+    let is_there =
+        |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_str(), number).is_file());
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
     let (mut open, mut done) = (Vec::new(), 0);
     for chunk in records.chunks(config.data.chunk) {
-        if records.read(chunk.clone())?.iter().all(is_done) {
+        let there = records.read(chunk.clone())?;
+        let is_stale = |record: &&InitialRecord| !ledger.fits(&record.id, &made_from(record));
+        let stale: Vec<&InitialRecord> = there.iter().filter(is_stale).collect();
+        if stale.is_empty() && there.iter().all(is_there) {
             done += chunk.len() * images;
         } else {
+            // Whatever lies there is of no record until all of a record's images do.
+            ledger.strike(there.iter().map(|record| &record.id))?;
             open.push(chunk);
         }
     }
     let task = progress.task("imagine", "images", records.len() * images, done);
-    let store = |made: Vec<Imagined>| {
+    let store = |(chunk, made): (Vec<InitialRecord>, Vec<Imagined>)| {
         for image in &made {
             // The codes first: a picture that is there has its codes.
             save_codes(&image.codes, &image.path)?;
             save_png(&image.picture, &image.path)?;
         }
+        ledger.note(chunk.iter().map(|record| (&record.id, made_from(record))))?;
         task.advance(made.len());
         Ok(())
     };
@@ -75,11 +88,11 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
             chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
             let made = imagine_chunk(model, config, layout, &chunk)
                 .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
-            hand_on(made)
+            hand_on((chunk, made))
         })
     })?;
     cut.finish(records.len());
-    Ok(())
+    ledger.finish(&records, |_| true)
 }
 
 /// An image and where it belongs.

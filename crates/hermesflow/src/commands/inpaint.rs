@@ -24,11 +24,14 @@ use crate::texts;
 /// guidance, temperature and schedule. Writes the pictures and a sheet (before, mask, what is kept, after); prints the
 /// files.
 ///
-/// Example: hermesflow inpaint configs/scenes.yaml --image scene.png --mask mask.png --prompt "a large red circle"
+/// Example: hermesflow inpaint scenes --image scene.png --mask mask.png --prompt "a large red circle"
 ///
 /// Example: hermesflow inpaint run.yaml --image bus.jpg --mask bus_mask.webp --prompt "a blue sports car" --images 8
 /// imagine.steps=16 imagine.guidance=1.75
 #[derive(Debug, clap::Args)]
+#[command(
+    override_usage = "hermesflow inpaint [OPTIONS] --image <FILE> --mask <FILE> --prompt <TEXT>\n       <CONFIG> [KEY=VALUE]..."
+)]
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
@@ -84,7 +87,7 @@ pub fn run(args: Args) -> Result<()> {
         Cell::Picture(kept(&before, &mask.painted, grid), Words::plain("kept")),
     ];
     let subtitle = format!("{painted} of {} image tokens made anew, seed {}", codes.len(), config.seed);
-    save_made(&folder.join(name), "Inpainted", &subtitle, row, pictures)
+    save_made(&folder, &name, ("Inpainted", &subtitle), row, pictures)
 }
 
 /// The picture with grey where it is painted anew.

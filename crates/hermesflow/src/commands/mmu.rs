@@ -19,7 +19,7 @@ use crate::{output, pictures};
 /// unless --top-k and --temperature say otherwise. Prints each picture with its questions and answers, or one line of
 /// JSON (file, question, answer) for each answer.
 ///
-/// Example: hermesflow mmu configs/scenes.yaml --image photo.png --question "Give a caption for this image."
+/// Example: hermesflow mmu scenes --image photo.png --question "Give a caption for this image."
 ///
 /// Example: hermesflow mmu run.yaml --image pictures/ --question "Is it unusual?" --question "Why?" --json
 #[derive(Debug, clap::Args)]
@@ -85,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
             for (question, reply) in questions.iter().zip(replies) {
                 let answer = reply.text.trim();
                 if args.json {
-                    say!("{}", json!({ "file": file, "question": question, "answer": answer }))?;
+                    say!("{}", json!({ "file": file.to_string_lossy(), "question": question, "answer": answer }))?;
                 } else {
                     say!("  {question}\n    {answer}")?;
                 }

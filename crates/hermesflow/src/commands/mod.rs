@@ -5,6 +5,7 @@ pub mod answer;
 pub mod ask;
 pub mod bench;
 pub mod caption;
+pub mod config;
 pub mod controls;
 pub mod convert;
 pub mod demo;
@@ -34,16 +35,19 @@ use hermesflow_models::showo::Showo;
 use image::RgbImage;
 
 use crate::config::RunConfig;
+use crate::files::OwnFiles;
 use crate::layout::RunLayout;
+use crate::lock::Lock;
 use crate::models;
-use crate::pictures::save_png;
+use crate::pictures::png;
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 
 /// What every command that reads a run's configuration takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigArgs {
-    /// The run's YAML file, such as configs/scenes.yaml; the original's own, such as hermesflow_pairdpo.yaml, will do
+    /// The run's YAML file, or the name of one inside this program: scenes, released, paper; the original's own, such
+    /// as hermesflow_pairdpo.yaml, will do
     pub config: PathBuf,
 
     /// Single keys to change, such as train.steps=100 imagine.images=4
@@ -85,15 +89,16 @@ pub struct StageArgs {
 }
 
 impl StageArgs {
-    /// The configuration, the iteration's files, and where progress goes.
+    /// The configuration, the iteration's files, where progress goes, and the lock of what the stage makes.
     ///
     /// # Errors
-    /// As [`ConfigArgs::load`].
-    pub fn open(&self) -> Result<(RunConfig, RunLayout, Progress)> {
+    /// As [`ConfigArgs::load`]; says who makes the same.
+    pub fn open(&self, stage: &str) -> Result<(RunConfig, RunLayout, Progress, Lock)> {
         let config = self.config.load()?;
         ensure!(self.iteration >= 1, "--iteration: iterations count from 1");
         let layout = RunLayout::new(&config, self.iteration);
-        Ok((config, layout, Progress::stderr()))
+        let lock = Lock::take([if stage == "train" { layout.training_lock() } else { layout.lock(stage) }])?;
+        Ok((config, layout, Progress::stderr(), lock))
     }
 }
 
@@ -148,22 +153,25 @@ pub fn count<const MOST: usize>(text: &str) -> Result<usize, String> {
     count.ok_or_else(|| format!("not a number from 1 to {MOST}"))
 }
 
-/// Saves what was made of one picture as `{path}-{number}.png`, and a sheet of `row` followed by it; prints the files.
+/// Saves what was made of one picture as `{name}-{number}.png`, and a sheet of `row` followed by it; prints the files.
 ///
 /// # Errors
 /// Names the file that cannot be written.
-fn save_made(path: &Path, title: &str, subtitle: &str, mut row: Vec<Cell>, pictures: Vec<RgbImage>) -> Result<()> {
+fn save_made(
+    folder: &Path,
+    name: &str,
+    (title, subtitle): (&str, &str),
+    mut row: Vec<Cell>,
+    pictures: Vec<RgbImage>,
+) -> Result<()> {
+    let mut files = OwnFiles::of(folder)?;
+    let mut save = |picture: &RgbImage, end: &str| -> Result<()> {
+        println!("{}", files.write(&format!("{name}-{end}.png"), &png(picture)?)?.display());
+        Ok(())
+    };
     for (number, picture) in pictures.into_iter().enumerate() {
-        save_named(&picture, path, &number.to_string())?;
+        save(&picture, &number.to_string())?;
         row.push(Cell::Picture(picture, Words::plain(format!("after {number}"))));
     }
-    save_named(&draw(title, subtitle, &["prompt"], &[row])?, path, "sheet")
-}
-
-fn save_named(picture: &RgbImage, path: &Path, end: &str) -> Result<()> {
-    let mut file = path.as_os_str().to_owned();
-    file.push(format!("-{end}.png"));
-    save_png(picture, file.as_ref())?;
-    say!("{}", Path::new(&file).display())?;
-    Ok(())
+    save(&draw(title, subtitle, &["prompt"], &[row])?, "sheet")
 }

@@ -10,10 +10,11 @@ use crate::config::{ImageJudge, RunConfig};
 use crate::files;
 use crate::judges::{self, Judges};
 use crate::layout::RunLayout;
+use crate::made::{Origin, Output};
 use crate::pictures::Pictures;
 use crate::progress::Progress;
 use hermesflow_records::{
-    AnswerRecord, ArrayFile, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round,
+    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round,
 };
 use hermesflow_score::CaptionSimilarity;
 
@@ -24,7 +25,7 @@ use hermesflow_score::CaptionSimilarity;
 /// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
 /// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json.
 ///
-/// Example: hermesflow pair configs/scenes.yaml pair.min_accuracy=0.8
+/// Example: hermesflow pair scenes pair.min_accuracy=0.8
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -33,7 +34,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("pair")?;
     say!("{}", pair(&config, &layout, &progress)?)?;
     say!("{}", layout.pairs().display())?;
     Ok(())
@@ -71,7 +72,12 @@ impl fmt::Display for Chosen {
 pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Chosen> {
     let records = scenes::initial_data(config, layout, progress)?;
     let competition = Competition::open(config, layout, progress)?;
-    let (mut pairs, mut chosen) = (ArrayFile::create(&layout.pairs())?, Chosen::default());
+    let output = Output {
+        path: layout.pairs(),
+        note: layout.stamp("pair"),
+        remedy: "`hermesflow train` takes it as it is; to choose pairs anew, move it away",
+    };
+    let (mut pairs, mut chosen) = (output.begin()?, Chosen::default());
     match layout.previous().filter(|_| !config.data.fresh) {
         None => {
             let task = progress.task("similarity", "records", records.len(), 0);
@@ -101,7 +107,7 @@ pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resu
         }
     }
     chosen.kept = pairs.len();
-    pairs.finish().context("cannot write the records")?;
+    output.publish(pairs, Origin::default())?;
     Ok(chosen)
 }
 

@@ -17,29 +17,35 @@ use hermesflow_models::{DType, Device, Weights};
 use hermesflow_records::derive_seed;
 use hermesflow_train::{
     AdamWSettings, Masking, Objective, Outcome, Schedule, ScheduleKind, StepReport, Trainer, TrainerSettings,
+    checkpoint,
 };
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
+use crate::config::{self, Sources};
+use crate::files::{self, NewFolder};
+use crate::lock::Lock;
+use crate::made::{Origin, Place};
 use crate::objectives::{BasePretraining, PretrainingMix, VqPretraining};
 use crate::progress::Progress;
-use crate::{files, overrides};
+use crate::{digest, overrides};
 
 /// Train the image tokenizer and the base model of the scenes world from nothing.
 ///
 /// Everything follows from one YAML file and its seed; kill it at any time and the same command
 /// continues where it was.
 ///
-/// Example: hermesflow pretrain configs/pretrain-scenes.yaml base.steps=500 output=runs/short
+/// Example: hermesflow pretrain pretrain-scenes base.steps=500 output=runs/short
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The YAML file (see configs/pretrain-scenes.yaml).
+    /// The YAML file, or pretrain-scenes, which is inside this program
     config: PathBuf,
     /// `key=value` overrides, e.g. `base.steps=500`.
     overrides: Vec<String>,
     /// Overrides the file's seed.
     #[arg(long)]
     seed: Option<u64>,
-    /// Write the finished model here too, in 16 bits: this is how assets/scenes is made.
+    /// Write the finished model here too, a new or empty folder, in 16 bits: this is how assets/scenes is made.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
     /// Begin with a model that `--export` wrote: its tokenizers as they are, its weights into `--stage`.
@@ -109,46 +115,129 @@ struct StageSettings {
     max_grad_norm: f64,
 }
 
+/// The keys that hold a text or a path: behind the file their values are taken as they stand.
+const TEXTS: [&str; 2] = ["output", "base.caption_question"];
+
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let yaml = files::text(&args.config).context("cannot read the configuration")?;
-    let mut config: PretrainConfig =
-        overrides::parse(&yaml, &args.overrides).with_context(|| args.config.display().to_string())?;
+    let yaml = config::read(&args.config)?;
+    let mut config: PretrainConfig = overrides::parse(&yaml, &args.overrides, &TEXTS).map_err(|error| {
+        let defaults =
+            config::preset("pretrain-scenes").and_then(|text| overrides::tree(text).ok()).unwrap_or_default();
+        let file = Some(args.config.display().to_string());
+        Sources { file, text: &yaml, overrides: &args.overrides, defaults: &defaults }.explain(&error)
+    })?;
     config.seed = args.seed.unwrap_or(config.seed);
     let output = config.output.clone();
     let dir = |name: &str| output.join(name);
-    std::fs::create_dir_all(&output).with_context(|| format!("cannot make {}", output.display()))?;
-    write(&dir("config.yaml"), serde_yaml_ng::to_string(&config)?.as_bytes())?;
-
+    let _lock = Lock::take([dir(".hermesflow-lock")])?;
     let begin = args.from.as_deref().zip(args.stage);
-    if let Some((exported, stage)) = begin {
+    if let Some((_, stage)) = begin {
         let stages = config.base.stages.len();
         ensure!(stage as usize <= stages, "--stage {stage}: base.stages of {} has {stages}", args.config.display());
-        for file in ["tokenizer.json", "vq/config.json", "vq/pytorch_model.safetensors"] {
-            copy_if_absent(&exported.join(file), &dir(file))?;
-        }
     }
-    let tokenizer = dir("tokenizer.json");
-    if !tokenizer.is_file() {
-        let corpus = hermesflow_scenes::corpus(config.tokenizer.lines, derive_seed(config.seed, &[0]));
-        let (text, _) = train_tokenizer(&corpus, config.tokenizer.vocab_size)?;
-        write(&tokenizer, text.as_bytes())?;
-    }
-    let Some(vq) = vq_stage(&config, &dir("vq"), args.stop_after)? else { return Ok(()) };
-    let Some(model) = base_stage(&config, vq, &tokenizer, begin, args.stop_after)? else { return Ok(()) };
-    if let Some(folder) = &args.export {
-        export(&model, &output, folder)?;
+    let exported = args.export.as_deref().map(NewFolder::begin).transpose()?;
+    save_config(&config, &dir("config.yaml"))?;
+    tokenizer_stage(&config, begin)?;
+    let Some(vq) = vq_stage(&config, begin, args.stop_after)? else { return Ok(()) };
+    let Some(model) = base_stage(&config, vq, begin, args.stop_after)? else { return Ok(()) };
+    if let Some(folder) = exported {
+        export(&model, &output, folder.path())?;
+        folder.publish()?;
     }
     say!("{}", dir("showo").display())?;
     Ok(())
 }
 
-fn vq_stage(config: &PretrainConfig, folder: &Path, stop_after: Option<usize>) -> anyhow::Result<Option<Magvit>> {
-    let device = Device::Cpu;
-    if folder.join("pytorch_model.safetensors").is_file() {
+/// The first line of a saved configuration: what has it may be written over.
+const SAVED: &str = "# The whole configuration of this pretraining, as hermesflow resolved it.\n";
+
+fn save_config(config: &PretrainConfig, path: &Path) -> anyhow::Result<()> {
+    let is_ours = || Ok::<_, anyhow::Error>(std::fs::read_to_string(path)?.starts_with(SAVED));
+    ensure!(
+        !path.exists() || is_ours().with_context(|| path.display().to_string())?,
+        "{}: would be written over, and is not the configuration of an earlier pretraining; choose another `output`, or \
+         move it away",
+        path.display()
+    );
+    files::write_atomically(path, (SAVED.to_owned() + &serde_yaml_ng::to_string(config)?).as_bytes())
+}
+
+/// Refuses what a stage has left under other settings, and notes those of the first time. With an exported model to begin
+/// with, its files stand for the settings.
+fn settle(
+    config: &PretrainConfig,
+    (name, what): (&str, &str),
+    results: Vec<PathBuf>,
+    settings: Value,
+    files: Vec<(&str, PathBuf)>,
+) -> anyhow::Result<()> {
+    let note = config.output.join(".settings").join(format!("{name}.json"));
+    let digests = files.into_iter().map(|(what, path)| Ok((what.to_owned(), digest::of_model(&path)?)));
+    let digests: Vec<_> = digests.collect::<anyhow::Result<_>>()?;
+    Place { what, note, results, elsewhere: "another `output`" }.settle(&Origin::of(settings).with(digests))
+}
+
+/// What a training has left in a stage's folder: the weights, and checkpoints on the way to them.
+fn results(folder: &Path, trainings: &[String]) -> anyhow::Result<Vec<PathBuf>> {
+    let mut found = vec![folder.join(WEIGHTS)];
+    for training in trainings {
+        found.extend(checkpoint::list(&folder.join(training))?.into_iter().map(|(_, path)| path));
+    }
+    Ok(found)
+}
+
+const WEIGHTS: &str = "pytorch_model.safetensors";
+
+fn tokenizer_stage(config: &PretrainConfig, begin: Option<(&Path, u64)>) -> anyhow::Result<()> {
+    let tokenizer = config.output.join("tokenizer.json");
+    let exported = begin.map(|(exported, _)| exported.join("tokenizer.json"));
+    let settings = match exported {
+        Some(_) => json!({}),
+        None => json!({ "seed": config.seed, "tokenizer": config.tokenizer }),
+    };
+    let files = exported.iter().map(|path| ("the tokenizer to begin with", path.clone())).collect();
+    settle(config, ("tokenizer", "the files of the text tokenizer"), vec![tokenizer.clone()], settings, files)?;
+    if tokenizer.is_file() {
+        return Ok(());
+    }
+    let text = match exported {
+        Some(path) => std::fs::read(&path).with_context(|| format!("cannot read {}", path.display()))?,
+        None => {
+            let corpus = hermesflow_scenes::corpus(config.tokenizer.lines, derive_seed(config.seed, &[0]));
+            train_tokenizer(&corpus, config.tokenizer.vocab_size)?.0.into_bytes()
+        }
+    };
+    files::write_atomically(&tokenizer, &text)
+}
+
+fn vq_stage(
+    config: &PretrainConfig,
+    begin: Option<(&Path, u64)>,
+    stop_after: Option<usize>,
+) -> anyhow::Result<Option<Magvit>> {
+    let (device, folder, settings) = (Device::Cpu, &config.output.join("vq"), &config.vq);
+    let exported = begin.map(|(exported, _)| exported.join("vq"));
+    let decisive = if exported.is_some() { json!({}) } else { json!({ "seed": config.seed, "vq": settings }) };
+    let files = exported.iter().map(|path| ("the image tokenizer to begin with", path.clone())).collect();
+    settle(
+        config,
+        ("vq", "the files of the image tokenizer"),
+        results(folder, &["training".into()])?,
+        decisive,
+        files,
+    )?;
+    if folder.join(WEIGHTS).is_file() {
         return Ok(Some(load_magvit(folder, &device)?));
     }
-    let settings = &config.vq;
+    if let Some(exported) = exported {
+        for file in ["config.json", WEIGHTS] {
+            let from = exported.join(file);
+            let bytes = std::fs::read(&from).with_context(|| format!("cannot read {}", from.display()))?;
+            files::write_atomically(&folder.join(file), &bytes)?;
+        }
+        return Ok(Some(load_magvit(folder, &device)?));
+    }
     settings.model.validate(folder)?;
     let weights = random_magvit(&settings.model, derive_seed(config.seed, &[1]), &device)?.trainable()?;
     let objective = VqPretraining {
@@ -169,20 +258,28 @@ fn vq_stage(config: &PretrainConfig, folder: &Path, stop_after: Option<usize>) -
         return Ok(None);
     }
     write_json(&folder.join("config.json"), &settings.model)?;
-    weights.save(&folder.join("pytorch_model.safetensors"), DType::F32)?;
+    weights.save(&folder.join(WEIGHTS), DType::F32)?;
     Ok(Some(load_magvit(folder, &device)?))
 }
 
 fn base_stage(
     config: &PretrainConfig,
     vq: Magvit,
-    tokenizer_file: &Path,
     begin: Option<(&Path, u64)>,
     stop_after: Option<usize>,
 ) -> anyhow::Result<Option<Showo>> {
     let device = Device::Cpu;
     let settings = &config.base;
-    let folder = config.output.join("showo");
+    let (folder, tokenizer_file) = (config.output.join("showo"), &config.output.join("tokenizer.json"));
+    let training =
+        |number: usize| if number == 0 { "training".into() } else { format!("training_stage{}", number + 1) };
+    let trainings: Vec<String> = (0..settings.stages.len()).map(training).collect();
+    let first = begin.map_or(0, |(_, stage)| stage as usize - 1);
+    let decisive = json!({ "seed": config.seed, "base": settings, "first_stage": first + 1 });
+    let mut files =
+        vec![("the text tokenizer", tokenizer_file.clone()), ("the image tokenizer", config.output.join("vq"))];
+    files.extend(begin.map(|(exported, _)| ("the model to begin with", exported.join("showo"))));
+    settle(config, ("showo", "the files of the base model"), results(&folder, &trainings)?, decisive, files)?;
     let text = std::fs::read(tokenizer_file).with_context(|| format!("cannot read {}", tokenizer_file.display()))?;
     let mut showo = ShowoConfig {
         class_name: "Showo".into(),
@@ -203,16 +300,11 @@ fn base_stage(
         None => random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?,
     };
     let model = Showo::new(showo, settings.model.clone(), weights.trainable()?, tokenizer, vq)?;
-    let first = begin.map_or(0, |(_, stage)| stage as usize - 1);
     for (number, stage) in settings.stages.iter().enumerate().skip(first) {
         // A stage that is finished gives its weights at once: they are its last checkpoint.
-        let (seed, training, name) = match number {
-            0 => (derive_seed(config.seed, &[4]), "training".to_owned(), "base model".to_owned()),
-            _ => {
-                let number = number + 1;
-                let seed = derive_seed(config.seed, &[4, number as u64]);
-                (seed, format!("training_stage{number}"), format!("base model, stage {number}"))
-            }
+        let (seed, name) = match number {
+            0 => (derive_seed(config.seed, &[4]), "base model".to_owned()),
+            _ => (derive_seed(config.seed, &[4, number as u64 + 1]), format!("base model, stage {}", number + 1)),
         };
         let objective = BasePretraining {
             model: model.clone(),
@@ -223,7 +315,7 @@ fn base_stage(
         };
         let numbers = (stage.steps, stage.learning_rate, stage.warmup_steps, stage.weight_decay);
         let trainer = trainer_settings(numbers, stage.max_grad_norm, config.checkpoint_every);
-        if !train(&name, objective, trainer, &folder.join(training), stop_after)? {
+        if !train(&name, objective, trainer, &folder.join(&trainings[number]), stop_after)? {
             return Ok(None);
         }
     }
@@ -236,22 +328,10 @@ fn export(model: &Showo, output: &Path, folder: &Path) -> anyhow::Result<()> {
     model.save(&folder.join("showo"), DType::F16)?;
     write_json(&folder.join("vq/config.json"), model.vq().config())?;
     let weights = Weights::load(&output.join("vq"), DType::F32, &Device::Cpu)?;
-    weights.save(&folder.join("vq/pytorch_model.safetensors"), DType::F16)?;
+    weights.save(&folder.join("vq").join(WEIGHTS), DType::F16)?;
     let tokenizer = output.join("tokenizer.json");
     let bytes = std::fs::read(&tokenizer).with_context(|| tokenizer.display().to_string())?;
-    write(&folder.join("tokenizer.json"), &bytes)
-}
-
-fn copy_if_absent(from: &Path, to: &Path) -> anyhow::Result<()> {
-    if to.is_file() {
-        return Ok(());
-    }
-    let bytes = std::fs::read(from).with_context(|| format!("cannot read {}", from.display()))?;
-    crate::files::write_atomically(to, &bytes).with_context(|| format!("cannot write {}", to.display()))
-}
-
-fn write(path: &Path, bytes: &[u8]) -> anyhow::Result<()> {
-    std::fs::write(path, bytes).with_context(|| format!("cannot write {}", path.display()))
+    files::write_atomically(&folder.join("tokenizer.json"), &bytes)
 }
 
 /// Text tokens of a `tokenizer.json`: its vocabulary with its own added tokens.
@@ -287,6 +367,9 @@ fn train<O: Objective>(
 ) -> anyhow::Result<bool> {
     let mut trainer = Trainer::new(objective, settings.clone(), folder)?;
     let progress = Progress::stderr();
+    for (checkpoint, why) in trainer.passed_over() {
+        progress.log(format!("WARNING: {} cannot be read and is passed over: {why}", checkpoint.display()));
+    }
     let task = progress.task(what, "steps", settings.schedule.total_steps, trainer.steps());
     let mut made = 0;
     let outcome = trainer.run(|report: &StepReport| {

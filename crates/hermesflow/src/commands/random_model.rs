@@ -12,7 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::convert::Format;
 use super::count;
-use crate::files;
+use crate::files::{self, NewFolder};
 
 /// Make a Show-o checkpoint with random weights, of any size up to the published one
 ///
@@ -23,7 +23,7 @@ use crate::files;
 /// Example: hermesflow random-model models/random --size full --resolution 512 --format sharded
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to write it
+    /// Where to write it; a new or empty folder
     folder: PathBuf,
 
     /// How large it is
@@ -64,7 +64,9 @@ enum Size {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    random_model(&args)?;
+    let folder = NewFolder::begin(&args.folder)?;
+    random_model(&args, folder.path())?;
+    folder.publish()?;
     say!("{}", args.folder.display())?;
     Ok(())
 }
@@ -130,8 +132,8 @@ fn widened(tokenizer: &str, words: usize) -> Result<String> {
     Ok(json.to_string())
 }
 
-fn random_model(args: &Args) -> Result<()> {
-    let (folder, seed) = (&args.folder, args.seed);
+fn random_model(args: &Args, folder: &Path) -> Result<()> {
+    let seed = args.seed;
     let parts = Parts::new(args)?;
     files::write_atomically(&folder.join("tokenizer.json"), parts.tokenizer.as_bytes())?;
     write_json(&folder.join("vq/config.json"), &parts.vq)?;

@@ -7,8 +7,9 @@ use hermesflow_models::preprocess::load_square;
 use image::RgbImage;
 
 use super::ConfigArgs;
+use crate::files::OwnFiles;
 use crate::models;
-use crate::pictures::{self, save_png};
+use crate::pictures::{self, png};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::report::table;
@@ -23,7 +24,7 @@ const ROWS: usize = 50;
 /// Only the image tokenizer is loaded. Writes the decoded pictures and a sheet (before, after), and prints the peak
 /// signal-to-noise ratio of each against the fitted picture, in decibels: more is nearer.
 ///
-/// Example: hermesflow reconstruct configs/scenes.yaml --image photo.jpg --image drawing.png
+/// Example: hermesflow reconstruct scenes --image photo.jpg --image drawing.png
 ///
 /// Example: hermesflow reconstruct run.yaml --image pictures/ --out reconstructed
 #[derive(Debug, clap::Args)]
@@ -45,7 +46,7 @@ pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let files = pictures::named(&args.images)?;
     let (tokenizer, side) = models::image_tokenizer(&config.model, &Progress::stderr())?;
-    let folder = args.out.unwrap_or_else(|| config.output.join("reconstruct"));
+    let mut own = OwnFiles::of(&args.out.unwrap_or_else(|| config.output.join("reconstruct")))?;
     let mut figures = table(&["picture", "PSNR (dB)", "reconstructed"]);
     let mut rows = Vec::new();
     for (first, chunk) in (0..).step_by(config.data.chunk).zip(files.chunks(config.data.chunk)) {
@@ -54,8 +55,7 @@ pub fn run(args: Args) -> Result<()> {
         for (number, ((file, before), after)) in (first..).zip(chunk.iter().zip(before).zip(after)) {
             let ratio = format!("{:.2}", psnr(&before, &after));
             let stem = file.file_stem().unwrap_or_default().to_string_lossy();
-            let path = folder.join(format!("{number:03}-{stem}.png"));
-            save_png(&after, &path)?;
+            let path = own.write(&format!("{number:03}-{stem}.png"), &png(&after)?)?;
             figures.add_row([file.display().to_string(), ratio.clone(), path.display().to_string()]);
             if rows.len() < ROWS {
                 rows.push(vec![
@@ -67,8 +67,8 @@ pub fn run(args: Args) -> Result<()> {
         }
     }
     let subtitle = format!("{} of {} pictures, each as image tokens and back", rows.len(), files.len());
-    let file = folder.join("sheet.png");
-    save_png(&draw("Reconstructed", &subtitle, &["picture", "before", "after"], &rows)?, &file)?;
+    let sheet = draw("Reconstructed", &subtitle, &["picture", "before", "after"], &rows)?;
+    let file = own.write("sheet.png", &png(&sheet)?)?;
     say!("{figures}\n{}", file.display())?;
     Ok(())
 }

@@ -1,14 +1,16 @@
 //! `hermesflow run`: the loop, made of the functions behind the other commands.
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
+use serde_json::Value;
 
 use super::{ConfigArgs, answer, ask, caption, imagine, pair, train};
 use crate::config::{ImageJudge, ObjectiveName, Reference, RunConfig};
 use crate::judges::Judges;
 use crate::layout::RunLayout;
+use crate::lock::Lock;
 use crate::progress::Progress;
-use crate::{before, files, models};
+use crate::{before, files, made, models};
 
 /// The whole loop for N iterations, from one YAML file
 ///
@@ -17,7 +19,7 @@ use crate::{before, files, models};
 /// train_iterN/model. Kill it anywhere and start it again: it continues by record and by checkpoint, and ends with the
 /// files of an undisturbed run, byte for byte.
 ///
-/// Example: hermesflow run configs/scenes.yaml iterations=1 train.steps=100 --seed 3
+/// Example: hermesflow run scenes iterations=1 train.steps=100 --seed 3
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -32,6 +34,9 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
+/// What curates.
+const STAGES: [&str; 5] = ["caption", "imagine", "ask", "answer", "pair"];
+
 /// All iterations; `after` sees the base model as iteration 0 and then what each iteration trained.
 ///
 /// # Errors
@@ -42,15 +47,17 @@ pub fn run_loop(
     mut after: impl FnMut(usize, &Showo) -> Result<()>,
 ) -> Result<Showo> {
     // What needs no model first: gigabytes may have to be fetched for the rest.
-    let layout = RunLayout::new(config, 1);
-    before::folders(config, &layout)?;
-    let text = settled_config(config)?;
+    let first = RunLayout::new(config, 1);
+    before::folders(config, &first)?;
+    let stages = STAGES.iter().map(|stage| first.lock(stage)).chain([first.training_lock()]);
+    let _lock = Lock::take(stages)?;
+    check_folder(config)?;
     if before::has_records(config) {
-        before::check(config, &layout)?;
+        before::check(config, &first)?;
     }
-    files::write_atomically(&layout.config(), text.as_bytes())?;
+    save_config(config)?;
     if before::has_records(config) {
-        Judges::of_run(config, &layout, progress)?.fetch(config)?;
+        Judges::of_run(config, &first, progress)?.fetch(config)?;
     }
     let mut player = models::open(&config.model, progress)?;
     train::can_train(player.config(), config)?;
@@ -99,29 +106,69 @@ pub fn curate(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: 
     Ok(())
 }
 
-/// The resolved configuration as it is saved; refuses to mix two in one run folder.
-fn settled_config(config: &RunConfig) -> Result<String> {
+/// The first line of a saved configuration: what has it may be written over.
+const SAVED: &str = "# The whole configuration of this run, as hermesflow resolved it.\n";
+
+/// Saves the resolved configuration in the run folder.
+///
+/// # Errors
+/// As [`check_folder`].
+fn save_config(config: &RunConfig) -> Result<()> {
+    check_folder(config)?;
     let path = RunLayout::new(config, 1).config();
-    let text = config.to_yaml()?;
-    if path.is_file() {
-        let mut there = RunConfig::load(&path, &[])?;
-        // More iterations continue a run; what does not decide a number may change.
-        there.iterations = config.iterations;
-        (there.train.checkpoint_every, there.train.keep) = (config.train.checkpoint_every, config.train.keep);
-        there.train.checkpointing = config.train.checkpointing;
-        there.train.optimizer_state = config.train.optimizer_state;
-        there.model.expect = config.model.expect;
-        if there != *config {
-            let there = there.to_yaml()?;
-            let differing: Vec<&str> =
-                text.lines().filter(|line| !there.lines().any(|other| other == *line)).map(str::trim).collect();
-            bail!(
-                "{}: this folder holds a run with another configuration (here: {}); restore it, or choose another \
-                 `output` and `data.root`",
-                path.display(),
-                differing.join("; ")
-            );
+    files::write_atomically(&path, (SAVED.to_owned() + &config.to_yaml()?).as_bytes())
+}
+
+/// Refuses a run folder that is none, or whose training has begun under another configuration.
+///
+/// What each stage made is bound by its own notes, and what was never made binds nothing. But a training follows from all
+/// of a run: once one has begun, another configuration would do hours of work only to be refused by it.
+///
+/// # Errors
+/// Names what differs, or the file that is not a run's.
+pub fn check_folder(config: &RunConfig) -> Result<()> {
+    let path = RunLayout::new(config, 1).config();
+    if !path.exists() {
+        return Ok(());
+    }
+    let there = std::fs::read_to_string(&path).with_context(|| path.display().to_string())?;
+    let saved = RunConfig::parse(&there, &[]).ok();
+    let is_as_saved = |saved: &RunConfig| saved.to_yaml().is_ok_and(|text| text == there);
+    ensure!(
+        there.starts_with(SAVED) || saved.as_ref().is_some_and(is_as_saved),
+        "{}: would be written over, and is not the configuration of an earlier run; choose another `output`, or move it \
+         away",
+        path.display()
+    );
+    let begun = (1..=config.iterations).any(|iteration| train::has_begun(&RunLayout::new(config, iteration)));
+    let differing = match saved.filter(|_| begun) {
+        Some(saved) => made::differences(&decisive(&saved)?, &decisive(config)?),
+        None => Vec::new(),
+    };
+    ensure!(
+        differing.is_empty(),
+        "{}: this folder holds a run with another configuration ({}), and its training has begun; restore it, or choose \
+         another `output` and, where curation differs or there are several iterations, another `data.root`",
+        path.display(),
+        differing.join("; ")
+    );
+    Ok(())
+}
+
+/// What of a configuration decides numbers: not names and places, whose content is compared where it is used.
+fn decisive(config: &RunConfig) -> Result<Value> {
+    let mut tree = serde_json::to_value(config)?;
+    let beside = [
+        ("", &["iterations", "output", "judges"][..]),
+        ("/data", &["root"]),
+        ("/model", &["showo", "vq", "tokenizer", "clip", "expect"]),
+        ("/ask", &["file"]),
+        ("/train", &train::BESIDE),
+    ];
+    for (section, keys) in beside {
+        if let Some(map) = tree.pointer_mut(section).and_then(Value::as_object_mut) {
+            map.retain(|key, _| !keys.contains(&key.as_str()));
         }
     }
-    Ok(text)
+    Ok(tree)
 }

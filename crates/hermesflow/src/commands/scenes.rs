@@ -1,13 +1,16 @@
 //! `hermesflow scenes`: a data root of procedural scenes.
 
-use anyhow::{Context, Result};
-use hermesflow_records::{ArrayFile, InitialRecord, RecordId, Table, derive_seed};
+use anyhow::{Context, Result, ensure};
+use hermesflow_records::{InitialRecord, RecordId, Table, derive_seed};
+use serde_json::json;
 
 use super::StageArgs;
 use crate::config::{RunConfig, ScenesSettings};
 use crate::files;
 use crate::layout::RunLayout;
-use crate::pictures::save_png;
+use crate::lock::Lock;
+use crate::made::{Note, Origin, Output};
+use crate::pictures::png;
 use crate::progress::Progress;
 
 /// Make a data root of procedural scenes: pictures with captions, in the form of JourneyDB
@@ -15,7 +18,7 @@ use crate::progress::Progress;
 /// Writes images/{id}.png and initial_data.json under data.root: `data.scenes.records` scenes of one split, a pure
 /// function of the seed. With `data.fresh` every iteration has its own block of the endless stream.
 ///
-/// Example: hermesflow scenes configs/scenes.yaml data.scenes.records=20 data.root=twenty
+/// Example: hermesflow scenes scenes data.scenes.records=20 data.root=twenty
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -24,41 +27,101 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("scenes")?;
     let settings = config.data.scenes.context("data.scenes: missing; give data.scenes.records=N")?;
     scenes(settings, &config, &layout, &progress)?;
     say!("{}", layout.initial_data().display())?;
     Ok(())
 }
 
-/// The records of an iteration: read where `initial_data.json` exists, else made if the run is one of scenes.
+/// The records of an iteration: read where `initial_data.json` exists, else made if the run is one of scenes. Records
+/// that were drawn before, of which there are to be more now, are added to.
 ///
 /// # Errors
-/// When there are none, or the file is broken; the file and the record are named.
+/// When there are none, the file is broken, or the records that are there were drawn under other settings; the file and
+/// the record are named.
 pub fn initial_data(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Table<InitialRecord>> {
-    if let Some(settings) = config.data.scenes.filter(|_| !layout.initial_data().is_file()) {
-        scenes(settings, config, layout, progress)?;
+    if let Some(settings) = config.data.scenes {
+        let output = output(layout);
+        let drawn_otherwise = || {
+            let drawn = output.noted().map(|note| note.origin);
+            Ok::<_, anyhow::Error>(output.is_ours()? && drawn != Some(origin(settings, config)))
+        };
+        if !output.path.is_file() || drawn_otherwise()? {
+            let _lock = Lock::take([layout.lock("scenes")])?;
+            scenes(settings, config, layout, progress)?;
+        }
     }
     files::initial_data(&layout.initial_data())
 }
 
-/// Draws the scenes of an iteration and writes their pictures and records.
+fn output(layout: &RunLayout) -> Output {
+    Output {
+        path: layout.initial_data(),
+        note: layout.scenes_note(),
+        remedy: "choose another data.root, or move it away",
+    }
+}
+
+/// What decides the scenes.
+fn origin(settings: ScenesSettings, config: &RunConfig) -> Origin {
+    Origin::of(json!({ "seed": config.seed, "data": { "scenes": settings, "fresh": config.data.fresh } }))
+}
+
+/// Draws the scenes of an iteration and writes their pictures and records. Pictures that are there already, of records
+/// that are, stay as they are.
 ///
 /// # Errors
-/// Names the file that cannot be written.
+/// When records or pictures are there that were not drawn here, or were drawn under other settings; names the file that
+/// cannot be written.
 pub fn scenes(settings: ScenesSettings, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
+    let (output, origin) = (output(layout), origin(settings, config));
+    let (before, there) = (output.noted(), output.path.exists());
+    let mut file = output.begin()?;
+    if let Some(before) = before.as_ref().filter(|_| there) {
+        let differing = origin.differences(&before.origin);
+        ensure!(
+            differing.is_empty() || is_more_of(&before.origin, settings, config),
+            "{}: its records were drawn under other settings ({}); choose another data.root, or remove it",
+            output.path.display(),
+            differing.join("; ")
+        );
+    }
+    // Noted before anything is drawn: killed meanwhile, the pictures are known to be this program's.
+    let written = before.clone().unwrap_or_default().written;
+    let noted = if there { before.clone().unwrap_or_default().origin } else { origin.clone() };
+    output.keep(&Note { origin: noted, written })?;
     let block = if config.data.fresh { layout.iteration() as u64 - 1 } else { 0 };
-    let count = settings.records as u64;
+    let indices = |count: u64| block * count..(block + 1) * count;
+    // Pictures under these numbers are this program's own; others may be anyone's.
+    let own =
+        before.map(|note| note.origin).filter(|before| before.setting("/data/scenes/split") == json!(settings.split));
+    let own = indices(own.and_then(|before| before.setting("/data/scenes/records").as_u64()).unwrap_or_default());
     let task = progress.task("scenes", "scenes", settings.records, 0);
-    let mut file = ArrayFile::create(&layout.initial_data())?;
-    for index in block * count..(block + 1) * count {
+    for index in indices(settings.records as u64) {
         let scene = hermesflow_scenes::scene(settings.split, config.seed, index);
         let id = RecordId::new(format!("{}-{index:06}", settings.split.name()))?;
         let img_path = format!("images/{id}.png");
-        save_png(&scene.render(), &layout.data().join(&img_path))?;
+        let picture = layout.data().join(&img_path);
+        if !(there && own.contains(&index) && picture.exists()) {
+            let drawn = png(&scene.render()).with_context(|| picture.display().to_string())?;
+            ensure!(
+                own.contains(&index) || !picture.exists() || std::fs::read(&picture).is_ok_and(|bytes| bytes == drawn),
+                "{}: is there already, and was not drawn here; choose another data.root, or move it away",
+                picture.display()
+            );
+            files::write_atomically(&picture, &drawn)?;
+        }
         let words = |of: u64| scene.caption(derive_seed(config.seed, &[index, of]));
         file.push(&InitialRecord { id, img_path, prompt: words(1), caption: words(0) })?;
         task.advance(1);
     }
-    file.finish().context("cannot write the records")
+    output.publish(file, origin)
+}
+
+/// Whether these scenes begin with those that were drawn before.
+fn is_more_of(before: &Origin, settings: ScenesSettings, config: &RunConfig) -> bool {
+    let records = before.setting("/data/scenes/records").as_u64().unwrap_or_default() as usize;
+    let same = origin(ScenesSettings { records, ..settings }, config) == *before;
+    same && !config.data.fresh && records < settings.records
 }

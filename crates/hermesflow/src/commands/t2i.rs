@@ -8,8 +8,8 @@ use hermesflow_records::derive_seed;
 use image::RgbImage;
 
 use super::{MadeArgs, ModelArgs};
-use crate::files;
-use crate::pictures::{save_png, slug};
+use crate::files::OwnFiles;
+use crate::pictures::{png, slug};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::stage::text_number;
@@ -25,7 +25,7 @@ const ROWS: usize = 50;
 /// pow2 with any exponent, sigmoid). A picture depends on the seed, its prompt and its number alone, so it can be made
 /// again. Several pictures also come as one contact sheet, sheet.png. Prints the files.
 ///
-/// Example: hermesflow t2i configs/scenes.yaml --prompt "a large red circle above two small blue squares" --images 8
+/// Example: hermesflow t2i scenes --prompt "a large red circle above two small blue squares" --images 8
 ///
 /// Example: hermesflow t2i run.yaml --prompts prompts.txt --iteration 2 imagine.steps=18 imagine.guidance=1.75
 #[derive(Debug, clap::Args)]
@@ -49,7 +49,7 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let prompts = prompts(&args)?;
     let (config, model) = args.model.open()?;
-    let folder = args.made.folder(&config, "t2i");
+    let mut own = OwnFiles::of(&args.made.folder(&config, "t2i"))?;
     let images = args.made.images as usize;
     let jobs: Vec<(usize, usize)> =
         (0..prompts.len()).flat_map(|prompt| (0..images).map(move |number| (prompt, number))).collect();
@@ -67,8 +67,8 @@ pub fn run(args: Args) -> Result<()> {
         let pictures = model.decode_images(&model.imagine(&jobs, &config.imagine.into())?)?;
         for (&(prompt, number), picture) in chunk.iter().zip(pictures) {
             let number = if images > 1 { format!("-{number}") } else { String::new() };
-            let file = folder.join(format!("{prompt:03}-{}{number}.png", slug(&prompts[prompt])));
-            save_png(&picture, &file)?;
+            let name = format!("{prompt:03}-{}{number}.png", slug(&prompts[prompt]));
+            let file = own.write(&name, &png(&picture)?)?;
             say!("{}", file.display())?;
             if prompt < ROWS {
                 made[prompt].push(picture);
@@ -83,8 +83,7 @@ pub fn run(args: Args) -> Result<()> {
         };
         let rows: Vec<Vec<Cell>> = prompts.iter().zip(made).take(ROWS).map(row).collect();
         let shown = format!("{} of {} prompts, seed {}", rows.len(), prompts.len(), config.seed);
-        let file = folder.join("sheet.png");
-        save_png(&draw("Imagined", &shown, &["prompt"], &rows)?, &file)?;
+        let file = own.write("sheet.png", &png(&draw("Imagined", &shown, &["prompt"], &rows)?)?)?;
         say!("{}", file.display())?;
     }
     Ok(())

@@ -1,18 +1,21 @@
 //! `hermesflow train`: Pair-DPO on the pairs of one iteration.
 
 use std::ops::{ControlFlow, Range};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::showo::{Showo, ShowoConfig, reply_text};
 use hermesflow_models::{DType, UnifiedModel};
-use hermesflow_records::{PairRecord, Table};
-use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair};
-use serde_json::{Value, json};
+use hermesflow_records::{PairRecord, Table, temporary};
+use hermesflow_train::{Objective, Outcome, PairDpo, Sides, StepReport, Trainer, TrainingPair, checkpoint};
+use rayon::prelude::*;
+use serde_json::json;
 
 use super::StageArgs;
-use crate::config::{ImageCodes, ObjectiveName, ProductsName, RunConfig};
+use crate::config::{ImageCodes, ObjectiveName, Reference, RunConfig};
+use crate::digest::{self, digest};
 use crate::layout::RunLayout;
+use crate::made::Place;
 use crate::objectives::BasePretraining;
 use crate::pictures::Pictures;
 use crate::progress::{Progress, Task};
@@ -30,7 +33,7 @@ use crate::{files, fit, models};
 /// says of the captions), checkpoint-{step}/ and, at the end, model/ in the published layout. A killed run continues
 /// from its newest checkpoint, bit for bit.
 ///
-/// Example: hermesflow train configs/scenes.yaml train.steps=100 train.anchor_gen=0
+/// Example: hermesflow train scenes train.steps=100 train.anchor_gen=0
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -39,7 +42,7 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress) = args.stage.open()?;
+    let (config, layout, progress, _lock) = args.stage.open("train")?;
     let player = models::player(&config, &layout, &progress)?;
     can_train(player.config(), &config)?;
     let reference = models::reference(&player, &config, &layout, &progress)?;
@@ -79,13 +82,12 @@ pub fn train(
         return continue_pretraining(player, config, layout, progress);
     }
     let pairs = files::pairs(&layout.pairs())?;
-    ensure!(
-        !pairs.is_empty(),
-        "{}: no pair to train on; more records, images or captions, or a lower pair.min_accuracy, give some",
-        layout.pairs().display()
-    );
-    let input = stage::file_number(&layout.pairs())?;
-    if let Some(model) = begin(player, config, layout, &json!({ "pairs": format!("{input:016x}") }), progress)? {
+    ensure!(!pairs.is_empty(), "{}: no pair to train on; {}", layout.pairs().display(), more_pairs(layout.iteration()));
+    let files = [
+        ("the pairs".to_owned(), digest::of_file(&layout.pairs())?),
+        ("the pairs' pictures".to_owned(), pictures(&pairs, config, layout)?),
+    ];
+    if let Some(model) = begin(player, config, layout, files, progress)? {
         return Ok(model);
     }
     let pairs = encode(player, &pairs, config, layout, progress)?;
@@ -105,9 +107,25 @@ pub fn train(
     hand_over(trained, player, layout)
 }
 
+/// What gives pairs where there are none, and is not refused then.
+fn more_pairs(iteration: usize) -> String {
+    let more = "more images or captions per record";
+    match iteration {
+        1 => format!(
+            "a lower pair.min_accuracy or more records give some, and so do, with another data.root, {more} \
+             (imagine.images, caption.candidates)"
+        ),
+        _ => format!(
+            "more records, {more} or a lower pair.min_accuracy give some, with another `output` and data.root; \
+             iterations={} ends the run with what it has",
+            iteration - 1
+        ),
+    }
+}
+
 /// The control without pairs: the embedded world's pretraining goes on for as many steps.
 fn continue_pretraining(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Showo> {
-    if let Some(model) = begin(player, config, layout, &json!({}), progress)? {
+    if let Some(model) = begin(player, config, layout, [], progress)? {
         return Ok(model);
     }
     let objective = BasePretraining {
@@ -121,21 +139,45 @@ fn continue_pretraining(player: &Showo, config: &RunConfig, layout: &RunLayout, 
     hand_over(trained, player, layout)
 }
 
-/// Notes the settings of a training folder; the model that is there already, if it is.
+/// Settings that leave the model of a step as it is.
+pub const BESIDE: [&str; 5] = ["checkpoint_every", "keep", "checkpointing", "optimizer_state", "watch"];
+
+/// What a training has left: its model and its checkpoints.
+fn results(layout: &RunLayout) -> Result<Vec<PathBuf>> {
+    let checkpoints = checkpoint::list(&layout.training())?.into_iter().map(|(_, path)| path);
+    Ok(std::iter::once(layout.model()).chain(checkpoints).collect())
+}
+
+/// Whether an iteration's training has left anything.
+pub fn has_begun(layout: &RunLayout) -> bool {
+    results(layout).is_ok_and(|results| results.iter().any(|path| path.exists()))
+}
+
+/// Notes what decides a training, in its folder; the model that is there already, if it is.
+///
+/// # Errors
+/// When what is there was made from something else; names what differs.
 fn begin(
     player: &Showo,
     config: &RunConfig,
     layout: &RunLayout,
-    input: &Value,
+    inputs: impl IntoIterator<Item = (String, String)>,
     progress: &Progress,
 ) -> Result<Option<Showo>> {
-    let mut settings = json!({ "train": config.train, "question": config.caption.question, "input": input });
-    // These leave the model as it is; folders from before there was a choice of products were trained in f32.
-    let usual = (config.train.products == ProductsName::F32).then_some("products");
-    for key in ["checkpoint_every", "keep", "checkpointing", "optimizer_state"].into_iter().chain(usual) {
-        settings["train"].as_object_mut().and_then(|train| train.remove(key));
+    let mut settings = json!({ "train": config.train, "caption": { "question": config.caption.question } });
+    if let Some(train) = settings["train"].as_object_mut() {
+        train.retain(|key, _| !BESIDE.contains(&key.as_str()));
     }
-    stage::settled(layout, "train", config, &settings)?;
+    let mut origin = stage::origin(config, settings).with(models::player_files(config, layout, progress)?).with(inputs);
+    if config.train.reference == Reference::Run {
+        let first = models::player_files(config, &RunLayout::new(config, 1), progress)?;
+        origin = origin.with(first.into_iter().map(|(what, digest)| (format!("{what} of the reference"), digest)));
+    }
+    let what = format!("the checkpoints and the model of iteration {}", layout.iteration());
+    let note = layout.training_origin();
+    // Whatever lies in a folder that is not a training's is somebody's.
+    let results = if note.exists() { results(layout)? } else { vec![layout.training()] };
+    Place { what: &what, note, results, elsewhere: "another `output`" }.settle(&origin)?;
     if layout.model().join("pytorch_model.safetensors").is_file() {
         progress.log(format!("train: {} is there already", layout.model().display()));
         return models::trained(player, layout).map(Some);
@@ -144,13 +186,42 @@ fn begin(
     Ok(None)
 }
 
+/// What the files of all pictures hold that training reads, and the codes beside them where these are wanted.
+fn pictures(pairs: &Table<PairRecord>, config: &RunConfig, layout: &RunLayout) -> Result<String> {
+    let pictures = Pictures::new(layout.data(), 1);
+    let content = |pair: &PairRecord| -> Result<String> {
+        let named = || format!("record {}", pair.id);
+        let own = Some(&pair.img_path).filter(|_| config.train.sides != Sides::Gen);
+        let imagined = [&pair.image_win, &pair.image_lose].into_iter().filter(|_| config.train.sides != Sides::Und);
+        let mut held = Vec::new();
+        for path in own.into_iter().chain(imagined) {
+            held.push(digest::of_file(&pictures.find(path.as_ref()).with_context(named)?)?);
+            if config.train.codes == ImageCodes::Drawn {
+                held.push(format!("{:?}", pictures.codes(path.as_ref()).with_context(named)?));
+            }
+        }
+        Ok(digest(held))
+    };
+    let mut all = Vec::with_capacity(pairs.len());
+    for chunk in pairs.chunks(TOGETHER) {
+        all.extend(pairs.read(chunk)?.par_iter().map(content).collect::<Result<Vec<_>>>()?);
+    }
+    Ok(digest(all))
+}
+
+/// Pairs whose pictures are looked at side by side.
+const TOGETHER: usize = 256;
+
 /// Makes all steps of an objective in the iteration's training folder.
 ///
 /// # Errors
-/// When a step fails, or the likelihood watch stopped the run.
+/// When a step fails, or the likelihood watch stopped the run: then no model is saved, and there is no next iteration.
 pub fn fit<O: Objective>(objective: O, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<O> {
     let folder = layout.training();
     let mut trainer = Trainer::new(objective, config.train.trainer(), &folder)?;
+    for (checkpoint, why) in trainer.passed_over() {
+        progress.log(format!("WARNING: train: {} cannot be read and is passed over: {why}", checkpoint.display()));
+    }
     if let Some(checkpoint) = trainer.resumed_from() {
         progress.log(format!("train: continues from {}", checkpoint.display()));
     }
@@ -161,10 +232,12 @@ pub fn fit<O: Objective>(objective: O, config: &RunConfig, layout: &RunLayout, p
     })?;
     drop(task);
     if let Outcome::LikelihoodFell { step } = outcome {
-        progress.log(format!(
-            "train: stopped after step {step} because the winning likelihood kept falling (train.watch.stop); \
-             the model of that step is saved"
-        ));
+        bail!(
+            "train: stopped after step {step} because the winning likelihood kept falling (train.watch.stop); the model \
+             of that step is {}; train.watch.stop=false goes on from there, and an anchor (train.anchor_und, \
+             train.anchor_gen) or a lower train.learning_rate, with another `output`, may keep it from falling",
+            folder.join(format!("checkpoint-{step}")).display()
+        );
     }
     Ok(trainer.into_objective())
 }
@@ -300,7 +373,7 @@ fn hand_over(trained: Showo, player: &Showo, layout: &RunLayout) -> Result<Showo
 
 /// Saves a model so that its folder is whole or absent.
 fn save(model: &Showo, folder: &Path) -> Result<()> {
-    let temporary = folder.with_extension("tmp");
+    let temporary = temporary(folder);
     if temporary.exists() {
         std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
     }

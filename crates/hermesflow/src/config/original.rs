@@ -29,6 +29,18 @@ const COLUMNS: usize = 100;
 /// Sections that the original's files have and ours have not.
 const SECTIONS: [&str; 6] = ["wandb", "experiment", "dataset", "optimizer", "lr_scheduler", "training"];
 
+/// Keys of the original that hold a text or a path: behind the file their values are taken as they stand.
+const TEXTS: [&str; 8] = [
+    "experiment.output_dir",
+    "dataset.params.dpo_data_path",
+    "model.vq_model.vq_model_name",
+    "model.vq_model.pretrained_model_path",
+    "model.showo.pretrained_model_path",
+    "model.showo.llm_model_path",
+    "pretrained_model_path",
+    "question",
+];
+
 /// Whether a tree is of the original's form.
 pub fn is_original(tree: &Value) -> bool {
     let section = |key: &str| tree.get("model").and_then(|model| model.get(key));
@@ -49,7 +61,7 @@ pub fn translate(mut tree: Value, arguments: &[String]) -> Result<(Value, Vec<St
     let own = OwnKeys::new();
     let (ours, theirs): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|argument| own.has(key_of(argument)));
     for argument in &theirs {
-        overrides::apply(&mut tree, argument)?;
+        overrides::apply(&mut tree, argument, &TEXTS)?;
     }
     let mut tree = references::resolve(&tree)?;
     let over = own.take(&mut tree);
@@ -58,7 +70,7 @@ pub fn translate(mut tree: Value, arguments: &[String]) -> Result<(Value, Vec<St
     let Translation { into: mut out, mut warnings, .. } = Translation::of(Reader::new(tree), &given)?;
     merge(&mut out, over);
     for argument in &ours {
-        overrides::apply(&mut out, argument)?;
+        overrides::apply(&mut out, argument, &super::TEXTS)?;
     }
     ensure!(
         out.get("model").is_some_and(|model| model.get("showo").is_some()),

@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use super::*;
+use super::{train::ProductsName, *};
 use hermesflow_models::multiplies_bf16;
 
 fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
@@ -63,7 +63,8 @@ fn a_device_is_named_or_chosen() {
     let message = |name: &str| format!("{:#}", device(&[name]).unwrap_err());
     assert_eq!(
         message("model.device=gpu"),
-        "model.device: \"gpu\" is no device; expected auto, cpu or cuda:N, such as cuda:0"
+        "model.device: \"gpu\" is no device; expected auto, cpu or cuda:N, such as cuda:0 (from the argument \
+         model.device=gpu)"
     );
     // A GPU that is not there is missed by what works on it, not by what only reads the configuration.
     #[cfg(not(feature = "cuda"))]
@@ -157,4 +158,28 @@ fn problems_name_the_key() {
     assert!(problem("", &["train.min_masking_rate=2"]).contains("min_masking_rate"));
     assert!(problem("", &["train.mask_contiguous_region_prob=-1"]).contains("mask_contiguous_region_prob"));
     assert!(problem("", &["pair.min_accuracy=60"]).contains("pair.min_accuracy"));
+}
+
+/// A key that takes any text takes it as it stands behind the file: the list of these keys is whole.
+#[test]
+fn every_key_that_takes_any_text_is_known_to() {
+    fn leaves(tree: &serde_yaml_ng::Value, key: &str, out: &mut Vec<String>) {
+        match tree.as_mapping() {
+            Some(map) => map.iter().for_each(|(name, inner)| {
+                let name = name.as_str().unwrap();
+                leaves(inner, &if key.is_empty() { name.into() } else { format!("{key}.{name}") }, out);
+            }),
+            None => out.push(key.to_owned()),
+        }
+    }
+    let mut keys = Vec::new();
+    leaves(&serde_yaml_ng::to_value(RunConfig::default()).unwrap(), "", &mut keys);
+    assert!(keys.len() > 60);
+    let model = "model: {showo: m}\n";
+    for key in keys {
+        let mut tree = overrides::tree(model).unwrap();
+        overrides::set(&mut tree, &key, "1e3 #".into()).unwrap();
+        let takes_any_text = overrides::read::<RunConfig>(&tree).is_ok();
+        assert_eq!(takes_any_text, TEXTS.contains(&key.as_str()), "{key}");
+    }
 }

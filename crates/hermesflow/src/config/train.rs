@@ -262,6 +262,22 @@ impl Default for TrainSettings {
     }
 }
 
+/// An error about a setting of training under its key here.
+pub(super) fn with_our_key(error: hermesflow_train::Error) -> anyhow::Error {
+    match error {
+        hermesflow_train::Error::Setting { key, problem } => {
+            let ours = match key {
+                "total_steps" => "steps",
+                "lambda_und" => "anchor_und",
+                "lambda_gen" => "anchor_gen",
+                same => same,
+            };
+            anyhow::anyhow!("train.{ours}: {problem}")
+        }
+        other => other.into(),
+    }
+}
+
 impl TrainSettings {
     /// Names what was left open and does not depend on the model: on the CPU, where one memory holds everything, that is
     /// all; on a GPU what fits is chosen when the model is known ([`crate::fit`]).

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use hermesflow_records::{ArrayFile, IdKey, InitialRecord, journeydb_questions};
 use rayon::prelude::*;
 use serde_json::{Value, json};
@@ -13,7 +13,8 @@ use super::fields::{Names, Parts, Picture, is_journeydb};
 use super::pictures::Gallery;
 use super::sources::{self, Meter};
 use super::{At, Broken, Entry, Place, Reason, counted};
-use crate::files;
+use crate::lock::Lock;
+use crate::made::{Note, Origin, Output};
 use crate::progress::Progress;
 
 /// Records whose images are checked and written together.
@@ -56,12 +57,14 @@ pub struct Imported {
 /// When a source is missing or nothing that is read, no record is usable, or a file cannot be written.
 pub fn import(settings: &ImportSettings, progress: &Progress) -> Result<Imported> {
     let files = sources::files(&settings.sources)?;
-    settled(settings)?;
+    let _lock = Lock::take([settings.root.join(".settings/import.lock")])?;
+    let origin = origin(settings);
+    let begun = settled(settings, &origin)?;
     let size = |file: &PathBuf| file.metadata().map_or(0, |metadata| metadata.len());
     let total = files.iter().map(size).sum::<u64>() / 1000;
     let task = progress.task("import", "kB", total as usize, 0);
     let meter = Meter::new(&task);
-    let mut importer = Importer::new(settings, progress)?;
+    let mut importer = Importer::new(settings, begun, progress)?;
     for file in &files {
         sources::read(file, &settings.names, &meter, &mut |entry| {
             let more = importer.take(entry)?;
@@ -75,29 +78,50 @@ pub fn import(settings: &ImportSettings, progress: &Progress) -> Result<Imported
     importer.flush()?;
     task.message(format!("{} records", importer.records.len()));
     drop(task);
-    importer.finish()
+    importer.finish(origin)
 }
 
-/// Refuses to write over records that were made from something else, and notes what these are made from.
-fn settled(settings: &ImportSettings) -> Result<()> {
+/// The records, and where it is noted what they were made from.
+fn records(root: &Path) -> Output {
+    let (path, note) = (root.join("initial_data.json"), root.join(".settings/import.json"));
+    Output { path, note, remedy: "choose another --to, or move it away" }
+}
+
+/// JourneyDB's questions about them.
+fn asked(root: &Path) -> Output {
+    let (path, note) = (root.join("journeydb_questions.json"), root.join(".settings/import_questions.json"));
+    Output { path, note, remedy: "choose another --to, or move it away" }
+}
+
+/// Refuses to write over records that were made from something else, and notes what these are made from. Whether an import
+/// into this root was begun before.
+fn settled(settings: &ImportSettings, origin: &Origin) -> Result<bool> {
+    let records = records(&settings.root);
+    let before = records.noted();
+    let made_from = match &before {
+        Some(note) if records.is_ours()? => note.origin.differences(origin).join("; "),
+        _ => "not by `hermesflow import`, or edited since".into(),
+    };
+    ensure!(
+        !records.path.exists() || made_from.is_empty(),
+        "{}: is there already, and made from something else ({made_from}); choose another --to, or remove it",
+        records.path.display()
+    );
+    let begun = before.is_some();
+    records.keep(&Note { origin: origin.clone(), ..before.unwrap_or_default() })?;
+    Ok(begun)
+}
+
+/// What the records are made from.
+fn origin(settings: &ImportSettings) -> Origin {
     let absolute =
         |path: &str| std::path::absolute(path).map_or_else(|_| path.into(), |path| path.display().to_string());
     let sources: Vec<String> = settings.sources.iter().map(|source| absolute(source)).collect();
     let Names { id, image, caption, prompt } = &settings.names;
-    let wanted = json!({
+    Origin::of(json!({
         "sources": sources, "id": id, "image": image, "caption": caption, "prompt": prompt,
         "images": settings.images, "copy": settings.copy, "limit": settings.limit,
-    });
-    let (records, stamp) = (settings.root.join("initial_data.json"), settings.root.join(".settings/import.json"));
-    let there: Value =
-        std::fs::read(&stamp).ok().and_then(|text| serde_json::from_slice(&text).ok()).unwrap_or_default();
-    ensure!(
-        !records.exists() || there == wanted,
-        "{}: is there already, and made from something else ({}); choose another --to, or remove it",
-        records.display(),
-        there.get("sources").map_or_else(|| "not by `hermesflow import`".into(), Value::to_string)
-    );
-    files::write_atomically(&stamp, (serde_json::to_string_pretty(&wanted)? + "\n").as_bytes())
+    }))
 }
 
 /// A record that waits for its image to be checked.
@@ -129,13 +153,13 @@ struct Importer<'a> {
 }
 
 impl<'a> Importer<'a> {
-    fn new(settings: &'a ImportSettings, progress: &'a Progress) -> Result<Self> {
+    fn new(settings: &'a ImportSettings, begun: bool, progress: &'a Progress) -> Result<Self> {
         let ImportSettings { root, images, copy, quick, .. } = settings.clone();
         Ok(Self {
             settings,
             progress,
-            records: ArrayFile::create(&root.join("initial_data.json"))?,
-            gallery: Gallery { root, images, copy, quick },
+            records: records(&root).begin()?,
+            gallery: Gallery { root, images, copy, quick, begun },
             questions: None,
             waiting: Vec::new(),
             held: 0,
@@ -227,7 +251,7 @@ impl<'a> Importer<'a> {
         self.incomplete += found.incomplete + found.few;
         let file = match &mut self.questions {
             Some(file) => file,
-            none => none.insert(ArrayFile::create(&self.settings.root.join("journeydb_questions.json"))?),
+            none => none.insert(asked(&self.settings.root).begin()?),
         };
         for question in &questions {
             file.push(question)?;
@@ -256,7 +280,7 @@ impl<'a> Importer<'a> {
         self.first.get_or_insert_with(|| broken.to_string());
     }
 
-    fn finish(self) -> Result<Imported> {
+    fn finish(self, origin: Origin) -> Result<Imported> {
         let (kept, skipped) = (self.records.len(), self.skipped.values().sum::<usize>());
         if kept == 0 {
             let Some(first) = self.first else { bail!("{}: no record", self.settings.sources.join(", ")) };
@@ -273,24 +297,25 @@ impl<'a> Importer<'a> {
                 self.settings.root.display()
             ));
         }
-        let records = self.settings.root.join("initial_data.json");
-        let mut questions = None;
+        let root = &self.settings.root;
+        let mut asked = None;
         if let Some(file) = self.questions {
-            let (path, count) = (self.settings.root.join("journeydb_questions.json"), file.len());
-            file.finish()?;
+            let (output, count) = (self::asked(root), file.len());
+            output.publish(file, Origin::default())?;
             let lost = self.unanswered + self.incomplete;
             let lost =
                 if lost == 0 { String::new() } else { format!("; left out {lost} without an answer or choices") };
             self.progress.log(format!(
                 "import: {count} questions{lost}; a run asks them with ask.writer=file ask.file={}",
-                path.display()
+                output.path.display()
             ));
-            questions = Some(path);
+            asked = Some(output.path);
         }
-        self.records.finish().context("cannot write the records")?;
+        let output = records(root);
+        output.publish(self.records, origin)?;
         let counts = if skipped == 0 { String::new() } else { format!(": {}", counted(&self.skipped)) };
         self.progress.log(format!("import: {kept} records; skipped {skipped}{counts}"));
-        Ok(Imported { records, questions })
+        Ok(Imported { records: output.path, questions: asked })
     }
 }
 

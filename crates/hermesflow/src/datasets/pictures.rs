@@ -21,6 +21,8 @@ pub struct Gallery {
     pub copy: bool,
     /// Check the beginning of pictures only.
     pub quick: bool,
+    /// An import was begun here before: pictures that are there may be its.
+    pub begun: bool,
 }
 
 impl Gallery {
@@ -71,6 +73,11 @@ impl Gallery {
             if let Err(why) = self.check(bytes) {
                 return Ok(Err((Reason::BrokenImage, why)));
             }
+            anyhow::ensure!(
+                self.begun || !path.exists(),
+                "{}: is there already, and another picture; choose another --to, or move it away",
+                path.display()
+            );
             files::write_atomically(&path, bytes)?;
         }
         Ok(Ok(name))

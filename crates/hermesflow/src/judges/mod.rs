@@ -21,7 +21,7 @@ pub use hermesflow_score::choice::{alike, prompt};
 pub use scenes::oracle;
 
 use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
-use crate::digest::{digest, identity};
+use crate::digest::{self, digest};
 use crate::hub::{Hub, Parts};
 use crate::layout::RunLayout;
 use crate::progress::Progress;
@@ -115,6 +115,18 @@ impl Judges {
         })
     }
 
+    /// What tells the judge of replies from others, where it has files: a digest of these, by what they are.
+    ///
+    /// # Errors
+    /// As [`Judges::similarity`].
+    pub fn matcher_files(&self, judge: Matcher) -> Result<Option<(String, String)>> {
+        if judge != Matcher::Sbert {
+            return Ok(None);
+        }
+        let found = Hub::from_environment()?.model(&self.settings.sbert, Some(Parts::Text), &self.progress)?;
+        Ok(Some(("judges.sbert".to_owned(), digest::of_loaded_model(&found)?)))
+    }
+
     /// Who writes questions; nobody, where they are given in a file.
     ///
     /// # Errors
@@ -160,7 +172,8 @@ impl Judges {
         let cache = match &self.scores {
             None => None,
             Some(folder) => {
-                let identity = digest([identity(&found)?.as_str(), settings]);
+                // Another device rounds otherwise.
+                let identity = digest([digest::of_loaded_model(&found)?.as_str(), settings, &self.device.to_string()]);
                 Some(ScoreCache::open(folder.join(format!("{judge}-{}.jsonl", &identity[..12])))?)
             }
         };

@@ -37,6 +37,7 @@ impl Workshop {
     pub fn command(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_hermesflow"));
         command.current_dir(self.folder.path()).args(arguments).stdin(Stdio::null());
+        command.env("XDG_CACHE_HOME", self.path(".cache"));
         command
     }
 

@@ -249,7 +249,7 @@ fn what_is_not_here_and_wrong_types_name_the_original_key() {
         ("optimizer.params.learning_rate=high", "learning_rate: expected a number"),
         ("training=1", "training: expected a section, found 1"),
         ("model.showo.w_clip_vit=maybe", "model.showo.w_clip_vit: expected True or False"),
-        ("experiment.output_dir=[a]", "experiment.output_dir: expected a text"),
+        ("optimizer.name=[a]", "optimizer.name: expected a text"),
         ("optimizer.name=lion", "optimizer.name: \"lion\""),
         ("lr_scheduler.scheduler=polynomial", "lr_scheduler.scheduler: \"polynomial\""),
         ("model.vq_model.type=vq16", "model.vq_model.type: \"vq16\""),

@@ -1,0 +1,32 @@
+//! `hermesflow config`: the configurations inside the program.
+
+use anyhow::{Context, Result};
+
+use crate::config::{PRESETS, preset};
+
+/// Print one of the configurations inside this program, to change and keep as your own
+///
+/// scenes is the whole method on the embedded world and model, released the released checkpoint with the settings of its
+/// code, paper the settings of the paper, pretrain-scenes makes the embedded model. The commands take these names, too:
+/// hermesflow run scenes.
+///
+/// Example: hermesflow config scenes > my.yaml
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Its name; without one, all names
+    #[arg(value_name = "NAME")]
+    name: Option<String>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let names: Vec<&str> = PRESETS.iter().map(|(name, _)| *name).collect();
+    match &args.name {
+        None => say!("{}", names.join("\n"))?,
+        Some(name) => {
+            let named = || format!("{name:?} is none of {}", names.join(", "));
+            say!("{}", preset(name).with_context(named)?.trim_end())?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,209 @@
+//! What results were made from: the one mechanism by which anything that is there already is used again.
+//!
+//! - An [`Origin`] stands beside results as a whole (a stage's, a training's, a report's): the settings that decided all
+//!   of them, and digests of the files that did, such as the model's. Results of another origin are refused, and what
+//!   differs is named. Where there are no results yet, nothing is bound: a setting under which nothing was made can be
+//!   changed.
+//! - A [`Ledger`] stands beside results by record: a digest of whatever decided that record's alone, such as its picture
+//!   and its caption. A record whose digest differs is made anew.
+//! - An [`Output`] is a file that is written whole each time it is made. One that this program did not write, or that was
+//!   edited since, is not written over.
+//!
+//! Names and places are part of none of these: what is moved stays what it is.
+
+mod ledger;
+mod output;
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use hermesflow_records::TEMPORARY;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::files;
+
+pub use ledger::Ledger;
+pub use output::{Note, Output};
+
+/// Everything that decided results as a whole.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Origin {
+    /// By dotted keys of the configuration, or names of the like.
+    settings: Map<String, Value>,
+    /// Digests of files, by what they are.
+    files: Map<String, Value>,
+}
+
+impl Origin {
+    /// Of settings alone: an object of them.
+    pub fn of(settings: Value) -> Self {
+        let Value::Object(settings) = settings else { return Self::default() };
+        Self { settings, files: Map::new() }
+    }
+
+    /// And of these files, digests by what they are.
+    pub fn with(mut self, files: impl IntoIterator<Item = (String, String)>) -> Self {
+        self.files.extend(files.into_iter().map(|(what, digest)| (what, digest.into())));
+        self
+    }
+
+    /// A setting by its JSON pointer; null where there is none.
+    pub fn setting(&self, pointer: &str) -> Value {
+        Value::Object(self.settings.clone()).pointer(pointer).cloned().unwrap_or_default()
+    }
+
+    /// What differs from the origin of what is there, in words.
+    pub fn differences(&self, there: &Self) -> Vec<String> {
+        let object = |map: &Map<String, Value>| Value::Object(map.clone());
+        let mut found = differences(&object(&there.settings), &object(&self.settings));
+        for (what, digest) in &self.files {
+            match there.files.get(what) {
+                Some(other) if other == digest => {}
+                Some(_) => found.push(format!("{what}: other content")),
+                None => found.push(format!("{what}: had no part in it there")),
+            }
+        }
+        let gone = there.files.keys().filter(|what| !self.files.contains_key(*what));
+        found.extend(gone.map(|what| format!("{what}: has no part in it here")));
+        found
+    }
+
+    /// The origin that a file holds; none where there is no such file.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read.
+    pub fn read(path: &Path) -> Result<Option<Self>> {
+        let text = match std::fs::read_to_string(path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| path.display().to_string())?,
+        };
+        // One of another form, as of an earlier version, tells nothing.
+        Ok(Some(serde_json::from_str(&text).unwrap_or_default()))
+    }
+
+    fn write(&self, path: &Path) -> Result<()> {
+        files::write_atomically(path, (serde_json::to_string_pretty(self)? + "\n").as_bytes())
+    }
+}
+
+/// Results that are made bit by bit and go on where they were.
+#[derive(Debug)]
+pub struct Place<'a> {
+    /// What they are, as messages say it.
+    pub what: &'a str,
+    /// The file of their origin.
+    pub note: PathBuf,
+    /// Where they are: files, or folders that hold something.
+    pub results: Vec<PathBuf>,
+    /// What to change to have others beside them.
+    pub elsewhere: &'a str,
+}
+
+impl Place<'_> {
+    /// Refuses results of another origin, and notes the origin of the first ones.
+    ///
+    /// # Errors
+    /// Names what differs and what to do.
+    pub fn settle(&self, origin: &Origin) -> Result<()> {
+        let there = Origin::read(&self.note)?;
+        let Some(result) = self.results.iter().find(|path| holds_something(path)) else {
+            // What was never made under a setting is not bound by it.
+            return if there.as_ref() == Some(origin) { Ok(()) } else { origin.write(&self.note) };
+        };
+        let (what, result, elsewhere) = (self.what, result.display(), self.elsewhere);
+        let Some(there) = there else {
+            bail!(
+                "{result}: is there already, and nothing tells what it was made from; choose {elsewhere}, or move it away"
+            )
+        };
+        if there == Origin::default() {
+            bail!(
+                "{result}: is of an earlier version, which did not note what it was made from; choose {elsewhere}, or move \
+                 it away"
+            );
+        }
+        let differing = origin.differences(&there).join("; ");
+        if differing.is_empty() {
+            return Ok(());
+        }
+        bail!(
+            "{what} that are there ({result}) were made from something else ({differing}); restore that, choose \
+             {elsewhere}, or remove them"
+        )
+    }
+}
+
+/// Where two trees of settings differ, in words.
+pub fn differences(there: &Value, here: &Value) -> Vec<String> {
+    let mut found = Vec::new();
+    compare("", there, here, &mut found);
+    found
+}
+
+/// Whether a file is there, or a folder with more in it than what a kill left half written.
+fn holds_something(path: &Path) -> bool {
+    let is_whole = |entry: std::fs::DirEntry| !entry.file_name().to_string_lossy().ends_with(TEMPORARY);
+    match std::fs::read_dir(path) {
+        Ok(entries) => entries.filter_map(Result::ok).any(is_whole),
+        Err(_) => path.exists(),
+    }
+}
+
+/// The dotted keys on which two trees of settings differ.
+fn compare(key: &str, there: &Value, here: &Value, differing: &mut Vec<String>) {
+    match (there, here) {
+        (Value::Object(before), Value::Object(now)) => {
+            let gone = before.keys().filter(|name| !now.contains_key(*name));
+            for name in now.keys().chain(gone) {
+                let inner = if key.is_empty() { name.clone() } else { format!("{key}.{name}") };
+                let of = |map: &Map<String, Value>| map.get(name).cloned().unwrap_or_default();
+                compare(&inner, &of(before), &of(now), differing);
+            }
+        }
+        (there, here) if there != here => differing.push(format!("{key}: there {there}, here {here}")),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    fn origin(settings: Value, model: &str) -> Origin {
+        Origin::of(settings).with([("the model".to_owned(), model.to_owned())])
+    }
+
+    #[test]
+    fn results_are_bound_by_what_they_were_made_from_and_nothing_else_is() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let results = vec![at("captions"), at("images")];
+        let place = Place { what: "the captions", note: at("note.json"), results, elsewhere: "another root" };
+        let (a, b) =
+            (origin(json!({ "seed": 1, "x": { "y": 2 } }), "m"), origin(json!({ "seed": 1, "x": { "z": 2 } }), "n"));
+        place.settle(&a).unwrap();
+        std::fs::create_dir(at("images")).unwrap();
+        place.settle(&b).unwrap();
+        place.settle(&a).unwrap();
+        std::fs::write(at("images/1.png"), "").unwrap();
+        place.settle(&a).unwrap();
+        let said = place.settle(&b).unwrap_err().to_string();
+        for part in
+            ["the captions", "images", "x.z: there null, here 2", "x.y: there 2, here null", "the model: other content"]
+        {
+            assert!(said.contains(part), "{part}: {said}");
+        }
+        let without = Origin::of(json!({ "seed": 1, "x": { "y": 2 } }));
+        assert!(place.settle(&without).unwrap_err().to_string().contains("the model: has no part in it here"));
+        std::fs::remove_file(at("note.json")).unwrap();
+        assert!(place.settle(&a).unwrap_err().to_string().contains("nothing tells what it was made from"));
+        std::fs::write(at("note.json"), "{\"seed\": 1, \"of\": \"an earlier form\"}").unwrap();
+        assert!(place.settle(&a).unwrap_err().to_string().contains("of an earlier version"));
+        std::fs::remove_file(at("images/1.png")).unwrap();
+        place.settle(&b).unwrap();
+        assert_eq!(Origin::read(&at("note.json")).unwrap(), Some(b), "as it was");
+    }
+}
