@@ -47,7 +47,7 @@ pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
         losses.push(loss);
     }
     let found = gradients::backward(&Tensor::stack(&losses, 0)?.sum_all()?)?;
-    compare_gradients(loaded, &weights, &found, "gradients, as training computes them", report)
+    compare_gradients(loaded, &weights, &found, "gradients, as training computes them", 1e-3, report)
 }
 
 /// What stands between the image and the question of recorded captions.

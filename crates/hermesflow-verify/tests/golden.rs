@@ -41,7 +41,7 @@ fn all_cases_of_a_given_folder_pass() {
         println!("skipped: HERMESFLOW_GOLDEN names no folder of recorded cases");
         return;
     };
-    let checks = verify(Path::new(&folder), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(Path::new(&folder), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert!(failures(&checks).is_empty(), "{:#?}", failures(&checks));
 }
 
@@ -78,13 +78,13 @@ fn a_wrong_number_in_a_model_case_fails() {
         let mut changed = trace.clone();
         changed.insert(name.to_string(), altered(&trace[name], name));
         candle_core::safetensors::save(&changed, &file).unwrap();
-        let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+        let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
         assert!(!failures(&checks).is_empty(), "{name}: a wrong number passed");
     }
     let mut without = trace.clone();
     without.remove("gen.2.uniform");
     candle_core::safetensors::save(&without, &file).unwrap();
-    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert!(failures(&checks).iter().any(|check| check.note.contains("gen.2.uniform")));
 }
 
@@ -99,7 +99,7 @@ fn what_training_computes_of_another_case_fails() {
     let file = folder.path().join("trace.safetensors");
     let trace: HashMap<String, Tensor> = candle_core::safetensors::load(&file, &Device::Cpu).unwrap();
     let failing = |what: &str| {
-        let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+        let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
         let failed: Vec<String> = failures(&checks).iter().map(|check| check.what.clone()).collect();
         assert!(failed.iter().any(|check| check.starts_with(what)), "{what}: only {failed:?} failed");
         assert!(failed.iter().any(|check| check.ends_with("as training computes it") || check.starts_with("pairs")));
@@ -189,7 +189,7 @@ fn a_number_that_is_none_fails() {
     let nan = Tensor::full(f32::NAN, logits.shape(), &Device::Cpu).unwrap();
     trace.insert("mmu.logits".into(), nan);
     candle_core::safetensors::save(&trace, &file).unwrap();
-    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert!(failures(&checks).iter().any(|check| check.what == "mmu logits"));
 }
 
@@ -211,7 +211,7 @@ fn wrong_pictures_pairs_and_questions_fail() {
     cases[0]["kept"][0]["answer"] = "perhaps".into();
     cases[1]["parsed"][0]["choices"][0] = "perhaps".into();
     fs::write(&questions, serde_json::to_string(&cases).unwrap()).unwrap();
-    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     let failed = failures(&checks);
     for (case, what) in
         [("image", "in_1"), ("rules", "first round"), ("rules", "reply 0: kept"), ("rules", "reply 1: q")]
@@ -254,7 +254,7 @@ fn a_wrong_number_of_a_judge_fails() {
                 number => *number = (number.as_f64().unwrap() + 0.002).into(),
             }
             fs::write(&file, changed.to_string()).unwrap();
-            let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+            let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
             assert!(!failures(&checks).is_empty(), "{judge} {path}: a wrong number passed");
         }
     }
@@ -267,10 +267,10 @@ fn a_judge_of_an_unknown_kind_is_skipped_and_a_broken_one_fails() {
     let weights = folder.path().join("model.safetensors");
     let bytes = fs::read(&weights).unwrap();
     fs::write(&weights, &bytes[..bytes.len() / 2]).unwrap();
-    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert!(failures(&checks)[0].note.contains("model.safetensors"), "{checks:?}");
     fs::write(folder.path().join("config.json"), r#"{"model_type": "roberta"}"#).unwrap();
-    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert_eq!(checks[0].verdict, Verdict::Skipped);
 }
 
@@ -279,6 +279,6 @@ fn a_broken_case_is_a_failure_that_names_the_file() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("case.json"), "{").unwrap();
     fs::write(folder.path().join("trace.safetensors"), "").unwrap();
-    let checks = verify(folder.path(), &Device::Cpu, |_| {}).unwrap();
+    let checks = verify(folder.path(), &Device::Cpu, DType::F32, |_| {}).unwrap();
     assert!(failures(&checks)[0].note.contains("case.json"));
 }

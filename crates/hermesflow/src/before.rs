@@ -107,7 +107,7 @@ pub fn questions(
 
 /// Whether any picture can be read.
 fn first_picture(layout: &RunLayout, records: &Table<InitialRecord>) -> Result<()> {
-    let pictures = Pictures::new(layout.data(), 1);
+    let pictures = Pictures::new(layout, 1);
     let mut first = None;
     for chunk in records.chunks(TOGETHER) {
         for record in records.read(chunk)? {
@@ -134,7 +134,7 @@ pub struct Seen {
 
 /// Looks at the pictures of all records: as `caption` reads them while patience lasts, then at their headers.
 pub fn pictures(layout: &RunLayout, records: &Table<InitialRecord>) -> Seen {
-    let (pictures, began) = (Pictures::new(layout.data(), 1), Instant::now());
+    let (pictures, began) = (Pictures::new(layout, 1), Instant::now());
     let mut seen = Seen::default();
     for chunk in records.chunks(TOGETHER) {
         let count = chunk.len();

@@ -12,7 +12,7 @@ use hermesflow_models::{ImagineOptions, MaskSchedule, Sampling};
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
-use crate::{files, overrides};
+use crate::overrides;
 
 mod bounds;
 mod expect;

@@ -40,8 +40,8 @@ use std::ffi::OsString;
 use clap::{Parser, Subcommand};
 
 use commands::{
-    answer, ask, bench, caption, config as presets, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine, import, inpaint,
-    judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
+    answer, ask, bench, caption, config as presets, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine,
+    import, inpaint, judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
 };
 
 /// Said where something is our fault.

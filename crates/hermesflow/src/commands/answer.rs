@@ -73,7 +73,7 @@ pub fn answer(
     };
     let (file, ledger) = (layout.answers(), layout.ledger("answer"));
     let stage = Stage { name: "answer", unit: "records", file, ledger, chunk: config.data.chunk };
-    let pictures = Pictures::new(layout.data(), model.resolution());
+    let pictures = Pictures::new(layout, model.resolution());
     let made_from = |record: &InitialRecord| {
         let mut decided = vec![record.caption.clone()];
         for asked in questions.of_id(&record.id).ok()? {

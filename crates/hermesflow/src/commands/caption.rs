@@ -56,7 +56,7 @@ pub fn caption(
     let reader = Reader::new(model, &config.model, layout, progress)?;
     let (file, ledger) = (layout.captions(), layout.ledger("caption"));
     let stage = Stage { name: "caption", unit: "images", file, ledger, chunk: config.data.chunk };
-    let pictures = Pictures::new(layout.data(), model.resolution());
+    let pictures = Pictures::new(layout, model.resolution());
     let made_from = |record: &InitialRecord| {
         let picture = pictures.digest(record.img_path.as_ref())?;
         Some(digest([&picture, &record.img_path, &record.prompt, &record.caption]))

@@ -8,7 +8,7 @@ use hermesflow_records::derive_seed;
 use image::RgbImage;
 
 use super::{MadeArgs, ModelArgs};
-use crate::files::OwnFiles;
+use crate::files::{self, OwnFiles};
 use crate::pictures::{png, slug};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};

@@ -188,7 +188,7 @@ fn begin(
 
 /// What the files of all pictures hold that training reads, and the codes beside them where these are wanted.
 fn pictures(pairs: &Table<PairRecord>, config: &RunConfig, layout: &RunLayout) -> Result<String> {
-    let pictures = Pictures::new(layout.data(), 1);
+    let pictures = Pictures::new(layout, 1);
     let content = |pair: &PairRecord| -> Result<String> {
         let named = || format!("record {}", pair.id);
         let own = Some(&pair.img_path).filter(|_| config.train.sides != Sides::Gen);
@@ -387,6 +387,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use image::{Rgb, RgbImage};
+    use serde_json::Value;
 
     /// Each part of a pair is that of its record: pictures, captions, the question, the prompt.
     #[test]
