@@ -78,6 +78,7 @@ fn sixteen_bits_caption_imagine_and_train() {
         for name in whole.0.keys().filter(|name| name.to_string_lossy().contains("iter2")) {
             fs::remove_file(workshop.path(&format!("data-{dtype}")).join(name)).unwrap();
         }
+        fs::remove_dir_all(workshop.path(&format!("data-{dtype}/generated_images_iter2"))).unwrap();
         workshop.succeeds(&["run", "run.yaml", "iterations=2", "train.steps=3", &dtype_key, &root, &output]);
         assert!(whole == all(), "{dtype}: what was continued differs");
         // A converted checkpoint in 16 bits is the model that was held in them.
