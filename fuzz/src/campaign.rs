@@ -10,8 +10,10 @@ use anyhow::{Context, Result};
 use crate::targets::{TARGETS, in_repository};
 use crate::worker::{Notes, Went, keep};
 
-/// How long a case may take.
+/// How long a case may take, by the processor's time: on a machine that does much else, the clock's says little.
 const LONGEST: Duration = Duration::from_secs(10);
+/// How long a case may take by the clock, also if it does nothing.
+const STANDS_STILL: Duration = Duration::from_secs(100);
 /// How long a worker may take to make its workshop.
 const PREPARED: Duration = Duration::from_secs(120);
 /// How often workers are looked at.
@@ -48,6 +50,8 @@ struct Worker {
     notes: Notes,
     case: u64,
     since: Instant,
+    /// What its process had computed by then.
+    spent: Duration,
     /// Cases of its own by which it is ahead of its first.
     lane: u64,
 }
@@ -77,7 +81,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .stderr(Stdio::null())
             .spawn()
             .context("a worker cannot be started")?;
-        Ok(Worker { child, folder: own, notes: Notes::open(&notes)?, case: 0, since: Instant::now(), lane })
+        Ok(Worker {
+            child,
+            folder: own,
+            notes: Notes::open(&notes)?,
+            case: 0,
+            since: Instant::now(),
+            spent: Duration::ZERO,
+            lane,
+        })
     };
     let mut workers = (0..count).map(|lane| start(lane, lane)).collect::<Result<Vec<_>>>()?;
     let mut said = Instant::now();
@@ -86,14 +98,16 @@ pub fn run(args: &Args) -> Result<ExitCode> {
         for worker in &mut workers {
             let case = worker.notes.case();
             if case != worker.case {
-                (worker.case, worker.since) = (case, Instant::now());
+                (worker.case, worker.since, worker.spent) = (case, Instant::now(), spent(worker.child.id()));
             }
             let ended = worker.child.try_wait()?;
-            let limit = if worker.case == 0 { PREPARED } else { LONGEST };
-            if ended.is_none() && worker.since.elapsed() < limit {
+            let (clock, spent) = (worker.since.elapsed(), spent(worker.child.id()).saturating_sub(worker.spent));
+            let late = if worker.case == 0 { clock > PREPARED } else { spent > LONGEST || clock > STANDS_STILL };
+            if ended.is_none() && !late {
                 continue;
             }
-            let why = ended.map_or_else(|| format!("more than {} s", limit.as_secs()), |status| status.to_string());
+            let why = format!("more than {:.1} s, {:.1} s of the processor", clock.as_secs_f64(), spent.as_secs_f64());
+            let why = ended.map_or(why, |status| status.to_string());
             let _ = worker.child.kill();
             let _ = worker.child.wait();
             anyhow::ensure!(worker.case > 0, "a worker fails before its first case: {why}");
@@ -125,6 +139,15 @@ pub fn run(args: &Args) -> Result<ExitCode> {
     }
     let notes: Vec<&Notes> = workers.iter().map(|worker| &worker.notes).collect();
     Ok(summary(&notes, started.elapsed(), &findings))
+}
+
+/// What a process has computed so far; nothing where the system does not say.
+fn spent(process: u32) -> Duration {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // Behind the name, which may hold anything: the times are the 12th and 13th number, in hundredths of a second.
+    let numbers = stat.rsplit_once(')').map_or("", |(_, numbers)| numbers).split_whitespace();
+    let ticks: u64 = numbers.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 fn total(notes: &Notes) -> u64 {

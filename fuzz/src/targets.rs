@@ -29,8 +29,9 @@ const ORIGINAL: &[&str] = &[
 const DRAW: &[&str] = &["data.root=drawn", "output=out", "data.scenes={records: 1}", "data.fresh=false"];
 const IMPORTED: &[&str] = &["out"];
 const DRAWN: &[&str] = &["drawn", "out"];
-const MADE: &[&str] =
-    &["data/.settings", "data/vqa_data.json", "data/vqa_data.jsonl", "data/und_and_gen_dpo.json", "made", "out"];
+const ASK: &[&str] = &["data.root=asked", "output=out"];
+const ASKED: &[&str] = &["asked/.settings", "asked/vqa_data.json", "asked/vqa_data.jsonl", "out"];
+const MADE: &[&str] = &["data/pair_dpo_data.json", "data/pair_dpo_data.jsonl", "made"];
 
 /// All of them.
 pub const TARGETS: [Target; 28] = [
@@ -71,17 +72,17 @@ pub const TARGETS: [Target; 28] = [
     },
     Target {
         name: "records",
-        place: "data/initial_data.json",
+        place: "asked/initial_data.json",
         seeds: &["sound/initial_data.json"],
         arguments: &["ask", "run.yaml", "ask.writer=template"],
-        makes: MADE,
+        makes: ASKED,
     },
     Target {
         name: "questions",
         place: "given.json",
         seeds: &["sound/questions.json"],
         arguments: &["ask", "run.yaml", "ask.writer=file", "ask.file=given.json"],
-        makes: MADE,
+        makes: ASKED,
     },
     Target {
         name: "yaml",
@@ -315,7 +316,8 @@ impl Target {
             }
         }
         let last = match self.arguments[0] {
-            "ask" | "pair" | "t2i" | "mmu" => RUN,
+            "ask" => ASK,
+            "pair" | "t2i" | "mmu" => RUN,
             "scenes" => DRAW,
             _ => &[],
         };
@@ -389,6 +391,7 @@ pub fn prepare(workshop: &Path) -> Result<()> {
     let records = format!("[\n{},\n{}\n]\n", record(1), record(2));
     put("sound/initial_data.json", records.as_bytes())?;
     put("data/initial_data.json", records.as_bytes())?;
+    put("asked/initial_data.json", records.as_bytes())?;
     let question = r#"[{"id": 1, "img_path": "1.png", "prompt": "a dog", "caption": "Two dogs in a park.", "element": "dogs",
         "question": "how many dogs?", "choices": ["one", "two"], "answer": "two"}]"#;
     put("sound/questions.json", question.as_bytes())?;
