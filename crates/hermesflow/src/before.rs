@@ -158,12 +158,7 @@ fn whole(pictures: &Pictures, record: &InitialRecord) -> Option<String> {
 
 /// What is wrong with the header of a record's picture, if anything.
 fn header(pictures: &Pictures, record: &InitialRecord) -> Option<String> {
-    let look = |path: PathBuf| -> Result<()> {
-        let named = || path.display().to_string();
-        let reader = image::ImageReader::open(&path).and_then(image::ImageReader::with_guessed_format);
-        reader.with_context(named)?.into_dimensions().map(drop).with_context(named)
-    };
-    fault(record, pictures.find(record.img_path.as_ref()).and_then(look))
+    fault(record, pictures.find(record.img_path.as_ref()).and_then(|path| Ok(preprocess::look(&path)?)))
 }
 
 fn fault(record: &InitialRecord, outcome: Result<()>) -> Option<String> {

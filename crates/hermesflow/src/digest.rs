@@ -63,21 +63,28 @@ fn read(path: &Path) -> io::Result<String> {
     }
 }
 
+/// What was said of models that this program works with.
+static LOADED: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
+
 /// As [`of_model`], of a model that this program works with: asked again, it is what was said first. Files that are
 /// replaced meanwhile are not what is in memory.
 ///
 /// # Errors
 /// As [`of_model`].
 pub fn of_loaded_model(model: &Path) -> Result<String> {
-    static SAID: Mutex<BTreeMap<PathBuf, String>> = Mutex::new(BTreeMap::new());
     let place = model.canonicalize().with_context(|| model.display().to_string())?;
-    let said = || SAID.lock().unwrap_or_else(PoisonError::into_inner);
-    if let Some(known) = said().get(&place) {
+    let loaded = || LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(known) = loaded().get(&place) {
         return Ok(known.clone());
     }
     let digest = of_model(model)?;
-    said().insert(place, digest.clone());
+    loaded().insert(place, digest.clone());
     Ok(digest)
+}
+
+/// Nothing is in memory any more: another command begins.
+pub fn forget_loaded() {
+    LOADED.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }
 
 /// What a model's files hold: its weights, and the configurations and vocabularies beside them.

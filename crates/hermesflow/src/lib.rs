@@ -101,6 +101,7 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::from(error.use_stderr() || printed.is_err_and(|fault| !output::nobody_reads(&fault)));
         }
     };
+    digest::forget_loaded();
     let result = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Run(args) => run::run(args),

@@ -166,8 +166,7 @@ fn save_made(
 ) -> Result<()> {
     let mut files = OwnFiles::of(folder)?;
     let mut save = |picture: &RgbImage, end: &str| -> Result<()> {
-        println!("{}", files.write(&format!("{name}-{end}.png"), &png(picture)?)?.display());
-        Ok(())
+        say!("{}", files.write(&format!("{name}-{end}.png"), &png(picture)?)?.display())
     };
     for (number, picture) in pictures.into_iter().enumerate() {
         save(&picture, &number.to_string())?;

@@ -160,7 +160,7 @@ fn decisive(config: &RunConfig) -> Result<Value> {
     let mut tree = serde_json::to_value(config)?;
     let beside = [
         ("", &["iterations", "output", "judges"][..]),
-        ("/data", &["root"]),
+        ("/data", &["root", "allow_outside"]),
         ("/model", &["showo", "vq", "tokenizer", "clip", "expect"]),
         ("/ask", &["file"]),
         ("/train", &train::BESIDE),
