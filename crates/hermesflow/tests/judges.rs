@@ -76,8 +76,10 @@ fn what_judges_said_is_kept_and_a_second_pair_loads_nothing() {
     let (bert, mpnet) = (format!("judges.bert={}", model("bert")), format!("judges.sbert={}", model("mpnet")));
     // A reply that equals a choice is no matter for a judge.
     let mut questions = run.json("data/vqa_data.json");
+    fn wordy(text: &Value) -> Value {
+        format!("it is {}", text.as_str().unwrap()).into()
+    }
     for question in questions.as_array_mut().unwrap() {
-        let wordy = |text: &Value| Value::from(format!("it is {}", text.as_str().unwrap()));
         question["answer"] = wordy(&question["answer"]);
         question["choices"] = question["choices"].as_array().unwrap().iter().map(wordy).collect();
     }
