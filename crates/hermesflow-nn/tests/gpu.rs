@@ -136,7 +136,7 @@ fn a_trained_block_and_its_gradients_are_those_of_f32() {
         let (x, grad) = (normal(100, &[n, sizes.width()]), normal(101, &[n, sizes.width()]));
         let tables = sizes.tables(0..n);
         let run = |device: &Device, products: Products, checkpoint: bool| -> Vec<Tensor> {
-            let vars: Vec<Var> = [&[x.clone()], sizes.weights().as_slice()]
+            let vars: Vec<Var> = [std::slice::from_ref(&x), sizes.weights().as_slice()]
                 .concat()
                 .iter()
                 .map(|tensor| Var::from_tensor(&tensor.to_device(device).unwrap()).unwrap())

@@ -56,13 +56,7 @@ pub fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Likeliest>> {
     }
     #[cfg(feature = "cuda")]
     if logits.device().is_cuda() && v <= 1 << 24 {
-        let rows = super::gpu::likeliest(&logits.contiguous()?, count)?;
-        // A row of numbers that are none has no likeliest.
-        let of_row = |(mut columns, log_sum): (Vec<(u32, f32)>, f32)| {
-            columns.retain(|(column, _)| (*column as usize) < v);
-            Likeliest { columns, log_sum: log_sum.into() }
-        };
-        return Ok(rows.into_iter().map(of_row).collect());
+        return super::gpu::likeliest(&logits.contiguous()?, count);
     }
     let of_row = |row: Vec<f32>| {
         let columns = likeliest_of_row(&row, count).into_iter().map(|column| (column, row[column as usize])).collect();

@@ -3,7 +3,7 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::launch::{Module, address, arguments, gpu, kernel, numbers, unwritten};
-use crate::ops::Pair;
+use crate::ops::{Likeliest, Pair};
 
 const WARP: usize = 32;
 /// Threads of a block that need not hold a row.
@@ -280,7 +280,7 @@ pub(super) fn gelu_back(x: &Tensor, bias: &Tensor, grad: &Tensor) -> Result<()> 
 ///
 /// # Shapes
 /// `logits [n, columns]` in f32 -> n of each
-pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<(Vec<(u32, f32)>, f32)>> {
+pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<Likeliest>> {
     let (n, columns) = logits.dims2()?;
     // Numbers up to 2^24 are exact in f32.
     if few == 0 || few > columns || columns > 1 << 24 {
@@ -296,7 +296,9 @@ pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<(Vec<(u32, f3
     unsafe { kernel(gpu(logits)?, Module::Rows, "likeliest")?.launch((n, 1), 1024, 0, &given)? };
     let of_row = |row: Vec<f32>| {
         let (at, rest) = row.split_at(few);
-        (at.iter().map(|&at| at as u32).zip(rest.iter().copied()).collect(), rest[few])
+        // A row of numbers that are none has no likeliest.
+        let found = at.iter().zip(rest).filter(|(at, _)| (**at as usize) < columns);
+        Likeliest { columns: found.map(|(at, logit)| (*at as u32, *logit)).collect(), log_sum: rest[few].into() }
     };
     Ok(found.to_vec2::<f32>()?.into_iter().map(of_row).collect())
 }
