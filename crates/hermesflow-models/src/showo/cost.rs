@@ -291,14 +291,15 @@ mod tests {
         let train = sizes.train(&work);
         let weights = sizes.decoder_bytes(DType::BF16) + sizes.tokenizer_bytes();
         for (stage, measured, counted) in [
-            ("caption", 3.76, sizes.replies(1, 1, 10, 12, 100).bytes),
+            ("caption", 3.76, sizes.replies(1, 1, 10, 20, 100).bytes),
             ("answer", 4.71, sizes.replies(16, 8, 1, 20, 20).bytes),
-            ("imagine", 6.01, sizes.codes(16, 12, &options).bytes),
+            ("imagine", 6.01, sizes.codes(16, 20, &options).bytes),
             ("encode", 5.33, sizes.encode(1).bytes),
             ("decode", 5.33, sizes.decode(1).bytes),
             ("train", 38.02, train.held + train.passing),
         ] {
             let counted = (weights + counted) as f64 / 1e9;
+            println!("{stage}: {counted:.2} GB counted, {measured} GB measured");
             assert!(
                 (counted / measured - 1.0).abs() < 0.15,
                 "{stage}: {counted:.2} GB counted, {measured} GB measured"
