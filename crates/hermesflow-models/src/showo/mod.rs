@@ -1,6 +1,7 @@
 //! Show-o (arXiv 2408.12528): a Phi decoder over text, image and mask tokens, and a MAGVIT-v2 image
 //! tokenizer; its CLIP variant understands the features of a CLIP vision tower instead of image tokens.
 
+mod cache;
 pub mod clip;
 pub mod config;
 pub mod cost;

@@ -11,6 +11,7 @@ use candle_core::{D, DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Cached, DecoderBlock, Products, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
+pub use super::cache::{KvCache, Placement};
 use super::clip::PROJECTOR_PARAMETERS;
 use super::config::{PhiConfig, ShowoConfig};
 use crate::{Error, Result};
@@ -123,116 +124,6 @@ impl Block {
             products,
             checkpoint,
         }
-    }
-}
-
-/// Where the keys and values of new tokens go in a [`KvCache`].
-#[derive(Debug, Clone)]
-pub enum Placement {
-    /// Consecutive rows from here on.
-    Rows(usize),
-    /// Runs of new tokens: `(first token, count, first row)`.
-    Runs(Vec<(usize, usize, usize)>),
-    /// One new token for each of `samples` regions of `size` rows that begin at `start`: row `column` of each.
-    Column {
-        /// First row of the first region.
-        start: usize,
-        /// Regions.
-        samples: usize,
-        /// Rows per region.
-        size: usize,
-        /// The row within each region.
-        column: usize,
-    },
-    /// Behind the cache's rows, for this pass only: nothing is kept.
-    Behind,
-}
-
-impl Placement {
-    /// The row of each of `tokens` new tokens, on the device, where they are not one run of rows.
-    ///
-    /// # Shapes
-    /// `[tokens]`
-    fn rows(&self, tokens: usize, device: &Device) -> Result<Option<Tensor>> {
-        let rows: Vec<u32> = match self {
-            Self::Rows(_) | Self::Behind => return Ok(None),
-            Self::Column { start, samples, size, column } => {
-                (0..*samples).map(|sample| (start + sample * size + column) as u32).collect()
-            }
-            Self::Runs(runs) => {
-                let mut rows = vec![0; tokens];
-                for &(first, count, row) in runs {
-                    let there = rows.get_mut(first..first + count);
-                    let there = there.ok_or_else(|| Error::Invalid(format!("a run behind {tokens} tokens")))?;
-                    there.iter_mut().zip(row as u32..).for_each(|(to, row)| *to = row);
-                }
-                rows
-            }
-        };
-        if rows.len() != tokens {
-            return Err(Error::Invalid(format!("places for {} of {tokens} tokens", rows.len())));
-        }
-        Ok(Some(Tensor::from_vec(rows, tokens, device)?))
-    }
-
-    /// The row of each number of `new`, where it goes to several runs of rows and the CPU's kernels do not run: a GPU takes
-    /// as long for each run as for all of them.
-    ///
-    /// # Shapes
-    /// `new [tokens, heads, head_dim]` -> the same
-    fn rows_on_device(&self, new: &Tensor) -> Result<Option<Tensor>> {
-        let Self::Runs(runs) = self else { return Ok(None) };
-        let mut rows = Vec::with_capacity(new.dim(0)?);
-        for &(first, count, row) in runs {
-            if first != rows.len() {
-                return Ok(None);
-            }
-            rows.extend(row as u32..(row + count) as u32);
-        }
-        if ops::by_kernels(new.device()) || runs.len() < 2 || rows.len() != new.dim(0)? {
-            return Ok(None);
-        }
-        let rows = Tensor::from_vec(rows, (new.dim(0)?, 1, 1), new.device())?;
-        Ok(Some(rows.broadcast_as(new.shape())?.contiguous()?))
-    }
-}
-
-/// Keys and values of earlier tokens, per layer `[rows, heads, head_dim]`.
-#[derive(Debug)]
-pub struct KvCache {
-    layers: Vec<(Tensor, Tensor)>,
-}
-
-impl KvCache {
-    fn store(&self, layer: usize, keys: &Tensor, values: &Tensor, placement: &Placement) -> Result<(Tensor, Tensor)> {
-        let (k, v) = &self.layers[layer];
-        let (keys, values) = (&keys.to_dtype(k.dtype())?, &values.to_dtype(v.dtype())?);
-        if matches!(placement, Placement::Behind) {
-            return Ok((Tensor::cat(&[k, keys], 0)?, Tensor::cat(&[v, values], 0)?));
-        }
-        if let Some(rows) = placement.rows_on_device(keys)? {
-            k.scatter_set(&rows, keys, 0)?;
-            v.scatter_set(&rows, values, 0)?;
-            return Ok((k.clone(), v.clone()));
-        }
-        for (cache, new) in [(k, keys), (v, values)] {
-            let (_, heads, head_dim) = new.dims3()?;
-            match placement {
-                Placement::Rows(start) => cache.slice_set(new, 0, *start)?,
-                Placement::Runs(runs) => {
-                    for &(first, count, row) in runs {
-                        cache.slice_set(&new.narrow(0, first, count)?, 0, row)?;
-                    }
-                }
-                Placement::Behind => {}
-                Placement::Column { start, samples, size, column } => {
-                    let regions =
-                        cache.narrow(0, *start, samples * size)?.reshape((*samples, *size, heads * head_dim))?;
-                    regions.slice_set(&new.reshape((*samples, 1, heads * head_dim))?, 1, *column)?;
-                }
-            }
-        }
-        Ok((k.clone(), v.clone()))
     }
 }
 
