@@ -39,11 +39,15 @@ impl Placement {
                 (0..*samples).map(|sample| (start + sample * size + column) as u32).collect()
             }
             Self::Runs(runs) => {
-                let mut rows = vec![0; tokens];
+                let mut rows = Vec::with_capacity(tokens);
                 for &(first, count, row) in runs {
-                    let there = rows.get_mut(first..first + count);
-                    let there = there.ok_or_else(|| Error::Invalid(format!("a run behind {tokens} tokens")))?;
-                    there.iter_mut().zip(row as u32..).for_each(|(to, row)| *to = row);
+                    if first != rows.len() {
+                        return Err(Error::Invalid(format!(
+                            "a run of tokens from {first}, expected from {}",
+                            rows.len()
+                        )));
+                    }
+                    rows.extend(row as u32..(row + count) as u32);
                 }
                 rows
             }
@@ -60,19 +64,12 @@ impl Placement {
     /// # Shapes
     /// `new [tokens, heads, head_dim]` -> the same
     fn rows_on_device(&self, new: &Tensor) -> Result<Option<Tensor>> {
-        let Self::Runs(runs) = self else { return Ok(None) };
-        let mut rows = Vec::with_capacity(new.dim(0)?);
-        for &(first, count, row) in runs {
-            if first != rows.len() {
-                return Ok(None);
-            }
-            rows.extend(row as u32..(row + count) as u32);
-        }
-        if ops::by_kernels(new.device()) || runs.len() < 2 || rows.len() != new.dim(0)? {
+        let tokens = new.dim(0)?;
+        if ops::by_kernels(new.device()) || !matches!(self, Self::Runs(runs) if runs.len() > 1) {
             return Ok(None);
         }
-        let rows = Tensor::from_vec(rows, (new.dim(0)?, 1, 1), new.device())?;
-        Ok(Some(rows.broadcast_as(new.shape())?.contiguous()?))
+        let Some(rows) = self.rows(tokens, new.device())? else { return Ok(None) };
+        Ok(Some(rows.reshape((tokens, 1, 1))?.broadcast_as(new.shape())?.contiguous()?))
     }
 }
 

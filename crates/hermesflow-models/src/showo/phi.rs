@@ -267,8 +267,10 @@ impl Phi {
             }
             return self.final_layernorm.norm(&xs, eps);
         }
-        let frozen = self.blocks.first().map(|block| block.whole(&self.config, Products::F32, false));
-        if frozen.is_some_and(|block| ops::takes_frozen_block(&xs, &block, &cos)) {
+        if !self.device().is_cpu()
+            && let Some(first) = self.blocks.first()
+            && ops::takes_frozen_block(&xs, &first.whole(&self.config, Products::F32, false), &cos)
+        {
             return self.forward_frozen(&xs, (&cos, &sin), segments, cache);
         }
         for (layer, block) in self.blocks.iter().enumerate() {

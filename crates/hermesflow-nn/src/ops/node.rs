@@ -17,6 +17,38 @@ where
     if x.track_op() { x.apply_op1(Node { name, values: Values::new(values)?, backward }) } else { Ok(values) }
 }
 
+/// The passes of a part of a model, by tensors without a graph.
+pub(super) trait Passes: Send + Sync + 'static {
+    /// What the backward pass needs beside the input.
+    type Saved: Send + 'static;
+
+    /// That alone.
+    fn inner(&self, x: &Tensor) -> Result<Self::Saved>;
+
+    /// The values, and what the backward pass needs.
+    fn forward(&self, x: &Tensor) -> Result<(Tensor, Self::Saved)>;
+
+    /// The gradient of the input from that of the values.
+    fn backward(&self, x: &Tensor, saved: Self::Saved, grad: &Tensor) -> Result<Tensor>;
+}
+
+/// What `passes` make of `x`, as one step of its graph. With `checkpoint` only the input is kept for the backward pass, which
+/// computes the rest again.
+pub(super) fn node_of<P: Passes>(name: &'static str, x: &Tensor, passes: P, checkpoint: bool) -> Result<Tensor> {
+    let given = x.detach().contiguous()?;
+    let (values, saved) = passes.forward(&given)?;
+    let saved = Mutex::new((x.track_op() && !checkpoint).then_some(saved));
+    node(name, x, values, move |grad| {
+        let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let saved = match kept {
+            Some(saved) => saved,
+            None if checkpoint => passes.inner(&given)?,
+            None => bail!("{name}: backward twice"),
+        };
+        passes.backward(&given, saved, &grad.contiguous()?)
+    })
+}
+
 /// As [`node`], of three tensors, each of which may be part of the graph.
 pub(super) fn node3<F>(name: &'static str, args: [&Tensor; 3], values: Tensor, backward: F) -> Result<Tensor>
 where

@@ -1,14 +1,14 @@
 //! A decoder block of Phi: the forward and the backward pass of [`crate::ops::decoder_block`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 use super::{collect_affine, gelu_back, norm, norm_back};
 use crate::ops::Segment;
 use crate::ops::attention::grouped::Grouped;
 use crate::ops::decoder::{DecoderBlock, Pair};
-use crate::ops::node::node;
+use crate::ops::node::{Passes, node_of};
 use crate::ops::{rotary, wide};
 
 /// As [`crate::ops::decoder_block`], of arguments that fit each other.
@@ -18,19 +18,8 @@ pub(in crate::ops) fn block(
     (cos, sin): (&Tensor, &Tensor),
     segments: &Arc<[Segment]>,
 ) -> Result<Tensor> {
-    let given = x.detach().contiguous()?;
     let run = Run { block: block.clone(), cos: cos.detach(), sin: sin.detach(), segments: segments.clone() };
-    let (values, saved) = run.forward(&given)?;
-    let saved = Mutex::new((x.track_op() && !block.checkpoint).then_some(saved));
-    node("decoder-block", x, values, move |grad| {
-        let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let saved = match kept {
-            Some(saved) => saved,
-            None if run.block.checkpoint => run.inner(&given)?,
-            None => bail!("decoder block: backward twice"),
-        };
-        run.backward(&given, saved, &grad.contiguous()?)
-    })
+    node_of("decoder-block", x, run, block.checkpoint)
 }
 
 struct Run {
@@ -70,6 +59,10 @@ impl Run {
         let grad = rotary::plain(grad, &self.cos, &self.sin.neg()?)?.reshape((n * heads, d))?;
         norm_back(&x.reshape((n * heads, d))?, pair, &grad, self.block.eps)?.reshape((n, heads * d))
     }
+}
+
+impl Passes for Run {
+    type Saved = Saved;
 
     /// What the backward pass needs, and all but the last two products.
     fn inner(&self, x: &Tensor) -> Result<Saved> {

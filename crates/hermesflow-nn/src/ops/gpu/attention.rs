@@ -7,7 +7,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaSlice, DevicePtr};
 use candle_core::{DType, DeviceLocation, Result, Tensor, bail};
 
-use super::launch::{Module, address, arguments, gpu, kernel, numbers, numbers_or_null, unwritten};
+use super::launch::{Module, address, arguments, gpu, kernel, numbers, numbers_or_null};
 use super::work::{Block, Tile, Work};
 use crate::ops::Segment;
 
@@ -128,9 +128,9 @@ pub(super) fn forward(
     };
     let listed = listed(q, segments, keys, Kind::Queries(rows))?;
     // SAFETY: every query is in a tile, and the kernels write all rows of each.
-    let seen = unsafe { unwritten((queries, heads * d), DType::BF16, q.device())? };
+    let seen = unsafe { Tensor::empty((queries, heads * d), DType::BF16, q.device())? };
     // SAFETY: as above.
-    let sums = log_sums.then(|| unsafe { unwritten((heads, queries), DType::F32, q.device()) }).transpose()?;
+    let sums = log_sums.then(|| unsafe { Tensor::empty((heads, queries), DType::F32, q.device()) }).transpose()?;
     let (q_at, k_at, v_at, seen_at) = (address(q)?, address(k)?, address(v)?, address(&seen)?);
     let (of_q, of_k, of_v) = (stride(q)?, stride(k)?, stride(v)?);
     let sums_at = numbers_or_null(sums.as_ref(), DType::F32)?;
@@ -180,10 +180,10 @@ pub(super) fn backward(
         bail!("attention: gradient {:?} of q {:?}, k {:?}, v {:?}", grad.dims(), q.dims(), k.dims(), v.dims());
     }
     // SAFETY: every token is in a tile of both lists, and the kernels write all rows of each.
-    let of = || unsafe { unwritten((tokens, heads, d), DType::BF16, q.device()) };
+    let of = || unsafe { Tensor::empty((tokens, heads, d), DType::BF16, q.device()) };
     let (dq, dk, dv) = (of()?, of()?, of()?);
     // SAFETY: the kernel writes every number.
-    let along = unsafe { unwritten((heads, tokens), DType::F32, q.device())? };
+    let along = unsafe { Tensor::empty((heads, tokens), DType::F32, q.device())? };
     if tokens == 0 {
         return Ok([dq, dk, dv]);
     }

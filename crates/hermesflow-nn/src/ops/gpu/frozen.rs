@@ -5,7 +5,6 @@ use std::sync::Arc;
 use candle_core::{DType, Result, Tensor};
 
 use super::attention::{self, HEAD_SIZES};
-use super::launch::unwritten;
 use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_with_bias, narrowed, norm, takes_rotation, takes_width};
 use crate::measure::{Part, part};
@@ -64,7 +63,7 @@ pub(in crate::ops) fn frozen_block(
     let (keys, values, place) = match cached {
         Cached::Nothing => {
             // SAFETY: the kernel writes all rows.
-            let all = || unsafe { unwritten((n, block.heads, d), DType::BF16, device) };
+            let all = || unsafe { Tensor::empty((n, block.heads, d), DType::BF16, device) };
             (all()?, all()?, Place::From(0))
         }
         Cached::In { keys, values, rows: Some(rows), .. } => ((*keys).clone(), (*values).clone(), Place::Rows(rows)),
@@ -73,7 +72,7 @@ pub(in crate::ops) fn frozen_block(
             let before = keys.dim(0)?;
             let all = |known: &Tensor| -> Result<Tensor> {
                 // SAFETY: what was known is copied to the first rows, and the kernel writes the others.
-                let all = unsafe { unwritten((before + n, block.heads, d), DType::BF16, device)? };
+                let all = unsafe { Tensor::empty((before + n, block.heads, d), DType::BF16, device)? };
                 if before > 0 {
                     all.slice_set(&known.contiguous()?, 0, 0)?;
                 }
@@ -82,13 +81,7 @@ pub(in crate::ops) fn frozen_block(
             (all(keys)?, all(values)?, Place::From(before))
         }
     };
-    let heads = Heads {
-        biases: [&block.query.bias, &block.key.bias, &block.value.bias],
-        norms: [&block.query_norm, &block.key_norm],
-        tables,
-        heads: block.heads,
-        eps: block.eps,
-    };
+    let heads = Heads::of(block, tables);
     let queries = part(Part::Norms, device, || heads.turned([&q, &k, &v], (&keys, &values), &place))?;
     drop((q, k, v));
     let scale = 1.0 / (d as f32).sqrt();

@@ -10,7 +10,7 @@ use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute;
 use candle_core::cuda_backend::cudarc::driver::{CudaFunction, CudaStream, DevicePtr, LaunchConfig, PushKernelArg};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
-use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CudaDevice, CudaStorage, DType, Result, Storage, Tensor, bail};
 
 mod ptx {
     include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
@@ -131,15 +131,6 @@ impl Kernel {
 /// The GPU that a tensor is on.
 pub(super) fn gpu(tensor: &Tensor) -> Result<&CudaDevice> {
     tensor.device().as_cuda_device()
-}
-
-/// A tensor whose numbers nobody has written.
-///
-/// # Safety
-/// Every number is written before it is read.
-pub(super) unsafe fn unwritten<S: Into<Shape>>(shape: S, dtype: DType, device: &Device) -> Result<Tensor> {
-    // SAFETY: by the contract of this function.
-    unsafe { Tensor::empty(shape, dtype, device) }
 }
 
 /// Where the first number of a tensor stands on its GPU. It is there as long as the tensor, and behind its end for whatever was

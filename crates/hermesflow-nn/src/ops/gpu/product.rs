@@ -10,7 +10,7 @@ use candle_core::cuda_backend::cudarc::cublas::sys::cublasOperation_t;
 use candle_core::cuda_backend::cudarc::cublaslt::{result, sys};
 use candle_core::{DType, Device, DeviceLocation, Error, Result, Tensor, bail};
 
-use super::launch::{address, gpu, numbers, numbers_or_null, unwritten};
+use super::launch::{address, gpu, numbers, numbers_or_null};
 
 /// What a product may use beside its operands: what cuBLAS asks for on large GPUs.
 const WORKSPACE: usize = 32 << 20;
@@ -70,7 +70,7 @@ impl Handle {
     fn new(device: &Device) -> Result<Self> {
         let handle = result::create_handle().told()?;
         // SAFETY: a product reads of its workspace only what it wrote.
-        let workspace = unsafe { unwritten(WORKSPACE / 4, DType::F32, device)? };
+        let workspace = unsafe { Tensor::empty(WORKSPACE / 4, DType::F32, device)? };
         Ok(Self { handle, workspace, ways: HashMap::new() })
     }
 
@@ -233,7 +233,7 @@ fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, behind: Behind) ->
 pub(super) fn multiply(x: &Tensor, by: By, bias: Option<&Tensor>, dtype: DType) -> Result<Tensor> {
     let (_, _, out) = by.sizes()?;
     // SAFETY: the product writes every number, or there is none.
-    let y = unsafe { unwritten((x.dim(0)?, out), dtype, x.device())? };
+    let y = unsafe { Tensor::empty((x.dim(0)?, out), dtype, x.device())? };
     if y.elem_count() > 0 {
         run(x, by, bias, &y, Behind::Nothing)?;
     }
@@ -255,7 +255,7 @@ pub(super) fn add(sum: &Tensor, x: &Tensor, by: By, bias: Option<&Tensor>) -> Re
 pub(super) fn activated(x: &Tensor, by: By, bias: &Tensor) -> Result<Tensor> {
     let (_, _, out) = by.sizes()?;
     // SAFETY: the product writes every number.
-    let y = unsafe { unwritten((x.dim(0)?, out), DType::BF16, x.device())? };
+    let y = unsafe { Tensor::empty((x.dim(0)?, out), DType::BF16, x.device())? };
     run(x, by, Some(bias), &y, Behind::Activated)?;
     Ok(y)
 }

@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use super::launch::{Module, address, arguments, gpu, kernel, numbers, unwritten};
-use crate::ops::{Likeliest, Pair};
+use super::launch::{Module, address, arguments, gpu, kernel, numbers};
+use crate::ops::{DecoderBlock, Likeliest, Pair};
 
 const WARP: usize = 32;
 /// Threads of a block that need not hold a row.
@@ -40,7 +40,7 @@ pub(super) fn norm(x: &Tensor, pair: &Pair, eps: f64, dtype: DType) -> Result<Te
         other => bail!("no norm gives {other:?}"),
     };
     // SAFETY: the kernel writes every number.
-    let y = unsafe { unwritten((n, width), dtype, x.device())? };
+    let y = unsafe { Tensor::empty((n, width), dtype, x.device())? };
     if n > 0 {
         let (weight, bias) = (numbers(&pair.weight, DType::F32)?, numbers(&pair.bias, DType::F32)?);
         let given = arguments![numbers(x, DType::F32)?, weight, bias, address(&y)?, width as i32, eps as f32];
@@ -79,9 +79,9 @@ pub(super) fn norm_back(
         bail!("norm: gradients {:?} and {:?} of {:?}", grad.dims(), base.dims(), x.dims());
     }
     // SAFETY: the kernel writes every number.
-    let dx = unsafe { unwritten((n, width), DType::F32, x.device())? };
+    let dx = unsafe { Tensor::empty((n, width), DType::F32, x.device())? };
     // SAFETY: as above.
-    let parts = unsafe { unwritten((SHARES, 2 * width), DType::F32, x.device())? };
+    let parts = unsafe { Tensor::empty((SHARES, 2 * width), DType::F32, x.device())? };
     let (weight, eps) = (numbers(&pair.weight, DType::F32)?, eps as f32);
     let wide = |x: &Tensor| numbers(x, DType::F32);
     let given = arguments![
@@ -111,16 +111,27 @@ pub(super) enum Place<'a> {
 /// How products become the heads of queries, keys and values.
 pub(super) struct Heads<'a> {
     /// `[heads · d]` each, in f32.
-    pub(super) biases: [&'a Tensor; 3],
+    biases: [&'a Tensor; 3],
     /// Of queries and keys, `[d]`.
-    pub(super) norms: [&'a Pair; 2],
+    norms: [&'a Pair; 2],
     /// Cosine and sine of each token's angles, `[n, rotated / 2]` in f32.
-    pub(super) tables: (&'a Tensor, &'a Tensor),
-    pub(super) heads: usize,
-    pub(super) eps: f64,
+    tables: (&'a Tensor, &'a Tensor),
+    heads: usize,
+    eps: f64,
 }
 
-impl Heads<'_> {
+impl<'a> Heads<'a> {
+    /// Those of a block.
+    pub(super) fn of(block: &'a DecoderBlock, tables: (&'a Tensor, &'a Tensor)) -> Self {
+        Self {
+            biases: [&block.query.bias, &block.key.bias, &block.value.bias],
+            norms: [&block.query_norm, &block.key_norm],
+            tables,
+            heads: block.heads,
+            eps: block.eps,
+        }
+    }
+
     /// The size of a head, and half of what is turned of it.
     fn sizes(&self, n: usize, width: usize) -> Result<(usize, usize)> {
         let (d, (tokens, half)) = (width / self.heads, self.tables.0.dims2()?);
@@ -157,7 +168,7 @@ impl Heads<'_> {
             bail!("heads: products {:?}, keys {:?}, values {:?}", q.dims(), keys.dims(), values.dims());
         }
         // SAFETY: the kernel writes every number.
-        let queries = unsafe { unwritten((n, self.heads, d), DType::BF16, q.device())? };
+        let queries = unsafe { Tensor::empty((n, self.heads, d), DType::BF16, q.device())? };
         if n == 0 {
             return Ok(queries);
         }
@@ -206,7 +217,7 @@ impl Heads<'_> {
         }
         let (bias, norm) = (self.biases[side], self.norms[side]);
         // SAFETY: the kernel writes every number.
-        let parts = unsafe { unwritten((SHARES, 2 * d), DType::F32, product.device())? };
+        let parts = unsafe { Tensor::empty((SHARES, 2 * d), DType::F32, product.device())? };
         let (narrow, wide) = (|x: &Tensor| numbers(x, DType::BF16), |x: &Tensor| numbers(x, DType::F32));
         let given = arguments![
             narrow(product)?,
@@ -247,7 +258,7 @@ fn check_activation(x: &Tensor, bias: &Tensor) -> Result<(i64, i32)> {
 pub(super) fn gelu_with_bias(x: &Tensor, bias: &Tensor, in_place: bool) -> Result<Tensor> {
     let (count, width) = check_activation(x, bias)?;
     // SAFETY: the kernel writes every number.
-    let y = if in_place { x.clone() } else { unsafe { unwritten(x.shape(), DType::BF16, x.device())? } };
+    let y = if in_place { x.clone() } else { unsafe { Tensor::empty(x.shape(), DType::BF16, x.device())? } };
     if count > 0 {
         let given = arguments![numbers(x, DType::BF16)?, numbers(bias, DType::F32)?, address(&y)?, count, width];
         let blocks = (count as usize).div_ceil(EACH * THREADS);
@@ -290,7 +301,7 @@ pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<Likeliest>> {
         return Ok(Vec::new());
     }
     // SAFETY: the kernel writes every number.
-    let found = unsafe { unwritten((n, 2 * few + 1), DType::F32, logits.device())? };
+    let found = unsafe { Tensor::empty((n, 2 * few + 1), DType::F32, logits.device())? };
     let given = arguments![numbers(logits, DType::F32)?, address(&found)?, columns as i32, few as i32];
     // SAFETY: the arguments are the kernel's; each block has one row.
     unsafe { kernel(gpu(logits)?, Module::Rows, "likeliest")?.launch((n, 1), 1024, 0, &given)? };
@@ -335,7 +346,7 @@ pub(crate) fn adamw(param: &Tensor, grad: &Tensor, first: &Tensor, second: &Tens
 /// `x [..]` in f32 -> `[parts]` in f64
 pub(crate) fn squares(x: &Tensor) -> Result<Tensor> {
     // SAFETY: the kernel writes every number.
-    let parts = unsafe { unwritten(SHARES, DType::F64, x.device())? };
+    let parts = unsafe { Tensor::empty(SHARES, DType::F64, x.device())? };
     let given = arguments![numbers(x, DType::F32)?, address(&parts)?, x.elem_count() as i64];
     // SAFETY: the arguments are the kernel's; each block has one of the parts.
     unsafe { kernel(gpu(x)?, Module::Rows, "squares")?.launch((SHARES, 1), THREADS, 0, &given)? };
@@ -349,7 +360,7 @@ pub(crate) fn squares(x: &Tensor) -> Result<Tensor> {
 pub(super) fn log_prob(logits: &Tensor, targets: &Tensor) -> Result<(Tensor, Tensor)> {
     let (n, columns) = logits.dims2()?;
     // SAFETY: the kernel writes every number.
-    let of = || unsafe { unwritten(n, DType::F32, logits.device()) };
+    let of = || unsafe { Tensor::empty(n, DType::F32, logits.device()) };
     let (found, sums) = (of()?, of()?);
     let (from, at) = (numbers(logits, DType::F32)?, numbers(targets, DType::U32)?);
     let given = arguments![from, at, address(&found)?, address(&sums)?, columns as i32];
@@ -368,7 +379,7 @@ pub(super) fn log_prob_back(logits: &Tensor, targets: &Tensor, log_sums: &Tensor
         bail!("log_prob: gradient {:?} of {n} rows", grad.dims());
     }
     // SAFETY: the kernel writes every number.
-    let back = unsafe { unwritten((n, columns), DType::BF16, logits.device())? };
+    let back = unsafe { Tensor::empty((n, columns), DType::BF16, logits.device())? };
     let (from, at) = (numbers(logits, DType::F32)?, numbers(targets, DType::U32)?);
     let (sums, grad) = (numbers(log_sums, DType::F32)?, numbers(grad, DType::F32)?);
     let given = arguments![from, at, sums, grad, address(&back)?, columns as i32];
@@ -388,7 +399,7 @@ pub(super) fn narrowed(x: &Tensor) -> Result<Tensor> {
         return x.to_dtype(DType::BF16);
     }
     // SAFETY: the kernel writes every number.
-    let y = unsafe { unwritten(x.shape(), DType::BF16, x.device())? };
+    let y = unsafe { Tensor::empty(x.shape(), DType::BF16, x.device())? };
     let given = arguments![numbers(&x, DType::F32)?, address(&y)?, x.elem_count() as i64];
     let blocks = x.elem_count().div_ceil(EACH * THREADS);
     // SAFETY: the arguments are the kernel's, which stops behind the last number.
@@ -409,7 +420,7 @@ pub(crate) fn draw(cond: &Tensor, uncond: Option<&Tensor>, guidance: f32, marks:
         bail!("draws: {} marks for logits {:?}", marks.len(), cond.dims());
     }
     // SAFETY: the kernel writes every number.
-    let found = unsafe { unwritten((n, 2), DType::F32, cond.device())? };
+    let found = unsafe { Tensor::empty((n, 2), DType::F32, cond.device())? };
     let marks = Tensor::from_slice(marks, n, cond.device())?;
     let wide = |x: &Tensor| numbers(x, DType::F32);
     let uncond = uncond.map_or(Ok(0), wide)?;

@@ -1,18 +1,17 @@
 //! A decoder block of Phi whose weights are trained, on a GPU: weights, their gradients and what runs from block to block in
 //! f32, all that lies between products in bf16.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::attention;
-use super::launch::unwritten;
 use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_back, gelu_with_bias, narrowed, norm, norm_back};
 use crate::measure::{Part, part};
 use crate::ops::composed::{collect, collect_affine};
 use crate::ops::decoder::DecoderBlock;
-use crate::ops::node::node;
+use crate::ops::node::{Passes, node_of};
 use crate::ops::products::Products;
 use crate::ops::{Pair, Segment};
 
@@ -30,20 +29,8 @@ pub(in crate::ops) fn trained_block(
     (cos, sin): (&Tensor, &Tensor),
     segments: &Arc<[Segment]>,
 ) -> Result<Tensor> {
-    let given = x.detach().contiguous()?;
     let run = Run { block: block.clone(), cos: cos.detach(), sin: sin.detach(), segments: segments.clone() };
-    let keep = x.track_op() && !block.checkpoint;
-    let (values, saved) = run.forward(&given)?;
-    let saved = Mutex::new(keep.then_some(saved));
-    node("decoder-block", x, values, move |grad| {
-        let kept = saved.lock().unwrap_or_else(PoisonError::into_inner).take();
-        let saved = match kept {
-            Some(saved) => saved,
-            None if run.block.checkpoint => run.inner(&given)?,
-            None => bail!("decoder block: backward twice"),
-        };
-        run.backward(&given, saved, &grad.contiguous()?)
-    })
+    node_of("decoder-block", x, run, block.checkpoint)
 }
 
 struct Run {
@@ -85,14 +72,7 @@ fn collect_norm(pair: &Pair, [weight, bias]: [Tensor; 2]) -> Result<()> {
 
 impl Run {
     fn heads(&self) -> Heads<'_> {
-        let block = &self.block;
-        Heads {
-            biases: [&block.query.bias, &block.key.bias, &block.value.bias],
-            norms: [&block.query_norm, &block.key_norm],
-            tables: (&self.cos, &self.sin),
-            heads: block.heads,
-            eps: block.eps,
-        }
+        Heads::of(&self.block, (&self.cos, &self.sin))
     }
 
     fn scale(&self, width: usize) -> f32 {
@@ -102,6 +82,14 @@ impl Run {
     fn normed(&self, x: &Tensor) -> Result<Tensor> {
         part(Part::Norms, x.device(), || norm(x, &self.block.norm, self.block.eps, DType::BF16))
     }
+
+    fn active(&self, up: &Tensor) -> Result<Tensor> {
+        part(Part::Activations, up.device(), || gelu_with_bias(up, &self.block.up.bias.detach(), false))
+    }
+}
+
+impl Passes for Run {
+    type Saved = Saved;
 
     /// What the backward pass needs, and all but the last two products.
     fn inner(&self, x: &Tensor) -> Result<Saved> {
@@ -113,7 +101,7 @@ impl Run {
         };
         let (query, key, value) = (multiply(&block.query)?, multiply(&block.key)?, multiply(&block.value)?);
         // SAFETY: the kernel writes all rows.
-        let rows = || unsafe { unwritten((n, block.heads, width / block.heads), DType::BF16, device) };
+        let rows = || unsafe { Tensor::empty((n, block.heads, width / block.heads), DType::BF16, device) };
         let (keys, values) = (rows()?, rows()?);
         let queries = part(Part::Norms, device, || {
             self.heads().turned([&query, &key, &value], (&keys, &values), &Place::From(0))
@@ -126,10 +114,6 @@ impl Run {
         let Some(log_sums) = log_sums else { bail!("attention gave no sums") };
         let up = multiply(&block.up)?;
         Ok(Saved { query, key, operands, seen, log_sums, up })
-    }
-
-    fn active(&self, up: &Tensor) -> Result<Tensor> {
-        part(Part::Activations, up.device(), || gelu_with_bias(up, &self.block.up.bias.detach(), false))
     }
 
     fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {

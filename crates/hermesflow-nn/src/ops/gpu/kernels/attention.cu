@@ -34,6 +34,14 @@ __device__ inline void load(bf16 *tile, const bf16 *from, long stride, int row, 
     }
 }
 
+// The rows of a block of two operands, one tile behind the other.
+template <int D, int ROWS, int THREADS>
+__device__ inline void load_two(bf16 *tiles, const bf16 *first, const bf16 *second, long first_stride, long second_stride,
+                                const Block &block) {
+    load<D, ROWS, THREADS>(tiles, first, first_stride, block.row, block.rows);
+    load<D, ROWS, THREADS>(tiles + ROWS * D, second, second_stride, block.row, block.rows);
+}
+
 // 2 to the power of x, to 2 units in the last place; zero below 2^-126.
 __device__ inline float power_of_two(float x) {
     float y;
@@ -116,6 +124,30 @@ template <int N> __device__ inline Left weights_of(const float (&scores)[N][4], 
     return {pack(a[0], a[1]), pack(a[2], a[3]), pack(b[0], b[1]), pack(b[2], b[3])};
 }
 
+// A lane's part of one row of sums [16 x 8 M], times a number, from `to` on.
+template <int M> __device__ inline void put_row(bf16 *to, const float (&sums)[M][4], int half, float by) {
+#pragma unroll
+    for (int m = 0; m < M; ++m)
+        *reinterpret_cast<uint32_t *>(to + m * 8) = pack(sums[m][2 * half] * by, sums[m][2 * half + 1] * by);
+}
+
+// What 16 rows of one warp have seen; the lane has row `mine` of the tile and the one eight behind it.
+template <int D>
+__device__ inline void put_seen(bf16 *seen_rows, float *log_sums, const Tile &tile, const Seen (&seen)[2],
+                                const float (&out)[D / 8][4], int mine, int head, int lane, int queries, float scale) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        const int row = mine + half * 8;
+        const float sum = sum_of_four(seen[half].sum);
+        if (row >= tile.rows) continue;
+        const float scaled = sum > 0.f ? 1.f / sum : 0.f;
+        put_row(seen_rows + (tile.row + row) * static_cast<long>(gridDim.y) * D + head * D + lane % 4 * 2, out, half, scaled);
+        if (log_sums != nullptr && lane % 4 == 0)
+            log_sums[static_cast<long>(head) * queries + tile.row + row] =
+                sum > 0.f ? seen[half].largest * scale + log2f(sum) : INFINITY;
+    }
+}
+
 constexpr int KEYS = 64;
 
 // seen = softmax(scale q kᵀ) v, with the log-sum-exp of each query's scores (base 2) where it is wanted.
@@ -135,8 +167,7 @@ __device__ inline void forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16
     auto fetch = [&](int at) {
         if (at < tile.last) {
             bf16 *into = key_tiles + (at - tile.first) % SIDES * (2 * KEYS * D);
-            load<D, KEYS, THREADS>(into, k, k_stride, blocks[at].row, blocks[at].rows);
-            load<D, KEYS, THREADS>(into + KEYS * D, v, v_stride, blocks[at].row, blocks[at].rows);
+            load_two<D, KEYS, THREADS>(into, k, v, k_stride, v_stride, blocks[at]);
         }
         copies_begun();
     };
@@ -199,20 +230,7 @@ __device__ inline void forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16
     }
 #pragma unroll
     for (int m = 0; m < M; ++m)
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const int row = warp * 16 * M + m * 16 + half * 8 + lane / 4;
-            const float sum = sum_of_four(seen[m][half].sum);
-            if (row >= tile.rows) continue;
-            const float scaled = sum > 0.f ? 1.f / sum : 0.f;
-            bf16 *to = seen_rows + (tile.row + row) * static_cast<long>(gridDim.y) * D + head * D + lane % 4 * 2;
-#pragma unroll
-            for (int d = 0; d < D / 8; ++d)
-                *reinterpret_cast<uint32_t *>(to + d * 8) = pack(out[m][d][2 * half] * scaled, out[m][d][2 * half + 1] * scaled);
-            if (log_sums != nullptr && lane % 4 == 0)
-                log_sums[static_cast<long>(head) * queries + tile.row + row] =
-                    sum > 0.f ? seen[m][half].largest * scale + log2f(sum) : INFINITY;
-        }
+        put_seen<D>(seen_rows, log_sums, tile, seen[m], out[m], warp * 16 * M + m * 16 + lane / 4, head, lane, queries, scale);
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -235,8 +253,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void attention_together_64(const
     auto fetch = [&](int at) {
         if (at < tile.last) {
             bf16 *into = key_tiles + (at - tile.first) % SIDES * (2 * KEYS * D);
-            load<D, KEYS, THREADS>(into, k, k_stride, blocks[at].row, blocks[at].rows);
-            load<D, KEYS, THREADS>(into + KEYS * D, v, v_stride, blocks[at].row, blocks[at].rows);
+            load_two<D, KEYS, THREADS>(into, k, v, k_stride, v_stride, blocks[at]);
         }
         copies_begun();
     };
@@ -271,20 +288,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void attention_together_64(const
         products_committed();
         products_done(out);
     }
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-        const int row = mine + half * 8;
-        const float sum = sum_of_four(seen[half].sum);
-        if (row >= tile.rows) continue;
-        const float scaled = sum > 0.f ? 1.f / sum : 0.f;
-        bf16 *to = seen_rows + (tile.row + row) * static_cast<long>(gridDim.y) * D + head * D + lane % 4 * 2;
-#pragma unroll
-        for (int d = 0; d < D / 8; ++d)
-            *reinterpret_cast<uint32_t *>(to + d * 8) = pack(out[d][2 * half] * scaled, out[d][2 * half + 1] * scaled);
-        if (log_sums != nullptr && lane % 4 == 0)
-            log_sums[static_cast<long>(head) * queries + tile.row + row] =
-                sum > 0.f ? seen[half].largest * scale + log2f(sum) : INFINITY;
-    }
+    put_seen<D>(seen_rows, log_sums, tile, seen, out, mine, head, lane, queries, scale);
 }
 #endif
 
@@ -439,8 +443,7 @@ __device__ inline void back_to_queries(const bf16 *q, const bf16 *k, const bf16 
     auto fetch = [&](int at) {
         if (at < tile.last) {
             bf16 *into = key_tiles + (at - tile.first) % SIDES * (2 * BACK * D);
-            load<D, BACK, THREADS>(into, k, stride, blocks[at].row, blocks[at].rows);
-            load<D, BACK, THREADS>(into + BACK * D, v, stride, blocks[at].row, blocks[at].rows);
+            load_two<D, BACK, THREADS>(into, k, v, stride, stride, blocks[at]);
         }
         copies_begun();
     };
@@ -499,10 +502,7 @@ __device__ inline void back_to_queries(const bf16 *q, const bf16 *k, const bf16 
     for (int half = 0; half < 2; ++half) {
         const int row = mine + half * 8;
         if (row >= tile.rows) continue;
-        bf16 *to = d_query + (tile.row + row) * stride + head * D + lane % 4 * 2;
-#pragma unroll
-        for (int d = 0; d < D / 8; ++d)
-            *reinterpret_cast<uint32_t *>(to + d * 8) = pack(out[d][2 * half] * scale, out[d][2 * half + 1] * scale);
+        put_row(d_query + (tile.row + row) * stride + head * D + lane % 4 * 2, out, half, scale);
     }
 }
 
@@ -525,8 +525,7 @@ __device__ inline void back_to_keys(const bf16 *q, const bf16 *k, const bf16 *v,
             const int side = (at - tile.first) % SIDES;
             const Block block = blocks[at];
             bf16 *into = query_tiles + side * (2 * BACK * D);
-            load<D, BACK, THREADS>(into, q, stride, block.row, block.rows);
-            load<D, BACK, THREADS>(into + BACK * D, grad, stride, block.row, block.rows);
+            load_two<D, BACK, THREADS>(into, q, grad, stride, stride, block);
             if (threadIdx.x < BACK) {
                 const bool there = threadIdx.x < block.rows;
                 const long from = static_cast<long>(head) * queries + block.row + threadIdx.x;
