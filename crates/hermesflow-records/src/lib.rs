@@ -22,4 +22,4 @@ pub use record::{AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRec
 pub use seed::derive_seed;
 pub use store::Store;
 pub use table::Table;
-pub use whole::{ArrayFile, ClosedArray, TEMPORARY, temporary, write_atomically};
+pub use whole::{ArrayFile, ClosedArray, TEMPORARY, beside, temporary, write_atomically};

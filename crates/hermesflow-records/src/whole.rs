@@ -128,9 +128,14 @@ pub const TEMPORARY: &str = ".hermesflow-tmp";
 /// The name of a file or folder that is not whole yet: nobody else's, and the same one when it is written again, so that
 /// what a kill left behind is written over.
 pub fn temporary(path: &Path) -> PathBuf {
+    beside(path, TEMPORARY)
+}
+
+/// A hidden name beside that of a file or folder, which ends with what it is for.
+pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());
-    name.push(TEMPORARY);
+    name.push(ending);
     path.with_file_name(name)
 }
 

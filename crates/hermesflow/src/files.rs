@@ -61,6 +61,17 @@ pub fn pairs(path: &Path) -> Result<Table<PairRecord>> {
     Ok(Table::open(path, "`hermesflow pair` makes it")?)
 }
 
+/// What a file holds; none if it is not there.
+///
+/// # Errors
+/// Names the file when it is there and cannot be read.
+pub fn if_there<T>(path: &Path, read: impl FnOnce(&Path) -> std::io::Result<T>) -> Result<Option<T>> {
+    match read(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+        held => held.map(Some).with_context(|| path.display().to_string()),
+    }
+}
+
 /// A text as people write them: UTF-8, whose byte order mark is left out.
 ///
 /// # Errors

@@ -83,10 +83,7 @@ impl Lock {
     /// # Errors
     /// As [`Lock::take`].
     pub fn beside(target: &Path) -> Result<Self> {
-        let mut name = std::ffi::OsString::from(".");
-        name.push(target.file_name().unwrap_or_default());
-        name.push(".hermesflow-lock");
-        Self::take([target.with_file_name(name)])
+        Self::take([hermesflow_records::beside(target, ".hermesflow-lock")])
     }
 }
 

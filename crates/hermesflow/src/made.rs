@@ -16,7 +16,7 @@ mod output;
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use hermesflow_records::TEMPORARY;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -74,12 +74,9 @@ impl Origin {
     /// # Errors
     /// Names the file when it cannot be read.
     pub fn read(path: &Path) -> Result<Option<Self>> {
-        let text = match std::fs::read_to_string(path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| path.display().to_string())?,
-        };
+        let text = files::if_there(path, |path| std::fs::read_to_string(path))?;
         // One of another form, as of an earlier version, tells nothing.
-        Ok(Some(serde_json::from_str(&text).unwrap_or_default()))
+        Ok(text.map(|text| serde_json::from_str(&text).unwrap_or_default()))
     }
 
     fn write(&self, path: &Path) -> Result<()> {

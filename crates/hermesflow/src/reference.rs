@@ -134,11 +134,7 @@ fn line(key: &str, log_probs: &[[f64; 2]]) -> Result<Vec<u8>> {
 
 /// The bytes of a file; none if it is not there.
 fn read(path: &Path) -> Result<Vec<u8>> {
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(bytes),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Vec::new()),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
+    Ok(files::if_there(path, |path| std::fs::read(path))?.unwrap_or_default())
 }
 
 #[cfg(test)]

@@ -165,10 +165,7 @@ fn made_from(iteration: usize, config: &RunConfig, settings: EvalSettings, progr
 
 /// The file of an evaluation that is not done: nobody else's.
 fn partial(out: &Path) -> PathBuf {
-    let mut name = std::ffi::OsString::from(".");
-    name.push(out.file_name().unwrap_or_default());
-    name.push(".hermesflow-partial");
-    out.with_file_name(name)
+    hermesflow_records::beside(out, ".hermesflow-partial")
 }
 
 fn read(path: &Path) -> Result<EvalReport> {

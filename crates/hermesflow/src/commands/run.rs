@@ -109,12 +109,11 @@ pub fn curate(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: 
 /// The first line of a saved configuration: what has it may be written over.
 const SAVED: &str = "# The whole configuration of this run, as hermesflow resolved it.\n";
 
-/// Saves the resolved configuration in the run folder.
+/// Saves the resolved configuration in the run folder, which [`check_folder`] has seen.
 ///
 /// # Errors
-/// As [`check_folder`].
+/// Names the file that cannot be written.
 fn save_config(config: &RunConfig) -> Result<()> {
-    check_folder(config)?;
     let path = RunLayout::new(config, 1).config();
     files::write_atomically(&path, (SAVED.to_owned() + &config.to_yaml()?).as_bytes())
 }

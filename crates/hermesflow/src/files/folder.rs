@@ -90,10 +90,7 @@ impl OwnFiles {
     /// When what it holds cannot be read.
     pub fn of(folder: &Path) -> Result<Self> {
         let list = folder.join(Self::LIST);
-        let text = match fs::read_to_string(&list) {
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            text => text.with_context(|| list.display().to_string())?,
-        };
+        let text = super::if_there(&list, |list| fs::read_to_string(list))?.unwrap_or_default();
         let names = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
         Ok(Self { folder: folder.to_owned(), names })
     }

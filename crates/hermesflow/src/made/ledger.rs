@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
-use std::io::{ErrorKind, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -38,10 +38,7 @@ impl Ledger {
     /// # Errors
     /// When it is there and cannot be read.
     pub fn open(path: PathBuf) -> Result<Self> {
-        let bytes = match fs::read(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
-            bytes => bytes.with_context(|| path.display().to_string())?,
-        };
+        let bytes = files::if_there(&path, |path| fs::read(path))?.unwrap_or_default();
         let mut ledger = Self { path, noted: HashMap::new(), file: None };
         let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
         lines.for_each(|line| ledger.take(line.id.key(), &line.made_from));
