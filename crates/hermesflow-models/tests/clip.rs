@@ -1,4 +1,4 @@
-//! The CLIP variant of Show-o against transformers and PyTorch, recorded by `benches/record_clip.py`, and the
+//! The CLIP variant of Show-o against transformers and PyTorch, recorded by `tools/record/clip.py`, and the
 //! properties that it shares with the other.
 #![allow(clippy::unwrap_used, missing_docs)]
 

@@ -12,7 +12,7 @@ use std::collections::HashMap;
 use candle_core::backprop::GradStore;
 use candle_core::{Result, Tensor, TensorId, bail};
 
-use crate::ops::simd::add_to;
+use crate::simd::add_to;
 
 /// A gradient so far: numbers on the host from the kernels for the CPU, a tensor from the compositions for any device.
 enum Sum {

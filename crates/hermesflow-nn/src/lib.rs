@@ -11,10 +11,15 @@
 pub mod device;
 pub mod foreign;
 pub mod gradients;
+pub mod matmul;
 pub mod measure;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
 pub mod random;
+pub(crate) mod simd;
 pub mod sizes;
+pub(crate) mod storage;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod weights;

@@ -11,8 +11,8 @@ use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Ten
 use rayon::prelude::*;
 
 use crate::measure::{Part, part};
-use crate::ops::raw::{host, on_cpu};
-use crate::ops::simd::vectorised;
+use crate::simd::vectorised;
+use crate::storage::{host, on_cpu};
 
 /// The numbers of AdamW that do not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -280,7 +280,7 @@ impl InplaceOp2 for WithBoth<'_, '_> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::ops::testing::{normal, worst};
+    use crate::testing::{normal, worst};
     use candle_core::Device;
 
     const CONFIG: AdamWConfig = AdamWConfig { beta1: 0.9, beta2: 0.99, eps: 1e-8 };

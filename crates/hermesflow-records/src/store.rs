@@ -183,7 +183,9 @@ fn cut_torn_line(path: &Path) -> io::Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{AnswerRecord, RecordId, read};
+    use crate::AnswerRecord;
+    use crate::RecordId;
+    use crate::read;
 
     fn key(text: &str) -> IdKey {
         RecordId::new(text).unwrap().key()

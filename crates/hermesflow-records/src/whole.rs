@@ -147,7 +147,9 @@ pub(crate) fn make_parent(path: &Path) -> Result<()> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::{AnswerRecord, RecordId, read};
+    use crate::AnswerRecord;
+    use crate::RecordId;
+    use crate::read;
 
     fn answer(id: &str, score: f64) -> AnswerRecord {
         AnswerRecord { id: RecordId::new(id).unwrap(), caption: "c".into(), question_number: 1, result: vec![score] }

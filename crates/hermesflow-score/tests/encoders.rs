@@ -281,7 +281,7 @@ fn broken_folders_are_named() {
     assert!(fault(folder.path()).contains("config.json: missing field"));
 }
 
-/// Sentences of all lengths and scripts, recorded by `benches/record_minilm.py`.
+/// Sentences of all lengths and scripts, recorded by `tools/record/minilm.py`.
 #[test]
 fn real_weights_agree_with_pytorch() {
     let Some(folder) = std::env::var_os("HERMESFLOW_MINILM") else {

@@ -8,32 +8,19 @@
 #[macro_use]
 mod output;
 
-mod before;
+mod cache;
 mod commands;
 mod config;
 mod datasets;
 mod digest;
-mod evaluate;
 mod files;
-mod fit;
-mod hub;
 mod judges;
-mod layout;
-mod lock;
 mod made;
 mod models;
-mod objectives;
-mod overrides;
-mod pictures;
 mod progress;
-mod reader;
-mod reference;
 mod report;
-mod stage;
-mod statistics;
-mod texts;
+mod run;
 mod world;
-mod yaml;
 
 use std::ffi::OsString;
 
@@ -41,7 +28,7 @@ use clap::{Parser, Subcommand};
 
 use commands::{
     answer, ask, bench, caption, config as presets, controls, convert, demo, doctor, eval, extrapolate, fetch, imagine,
-    import, inpaint, judge, mmu, pair, pretrain, random_model, reconstruct, run, scenes, t2i, train, verify,
+    import, inpaint, judge, mmu, pair, pretrain, random_model, reconstruct, scenes, t2i, train, verify,
 };
 
 /// Said where something is our fault.
@@ -65,7 +52,7 @@ struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Demo(demo::Args),
-    Run(run::Args),
+    Run(commands::run::Args),
     Doctor(doctor::Args),
     Import(import::Args),
     Scenes(scenes::Args),
@@ -104,7 +91,7 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     digest::forget_loaded();
     let result = match cli.command {
         Command::Demo(args) => demo::run(args),
-        Command::Run(args) => run::run(args),
+        Command::Run(args) => commands::run::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Import(args) => import::run(args),
         Command::Scenes(args) => scenes::run(args),

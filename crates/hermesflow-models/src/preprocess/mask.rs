@@ -4,7 +4,9 @@ use std::path::Path;
 
 use image::RgbImage;
 
-use super::{Centre, fit_square, load};
+use super::Centre;
+use super::fit_square;
+use super::load;
 use crate::Result;
 
 /// A mask picture, and which codes of an image it covers.

@@ -123,7 +123,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::ops;
-    use crate::ops::testing::normal;
+    use crate::testing::normal;
 
     #[test]
     fn the_time_of_parts_is_told_apart() {

@@ -10,7 +10,7 @@ use candle_core::{D, Result, Tensor};
 ///
 /// # Shapes
 /// `x [.., w]` in f32 -> `[.., w]`
-pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
+pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
     if gpu::takes(&[x]) {
         return x.contiguous()?.apply_op1_no_bwd(&gpu::Softmax);
@@ -24,7 +24,7 @@ pub(super) fn softmax(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`
 #[cfg(feature = "cuda")]
-pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Option<Result<Tensor>> {
+pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Option<Result<Tensor>> {
     let run = || {
         let (weight, bias) = (weight.contiguous()?, bias.contiguous()?);
         x.contiguous()?.apply_op3_no_bwd(&weight, &bias, &gpu::LayerNorm { eps: eps as f32 })
@@ -34,7 +34,7 @@ pub(super) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
 
 /// No kernel does it in a build for the CPU.
 #[cfg(not(feature = "cuda"))]
-pub(super) fn layer_norm(_: &Tensor, _: &Tensor, _: &Tensor, _: f64) -> Option<Result<Tensor>> {
+pub(crate) fn layer_norm(_: &Tensor, _: &Tensor, _: &Tensor, _: f64) -> Option<Result<Tensor>> {
     None
 }
 
@@ -48,7 +48,7 @@ mod gpu {
     const WARP: usize = 32;
 
     /// Whether the kernels take these: they count elements in 32 bits.
-    pub(super) fn takes(tensors: &[&Tensor]) -> bool {
+    pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
         tensors.iter().all(|tensor| {
             let count = tensor.elem_count();
             let fits = count > 0 && count < i32::MAX as usize && tensor.rank() > 0;
@@ -66,7 +66,7 @@ mod gpu {
         LaunchConfig { grid_dim: (rows as u32, 1, 1), block_dim: block, shared_mem_bytes: 0 }
     }
 
-    pub(super) struct Softmax;
+    pub(crate) struct Softmax;
 
     impl CustomOp1 for Softmax {
         fn name(&self) -> &'static str {
@@ -92,8 +92,8 @@ mod gpu {
         }
     }
 
-    pub(super) struct LayerNorm {
-        pub(super) eps: f32,
+    pub(crate) struct LayerNorm {
+        pub(crate) eps: f32,
     }
 
     impl CustomOp3 for LayerNorm {
@@ -144,8 +144,8 @@ mod gpu {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{close, normal};
     use super::*;
+    use crate::testing::{close, normal};
 
     #[test]
     fn softmax_sums_to_one_and_stands_what_is_hidden() {

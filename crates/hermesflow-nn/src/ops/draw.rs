@@ -100,8 +100,8 @@ fn triangle(width: usize, device: &Device) -> Result<Tensor> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::normal_of;
     use super::*;
+    use crate::testing::normal_of;
 
     /// The same in f64, one element after another.
     fn plain(row: &[f32], mark: f32) -> (usize, f64) {

@@ -10,8 +10,8 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::raw::{elements, fused, host};
-use super::simd::{exp, vectorised};
+use crate::simd::{exp, vectorised};
+use crate::storage::{elements, fused, host};
 
 /// Elements of one task.
 const RUN: usize = 16 * 1024;
@@ -210,8 +210,8 @@ impl CustomOp1 for GeluQuick {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{agree, normal};
     use super::*;
+    use crate::testing::{agree, normal};
 
     #[test]
     fn agrees_with_plain_candle() {

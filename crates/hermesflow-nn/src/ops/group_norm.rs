@@ -3,9 +3,9 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::raw::{elements, fused, host};
-use super::simd::{add_to, exp, sum_by};
 use crate::measure::{Part, part};
+use crate::simd::{add_to, exp, sum_by};
+use crate::storage::{elements, fused, host};
 
 /// GroupNorm, then SiLU if asked for.
 ///
@@ -173,8 +173,8 @@ impl CustomOp3 for GroupNorm {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{agree, normal};
     use super::*;
+    use crate::testing::{agree, normal};
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_form() {

@@ -3,11 +3,12 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use super::any_device;
+use super::by_rows;
 use super::node::node3;
-use super::raw::{elements, fused, host};
-use super::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
-use super::{by_rows, composed};
 use crate::measure::{Part, part};
+use crate::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
+use crate::storage::{elements, fused, host};
 
 /// Rows of one task; fixed, so that the sums over rows have one order.
 const ROWS: usize = 64;
@@ -50,7 +51,7 @@ fn known(args: [&Tensor; 3], values: Tensor, eps: f64) -> Result<Tensor> {
     node3("layer-norm", args, values, move |grad| {
         let d = weight.dim(D::Minus1)?;
         let over_rows = |x: &Tensor| x.reshape(((), d))?.sum(0);
-        let (centred, scale) = composed::centred(&x, eps)?;
+        let (centred, scale) = any_device::centred(&x, eps)?;
         let normed = centred.broadcast_mul(&scale)?;
         let by_weight = grad.broadcast_mul(&weight)?;
         let along = (&by_weight * &normed)?.mean_keepdim(D::Minus1)?;
@@ -198,8 +199,8 @@ impl CustomOp3 for LayerNorm {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{agree, normal};
     use super::*;
+    use crate::testing::{agree, normal};
 
     #[test]
     fn agrees_with_plain_candle() {

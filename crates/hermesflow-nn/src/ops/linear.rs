@@ -9,11 +9,12 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape
 
 use rayon::prelude::*;
 
-use super::dot::{self, Element, Product};
-use super::raw::{Operand, column_sums, elements, fused, host, on_cpu, product};
-use super::simd::{LANES, vectorised};
-use super::{half_weight, wide};
+use crate::matmul::f32_results;
+use crate::matmul::half_weight;
+use crate::matmul::unpacked::{self, Element, Product};
 use crate::measure::{self, Part, part};
+use crate::simd::{LANES, vectorised};
+use crate::storage::{Operand, column_sums, elements, fused, host, on_cpu, product};
 
 /// Below this many multiplications a product stays on one thread.
 const PARALLEL_FROM: usize = 64 * 1024;
@@ -108,7 +109,7 @@ fn all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
         })
         .collect::<Result<Vec<_>>>()?;
     let shape = |(x, weight, _): &(&Tensor, &Tensor, &Tensor)| (x.dims()[0], weight.dims()[0]);
-    let results = dot::linear_all(&prepared).into_iter().zip(products);
+    let results = unpacked::linear_all(&prepared).into_iter().zip(products);
     results.map(|(y, product)| Tensor::from_vec(y, shape(product), product.0.device())).collect()
 }
 
@@ -131,7 +132,7 @@ fn plain_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
                 narrowed[narrowed.len() - 1].1.clone()
             }
         };
-        results.push(wide::multiply(&narrow, &weight.t()?)?.broadcast_add(bias)?);
+        results.push(f32_results::multiply(&narrow, &weight.t()?)?.broadcast_add(bias)?);
     }
     Ok(results)
 }
@@ -148,7 +149,7 @@ fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     } else if in_graph {
         x.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(x.dtype())?
     } else {
-        wide::multiply(&x.to_dtype(weight.dtype())?, &weight.t()?)?.to_dtype(x.dtype())?
+        f32_results::multiply(&x.to_dtype(weight.dtype())?, &weight.t()?)?.to_dtype(x.dtype())?
     };
     match bias {
         Some(bias) => y.broadcast_add(bias),
@@ -156,7 +157,7 @@ fn plain(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     }
 }
 
-pub(super) struct Linear;
+pub(crate) struct Linear;
 
 vectorised! {
     /// Rows `first..` of `y [.., out]` from `turned [out, rows]`, and the bias.
@@ -226,10 +227,10 @@ impl Linear {
         }
     }
 
-    pub(super) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+    pub(crate) fn forward(x: &[f32], weight: &[f32], bias: Option<&[f32]>, input: usize) -> Vec<f32> {
         let (n, out) = (x.len() / input, weight.len() / input);
         if Self::is_unpacked(n, weight.len(), input) {
-            return dot::linear(Product { x, weight, bias, depth: input });
+            return unpacked::linear(Product { x, weight, bias, depth: input });
         }
         if let Some(strip) = Self::strip(n, weight.len()) {
             let mut y = vec![0f32; n * out];
@@ -347,8 +348,8 @@ impl CustomOp3 for Linear {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{agree, close, normal};
     use super::*;
+    use crate::testing::{agree, close, normal};
 
     #[test]
     fn agrees_with_plain_candle() {

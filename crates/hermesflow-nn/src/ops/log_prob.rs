@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::raw::{elements, fused, host};
-use super::simd::{exp, max, max_and_sum_exp, sum_by, vectorised};
+use crate::simd::{exp, max, max_and_sum_exp, sum_by, vectorised};
+use crate::storage::{elements, fused, host};
 
 /// `log softmax(logits)[target]` of each row, in `f32`, without ever holding
 /// the softmax: the backward pass writes `(onehot - softmax) g` at once.
@@ -140,8 +140,8 @@ impl CustomOp1 for LogProb {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{agree, close, normal};
     use super::*;
+    use crate::testing::{agree, close, normal};
 
     #[test]
     fn the_log_of_a_sum_is_that_in_f64() {

@@ -10,7 +10,7 @@ use candle_core::{CpuStorage, CudaStorage, CustomOp1, CustomOp3, Layout, Result,
 
 /// `values`, which follow from `x`; `backward` gives the gradient of `x` from that of the values. Nothing is kept where
 /// `x` has no graph.
-pub(super) fn node<F>(name: &'static str, x: &Tensor, values: Tensor, backward: F) -> Result<Tensor>
+pub(crate) fn node<F>(name: &'static str, x: &Tensor, values: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<Tensor> + Send + Sync + 'static,
 {
@@ -18,7 +18,7 @@ where
 }
 
 /// The passes of a part of a model, by tensors without a graph.
-pub(super) trait Passes: Send + Sync + 'static {
+pub(crate) trait Passes: Send + Sync + 'static {
     /// What the backward pass needs beside the input.
     type Saved: Send + 'static;
 
@@ -34,7 +34,7 @@ pub(super) trait Passes: Send + Sync + 'static {
 
 /// What `passes` make of `x`, as one step of its graph. With `checkpoint` only the input is kept for the backward pass, which
 /// computes the rest again.
-pub(super) fn node_of<P: Passes>(name: &'static str, x: &Tensor, passes: P, checkpoint: bool) -> Result<Tensor> {
+pub(crate) fn node_of<P: Passes>(name: &'static str, x: &Tensor, passes: P, checkpoint: bool) -> Result<Tensor> {
     let given = x.detach().contiguous()?;
     let (values, saved) = passes.forward(&given)?;
     let saved = Mutex::new((x.track_op() && !checkpoint).then_some(saved));
@@ -50,7 +50,7 @@ pub(super) fn node_of<P: Passes>(name: &'static str, x: &Tensor, passes: P, chec
 }
 
 /// As [`node`], of three tensors, each of which may be part of the graph.
-pub(super) fn node3<F>(name: &'static str, args: [&Tensor; 3], values: Tensor, backward: F) -> Result<Tensor>
+pub(crate) fn node3<F>(name: &'static str, args: [&Tensor; 3], values: Tensor, backward: F) -> Result<Tensor>
 where
     F: Fn(&Tensor) -> Result<[Option<Tensor>; 3]> + Send + Sync + 'static,
 {
@@ -87,7 +87,7 @@ impl Values {
     }
 
     fn cpu(&self) -> Result<(CpuStorage, Shape)> {
-        self.take(|storage, layout| super::raw::cpu(storage)?.try_clone(layout))
+        self.take(|storage, layout| crate::storage::cpu(storage)?.try_clone(layout))
     }
 
     fn cuda(&self) -> Result<(CudaStorage, Shape)> {

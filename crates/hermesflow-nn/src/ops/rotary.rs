@@ -5,8 +5,8 @@
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::raw::{HeadRows, cpu, elements, fused, host};
-use super::simd::vectorised;
+use crate::simd::vectorised;
+use crate::storage::{HeadRows, cpu, elements, fused, host};
 
 /// Tokens of one task.
 const TOKENS: usize = 64;
@@ -127,8 +127,8 @@ impl CustomOp3 for Rotary {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::super::testing::{agree, normal};
     use super::*;
+    use crate::testing::{agree, normal};
 
     #[test]
     fn agrees_with_plain_candle() {

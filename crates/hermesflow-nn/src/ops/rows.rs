@@ -3,10 +3,10 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::half_weight;
-use super::raw::{elements, fused, host};
-use super::simd::add_to;
 use crate::gradients;
+use crate::matmul::half_weight;
+use crate::simd::add_to;
+use crate::storage::{elements, fused, host};
 
 /// A table of at least so many elements has its gradient summed in place, where it is collected.
 const LARGE: usize = 1 << 20;
@@ -90,8 +90,8 @@ impl CustomOp1 for GatherRows {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{agree, normal};
     use super::*;
+    use crate::testing::{agree, normal};
 
     #[test]
     fn agrees_with_plain_candle() {

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use super::raw::{elements, fused, host};
+use crate::storage::{elements, fused, host};
 
 /// Doubles height and width.
 ///
@@ -58,8 +58,8 @@ impl CustomOp1 for Upsample {
 
 #[cfg(test)]
 mod tests {
-    use super::super::testing::{agree, normal};
     use super::*;
+    use crate::testing::{agree, normal};
 
     #[test]
     fn values_and_gradients_are_those_of_the_plain_form() {

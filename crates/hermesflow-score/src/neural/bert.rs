@@ -4,7 +4,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device};
 
-use super::{Encoder, TextTokenizer, cosine};
+use super::Encoder;
+use super::TextTokenizer;
+use super::cosine;
 use crate::{CaptionSimilarity, Result};
 
 /// The cosine of two captions' `[CLS]` states.

@@ -14,10 +14,11 @@ use candle_core::{DType, Device};
 use hermesflow_nn::foreign::{decoded, stands_in};
 use hermesflow_nn::{sizes, weights};
 
+use super::check_finite;
 use super::layers::RmsNorm;
 use super::llama::{Block, Llama, Projection, Sizes, Table};
 use super::llama_files::cache_bytes;
-use super::{check_finite, memory};
+use super::memory;
 use crate::{Error, Result};
 
 /// The matrices of a block, in the order in which they are read.

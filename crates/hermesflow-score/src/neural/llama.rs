@@ -11,9 +11,11 @@ use candle_core::{DType, Device, Module, Tensor};
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::sizes;
 
+use super::TextTokenizer;
 use super::beam::{BeamSearch, Regions};
+use super::check_finite;
+use super::first_largest;
 use super::layers::{Linear, RmsNorm};
-use super::{TextTokenizer, check_finite, first_largest};
 use crate::Result;
 
 /// The sizes of a model, whatever file they were read from.

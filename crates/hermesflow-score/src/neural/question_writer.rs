@@ -14,7 +14,10 @@ use candle_core::{DType, Device};
 use super::gguf::gguf;
 use super::tokenizer::cleaned;
 use super::{Llama, TextTokenizer};
-use crate::{Question, QuestionWriter, Result, tifa};
+use crate::Question;
+use crate::QuestionWriter;
+use crate::Result;
+use crate::tifa;
 
 /// The most tokens of prompt and reply.
 const LONGEST: usize = 512;

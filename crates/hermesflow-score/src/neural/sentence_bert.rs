@@ -11,8 +11,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use candle_core::{DType, Device, Tensor};
 use serde::Deserialize;
 
+use super::Encoder;
+use super::TextTokenizer;
+use super::cosine;
+use super::first_largest;
 use super::folder::optional_json;
-use super::{Encoder, TextTokenizer, cosine, first_largest};
 use crate::{CaptionSimilarity, ChoiceMatcher, Choosing, Error, Result};
 
 /// So many embeddings are remembered.

@@ -12,11 +12,12 @@ use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::sizes;
 use serde::Deserialize;
 
+use super::check_finite;
+use super::first_largest;
 use super::folder::{Parameters, read_json};
 use super::layers::{Activation, Linear, RmsNorm};
 use super::packing::Packing;
 use super::relative::{self, Buckets};
-use super::{check_finite, first_largest};
 use crate::{Error, Result};
 
 #[derive(Debug, Clone, Deserialize)]

@@ -12,7 +12,13 @@ use candle_core::{DType, Device};
 
 use super::tokenizer::cleaned;
 use super::{T5, TextTokenizer};
-use crate::{CaptionAnswer, ChoiceMatcher, Choosing, Question, QuestionFilter, Result, tifa};
+use crate::CaptionAnswer;
+use crate::ChoiceMatcher;
+use crate::Choosing;
+use crate::Question;
+use crate::QuestionFilter;
+use crate::Result;
+use crate::tifa;
 
 /// The most tokens of a reply.
 const REPLY: usize = 30;

@@ -6,16 +6,19 @@ use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, three_deci
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
-use super::{StageArgs, scenes};
+use super::StageArgs;
+use super::scenes;
+use crate::cache::codes::{Opened, Reader};
 use crate::config::{AnswerScore, RunConfig};
 use crate::digest::digest;
+use crate::files;
+use crate::judges;
 use crate::judges::{Answered, Judges};
-use crate::layout::RunLayout;
-use crate::pictures::Pictures;
+use crate::models;
 use crate::progress::Progress;
-use crate::reader::{Opened, Reader};
-use crate::stage::{self, Stage};
-use crate::{files, judges, models};
+use crate::run::layout::RunLayout;
+use crate::run::pictures::Pictures;
+use crate::run::stage::{self, Stage};
 
 /// Let the model answer the questions about its own images
 ///

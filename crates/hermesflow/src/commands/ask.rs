@@ -6,13 +6,14 @@ use anyhow::{Context, Result, bail, ensure};
 use hermesflow_records::{ArrayFile, Found, InitialRecord, QuestionRecord, RecordId, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
-use super::{StageArgs, scenes};
+use super::StageArgs;
+use super::scenes;
 use crate::config::{RunConfig, Writer};
 use crate::files;
 use crate::judges::{Judges, alike};
-use crate::layout::RunLayout;
 use crate::made::{Origin, Output};
 use crate::progress::Progress;
+use crate::run::layout::RunLayout;
 
 /// Write questions with choices about every caption
 ///

@@ -5,15 +5,16 @@ use hermesflow_models::{ImageView, ReplyRequest, UnifiedModel};
 use hermesflow_records::{CaptionRecord, InitialRecord};
 use serde_json::json;
 
-use super::{StageArgs, scenes};
+use super::StageArgs;
+use super::scenes;
+use crate::cache::codes::{Opened, Reader};
 use crate::config::RunConfig;
 use crate::digest::digest;
-use crate::layout::RunLayout;
 use crate::models;
-use crate::pictures::{Pictures, Skipped};
 use crate::progress::Progress;
-use crate::reader::{Opened, Reader};
-use crate::stage::{self, Stage};
+use crate::run::layout::RunLayout;
+use crate::run::pictures::{Pictures, Skipped};
+use crate::run::stage::{self, Stage};
 
 /// Caption every image: ten candidates each, from careful to wild
 ///

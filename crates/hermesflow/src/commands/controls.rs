@@ -8,14 +8,19 @@ use hermesflow_records::temporary;
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
-use super::{ConfigArgs, count, eval, run};
+use super::ConfigArgs;
+use super::count;
+use super::eval;
+use super::run;
 use crate::config::RunConfig;
-use crate::evaluate::{EvalReport, EvalSettings, PromptRow};
-use crate::layout::RunLayout;
-use crate::lock::Lock;
+use crate::files;
+use crate::files::lock::Lock;
+use crate::models;
 use crate::progress::Progress;
-use crate::statistics::Mean;
-use crate::{files, models, report};
+use crate::report;
+use crate::run::layout::RunLayout;
+use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow};
+use crate::world::statistics::Mean;
 
 /// What one arm changes of the run's configuration.
 struct Arm {

@@ -11,7 +11,7 @@ use serde_json::Value;
 
 use crate::config::DTypeName;
 use crate::files::{self, NewFolder};
-use crate::hub::{Hub, Parts};
+use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
 
 /// Write a checkpoint in another layout: safetensors or .bin, whole or sharded

@@ -9,14 +9,17 @@ use hermesflow_scenes::oracle::judge;
 use hermesflow_scenes::{Split, parse_caption};
 use image::RgbImage;
 
-use super::{count, eval, run};
+use super::count;
+use super::eval;
+use super::run;
 use crate::config::RunConfig;
-use crate::evaluate::{EvalReport, EvalSettings, pictures, prompt};
-use crate::layout::RunLayout;
-use crate::pictures::Pictures;
+use crate::files;
 use crate::progress::{Progress, brief};
+use crate::report;
 use crate::report::sheet::{BAD, Cell, GOOD, Words, draw};
-use crate::{files, report};
+use crate::run::layout::RunLayout;
+use crate::run::pictures::Pictures;
+use crate::world::evaluate::{EvalReport, EvalSettings, pictures, prompt};
 
 /// The demo's run: the preset that the repository ships.
 const PRESET: &str = include_str!("../../../../configs/scenes.yaml");

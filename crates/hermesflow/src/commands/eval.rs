@@ -6,15 +6,18 @@ use anyhow::{Context, Result};
 use hermesflow_scenes::Split;
 use serde_json::json;
 
-use super::{ConfigArgs, count};
+use super::ConfigArgs;
+use super::count;
 use crate::config::RunConfig;
-use crate::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate};
+use crate::files;
+use crate::files::lock::Lock;
 use crate::judges::Judges;
-use crate::layout::RunLayout;
-use crate::lock::Lock;
 use crate::made::Origin;
+use crate::models;
 use crate::progress::Progress;
-use crate::{files, models, report};
+use crate::report;
+use crate::run::layout::RunLayout;
+use crate::world::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate};
 
 /// Measure understanding, generation (by the oracle and by the model itself) and the gap
 ///

@@ -8,12 +8,14 @@ use hermesflow_models::preprocess::load_square;
 use hermesflow_models::{ImagineJob, ImagineOptions, UnifiedModel};
 use hermesflow_records::derive_seed;
 
-use super::{MadeArgs, ModelArgs, save_made};
-use crate::pictures::slug;
+use super::MadeArgs;
+use super::ModelArgs;
+use super::save_made;
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words};
-use crate::stage::text_number;
-use crate::texts;
+use crate::run::pictures::slug;
+use crate::run::stage::text_number;
+use crate::run::texts;
 
 /// Continue a picture to the left, right, up or down
 ///

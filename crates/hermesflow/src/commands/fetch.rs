@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::hub::Hub;
+use crate::models::hub::Hub;
 use crate::progress::Progress;
 
 /// Fetch models from the hub before they are needed

@@ -8,16 +8,17 @@ use hermesflow_records::InitialRecord;
 use image::RgbImage;
 use serde_json::json;
 
-use super::{StageArgs, scenes};
+use super::StageArgs;
+use super::scenes;
 use crate::config::RunConfig;
 use crate::digest::digest;
-use crate::layout::RunLayout;
 use crate::made::Ledger;
 use crate::models;
-use crate::pictures::{save_codes, save_png};
 use crate::progress::Progress;
-use crate::stage;
-use crate::texts::Cut;
+use crate::run::layout::RunLayout;
+use crate::run::pictures::{save_codes, save_png};
+use crate::run::stage;
+use crate::run::texts::Cut;
 
 /// Imagine every caption: sixteen images each
 ///

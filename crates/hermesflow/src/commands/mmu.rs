@@ -8,9 +8,11 @@ use hermesflow_models::{ImageView, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use serde_json::json;
 
-use super::{ModelArgs, count};
-use crate::stage::text_number;
-use crate::{output, pictures};
+use super::ModelArgs;
+use super::count;
+use crate::output;
+use crate::run::pictures;
+use crate::run::stage::text_number;
 
 /// Ask the model anything about your own pictures
 ///

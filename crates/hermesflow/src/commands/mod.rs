@@ -36,12 +36,12 @@ use image::RgbImage;
 
 use crate::config::RunConfig;
 use crate::files::OwnFiles;
-use crate::layout::RunLayout;
-use crate::lock::Lock;
+use crate::files::lock::Lock;
 use crate::models;
-use crate::pictures::png;
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
+use crate::run::layout::RunLayout;
+use crate::run::pictures::png;
 
 /// What every command that reads a run's configuration takes.
 #[derive(Debug, Clone, clap::Args)]

@@ -5,14 +5,15 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use super::{StageArgs, scenes};
+use super::StageArgs;
+use super::scenes;
 use crate::config::{ImageJudge, RunConfig};
 use crate::files;
 use crate::judges::{self, Judges};
-use crate::layout::RunLayout;
 use crate::made::{Origin, Output};
-use crate::pictures::Pictures;
 use crate::progress::Progress;
+use crate::run::layout::RunLayout;
+use crate::run::pictures::Pictures;
 use hermesflow_records::{
     AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round,
 };

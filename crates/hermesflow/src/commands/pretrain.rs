@@ -22,13 +22,14 @@ use hermesflow_train::{
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::overrides;
 use crate::config::{self, Sources};
+use crate::digest;
+use crate::files::lock::Lock;
 use crate::files::{self, NewFolder};
-use crate::lock::Lock;
 use crate::made::{Origin, Place};
-use crate::objectives::{BasePretraining, PretrainingMix, VqPretraining};
 use crate::progress::Progress;
-use crate::{digest, overrides};
+use crate::world::pretraining::{BasePretraining, PretrainingMix, VqPretraining};
 
 /// Train the image tokenizer and the base model of the scenes world from nothing.
 ///

@@ -9,10 +9,10 @@ use image::RgbImage;
 use super::ConfigArgs;
 use crate::files::OwnFiles;
 use crate::models;
-use crate::pictures::{self, png};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::report::table;
+use crate::run::pictures::{self, png};
 
 /// Pictures on one contact sheet.
 const ROWS: usize = 50;

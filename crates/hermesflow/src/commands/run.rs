@@ -4,13 +4,22 @@ use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::Showo;
 use serde_json::Value;
 
-use super::{ConfigArgs, answer, ask, caption, imagine, pair, train};
+use super::ConfigArgs;
+use super::answer;
+use super::ask;
+use super::caption;
+use super::imagine;
+use super::pair;
+use super::train;
 use crate::config::{ImageJudge, ObjectiveName, Reference, RunConfig};
+use crate::files;
+use crate::files::lock::Lock;
 use crate::judges::Judges;
-use crate::layout::RunLayout;
-use crate::lock::Lock;
+use crate::made;
+use crate::models;
 use crate::progress::Progress;
-use crate::{before, files, made, models};
+use crate::run::before;
+use crate::run::layout::RunLayout;
 
 /// The whole loop for N iterations, from one YAML file
 ///

@@ -7,11 +7,11 @@ use serde_json::json;
 use super::StageArgs;
 use crate::config::{RunConfig, ScenesSettings};
 use crate::files;
-use crate::layout::RunLayout;
-use crate::lock::Lock;
+use crate::files::lock::Lock;
 use crate::made::{Note, Origin, Output};
-use crate::pictures::png;
 use crate::progress::Progress;
+use crate::run::layout::RunLayout;
+use crate::run::pictures::png;
 
 /// Make a data root of procedural scenes: pictures with captions, in the form of JourneyDB
 ///

@@ -9,11 +9,11 @@ use image::RgbImage;
 
 use super::{MadeArgs, ModelArgs};
 use crate::files::{self, OwnFiles};
-use crate::pictures::{png, slug};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
-use crate::stage::text_number;
-use crate::texts;
+use crate::run::pictures::{png, slug};
+use crate::run::stage::text_number;
+use crate::run::texts;
 
 /// Prompts on one contact sheet.
 const ROWS: usize = 50;

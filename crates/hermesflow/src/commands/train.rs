@@ -12,18 +12,20 @@ use rayon::prelude::*;
 use serde_json::json;
 
 use super::StageArgs;
+use crate::cache::codes::{Opened, Reader};
+use crate::cache::reference::ReferenceFile;
 use crate::config::{ImageCodes, ObjectiveName, Reference, RunConfig};
 use crate::digest::{self, digest};
-use crate::layout::RunLayout;
+use crate::files;
 use crate::made::Place;
-use crate::objectives::BasePretraining;
-use crate::pictures::Pictures;
+use crate::models;
+use crate::models::memory_plan;
 use crate::progress::{Progress, Task};
-use crate::reader::{Opened, Reader};
-use crate::reference::ReferenceFile;
-use crate::stage;
-use crate::texts::Cut;
-use crate::{files, fit, models};
+use crate::run::layout::RunLayout;
+use crate::run::pictures::Pictures;
+use crate::run::stage;
+use crate::run::texts::Cut;
+use crate::world::pretraining::BasePretraining;
 
 /// Train on the pairs: the best against the worst, captions and images
 ///
@@ -77,7 +79,7 @@ pub fn train(
     layout: &RunLayout,
     progress: &Progress,
 ) -> Result<Showo> {
-    let config = &fit::chosen(config, player)?;
+    let config = &memory_plan::chosen(config, player)?;
     if config.train.objective == ObjectiveName::ContinuePretraining {
         return continue_pretraining(player, config, layout, progress);
     }

@@ -1,5 +1,6 @@
 #![allow(clippy::unwrap_used)]
-use super::{train::ProductsName, *};
+use super::train::ProductsName;
+use super::*;
 use hermesflow_models::multiplies_bf16;
 
 fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {

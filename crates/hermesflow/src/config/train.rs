@@ -9,7 +9,7 @@ use hermesflow_train::{
 use serde::{Deserialize, Serialize};
 
 use super::{DTypeName, ModelSettings};
-use crate::objectives::PretrainingMix;
+use crate::world::pretraining::PretrainingMix;
 
 /// How the model is trained.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -280,7 +280,7 @@ pub(super) fn with_our_key(error: hermesflow_train::Error) -> anyhow::Error {
 
 impl TrainSettings {
     /// Names what was left open and does not depend on the model: on the CPU, where one memory holds everything, that is
-    /// all; on a GPU what fits is chosen when the model is known ([`crate::fit`]).
+    /// all; on a GPU what fits is chosen when the model is known ([`crate::models::memory_plan`]).
     pub(super) fn resolve(&mut self, model: &ModelSettings) {
         let rounds = || model.device_name().is_ok_and(DeviceName::multiplies_bf16);
         self.products = self.products.resolved(model.dtype, rounds);

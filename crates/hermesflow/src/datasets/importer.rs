@@ -9,11 +9,16 @@ use hermesflow_records::{ArrayFile, IdKey, InitialRecord, journeydb_questions};
 use rayon::prelude::*;
 use serde_json::{Value, json};
 
+use super::At;
+use super::Broken;
+use super::Entry;
+use super::Place;
+use super::Reason;
+use super::counted;
 use super::fields::{Names, Parts, Picture, is_journeydb};
 use super::pictures::Gallery;
 use super::sources::{self, Meter};
-use super::{At, Broken, Entry, Place, Reason, counted};
-use crate::lock::Lock;
+use crate::files::lock::Lock;
 use crate::made::{Note, Origin, Output};
 use crate::progress::Progress;
 

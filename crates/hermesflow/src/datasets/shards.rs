@@ -10,8 +10,14 @@ use anyhow::Result;
 use hermesflow_models::foreign;
 use serde_json::{Map, Value};
 
+use super::At;
+use super::Broken;
+use super::Entry;
+use super::Place;
+use super::Reason;
+use super::Take;
 use super::fields::Names;
-use super::{At, Broken, Entry, Place, Reason, Take, json};
+use super::json;
 
 /// Extensions of pictures, those that are not read among them: they are named then, not overlooked.
 const PICTURES: [&str; 12] =

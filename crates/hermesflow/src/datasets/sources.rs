@@ -9,8 +9,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::bufread::MultiGzDecoder;
 
+use super::Take;
 use super::fields::Names;
-use super::{Take, json, parquet, shards};
+use super::json;
+use super::parquet;
+use super::shards;
 use crate::progress::Task;
 
 /// Extensions in the order in which a folder's files are wanted: its JSON is often about the others.

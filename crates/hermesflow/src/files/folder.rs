@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use hermesflow_records::temporary;
 
+use super::lock::Lock;
 use super::write_atomically;
-use crate::lock::Lock;
 
 /// A folder that appears whole or not at all, where nothing is.
 #[derive(Debug)]

@@ -1,9 +1,8 @@
 //! The judges of texts and images that a configuration names.
 //!
 //! A judge with weights is fetched and loaded when it is asked something that it has not been asked before; what it
-//! said is remembered on disk ([`cache`]), so a stage that runs again loads nothing.
+//! said is remembered on disk ([`crate::cache::scores`]), so a stage that runs again loads nothing.
 
-mod cache;
 mod remembered;
 mod scenes;
 
@@ -20,12 +19,12 @@ use hermesflow_score::choice::equal;
 pub use hermesflow_score::choice::{alike, prompt};
 pub use scenes::oracle;
 
+use crate::cache::scores::ScoreCache;
 use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
 use crate::digest::{self, digest};
-use crate::hub::{Hub, Parts};
-use crate::layout::RunLayout;
+use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
-use cache::ScoreCache;
+use crate::run::layout::RunLayout;
 use remembered::Remembered;
 use scenes::SceneWriter;
 

@@ -10,7 +10,7 @@ use hermesflow_score::{
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::cache::ScoreCache;
+use crate::cache::scores::ScoreCache;
 use crate::digest::digest;
 
 /// A judge of the kind `J`, its model not loaded before it is needed.

@@ -5,7 +5,7 @@ use hermesflow_scenes::parse_caption;
 use hermesflow_score::{Question, QuestionWriter};
 use image::RgbImage;
 
-use crate::stage::text_number;
+use crate::run::stage::text_number;
 
 /// Reads captions of the scenes world and asks about all that they say; nothing about other captions.
 ///

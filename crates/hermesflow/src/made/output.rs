@@ -7,7 +7,8 @@ use hermesflow_records::ArrayFile;
 use serde::{Deserialize, Serialize};
 
 use super::Origin;
-use crate::{digest, files};
+use crate::digest;
+use crate::files;
 
 /// A file that this program makes anew each time it is asked to, from what is there then.
 #[derive(Debug)]

@@ -5,8 +5,8 @@ pub mod sheet;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::evaluate::{EvalReport, PromptRow};
-use crate::statistics::Mean;
+use crate::world::evaluate::{EvalReport, PromptRow};
+use crate::world::statistics::Mean;
 
 /// A table with a header; all columns but the first are aligned to the right.
 pub fn table(header: &[&str]) -> Table {

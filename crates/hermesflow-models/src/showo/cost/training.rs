@@ -4,7 +4,7 @@
 //! through the images first. The reference computes its images when the policy's graphs stand already. So there are two
 //! peaks: at the end of all forward passes, and when the images' part is done, all weights have gradients and the
 //! captions' part is left. What a block keeps and has at a time follows `ops/decoder.rs` (the CPU's kernels),
-//! `ops/gpu/trained.rs` (a GPU, products in bf16) or `ops/composed/block.rs`
+//! `ops/gpu/trained.rs` (a GPU, products in bf16) or `ops/decoder/any_device.rs`
 //! (a GPU in f32).
 
 use hermesflow_nn::ops::{self, Products};

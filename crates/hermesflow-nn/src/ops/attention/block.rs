@@ -6,8 +6,8 @@
 //! own, for which a general product costs more than the work.
 
 use super::plan::{BLOCK, Block};
-use crate::ops::raw::{HeadRows, Operand, Shared, product};
-use crate::ops::simd::{LANES, dot, exp, max, sum_by, vectorised};
+use crate::simd::{LANES, dot, exp, max, sum_by, vectorised};
+use crate::storage::{HeadRows, Operand, Shared, product};
 
 /// The operands of one pass, with the head sizes.
 pub(super) struct Inputs<'a> {

@@ -8,7 +8,7 @@ use rayon::prelude::*;
 use super::Segment;
 use super::block::{Gradients, Inputs};
 use super::plan::Block;
-use crate::ops::raw::{HeadRows, Shared, cpu, host};
+use crate::storage::{HeadRows, Shared, cpu, host};
 
 /// Below this many multiplications everything stays on one thread.
 const PARALLEL_FROM: usize = 256 * 1024;

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::Segment;
-use crate::ops::simd::LANES;
+use crate::simd::LANES;
 
 /// Most queries of one block: its scores stay in the cache, and a causal block
 /// computes few scores beyond its last query.

@@ -4,7 +4,7 @@
 use candle_core::{D, DType, Device, Var};
 
 use super::*;
-use crate::ops::testing::{agree, close, kernels_run, normal};
+use crate::testing::{agree, close, kernels_run, normal};
 
 /// The whole score matrix with a mask: an account of `Segment` of its own.
 fn dense(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -> Result<Tensor> {

@@ -5,8 +5,8 @@
 
 use super::block::{Inputs, sections, soften, weighted_sum};
 use super::plan::{BLOCK, Block};
-use crate::ops::raw::Shared;
-use crate::ops::simd::{LANES, dot, vectorised};
+use crate::simd::{LANES, dot, vectorised};
+use crate::storage::Shared;
 
 /// Keys whose scores are summed side by side, and queries whose values are.
 const SIDE_BY_SIDE: usize = 8;

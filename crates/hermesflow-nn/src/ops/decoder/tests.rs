@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
-use super::super::testing::{collected, kernels_run, normal_of, worst};
 use super::*;
 use crate::ops;
+use crate::testing::{collected, kernels_run, normal_of, worst};
 use candle_core::Var;
 
 const HEADS: usize = 3;
@@ -103,8 +103,7 @@ fn the_composition_agrees_with_the_kernels() {
         let (args, (cos, sin, segments)) = (args(n), setting(n));
         // With operands in bf16 the composition's attention is, too; the kernels' is in f32.
         for (products, tolerance) in [(Products::F32, 2e-5), (Products::Bf16, 2e-1)] {
-            let ours =
-                collected(&args, |a| composed::block::block(&a[0], &block(a, products), (&cos, &sin), &segments));
+            let ours = collected(&args, |a| any_device::block(&a[0], &block(a, products), (&cos, &sin), &segments));
             let kernels = collected(&args, |a| decoder_block(&a[0], &block(a, products), (&cos, &sin), &segments));
             for (at, (ours, kernels)) in ours.iter().zip(&kernels).enumerate() {
                 let worst = worst(ours, kernels);
@@ -119,7 +118,7 @@ fn what_is_computed_again_gives_the_same_gradients() {
     let (args, (cos, sin, segments)) = (args(70), setting(70));
     for products in [Products::F32, Products::Bf16] {
         let again = |args: &[Var]| DecoderBlock { checkpoint: true, ..block(args, products) };
-        let forms: [Form; 2] = [decoder_block, composed::block::block];
+        let forms: [Form; 2] = [decoder_block, any_device::block];
         for form in forms {
             let kept = collected(&args, |a| form(&a[0], &block(a, products), (&cos, &sin), &segments));
             let again = collected(&args, |a| form(&a[0], &again(a), (&cos, &sin), &segments));

@@ -9,7 +9,7 @@ use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_with_bias, narrowed, norm, takes_rotation, takes_width};
 use crate::measure::{Part, part};
 use crate::ops::decoder::DecoderBlock;
-use crate::ops::frozen::Cached;
+use crate::ops::decoder::frozen::Cached;
 use crate::ops::{Pair, Segment};
 
 /// Whether the kernels take a block with matrices of this type and vectors in f32: by its sizes.

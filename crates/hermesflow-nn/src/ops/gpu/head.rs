@@ -7,12 +7,12 @@ use candle_core::{DType, Result, Tensor};
 
 use super::product::{self, By};
 use super::rows::{log_prob, log_prob_back, narrowed};
+use crate::matmul::training::Products;
 use crate::measure::{Part, part};
-use crate::ops::composed::collect_affine;
+use crate::ops::any_device::collect_affine;
 use crate::ops::decoder::Pair;
 use crate::ops::head::HEAD_ROWS_ON_A_GPU as ROWS;
 use crate::ops::node::node;
-use crate::ops::products::Products;
 
 /// Whether the kernels take a head: products of bf16, vectors in f32.
 pub(in crate::ops) fn takes_head(x: &Tensor, head: &Pair, targets: &[u32], products: Products) -> bool {

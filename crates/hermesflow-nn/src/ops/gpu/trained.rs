@@ -8,11 +8,11 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::attention;
 use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_back, gelu_with_bias, narrowed, norm, norm_back};
+use crate::matmul::training::Products;
 use crate::measure::{Part, part};
-use crate::ops::composed::{collect, collect_affine};
+use crate::ops::any_device::{collect, collect_affine};
 use crate::ops::decoder::DecoderBlock;
 use crate::ops::node::{Passes, node_of};
-use crate::ops::products::Products;
 use crate::ops::{Pair, Segment};
 
 /// Whether the kernels take a block: weights in f32, of which products take bf16.

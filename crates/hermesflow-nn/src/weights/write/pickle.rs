@@ -11,7 +11,9 @@ use candle_core::{DType, Layout, Tensor};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::{bytes, stored, write_through};
+use super::bytes;
+use super::stored;
+use super::write_through;
 use crate::weights::Error;
 
 /// Values begin at multiples of this, so that they can be mapped.

@@ -5,9 +5,12 @@ use hermesflow_models::device::{self, Memory};
 use hermesflow_models::showo::cost::Sizes;
 use sysinfo::System;
 
-use super::{Findings, Stage, Verdict, gigabytes};
+use super::Findings;
+use super::Stage;
+use super::Verdict;
+use super::gigabytes;
 use crate::config::{Checkpointing, OptimizerState, RunConfig};
-use crate::fit::{self, FORMS};
+use crate::models::memory_plan::{self, FORMS};
 
 impl Findings {
     /// The GPU's memory, where the run is to use one and it is known.
@@ -43,7 +46,7 @@ impl Findings {
     /// Chooses the form of training where it is left open, and says what each takes of a GPU.
     pub(super) fn forms(&mut self, config: &mut RunConfig, sizes: &Sizes, gpu: Option<Memory>) {
         let needs = FORMS.map(|(checkpointing, state)| {
-            let need = fit::need(config, sizes, (checkpointing, state));
+            let need = memory_plan::need(config, sizes, (checkpointing, state));
             let host = if need.host > 0 { format!(" and {} of the host", gigabytes(need.host)) } else { String::new() };
             format!(
                 "{}, {} {}{host}",
@@ -54,7 +57,7 @@ impl Findings {
         });
         let mut text = format!("by train.checkpointing, train.optimizer_state: {}", needs.join("; "));
         if let Some(memory) = gpu {
-            fit::choose(config, sizes, memory.total);
+            memory_plan::choose(config, sizes, memory.total);
             let host = config.train.optimizer_state == OptimizerState::Host;
             let place = if host { "host" } else { "device" };
             text.push_str(&format!("; here: {}, {place}", config.train.checkpoints()));

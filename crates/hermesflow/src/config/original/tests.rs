@@ -1,8 +1,9 @@
 #![allow(clippy::unwrap_used)]
 
 use super::super::{RunConfig, TrainSettings};
-use super::{translate, wrapped};
-use crate::overrides;
+use super::translate;
+use super::wrapped;
+use crate::config::overrides;
 
 const DEMO: &str = include_str!("../../../tests/original/hermesflow_demo_512x512.yaml");
 const PAIR_DPO: &str = include_str!("../../../tests/original/hermesflow_pairdpo.yaml");

@@ -11,7 +11,7 @@ use super::keys::{SINGLE, meaningless};
 use super::reader::Reader;
 use crate::config::Expect;
 use crate::config::expect::original_name;
-use crate::overrides;
+use crate::config::overrides;
 
 /// Pixels of the side of an image token in every checkpoint that the original knows.
 const TOKEN_PIXELS: usize = 16;

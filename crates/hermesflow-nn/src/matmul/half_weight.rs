@@ -1,0 +1,272 @@
+//! Matrices held in 16 bits (bf16 or f16) under activations in f32, on the CPU: the memory of a model halves, and
+//! with it the traffic that bounds decoding. Where the CPU multiplies bf16 (AVX512-BF16), activations are rounded to it
+//! and it does; elsewhere every block of a weight is widened once per product, into the cache.
+//!
+//! For frozen weights only: there is no backward pass, and asking for one is an error, not a cut.
+
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use super::packed::{self, Matrix, Values};
+use super::unpacked::{self, Element, Product};
+use crate::storage::{Operand, Shared, cpu, elements, host, on_cpu, product};
+
+/// Weight elements that are widened at a time for few rows, about what a core's cache holds.
+const BLOCK: usize = 1 << 17;
+/// And for many, whose packing must not be repeated often.
+const LARGE_BLOCK: usize = 1 << 20;
+/// Up to so many rows go through the transposed product, as in [`crate::ops::linear`].
+const FEW: usize = 192;
+/// From so many rows on packing a weight in bf16 costs less than its product gains.
+const PACKED_FROM: usize = 384;
+
+/// Whether this CPU multiplies bf16 faster than f32.
+pub fn multiplies_bf16() -> bool {
+    bf16::available()
+}
+
+/// Whether a tensor is a matrix in 16 bits on the CPU.
+pub(crate) fn is_half(weight: &Tensor) -> bool {
+    on_cpu(weight.device()) && matches!(weight.dtype(), DType::BF16 | DType::F16)
+}
+
+/// `x Wᵀ + b` of contiguous `x [n, in]` in f32 and `weight [out, in]` in 16 bits -> `[n, out]` in f32.
+pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => x.apply_op3(weight, bias, HalfLinear),
+        None => x.apply_op2(weight, HalfLinear),
+    }
+}
+
+/// Whether a tensor is a matrix in bf16 on the CPU.
+pub(crate) fn is_brain(weight: &Tensor) -> bool {
+    is_half(weight) && weight.dtype() == DType::BF16
+}
+
+/// Several `x Wᵀ + b` of contiguous bf16 weights in one go, where the CPU multiplies bf16; an `x` that stands in several
+/// is narrowed once.
+pub(crate) fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+    if products.iter().any(|(x, _, _)| x.dims()[0] >= PACKED_FROM) {
+        return products.iter().map(|(x, weight, bias)| linear(x, weight, Some(bias))).collect();
+    }
+    let mut narrowed: Vec<(&Tensor, Vec<bf16>)> = Vec::new();
+    for (x, _, _) in products {
+        if !narrowed.iter().any(|(known, _)| known.id() == x.id()) {
+            let (store, layout) = x.storage_and_layout();
+            narrowed.push((x, unpacked::narrow(host(&store, layout)?)));
+        }
+    }
+    let stores: Vec<_> = products.iter().map(|(_, w, b)| [w, b].map(|tensor| tensor.storage_and_layout())).collect();
+    let mut prepared = Vec::with_capacity(products.len());
+    for ((x, _, _), [(w, wl), (b, bl)]) in products.iter().zip(&stores) {
+        let (Some((_, x)), Half::Brain(weight)) =
+            (narrowed.iter().find(|(known, _)| known.id() == x.id()), Half::new(cpu(w)?, wl)?)
+        else {
+            bail!("expected a weight in bf16");
+        };
+        prepared.push(Product { x, weight, bias: Some(host(b, bl)?), depth: wl.dims()[1] });
+    }
+    let results = unpacked::linear_all(&prepared).into_iter().zip(products);
+    results.map(|(y, (x, weight, _))| Tensor::from_vec(y, (x.dims()[0], weight.dims()[0]), x.device())).collect()
+}
+
+/// Rows of a 16-bit matrix, in f32.
+pub(crate) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
+    x.apply_op1(HalfRows { rows: rows.into() })
+}
+
+/// The elements of a contiguous 16-bit tensor.
+#[derive(Clone, Copy)]
+enum Half<'a> {
+    Brain(&'a [bf16]),
+    Ieee(&'a [f16]),
+}
+
+impl<'a> Half<'a> {
+    fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
+        let Some((start, end)) = layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor, not strides {:?}", layout.stride());
+        };
+        Ok(match storage {
+            CpuStorage::BF16(values) => Self::Brain(&values[start..end]),
+            CpuStorage::F16(values) => Self::Ieee(&values[start..end]),
+            _ => bail!("expected a tensor in 16 bits"),
+        })
+    }
+
+    fn len(self) -> usize {
+        match self {
+            Self::Brain(values) => values.len(),
+            Self::Ieee(values) => values.len(),
+        }
+    }
+
+    fn widen(self, from: usize, to: &mut [f32]) {
+        match self {
+            Self::Brain(values) => values[from..from + to.len()].convert_to_f32_slice(to),
+            Self::Ieee(values) => values[from..from + to.len()].convert_to_f32_slice(to),
+        }
+    }
+}
+
+struct HalfLinear;
+
+impl HalfLinear {
+    fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+        let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
+        if let (Half::Brain(weight), true) = (weight, bf16::available()) {
+            if n >= PACKED_FROM {
+                let weight = Matrix::new(Values::Brain(weight), input);
+                return packed::multiply(Matrix::wide(x, input), weight.t(), bias);
+            }
+            return unpacked::linear(Product { x: &unpacked::narrow(x), weight, bias, depth: input });
+        }
+        let mut y = vec![0f32; n * out];
+        let target = Shared(y.as_mut_ptr());
+        let block = if n <= FEW { BLOCK } else { LARGE_BLOCK };
+        let lines = (block / input.max(1)).clamp(1, out.max(1));
+        (0..out.div_ceil(lines)).into_par_iter().for_each_init(Vec::new, |scratch, block| {
+            let (first, lines) = (block * lines, lines.min(out - block * lines));
+            let few = n <= FEW;
+            scratch.resize(lines * input + if few { lines * n } else { 0 }, 0f32);
+            let (wide, turned) = scratch.split_at_mut(lines * input);
+            weight.widen(first * input, wide);
+            let (w, x) = (Operand::rows(wide.as_ptr(), input), Operand::rows(x.as_ptr(), input));
+            if few {
+                // SAFETY: w is [lines, input], x [n, input], turned [lines, n], all contiguous.
+                unsafe { product((lines, n, input), turned.as_mut_ptr(), n, false, w, x.t(), 1.0, false) };
+            }
+            for row in 0..n {
+                // SAFETY: the columns first .. first + lines of y [n, out] are this task's alone.
+                let y = unsafe { std::slice::from_raw_parts_mut(target.at(row * out + first), lines) };
+                match bias {
+                    Some(bias) => y.copy_from_slice(&bias[first..first + lines]),
+                    None => y.fill(0.0),
+                }
+                if few {
+                    y.iter_mut().enumerate().for_each(|(line, y)| *y += turned[line * n + row]);
+                }
+            }
+            if !few {
+                // SAFETY: x is [n, input], w [lines, input]; the columns of y are this task's alone.
+                unsafe { product((n, lines, input), target.at(first), out, true, x, w.t(), 1.0, false) };
+            }
+        });
+        y
+    }
+}
+
+impl CustomOp2 for HalfLinear {
+    fn name(&self) -> &'static str {
+        "linear with a 16-bit weight"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, None, input);
+        Ok((CpuStorage::F32(y), (n, out).into()))
+    }
+}
+
+impl CustomOp3 for HalfLinear {
+    fn name(&self) -> &'static str {
+        "linear with a 16-bit weight"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
+        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, Some(elements(b, bl)?), input);
+        Ok((CpuStorage::F32(y), (n, out).into()))
+    }
+}
+
+struct HalfRows {
+    rows: Box<[u32]>,
+}
+
+impl CustomOp1 for HalfRows {
+    fn name(&self) -> &'static str {
+        "rows of a 16-bit matrix"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (_, h) = layout.shape().dims2()?;
+        let x = Half::new(x, layout)?;
+        let mut out = vec![0f32; self.rows.len() * h];
+        for (&row, out) in self.rows.iter().zip(out.chunks_exact_mut(h.max(1))) {
+            x.widen(row as usize * h, out);
+        }
+        Ok((CpuStorage::F32(out), (self.rows.len(), h).into()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use crate::ops;
+    use crate::testing::{kernels_run, normal};
+    use candle_core::{DType, Tensor, Var};
+
+    fn rounded(x: &Tensor, dtype: DType) -> Tensor {
+        x.to_dtype(dtype).unwrap().to_dtype(DType::F32).unwrap()
+    }
+
+    #[test]
+    fn a_row_is_the_same_in_any_batch() {
+        let (x, w) = (normal(&[17, 300]), normal(&[45, 300]).to_dtype(DType::BF16).unwrap());
+        let together = ops::linear(&x, &w, None).unwrap();
+        let bit_for_bit = super::multiplies_bf16() && kernels_run("a row of the same bits in any batch");
+        for row in 0..17 {
+            let alone = ops::linear(&x.narrow(0, row, 1).unwrap(), &w, None).unwrap();
+            let distance = distance(&together.narrow(0, row, 1).unwrap(), &alone);
+            assert!(distance <= if bit_for_bit { 0.0 } else { 1e-4 }, "{row}: {distance}");
+        }
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> f32 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn agrees_with_the_widened_weight() {
+        for dtype in [DType::BF16, DType::F16] {
+            for (n, input, out) in [(1, 5, 3), (37, 19, 23), (130, 640, 700), (210, 7, 33), (300, 2112, 70)] {
+                let (x, w, b) = (normal(&[n, input]), normal(&[out, input]).to_dtype(dtype).unwrap(), normal(&[out]));
+                // What a bf16 product sees, where the CPU has one; a composition rounds to either type.
+                let widened = dtype == DType::F16 && kernels_run("products of f16 see their input in f32");
+                let x = if widened { x } else { rounded(&x, dtype) };
+                let wide = w.to_dtype(DType::F32).unwrap();
+                let near = |bias: Option<&Tensor>| {
+                    let (y, plain) = (ops::linear(&x, &w, bias).unwrap(), ops::linear(&x, &wide, bias).unwrap());
+                    assert_eq!(y.dtype(), DType::F32);
+                    assert!(distance(&y, &plain) < 1e-4, "{dtype:?} {n} {input} {out}");
+                };
+                near(Some(&b));
+                near(None);
+                let rows: Vec<u32> = (0..n as u32).map(|i| i * 7 % out as u32).collect();
+                let picked = ops::embedding(&w, &rows).unwrap();
+                assert_eq!(distance(&picked, &ops::embedding(&wide, &rows).unwrap()), 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_gradient_through_it_is_an_error() {
+        if !kernels_run("no gradient through a weight in 16 bits") {
+            return;
+        }
+        let x = Var::from_tensor(&normal(&[4, 6])).unwrap();
+        let w = normal(&[3, 6]).to_dtype(DType::BF16).unwrap();
+        assert!(ops::linear(&x, &w, None).unwrap().sum_all().unwrap().backward().is_err());
+    }
+}

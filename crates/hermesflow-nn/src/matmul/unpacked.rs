@@ -1,0 +1,336 @@
+//! Products `x Wᵀ` without packing, on CPUs with AVX-512: f32, and bf16 with sums in f32 by the CPU's own instruction
+//! (AVX512-BF16).
+//!
+//! Both operands lie with the summed dimension innermost, so a tile of `ROWS × COLUMNS` results keeps one vector of
+//! partial sums each. A result's order of summation does not depend on what else is computed: a row gives the same bits
+//! alone and in any batch.
+
+use std::ops::Range;
+
+use half::bf16;
+use rayon::prelude::*;
+
+use crate::simd::allowed;
+use crate::storage::Shared;
+
+/// Rows of `x` in a tile, and lines of the weight.
+const ROWS: usize = 6;
+const COLUMNS: usize = 4;
+/// Rows of `x` that are worked on together: with a part of the summed dimension they stay in a core's second cache,
+/// while the weight passes by once for all of them.
+const BLOCK: usize = 16 * ROWS;
+/// Bytes of the summed dimension that are taken at a time: a tile's operands stay in the first cache, and summing a
+/// vector's lanes at the end costs little.
+const DEPTH: usize = 4096;
+/// Lines of the weight that a task takes at least.
+const LINES: usize = 8 * COLUMNS;
+
+/// A type that the CPU multiplies in vectors.
+pub(crate) trait Element: Copy + Sync {
+    /// Whether this CPU does, and nobody has forbidden it.
+    fn available() -> bool;
+
+    /// `y [n, out] += x [n, depth] wᵀ [depth, out]` in the columns `lines`, over `part` of the summed dimension and the
+    /// rows `rows`.
+    ///
+    /// # Safety
+    /// [`Element::available`], and no other thread touches these columns.
+    #[allow(clippy::too_many_arguments)]
+    unsafe fn add_block(
+        x: &[Self],
+        w: &[Self],
+        depth: usize,
+        part: Range<usize>,
+        rows: Range<usize>,
+        lines: Range<usize>,
+        y: Shared,
+        out: usize,
+    );
+}
+
+/// One product `x Wᵀ + b` of `x [n, depth]` and `weight [out, depth]`.
+pub(crate) struct Product<'a, T> {
+    pub(crate) x: &'a [T],
+    pub(crate) weight: &'a [T],
+    pub(crate) bias: Option<&'a [f32]>,
+    pub(crate) depth: usize,
+}
+
+impl<T: Element> Product<'_, T> {
+    fn rows(&self) -> usize {
+        self.x.len() / self.depth.max(1)
+    }
+
+    fn out(&self) -> usize {
+        self.weight.len() / self.depth.max(1)
+    }
+
+    /// The columns `lines` of the result, of which nothing is written yet.
+    ///
+    /// # Safety
+    /// [`Element::available`]; `y` has room for `[rows, out]`, and no other thread touches these columns.
+    unsafe fn columns(&self, lines: Range<usize>, y: Shared) {
+        let (n, out, step) = (self.rows(), self.out(), DEPTH / size_of::<T>());
+        // SAFETY: by the contract of this function.
+        unsafe {
+            for row in 0..n {
+                let y = y.at(row * out + lines.start);
+                match self.bias {
+                    Some(bias) => y.copy_from_nonoverlapping(bias[lines.clone()].as_ptr(), lines.len()),
+                    None => y.write_bytes(0, lines.len()),
+                }
+            }
+            for from in (0..self.depth).step_by(step) {
+                let part = from..(from + step).min(self.depth);
+                for first in (0..n).step_by(BLOCK) {
+                    let rows = first..(first + BLOCK).min(n);
+                    T::add_block(self.x, self.weight, self.depth, part.clone(), rows, lines.clone(), y, out);
+                }
+            }
+        }
+    }
+}
+
+/// A product; only where the type is [`Element::available`].
+pub(crate) fn linear<T: Element>(product: Product<'_, T>) -> Vec<f32> {
+    linear_all(&[product]).pop().unwrap_or_default()
+}
+
+/// Several products in one go: threads are woken and waited for once.
+pub(crate) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32>> {
+    debug_assert!(T::available());
+    let mut results: Vec<Vec<f32>> =
+        products.iter().map(|product| Vec::with_capacity(product.rows() * product.out())).collect();
+    let targets: Vec<Shared> = results.iter_mut().map(|result| Shared(result.as_mut_ptr())).collect();
+    // Several tasks a thread, so that none waits long for the last one.
+    let work: usize = products.iter().map(|product| product.weight.len()).sum();
+    let share = work.div_ceil(8 * rayon::current_num_threads());
+    let tasks: Vec<(usize, Range<usize>)> = products
+        .iter()
+        .enumerate()
+        .flat_map(|(at, product)| {
+            let lines = share.div_ceil(product.depth.max(1)).next_multiple_of(COLUMNS).max(LINES);
+            let out = product.out();
+            (0..out).step_by(lines).map(move |first| (at, first..(first + lines).min(out)))
+        })
+        .collect();
+    let all = products.iter().map(|product| product.x.len() * product.out()).sum();
+    crate::measure::product((all, 1, 1), true, || {
+        tasks.into_par_iter().for_each(|(at, lines)| {
+            // SAFETY: the caller asked `available`; the task's columns are its alone.
+            unsafe { products[at].columns(lines, targets[at]) };
+        });
+    });
+    for (result, product) in results.iter_mut().zip(products) {
+        // SAFETY: the tasks have written every column of every row.
+        unsafe { result.set_len(product.rows() * product.out()) };
+    }
+    results
+}
+
+/// Rounded to the nearest bf16.
+pub(crate) fn narrow(x: &[f32]) -> Vec<bf16> {
+    use half::slice::HalfFloatSliceExt;
+    const RUN: usize = 1 << 14;
+    let mut rounded = vec![bf16::ZERO; x.len()];
+    rounded.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+    rounded
+}
+
+/// Implements [`Element`] by vectors of `$wide` elements: how one is read, wholly or its first few elements, and how two
+/// are multiplied and added to sums.
+macro_rules! element {
+    ($type:ty, $features:literal, $available:expr, $wide:literal, $load:expr, $load_few:expr, $multiply_add:expr) => {
+        #[cfg(target_arch = "x86_64")]
+        const _: () = {
+            use std::arch::x86_64::*;
+
+            /// `y[r][c] += Σ x[r][i]·w[c][i]` over `length` elements; rows of `x` and lines of `w` are `depth` apart,
+            /// rows of `y` `out`. With `AHEAD` the `C` lines behind these are on their way into the cache meanwhile: a few
+            /// rows are done with a line before the CPU has noticed that the next one will be read.
+            ///
+            /// # Safety
+            /// The CPU has the instructions; all that is named can be read, and `y` written.
+            #[target_feature(enable = $features)]
+            unsafe fn tile<const R: usize, const C: usize, const AHEAD: bool>(
+                x: *const $type,
+                w: *const $type,
+                depth: usize,
+                length: usize,
+                y: *mut f32,
+                out: usize,
+            ) {
+                // SAFETY: by the contract of this function; what is left behind the last whole vector is read under a
+                // mask.
+                unsafe {
+                    let mut sums = [[_mm512_setzero_ps(); C]; R];
+                    let mut at = 0;
+                    while at + $wide <= length {
+                        let mut lines = [$load(w.add(at)); C];
+                        for c in 1..C {
+                            lines[c] = $load(w.add(c * depth + at));
+                        }
+                        if AHEAD {
+                            for c in C..2 * C {
+                                _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(c * depth + at).cast());
+                            }
+                        }
+                        for r in 0..R {
+                            let row = $load(x.add(r * depth + at));
+                            for c in 0..C {
+                                sums[r][c] = $multiply_add(sums[r][c], row, lines[c]);
+                            }
+                        }
+                        at += $wide;
+                    }
+                    if at < length {
+                        for r in 0..R {
+                            let row = $load_few(x.add(r * depth + at), length - at);
+                            for c in 0..C {
+                                let line = $load_few(w.add(c * depth + at), length - at);
+                                sums[r][c] = $multiply_add(sums[r][c], row, line);
+                            }
+                        }
+                    }
+                    for r in 0..R {
+                        let y = y.add(r * out);
+                        if let &[a, b, c, d] = &sums[r][..] {
+                            _mm_storeu_ps(y, _mm_add_ps(_mm_loadu_ps(y), lane_sums(a, b, c, d)));
+                        } else {
+                            sums[r].iter().enumerate().for_each(|(c, sum)| *y.add(c) += _mm512_reduce_add_ps(*sum));
+                        }
+                    }
+                }
+            }
+
+            #[target_feature(enable = $features)]
+            #[allow(clippy::too_many_arguments)]
+            unsafe fn block(
+                x: &[$type],
+                w: &[$type],
+                depth: usize,
+                part: Range<usize>,
+                rows: Range<usize>,
+                lines: Range<usize>,
+                y: Shared,
+                out: usize,
+            ) {
+                let length = part.len();
+                for line in lines.clone().step_by(COLUMNS) {
+                    let columns = COLUMNS.min(lines.end - line);
+                    let w = w[line * depth + part.start..].as_ptr();
+                    for row in rows.clone().step_by(ROWS) {
+                        let x = x[row * depth + part.start..].as_ptr();
+                        // SAFETY: the tile's operands lie in x and w, its results in y, and are this task's alone.
+                        unsafe {
+                            let y = y.at(row * out + line);
+                            match (ROWS.min(rows.end - row), columns) {
+                                (6, 4) if row == rows.start => tile::<6, 4, true>(x, w, depth, length, y, out),
+                                (6, 4) => tile::<6, 4, false>(x, w, depth, length, y, out),
+                                (5, 4) => tile::<5, 4, true>(x, w, depth, length, y, out),
+                                (4, 4) => tile::<4, 4, true>(x, w, depth, length, y, out),
+                                (3, 4) => tile::<3, 4, true>(x, w, depth, length, y, out),
+                                (2, 4) => tile::<2, 4, true>(x, w, depth, length, y, out),
+                                (1, 4) => tile::<1, 4, true>(x, w, depth, length, y, out),
+                                (rows, columns) => {
+                                    for (r, c) in (0..rows).flat_map(|r| (0..columns).map(move |c| (r, c))) {
+                                        let (x, w) = (x.add(r * depth), w.add(c * depth));
+                                        tile::<1, 1, false>(x, w, depth, length, y.add(r * out + c), out);
+                                    }
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+
+            impl Element for $type {
+                fn available() -> bool {
+                    $available
+                }
+
+                unsafe fn add_block(
+                    x: &[Self],
+                    w: &[Self],
+                    depth: usize,
+                    part: Range<usize>,
+                    rows: Range<usize>,
+                    lines: Range<usize>,
+                    y: Shared,
+                    out: usize,
+                ) {
+                    // SAFETY: by the contract of the trait.
+                    unsafe { block(x, w, depth, part, rows, lines, y, out) }
+                }
+            }
+        };
+
+        #[cfg(not(target_arch = "x86_64"))]
+        impl Element for $type {
+            fn available() -> bool {
+                false
+            }
+
+            unsafe fn add_block(
+                _: &[Self],
+                _: &[Self],
+                _: usize,
+                _: Range<usize>,
+                _: Range<usize>,
+                _: Range<usize>,
+                _: Shared,
+                _: usize,
+            ) {
+                unreachable!("not available")
+            }
+        }
+    };
+}
+
+element!(
+    f32,
+    "avx512f",
+    allowed("avx512") && std::arch::is_x86_feature_detected!("avx512f"),
+    16,
+    |at| _mm512_loadu_ps(at),
+    |at, few: usize| _mm512_maskz_loadu_ps((1u16 << few) - 1, at),
+    |sum, row, line| _mm512_fmadd_ps(row, line, sum)
+);
+
+element!(
+    half::bf16,
+    "avx512f,avx512bw,avx512bf16",
+    allowed("bf16")
+        && allowed("avx512")
+        && std::arch::is_x86_feature_detected!("avx512bf16")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512f"),
+    32,
+    |at: *const half::bf16| std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())),
+    |at: *const half::bf16, few: usize| {
+        std::mem::transmute::<__m512i, __m512bh>(_mm512_maskz_loadu_epi16((1u32 << few) - 1, at.cast()))
+    },
+    |sum, row, line| _mm512_dpbf16_ps(sum, row, line)
+);
+
+/// The sums over the lanes of four vectors.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+fn lane_sums(
+    a: std::arch::x86_64::__m512,
+    b: std::arch::x86_64::__m512,
+    c: std::arch::x86_64::__m512,
+    d: std::arch::x86_64::__m512,
+) -> std::arch::x86_64::__m128 {
+    use std::arch::x86_64::*;
+    let pairs = |a, b| _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    let (ab, cd) = (pairs(a, b), pairs(c, d));
+    // a, b, c, d in each of the four quarters.
+    let quarters =
+        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+    let halves = _mm256_add_ps(
+        _mm512_castps512_ps256(quarters),
+        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(quarters))),
+    );
+    _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
+}

@@ -1,0 +1,6 @@
+//! What was computed once and is kept beside the data: image codes, the reference's log-probabilities of captions, and
+//! what the judges said.
+
+pub mod codes;
+pub mod reference;
+pub mod scores;

@@ -1,0 +1,417 @@
+//! `hermesflow doctor`: everything that a run will need, checked in seconds; what it will cost.
+
+mod memory;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Result;
+use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
+use hermesflow_models::showo::cost::{self, Cost, Sizes};
+use hermesflow_models::showo::{Facts, check_files};
+use hermesflow_models::{DType, Products};
+use hermesflow_records::{InitialRecord, Table};
+
+use super::ConfigArgs;
+use super::run;
+use super::train;
+use crate::config::{
+    CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ModelSettings, ObjectiveName, PHI, RunConfig, Similarity,
+    Writer,
+};
+use crate::files;
+use crate::models;
+use crate::models::hub::{Hub, Parts};
+use crate::models::memory_plan::{self, DRIVER, PROGRAM, WORDS};
+use crate::progress::{Progress, brief};
+use crate::run::before;
+use crate::run::layout::RunLayout;
+
+/// Check everything that a run will need, and say what it will cost
+///
+/// Looks at the records and their pictures, the questions, the folders that are written to, the checkpoint's files and whether they fit each other and the
+/// configuration, the judges' models, the free disk and the memory; loads no weights and downloads nothing. Then it
+/// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
+/// about how long. For a GPU (model.device) it counts the GPU's memory, and says what training takes with and without
+/// train.checkpointing and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
+/// way.
+///
+/// Examples: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
+///
+/// hermesflow doctor paper model.device=cuda:0 model.dtype=auto --gpu-memory 24
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// Predict for a GPU of so many GB, whether one is here or not
+    #[arg(long, value_name = "GB")]
+    gpu_memory: Option<f64>,
+}
+
+/// Runs the command.
+pub fn run(args: Args) -> Result<()> {
+    let mut config = args.config.load()?;
+    let layout = RunLayout::new(&config, 1);
+    let mut findings = Findings::default();
+    if let Err(error) = run::check_folder(&config) {
+        findings.add(Verdict::Blocks, "output", format!("{error:#}"));
+    }
+    let records = if before::has_records(&config) { findings.records(&config, &layout) } else { 0 };
+    findings.places(&config, &layout);
+    findings.judges(&config)?;
+    let gpu = findings.gpu(&config, args.gpu_memory)?;
+    let sizes = findings.model(&config)?;
+    if let Some(sizes) = &sizes {
+        if sizes.is_on_gpu() {
+            findings.forms(&mut config, sizes, gpu);
+        }
+        let stages = stages(&config, sizes, records);
+        findings.memory(&stages, sizes, gpu);
+        findings.disk(&config, &layout, sizes, records);
+        findings.print()?;
+        say!("{}", costs(&config, sizes, &stages, records)?)?;
+    } else {
+        findings.print()?;
+    }
+    anyhow::ensure!(!findings.blocked(), "this run cannot go through as it is; see the lines marked ✗ above");
+    Ok(())
+}
+
+/// How a check went.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Verdict {
+    Good,
+    Note,
+    Blocks,
+}
+
+/// What was found, in order.
+#[derive(Debug, Default)]
+struct Findings(Vec<(Verdict, &'static str, String)>);
+
+impl Findings {
+    fn add(&mut self, verdict: Verdict, what: &'static str, text: impl Into<String>) {
+        self.0.push((verdict, what, text.into()));
+    }
+
+    fn blocked(&self) -> bool {
+        self.0.iter().any(|(verdict, _, _)| *verdict == Verdict::Blocks)
+    }
+
+    fn print(&self) -> Result<()> {
+        for (verdict, what, text) in &self.0 {
+            let mark = match verdict {
+                Verdict::Good => "✓",
+                Verdict::Note => "!",
+                Verdict::Blocks => "✗",
+            };
+            say!("{mark} {what:<9} {text}")?;
+        }
+        Ok(())
+    }
+
+    /// The records and the headers of their pictures; how many records there will be.
+    fn records(&mut self, config: &RunConfig, layout: &RunLayout) -> usize {
+        let path = layout.initial_data();
+        if let (false, Some(scenes)) = (path.is_file(), config.data.scenes) {
+            self.add(Verdict::Good, "records", format!("{} scenes will be drawn", scenes.records));
+            self.questions(config, layout, None);
+            return scenes.records;
+        }
+        let records = match files::initial_data(&path) {
+            Ok(records) => records,
+            Err(error) => {
+                self.add(Verdict::Blocks, "records", format!("{error:#}"));
+                return 0;
+            }
+        };
+        self.add(Verdict::Good, "records", format!("{} in {}", records.len(), path.display()));
+        let before::Seen { whole, broken, first } = before::pictures(layout, &records);
+        let all = records.len();
+        match first {
+            None if whole == all => self.add(Verdict::Good, "pictures", format!("{all} can be read")),
+            None => {
+                let text = format!("{whole} can be read, and of the other {} the headers", all - whole);
+                self.add(Verdict::Good, "pictures", text);
+            }
+            Some(first) if broken == all => {
+                let text = format!("none of {broken} can be read; is data.root right? The first: {first}");
+                self.add(Verdict::Blocks, "pictures", text);
+            }
+            Some(first) => {
+                let text = format!("{broken} of {all} cannot be read and will be skipped; the first: {first}");
+                self.add(Verdict::Note, "pictures", text);
+            }
+        }
+        self.questions(config, layout, Some(&records));
+        all
+    }
+
+    /// The questions of a file, where the run asks those.
+    fn questions(&mut self, config: &RunConfig, layout: &RunLayout, records: Option<&Table<InitialRecord>>) {
+        if !before::asks_a_file(config) {
+            return;
+        }
+        match before::questions(config, layout, records) {
+            Ok(None) => self.add(Verdict::Note, "questions", "are joined to the records when these are drawn"),
+            Ok(Some(about)) => self.add(Verdict::Good, "questions", format!("there are some about {about} records")),
+            Err(error) => self.add(Verdict::Blocks, "questions", format!("{error:#}")),
+        }
+    }
+
+    /// The folders that the run writes to.
+    fn places(&mut self, config: &RunConfig, layout: &RunLayout) {
+        for (key, folder) in before::places(config, layout) {
+            match before::writable(&folder) {
+                Ok(()) => self.add(Verdict::Good, "folder", format!("{key} can be written: {}", folder.display())),
+                Err(error) => self.add(Verdict::Blocks, "folder", format!("{key}: {error:#}")),
+            }
+        }
+    }
+
+    /// Whether a model is a path, in the cache, or to be fetched.
+    fn present(&mut self, what: &'static str, key: &str, name: &str, parts: Parts) -> Result<Option<PathBuf>> {
+        let hub = Hub::from_environment()?;
+        match hub.present(name, Some(parts)) {
+            Ok(Some(path)) => Ok(Some(path)),
+            Ok(None) => {
+                let (verdict, text) = hub.absent(name);
+                let verdict = if verdict { Verdict::Note } else { Verdict::Blocks };
+                self.add(verdict, what, format!("{key}: {text}"));
+                Ok(None)
+            }
+            Err(error) => {
+                self.add(Verdict::Blocks, what, format!("{key}: {error:#}"));
+                Ok(None)
+            }
+        }
+    }
+
+    fn judges(&mut self, config: &RunConfig) -> Result<()> {
+        if config.train.objective == ObjectiveName::ContinuePretraining {
+            return Ok(());
+        }
+        let names = &config.judges;
+        let mut judges = Vec::new();
+        match config.pair.similarity {
+            Similarity::Bert => judges.push(("judges.bert", &names.bert)),
+            Similarity::Sbert => judges.push(("judges.sbert", &names.sbert)),
+            Similarity::Bertscore => judges.push(("judges.bertscore", &names.bertscore)),
+            Similarity::Auto | Similarity::Lexical => {}
+        }
+        if config.pair.judge == ImageJudge::Itself {
+            if config.answer.matcher == Matcher::Sbert {
+                judges.push(("judges.sbert", &names.sbert));
+            }
+            if config.ask.writer == Writer::Llama {
+                judges.push(("judges.llama", &names.llama));
+            }
+            if config.ask.filter == Filter::Unifiedqa {
+                judges.push(("judges.unifiedqa", &names.unifiedqa));
+            }
+        }
+        judges.dedup();
+        let mut there = Vec::new();
+        for (key, name) in &judges {
+            if self.present("judges", key, name, Parts::Text)?.is_some() {
+                there.push(name.as_str());
+            }
+        }
+        if judges.is_empty() {
+            self.add(Verdict::Good, "judges", "all inside this program");
+        } else if !there.is_empty() {
+            self.add(Verdict::Good, "judges", format!("{} there", there.join(", ")));
+        }
+        Ok(())
+    }
+
+    /// The checkpoint's files by their headers, and its sizes.
+    fn model(&mut self, config: &RunConfig) -> Result<Option<Sizes>> {
+        let settings = &config.model;
+        if settings.showo == EMBEDDED {
+            let model = models::open(settings, &Progress::stderr())?;
+            self.add(Verdict::Good, "model", "the embedded one");
+            return Ok(Some(placed(Sizes::new(model.config(), model.phi_config(), model.vq().config())?, settings)));
+        }
+        let (vq, tokenizer) = (settings.vq.as_deref().unwrap_or(MAGVIT), settings.tokenizer.as_deref().unwrap_or(PHI));
+        let showo = self.present("model", "model.showo", &settings.showo, Parts::Checkpoint)?;
+        let vq_there = self.present("model", "model.vq", vq, Parts::Checkpoint)?;
+        let tokenizer = self.present("model", "model.tokenizer", tokenizer, Parts::Tokenizer)?;
+        let (Some(showo), Some(vq), Some(tokenizer)) = (showo, vq_there, tokenizer) else {
+            return Ok(self.published(config, vq));
+        };
+        let tokenizer = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer };
+        match check_files(&showo, &vq, &tokenizer) {
+            Ok(facts) => {
+                if facts.showo.w_clip_vit {
+                    let tower = settings.clip.as_deref().unwrap_or(CLIP);
+                    self.present("model", "model.clip", tower, Parts::Checkpoint)?;
+                }
+                self.facts(config, &showo.display().to_string(), &facts).map(Some)
+            }
+            Err(error) => {
+                self.add(Verdict::Blocks, "model", format!("{:#}", anyhow::Error::from(error)));
+                Ok(None)
+            }
+        }
+    }
+
+    /// The sizes of a checkpoint that is not here, as it was published under its name; none of one that is not known.
+    fn published(&mut self, config: &RunConfig, vq: &str) -> Option<Sizes> {
+        let facts = models::published(&config.model.showo, vq)?;
+        self.facts(config, &format!("{} as published", config.model.showo), &facts).ok()
+    }
+
+    /// What a checkpoint is, and whether this run can be done with it.
+    fn facts(&mut self, config: &RunConfig, name: &str, facts: &Facts) -> Result<Sizes> {
+        let settings = &config.model;
+        let sizes = placed(Sizes::new(&facts.showo, &facts.phi, &facts.vq)?, settings);
+        let text = format!(
+            "{name}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",
+            sizes.parameters() as f64 / 1e9,
+            facts.resolution(),
+            facts.resolution(),
+            facts.showo.num_vq_tokens,
+            DType::from(settings.dtype),
+        );
+        let fits = settings.expect.check(&settings.showo, &facts.showo, facts.resolution());
+        match fits.and_then(|()| train::can_train(&facts.showo, config)) {
+            Ok(()) => self.add(Verdict::Good, "model", text),
+            Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
+        }
+        Ok(sizes)
+    }
+
+    /// Whether what a run writes fits the disks.
+    fn disk(&mut self, config: &RunConfig, layout: &RunLayout, sizes: &Sizes, records: usize) {
+        let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
+        let model = sizes.decoder_bytes(DType::F32);
+        // A checkpoint holds the model and both moments; one more stands there while the oldest goes.
+        let training = config.iterations as u64 * model * (1 + 3 * (config.train.keep as u64 + 1));
+        // Folders on one file system share what is free there.
+        let mut needs: Vec<(u64, Vec<&'static str>, u64, u64)> = Vec::new();
+        for ((key, folder), bytes) in before::places(config, layout).into_iter().zip([images, training]) {
+            let Some((system, free)) = before::free(&folder) else { continue };
+            match needs.iter_mut().find(|(known, ..)| *known == system) {
+                Some((_, keys, needed, _)) => {
+                    keys.push(key);
+                    *needed += bytes;
+                }
+                None => needs.push((system, vec![key], bytes, free)),
+            }
+        }
+        for (_, keys, needed, free) in needs {
+            let verdict = if needed > free { Verdict::Blocks } else { Verdict::Good };
+            let text = format!("{} of {} free for {}", gigabytes(needed), gigabytes(free), keys.join(" and "));
+            let remedy = if needed > free { "; train.keep=1 or another `output` needs less there" } else { "" };
+            self.add(verdict, "disk", format!("{text}{remedy}"));
+        }
+    }
+}
+
+/// About what a picture and its codes take: PNG makes a photograph half as large as it is.
+fn picture_bytes(sizes: &Sizes) -> u64 {
+    let side = sizes.resolution() as u64;
+    side * side * 3 / 2
+}
+
+/// One stage of an iteration.
+#[derive(Debug)]
+struct Stage {
+    name: &'static str,
+    work: String,
+    /// Of the memory that the model lies in.
+    bytes: u64,
+    /// Of the host's, beside a GPU's.
+    host: u64,
+    operations: f64,
+}
+
+/// A model's sizes where it will run.
+fn placed(sizes: Sizes, settings: &ModelSettings) -> Sizes {
+    if settings.names_a_gpu() { sizes.on_gpu(settings.dtype.into()) } else { sizes }
+}
+
+/// The stage that is always in f32.
+const TRAIN: &str = "train";
+/// Questions about a caption, typically.
+const QUESTIONS: usize = 8;
+
+/// The stages of one iteration with their peaks.
+fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
+    let (program, host) = if sizes.is_on_gpu() { (DRIVER, PROGRAM) } else { (PROGRAM, 0) };
+    let weights = sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes() + program;
+    let stage = |name: &'static str, work: String, cost: Cost| Stage {
+        name,
+        work,
+        bytes: weights + memory_plan::with_slack(cost.bytes),
+        host,
+        operations: cost.operations,
+    };
+    let chunk = config.data.chunk.min(records.max(1));
+    let chunks = records as f64 / chunk as f64;
+    let of_chunks = |cost: Cost| Cost { operations: cost.operations * chunks, ..cost };
+    let (candidates, images) = (config.caption.candidates.len(), config.imagine.images);
+    let caption = sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens);
+    let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.into());
+    let mut stages = vec![
+        stage("caption", format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
+        stage("imagine", format!("{records} captions × {images} images"), of_chunks(imagine)),
+    ];
+    if config.pair.judge == ImageJudge::Itself {
+        let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, config.answer.max_new_tokens.min(20)).times(records);
+        stages.push(stage("answer", format!("{records} × {images} images × about {QUESTIONS} questions"), answer));
+    }
+    let train = &config.train;
+    let need = memory_plan::need(config, sizes, (train.checkpointing, train.optimizer_state));
+    stages.push(Stage {
+        name: TRAIN,
+        work: format!("{} steps of {} pairs", train.steps, train.batch_size),
+        bytes: need.device,
+        host: host + need.host,
+        operations: need.operations * (train.steps * train.accumulation) as f64,
+    });
+    stages
+}
+
+/// The table of what the stages cost.
+fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) -> Result<String> {
+    let held = DType::from(config.model.dtype);
+    let products = match Products::from(config.train.products) {
+        Products::F32 => DType::F32,
+        Products::Bf16 => DType::BF16,
+    };
+    let speed = |dtype: DType| config.model.device().ok().map(|device| cost::speed(dtype, &device)).transpose();
+    let (curating, training) = (speed(held)?, speed(products)?);
+    let mut table = comfy_table::Table::new();
+    table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["stage", "work", "memory", "operations", "about"]);
+    for stage in stages {
+        let speed = if stage.name == TRAIN { training } else { curating };
+        let time = speed.map(|speed| Duration::from_secs_f64((stage.operations / speed).min(1e15)));
+        table.add_row([
+            stage.name.to_string(),
+            stage.work.clone(),
+            gigabytes(stage.bytes),
+            format!("{:.3} PFLOP", stage.operations / 1e15),
+            time.map_or_else(|| "unknown".into(), brief),
+        ]);
+    }
+    for column in 2..5 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    let weights = gigabytes(sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes());
+    let reached = curating.map_or_else(String::new, |speed| {
+        format!(" at the {:.0} GFLOP/s ({held:?}) that this machine reaches now", speed / 1e9)
+    });
+    Ok(format!(
+        "\nOne iteration with {records} records{reached}; {weights} of each figure are weights. Replies that end early \
+         cost less; judges come on top.\n{table}"
+    ))
+}
+
+fn gigabytes(bytes: u64) -> String {
+    format!("{:.1} GB", bytes as f64 / 1e9)
+}
