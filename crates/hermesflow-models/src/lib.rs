@@ -13,7 +13,7 @@ pub mod showo;
 pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
 pub use grid::{Direction, Grid};
-pub use hermesflow_nn::ops::{Products, multiplies_bf16};
+pub use hermesflow_nn::ops::Products;
 pub use hermesflow_nn::weights::{FileBacked, FileFormat, Weights, files as weight_files};
 pub use hermesflow_nn::{device, foreign, measure};
 pub use mask_schedule::{MaskSchedule, SigmoidParams};

@@ -1,22 +1,25 @@
-//! Fused, differentiable operators over candle for the CPU, with weights, an
-//! optimizer step and seeded random numbers.
+//! Differentiable operators over candle, with the devices, weights, optimizer step and measurements that models need.
 //!
-//! candle's own fused forms (`candle_nn::LayerNorm`, `softmax_last_dim`,
-//! `rope`, `sdpa`) cut the gradient graph without saying so. Every operator
-//! here has a backward pass, and a test that compares its values and its
-//! gradients with the plain composition of candle's operators. On a device
-//! other than the CPU, or for a type other than `f32`, the plain composition
-//! runs instead.
+//! candle's own fused operators (`candle_nn::LayerNorm`, `softmax_last_dim`, `rope`, `sdpa`) cut the gradient graph without an
+//! error. Every operator in [`ops`] has a backward pass, and a test that compares its values and gradients with the same
+//! computation by candle's basic operators; where one has no backward pass, asking for it is an error.
+//!
+//! Each operator decides for itself what runs:
+//!
+//! * on the CPU, for tensors in f32, a kernel of this crate ([`device::uses_kernels`]);
+//! * on an NVIDIA GPU (feature `cuda`), a kernel of this crate where its types and sizes fit;
+//! * anywhere else, and on the CPU under `HERMESFLOW_CPU=plain`, a composition of candle's operators, in files named
+//!   `any_device.rs`.
+#![deny(missing_docs, clippy::undocumented_unsafe_blocks, clippy::missing_safety_doc)]
 
 pub mod device;
 pub mod foreign;
 pub mod gradients;
-pub mod matmul;
+pub(crate) mod matmul;
 pub mod measure;
 pub mod ops;
 pub mod optim;
 pub mod parallel;
-pub mod random;
 pub(crate) mod simd;
 pub mod sizes;
 pub(crate) mod storage;

@@ -10,9 +10,10 @@ use std::sync::{Mutex, PoisonError};
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 
-use crate::measure::{Part, part};
+use crate::device::uses_kernels;
+use crate::measure::profile::{Part, part};
 use crate::simd::vectorised;
-use crate::storage::{host, on_cpu};
+use crate::storage::host;
 
 /// The numbers of AdamW that do not change from step to step.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,7 +68,7 @@ pub fn adamw_step(
 }
 
 fn step_of(param: &Var, grad: &Tensor, m: &Var, v: &Var, update: Update) -> Result<()> {
-    let fused = on_cpu(param.device()) && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
+    let fused = uses_kernels(param.device()) && param.dtype() == DType::F32 && grad.dtype() == DType::F32;
     if fused {
         let grad = grad.detach().contiguous()?;
         return m.inplace_op1(&WithFirst { second: v, param, grad: &grad, update });
@@ -124,7 +125,7 @@ pub fn global_norm(grads: &[&Tensor]) -> Result<f64> {
 }
 
 fn norm_of(grads: &[&Tensor]) -> Result<f64> {
-    let (here, there): (Vec<&Tensor>, Vec<&Tensor>) = grads.iter().partition(|grad| on_cpu(grad.device()));
+    let (here, there): (Vec<&Tensor>, Vec<&Tensor>) = grads.iter().partition(|grad| uses_kernels(grad.device()));
     Ok((squares_here(&here)? + squares_there(&there)?).sqrt())
 }
 

@@ -1,14 +1,13 @@
-//! Vector kernels: one body, compiled for AVX-512, for AVX2 and for the
-//! baseline, chosen at run time.
+//! Which vector instructions this CPU has, and loops that are compiled for each of them: AVX-512, AVX2 and the baseline, chosen
+//! at run time.
 //!
-//! The bodies are plain loops over slices, written so that the compiler
-//! vectorises them; reductions keep [`LANES`] partial results, which also
-//! fixes their order.
+//! The bodies are ordinary loops over slices that the compiler vectorises. Reductions keep [`LANES`] partial results, whatever
+//! the instructions, which fixes the order of their sums.
 
-/// Partial results of a reduction.
+/// Partial results of a reduction: the f32 lanes of an AVX-512 vector.
 pub(crate) const LANES: usize = 16;
 
-/// The words of `HERMESFLOW_CPU`.
+/// The words of the environment variable `HERMESFLOW_CPU`, separated by commas.
 fn words() -> &'static [String] {
     static WORDS: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
     WORDS.get_or_init(|| {
@@ -17,18 +16,38 @@ fn words() -> &'static [String] {
     })
 }
 
-/// Whether the environment leaves an instruction set to us: `HERMESFLOW_CPU` names those to do without, such as
-/// `no-avx512,no-bf16`, so that the code for other machines can be tried on this one.
-pub(crate) fn allowed(set: &str) -> bool {
+/// Whether `HERMESFLOW_CPU` allows an instruction set. The variable names those to do without, such as `no-avx512,no-bf16`, so
+/// that the code for other machines can be tried on this one.
+fn allowed(set: &str) -> bool {
     !words().iter().any(|name| name.strip_prefix("no-") == Some(set))
 }
 
-/// Whether `HERMESFLOW_CPU=plain` asks for what a GPU runs, on the CPU: the compositions of candle's operators.
+/// Whether `HERMESFLOW_CPU=plain` asks for compositions of candle's operators on the CPU, as any other device runs them.
 pub(crate) fn plain() -> bool {
     words().iter().any(|name| name == "plain")
 }
 
-/// Whether vectors of AVX-512 are there to be used, and what AVX2 has.
+/// Whether AVX-512 F can be used.
+pub(crate) fn avx512f() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return allowed("avx512") && std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether AVX512-BF16, products of bf16 with sums in f32, can be used.
+pub(crate) fn bf16() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return allowed("bf16")
+        && allowed("avx512")
+        && std::arch::is_x86_feature_detected!("avx512bf16")
+        && std::arch::is_x86_feature_detected!("avx512bw")
+        && std::arch::is_x86_feature_detected!("avx512f");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Whether AVX-512 F, BW, VL and DQ can be used, with AVX2 and FMA.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn avx512() -> bool {
@@ -42,7 +61,7 @@ pub(crate) fn avx512() -> bool {
         && detected!("fma")
 }
 
-/// Whether vectors of AVX2 are there to be used.
+/// Whether AVX2 and FMA can be used.
 #[cfg(target_arch = "x86_64")]
 #[inline]
 pub(crate) fn avx2() -> bool {
@@ -50,7 +69,7 @@ pub(crate) fn avx2() -> bool {
     allowed("avx2") && detected!("avx2") && detected!("fma")
 }
 
-/// Declares functions whose body is compiled once per instruction set.
+/// Declares functions whose body is compiled for AVX-512, for AVX2 and for the baseline; each call runs the best of them.
 macro_rules! vectorised {
     ($($(#[$meta:meta])* $vis:vis fn $name:ident($($arg:ident: $type:ty),* $(,)?) $(-> $ret:ty)? $body:block)*) => {$(
         $(#[$meta])*
@@ -87,11 +106,10 @@ macro_rules! vectorised {
 }
 pub(crate) use vectorised;
 
-/// `e^x` to about one unit in the last place, without branches; 0 below the
-/// smallest normal result (`x < -87.3`), saturated above 88.
+/// `e^x` to about one unit in the last place, without branches; 0 for `x < -87.3` (below the smallest normal number), and
+/// `e^88` for any `x` above 88.
 ///
-/// Cody-Waite reduction to `|r| <= ln 2 / 2` and the degree-6 polynomial of
-/// the Cephes library's `expf`.
+/// Cody-Waite reduction to `|r| <= ln 2 / 2` and the degree-6 polynomial of the Cephes library's `expf`.
 #[inline(always)]
 pub(crate) fn exp(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0; // 1.5 * 2^23: adding it rounds to an integer
@@ -112,14 +130,14 @@ pub(crate) fn exp(x: f32) -> f32 {
     if x < -87.3 { 0.0 } else { p * power }
 }
 
-/// Sum of the partial results, in order. (By halves it is shorter, but then
-/// the compiler also splits the loop that fills the lanes.)
+/// Sum of the partial results, in order. (Summing halves would be shorter, but then the compiler also splits the loop that fills
+/// the lanes.)
 #[inline(always)]
 pub(crate) fn sum_lanes(lanes: [f32; LANES]) -> f32 {
     lanes.iter().sum()
 }
 
-/// Largest element; negative infinity for none.
+/// Largest element; negative infinity if there is none.
 #[inline(always)]
 pub(crate) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
@@ -153,7 +171,7 @@ pub(crate) fn sum_by(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
     total
 }
 
-/// Sum of the products.
+/// Sum of the products of the elements, up to the end of the shorter slice.
 #[inline(always)]
 pub(crate) fn dot(x: &[f32], y: &[f32]) -> f32 {
     let mut lanes = [0f32; LANES];

@@ -1,15 +1,12 @@
-//! Access to tensor storage on the host, shared by the fused operators.
+//! Access to the values of tensors in memory, for the kernels on the CPU.
 
-use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, bail};
+use candle_core::{CpuStorage, DType, Layout, Result, Storage, Tensor, bail};
 
-/// Whether the kernels for the CPU apply to this device, not compositions of candle's operators.
-pub fn on_cpu(device: &Device) -> bool {
-    device.is_cpu() && !super::simd::plain()
-}
+use crate::device::uses_kernels;
 
-/// Whether the fused kernels apply: every tensor on the CPU and `f32`.
-pub(crate) fn fused(tensors: &[&Tensor]) -> bool {
-    tensors.iter().all(|t| on_cpu(t.device()) && t.dtype() == DType::F32)
+/// Whether the CPU's kernels take these tensors: each is in f32 on a device that [`uses_kernels`].
+pub(crate) fn kernels_take(tensors: &[&Tensor]) -> bool {
+    tensors.iter().all(|tensor| uses_kernels(tensor.device()) && tensor.dtype() == DType::F32)
 }
 
 /// The elements of a contiguous `f32` tensor on the CPU.
@@ -20,12 +17,12 @@ pub(crate) fn elements<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&
     }
 }
 
-/// As [`elements`], for a tensor's storage guard in a backward pass.
+/// [`elements`] of a storage whose device is not known, as backward passes have it.
 pub(crate) fn host<'a>(storage: &'a Storage, layout: &Layout) -> Result<&'a [f32]> {
     elements(cpu(storage)?, layout)
 }
 
-/// The storage, when it is on the CPU.
+/// The storage on the CPU; an error for any other.
 pub(crate) fn cpu(storage: &Storage) -> Result<&CpuStorage> {
     match storage {
         Storage::Cpu(storage) => Ok(storage),
@@ -33,8 +30,8 @@ pub(crate) fn cpu(storage: &Storage) -> Result<&CpuStorage> {
     }
 }
 
-/// A `[tokens, heads, d]` tensor whose heads lie side by side in a row of
-/// `stride` elements: a contiguous tensor, or a slice of a wider projection.
+/// The values of a `[tokens, heads, d]` tensor whose heads lie side by side within rows that begin `stride` elements apart: a
+/// contiguous tensor, or a slice of a wider projection.
 #[derive(Clone, Copy)]
 pub(crate) struct HeadRows<'a> {
     pub(crate) data: &'a [f32],
@@ -42,7 +39,7 @@ pub(crate) struct HeadRows<'a> {
 }
 
 impl<'a> HeadRows<'a> {
-    /// The distance of two tokens, if the layout has the required form.
+    /// The distance of two tokens in elements, if the layout has this form.
     pub(crate) fn stride_of(layout: &Layout) -> Option<usize> {
         let (&[tokens, heads, d], &[row, head, one]) = (layout.dims(), layout.stride()) else {
             return None;
@@ -52,6 +49,10 @@ impl<'a> HeadRows<'a> {
         (packed && apart).then_some(row.max(heads * d))
     }
 
+    /// The rows of a tensor on the CPU.
+    ///
+    /// # Errors
+    /// When the layout has another form ([`Self::arrange`] gives one that fits), or the type is not f32.
     pub(crate) fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
         match Self::stride_of(layout) {
             Some(stride) => {
@@ -62,7 +63,7 @@ impl<'a> HeadRows<'a> {
         }
     }
 
-    /// The tensor itself where its layout has the required form, else a copy.
+    /// The tensor itself where its layout has this form, else a contiguous copy.
     pub(crate) fn arrange(x: &Tensor) -> Result<Tensor> {
         match Self::stride_of(x.layout()) {
             Some(_) => Ok(x.clone()),
@@ -70,7 +71,7 @@ impl<'a> HeadRows<'a> {
         }
     }
 
-    /// First element of a token's head.
+    /// The address of the element `offset` of a token's row.
     ///
     /// # Safety
     /// The token and the offset lie inside the tensor.
@@ -81,115 +82,29 @@ impl<'a> HeadRows<'a> {
     }
 }
 
-/// A pointer that parallel tasks share; each task writes its own elements.
-#[derive(Clone, Copy)]
-pub(crate) struct Shared(pub(crate) *mut f32);
+/// A pointer that parallel tasks share; each task writes elements that no other task touches.
+pub(crate) struct SharedPointer<T = f32>(pub(crate) *mut T);
+
+impl<T> Clone for SharedPointer<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for SharedPointer<T> {}
 
 // SAFETY: the users write disjoint elements, as each of them states.
-unsafe impl Send for Shared {}
+unsafe impl<T> Send for SharedPointer<T> {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl<T> Sync for SharedPointer<T> {}
 
-impl Shared {
+impl<T> SharedPointer<T> {
     /// The pointer moved by `offset` elements.
     ///
     /// # Safety
     /// The offset lies inside the allocation.
-    pub(crate) unsafe fn at(self, offset: usize) -> *mut f32 {
+    pub(crate) unsafe fn at(self, offset: usize) -> *mut T {
         // SAFETY: by the contract of this function.
         unsafe { self.0.add(offset) }
     }
-}
-
-/// A matrix operand: where it starts and how far apart its rows and columns are.
-#[derive(Clone, Copy)]
-pub(crate) struct Operand {
-    pub(crate) start: *const f32,
-    pub(crate) row: usize,
-    pub(crate) column: usize,
-}
-
-impl Operand {
-    /// A row-major matrix.
-    pub(crate) fn rows(start: *const f32, stride: usize) -> Self {
-        Self { start, row: stride, column: 1 }
-    }
-
-    /// The same elements, transposed.
-    pub(crate) fn t(self) -> Self {
-        Self { start: self.start, row: self.column, column: self.row }
-    }
-}
-
-/// `out [m, n] = out (if accumulate) + scale * lhs [m, k] rhs [k, n]`, with the
-/// rows of `out` `stride` apart; in parallel when asked.
-///
-/// # Safety
-/// Both operands are readable and `out` is writable in the given shapes, and
-/// no other thread touches `out`.
-#[allow(clippy::too_many_arguments)]
-pub(crate) unsafe fn product(
-    (m, n, k): (usize, usize, usize),
-    out: *mut f32,
-    stride: usize,
-    accumulate: bool,
-    lhs: Operand,
-    rhs: Operand,
-    scale: f32,
-    parallel: bool,
-) {
-    // SAFETY: by the contract of this function; a contiguous `out`.
-    if parallel
-        && scale == 1.0
-        && stride == n
-        && unsafe { crate::matmul::packed::exact((m, n, k), out, accumulate, lhs, rhs) }
-    {
-        return;
-    }
-    let parallelism = match parallel {
-        true => gemm::Parallelism::Rayon(rayon::current_num_threads()),
-        false => gemm::Parallelism::None,
-    };
-    // SAFETY: by the contract of this function.
-    crate::measure::product((m, n, k), parallel, || unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            out,
-            1,
-            stride as isize,
-            accumulate,
-            lhs.start,
-            lhs.column as isize,
-            lhs.row as isize,
-            rhs.start,
-            rhs.column as isize,
-            rhs.row as isize,
-            1.0,
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
-    });
-}
-
-/// Column sums of `x [rows, d]`, the same whatever the threads do: partial
-/// sums of fixed runs of rows, added in order.
-pub(crate) fn column_sums(x: &[f32], d: usize) -> Vec<f32> {
-    use rayon::prelude::*;
-    const ROWS: usize = 128;
-    let partial: Vec<Vec<f32>> = x
-        .par_chunks(ROWS * d)
-        .map(|rows| {
-            let mut sum = vec![0f32; d];
-            rows.chunks_exact(d).for_each(|row| super::simd::add_to(&mut sum, row));
-            sum
-        })
-        .collect();
-    let mut total = vec![0f32; d];
-    partial.iter().for_each(|sum| super::simd::add_to(&mut total, sum));
-    total
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use hermesflow_nn::device::DeviceName;
 use hermesflow_nn::gradients;
-use hermesflow_nn::ops::{self, Cached, DecoderBlock, Pair, Products, Segment};
+use hermesflow_nn::ops::{self, Affine, Cached, DecoderBlock, Products, Segment};
 use hermesflow_nn::optim::{AdamWConfig, adamw_step, global_norm};
 use rand::{Rng, SeedableRng};
 
@@ -77,21 +77,21 @@ impl Sizes {
     }
 
     fn block(&self, weights: &[Tensor], products: Products) -> DecoderBlock {
-        let pair = |at: usize| Pair { weight: weights[2 * at].clone(), bias: weights[2 * at + 1].clone() };
+        let map = |at: usize| Affine { weight: weights[2 * at].clone(), bias: weights[2 * at + 1].clone() };
         DecoderBlock {
-            norm: pair(0),
-            query: pair(1),
-            key: pair(2),
-            value: pair(3),
-            dense: pair(4),
-            query_norm: pair(5),
-            key_norm: pair(6),
-            up: pair(7),
-            down: pair(8),
+            norm: map(0),
+            query: map(1),
+            key: map(2),
+            value: map(3),
+            dense: map(4),
+            query_norm: map(5),
+            key_norm: map(6),
+            up: map(7),
+            down: map(8),
             heads: self.heads,
             eps: EPS,
             products,
-            checkpoint: false,
+            recompute: false,
         }
     }
 
@@ -135,14 +135,14 @@ fn a_trained_block_and_its_gradients_are_those_of_f32() {
     for sizes in SIZES {
         let (x, grad) = (normal(100, &[n, sizes.width()]), normal(101, &[n, sizes.width()]));
         let tables = sizes.tables(0..n);
-        let run = |device: &Device, products: Products, checkpoint: bool| -> Vec<Tensor> {
+        let run = |device: &Device, products: Products, recompute: bool| -> Vec<Tensor> {
             let vars: Vec<Var> = [std::slice::from_ref(&x), sizes.weights().as_slice()]
                 .concat()
                 .iter()
                 .map(|tensor| Var::from_tensor(&tensor.to_device(device).unwrap()).unwrap())
                 .collect();
             let weights: Vec<Tensor> = vars[1..].iter().map(|var| var.as_tensor().clone()).collect();
-            let block = DecoderBlock { checkpoint, ..sizes.block(&weights, products) };
+            let block = DecoderBlock { recompute, ..sizes.block(&weights, products) };
             let (cos, sin) = (tables.0.to_device(device).unwrap(), tables.1.to_device(device).unwrap());
             let y = ops::decoder_block(vars[0].as_tensor(), &block, (&cos, &sin), &segments).unwrap();
             let found =
@@ -156,11 +156,11 @@ fn a_trained_block_and_its_gradients_are_those_of_f32() {
         eprintln!("heads of {}: {errors:.4?}", sizes.d);
         assert!(errors[0] < 1e-2, "values {errors:?}");
         assert!(errors.iter().all(|error| *error < 3e-2), "gradients {errors:?}");
-        for (again, checkpoint) in
+        for (again, recompute) in
             [(run(&device, Products::Bf16, false), false), (run(&device, Products::Bf16, true), true)]
         {
             for (ours, again) in ours.iter().zip(&again) {
-                assert_eq!(values(ours), values(again), "the same bits, checkpoint {checkpoint}");
+                assert_eq!(values(ours), values(again), "the same bits, recompute {recompute}");
             }
         }
         let plain = run(&device, Products::F32, false);

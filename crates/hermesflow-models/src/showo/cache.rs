@@ -57,20 +57,6 @@ impl Placement {
         }
         Ok(Some(Tensor::from_vec(rows, tokens, device)?))
     }
-
-    /// The row of each number of `new`, where it goes to several runs of rows and the CPU's kernels do not run: a GPU takes
-    /// as long for each run as for all of them.
-    ///
-    /// # Shapes
-    /// `new [tokens, heads, head_dim]` -> the same
-    fn rows_on_device(&self, new: &Tensor) -> Result<Option<Tensor>> {
-        let tokens = new.dim(0)?;
-        if ops::by_kernels(new.device()) || !matches!(self, Self::Runs(runs) if runs.len() > 1) {
-            return Ok(None);
-        }
-        let Some(rows) = self.rows(tokens, new.device())? else { return Ok(None) };
-        Ok(Some(rows.reshape((tokens, 1, 1))?.broadcast_as(new.shape())?.contiguous()?))
-    }
 }
 
 /// Keys and values of earlier tokens, per layer `[rows, heads, head_dim]`.
@@ -92,21 +78,15 @@ impl KvCache {
         if matches!(placement, Placement::Behind) {
             return Ok((Tensor::cat(&[k, keys], 0)?, Tensor::cat(&[v, values], 0)?));
         }
-        if let Some(rows) = placement.rows_on_device(keys)? {
-            k.scatter_set(&rows, keys, 0)?;
-            v.scatter_set(&rows, values, 0)?;
+        if let Placement::Runs(runs) = placement {
+            ops::write_runs(&[(k, keys), (v, values)], runs)?;
             return Ok((k.clone(), v.clone()));
         }
         for (cache, new) in [(k, keys), (v, values)] {
             let (_, heads, head_dim) = new.dims3()?;
             match placement {
                 Placement::Rows(start) => cache.slice_set(new, 0, *start)?,
-                Placement::Runs(runs) => {
-                    for &(first, count, row) in runs {
-                        cache.slice_set(&new.narrow(0, first, count)?, 0, row)?;
-                    }
-                }
-                Placement::Behind => {}
+                Placement::Runs(_) | Placement::Behind => {}
                 Placement::Column { start, samples, size, column } => {
                     let regions =
                         cache.narrow(0, *start, samples * size)?.reshape((*samples, *size, heads * head_dim))?;

@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use hermesflow_nn::device::uses_kernels;
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::parallel;
 use rayon::prelude::*;
@@ -125,7 +126,7 @@ impl<'a> Denoiser<'a> {
         mut draws: Vec<SeededDraws>,
     ) -> Result<Vec<Vec<u32>>> {
         for _ in 0..steps {
-            match ops::by_kernels(self.phi.device()) {
+            match uses_kernels(self.phi.device()) {
                 true => self.step(&mut images, guidance, &mut draws)?,
                 false => self.step_on_device(&mut images, guidance, &mut draws)?,
             }

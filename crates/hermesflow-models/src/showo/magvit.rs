@@ -390,10 +390,9 @@ impl Magvit {
         self.decoder.forward(&self.laid_out(features)?)
     }
 
-    /// As a large model's convolutions are fastest on the CPU; a small one keeps to the exact order of its operators.
+    /// In the layout in which a large model's convolutions are fastest; a small model keeps the rounding of the plain layout.
     fn laid_out(&self, xs: &Tensor) -> Result<Tensor> {
-        let last = !self.apart && ops::by_kernels(&self.device);
-        Ok(if last { ops::channels_last(xs)? } else { xs.clone() })
+        Ok(if self.apart { xs.clone() } else { ops::convolution_layout(xs)? })
     }
 
     /// Codes from the encoder's output: the sign bits, most significant first.

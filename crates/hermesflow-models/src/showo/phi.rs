@@ -72,8 +72,8 @@ impl Affine {
         Ok(ops::layer_norm(xs, &self.weight, &self.bias, eps)?)
     }
 
-    fn pair(&self) -> ops::Pair {
-        ops::Pair { weight: self.weight.clone(), bias: self.bias.clone() }
+    fn pair(&self) -> ops::Affine {
+        ops::Affine { weight: self.weight.clone(), bias: self.bias.clone() }
     }
 }
 
@@ -122,7 +122,7 @@ impl Block {
             heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
             products,
-            checkpoint,
+            recompute: checkpoint,
         }
     }
 }
@@ -207,7 +207,7 @@ impl Phi {
 
     /// The type in which keys and values are kept: that of the products, which on the CPU is f32 beside them.
     fn kept(&self) -> DType {
-        if ops::by_kernels(self.device()) { DType::F32 } else { self.dtype() }
+        ops::key_value_dtype(self.dtype(), self.device())
     }
 
     /// Embeddings of tokens.

@@ -9,6 +9,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use hermesflow_nn::device::uses_kernels;
 use hermesflow_nn::ops::{self, Segment};
 use hermesflow_nn::parallel;
 use rand::{Rng, SeedableRng};
@@ -210,7 +211,7 @@ fn take_all(logits: &Tensor, takers: Vec<Vec<&mut Sample>>, eot: u32) -> Result<
     let logits = logits.to_dtype(DType::F32)?;
     let top_ks = takers.iter().flatten().map(|sample| sample.sampling.top_k);
     let (least, most) = top_ks.fold((usize::MAX, 0), |(least, most), top_k| (least.min(top_k), most.max(top_k)));
-    if !ops::by_kernels(logits.device()) && least > 0 && most <= FEW_ON_A_GPU.min(logits.dim(1)?) {
+    if !uses_kernels(logits.device()) && least > 0 && most <= FEW_ON_A_GPU.min(logits.dim(1)?) {
         for (samples, row) in takers.into_iter().zip(ops::likeliest(&logits, most)?) {
             for sample in samples {
                 let top_k = sample.sampling.top_k;

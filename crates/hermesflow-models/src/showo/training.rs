@@ -1,7 +1,7 @@
 //! The model as it is trained and compared with: how its likelihoods are computed, and a digest of all that decides them.
 
-use hermesflow_nn::device::multiplies_bf16;
-use hermesflow_nn::ops::{self, Products};
+use hermesflow_nn::device::{multiplies_bf16, uses_kernels};
+use hermesflow_nn::ops::Products;
 
 use super::Showo;
 use crate::{Error, Result};
@@ -22,7 +22,7 @@ impl Showo {
             true => self.clone(),
             false => self.with_weights(self.weights.widened()?)?,
         };
-        let by_operators = products == Products::F32 && self.is_small() && ops::by_kernels(self.phi.device());
+        let by_operators = products == Products::F32 && self.is_small() && uses_kernels(self.phi.device());
         let phi = if by_operators { held.phi.clone() } else { held.phi.clone().whole(products) };
         Ok(Self { phi, ..held })
     }
@@ -57,6 +57,6 @@ impl Showo {
     /// Which operators compute its likelihoods, where they are not the CPU's kernels: they round otherwise.
     fn operators(&self) -> Option<String> {
         let device = self.phi.device();
-        (!ops::by_kernels(device)).then(|| format!("compositions on {}", hermesflow_nn::device::describe(device)))
+        (!uses_kernels(device)).then(|| format!("compositions on {}", hermesflow_nn::device::describe(device)))
     }
 }

@@ -1,8 +1,8 @@
-//! In a build without CUDA there is no GPU.
+//! What [`super::gpu`](super) is in a build without CUDA: there is no GPU.
 
 use candle_core::Device;
 
-use super::{DeviceName, Error, Memory};
+use super::name::{DeviceName, Error};
 
 pub(super) fn any() -> bool {
     false
@@ -24,7 +24,7 @@ pub(super) fn name(_: &Device) -> Option<String> {
     None
 }
 
-pub(super) fn memory(_: &Device) -> Option<Memory> {
+pub(super) fn memory(_: &Device) -> Option<(u64, u64)> {
     None
 }
 

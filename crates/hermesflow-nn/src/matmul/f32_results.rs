@@ -1,18 +1,19 @@
-//! Matrix products of operands in one type with sums and results in f32, on any device: what training and attention
-//! multiply on a GPU, where candle's own product rounds its result to the operands' type.
+//! Matrix products of operands of one type (f32, bf16 or f16) with sums and results in f32, on any device: those of training and
+//! attention where no kernel of this crate takes them. candle's own product would round its result to the operands' type.
 //!
-//! On a GPU one call of cuBLAS, which can add to what is there; on the CPU the operands are widened first, so that the
-//! same numbers can be had without a GPU.
+//! On a GPU a product is one call of cuBLAS, which can also add to an existing result. On the CPU the operands are first widened
+//! to f32, so that the same computation can be tried without a GPU.
 
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
 use candle_core::{CpuStorage, CustomOp2, DType, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 
-use crate::measure::{Part, part};
-use crate::storage::{Operand, product};
+use super::operand::Operand;
+use super::product::product;
+use crate::measure::profile::{Part, part};
 
-/// `x y` in f32; operands may be transposed views.
+/// `x y` in f32, without a graph; operands may be transposed views.
 ///
 /// # Shapes
 /// `x [m, k]`, `y [k, n]` -> `[m, n]`, or `x [b, m, k]`, `y [b, k, n]` -> `[b, m, n]`
@@ -25,7 +26,7 @@ pub(crate) fn multiply(x: &Tensor, y: &Tensor) -> Result<Tensor> {
     part(Part::Products, x.device(), || x.apply_op2_no_bwd(&y, &Multiply))
 }
 
-/// `sum ← sum + x y`, in place.
+/// `sum ← sum + x y` in place; operands may be transposed views.
 ///
 /// # Shapes
 /// `sum [m, n]` in f32, `x [m, k]`, `y [k, n]`
@@ -38,11 +39,11 @@ pub(crate) fn add(sum: &Tensor, x: &Tensor, y: &Tensor) -> Result<()> {
     part(Part::Products, x.device(), || sum.inplace_op3(&x, &y, &Multiply))
 }
 
-/// The tensor without a graph, contiguous either way round.
+/// The tensor without a graph: itself if it is contiguous or the transpose of a contiguous one, else a contiguous copy.
 fn arranged(x: &Tensor) -> Result<Tensor> {
     let x = x.detach();
-    let turned = x.rank() > 1 && x.t()?.is_contiguous();
-    if x.is_contiguous() || turned { Ok(x) } else { x.contiguous() }
+    let transposed = x.rank() > 1 && x.t()?.is_contiguous();
+    if x.is_contiguous() || transposed { Ok(x) } else { x.contiguous() }
 }
 
 /// The sizes of a product, and which operands are transposed views.
@@ -52,8 +53,8 @@ struct Size {
     m: usize,
     n: usize,
     k: usize,
-    x_turned: bool,
-    y_turned: bool,
+    x_transposed: bool,
+    y_transposed: bool,
 }
 
 impl Size {
@@ -63,7 +64,7 @@ impl Size {
             (&[b, m, k], &[batch, depth, n]) if k == depth && b == batch => (b, m, k, n),
             (x, y) => bail!("no product of {x:?} and {y:?}"),
         };
-        Ok(Self { batch, m, n, k, x_turned: !x.is_contiguous(), y_turned: !y.is_contiguous() })
+        Ok(Self { batch, m, n, k, x_transposed: !x.is_contiguous(), y_transposed: !y.is_contiguous() })
     }
 
     fn shape(self, rank: usize) -> Shape {
@@ -73,7 +74,7 @@ impl Size {
 
 struct Multiply;
 
-/// The elements of an operand, widened.
+/// The elements of an operand in f32.
 fn wide(storage: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
     let elements = layout.start_offset()..layout.start_offset() + layout.shape().elem_count();
     let mut wide = vec![0f32; elements.len()];
@@ -86,13 +87,13 @@ fn wide(storage: &CpuStorage, layout: &Layout) -> Result<Vec<f32>> {
     Ok(wide)
 }
 
-/// Writes or adds a product on the CPU.
-fn on_cpu(out: &mut [f32], accumulate: bool, size: Size, x: &[f32], y: &[f32]) {
-    let Size { batch, m, n, k, x_turned, y_turned } = size;
+/// `out = out (if accumulate) + x y` for each batch, on the CPU.
+fn multiply_on_cpu(out: &mut [f32], accumulate: bool, size: Size, x: &[f32], y: &[f32]) {
+    let Size { batch, m, n, k, x_transposed, y_transposed } = size;
     assert!(out.len() == batch * m * n && x.len() == batch * m * k && y.len() == batch * k * n);
     for ((out, x), y) in out.chunks_exact_mut(m * n).zip(x.chunks_exact(m * k)).zip(y.chunks_exact(k * n)) {
-        let x = if x_turned { Operand::rows(x.as_ptr(), m).t() } else { Operand::rows(x.as_ptr(), k) };
-        let y = if y_turned { Operand::rows(y.as_ptr(), k).t() } else { Operand::rows(y.as_ptr(), n) };
+        let x = if x_transposed { Operand::rows(x.as_ptr(), m).t() } else { Operand::rows(x.as_ptr(), k) };
+        let y = if y_transposed { Operand::rows(y.as_ptr(), k).t() } else { Operand::rows(y.as_ptr(), n) };
         // SAFETY: the slices have the sizes of the operands, as asserted above.
         unsafe { product((m, n, k), out.as_mut_ptr(), n, accumulate, x, y, 1.0, m * n * k > 64 * 1024) };
     }
@@ -106,7 +107,7 @@ impl CustomOp2 for Multiply {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, y: &CpuStorage, yl: &Layout) -> Result<(CpuStorage, Shape)> {
         let size = Size::new(xl, yl)?;
         let mut out = vec![0f32; size.batch * size.m * size.n];
-        on_cpu(&mut out, false, size, &wide(x, xl)?, &wide(y, yl)?);
+        multiply_on_cpu(&mut out, false, size, &wide(x, xl)?, &wide(y, yl)?);
         Ok((CpuStorage::F32(out), size.shape(xl.dims().len())))
     }
 
@@ -114,7 +115,7 @@ impl CustomOp2 for Multiply {
     fn cuda_fwd(&self, x: &CudaStorage, xl: &Layout, y: &CudaStorage, yl: &Layout) -> Result<(CudaStorage, Shape)> {
         let size = Size::new(xl, yl)?;
         let device = &x.device;
-        // SAFETY: without the factor of what is there (beta 0), cuBLAS writes every element and reads none.
+        // SAFETY: with beta = 0 cuBLAS writes every element of the result and reads none.
         let mut out = unsafe { device.alloc::<f32>(size.batch * size.m * size.n)? };
         cuda::run(&mut out, 0, 0.0, size, (x, xl), (y, yl))?;
         Ok((CudaStorage::wrap_cuda_slice(out, device.clone()), size.shape(xl.dims().len())))
@@ -138,7 +139,7 @@ impl InplaceOp3 for Multiply {
         let CpuStorage::F32(values) = sum else { bail!("a sum of products is in f32") };
         let from = sum_layout.start_offset();
         let out = &mut values[from..from + sum_layout.shape().elem_count()];
-        on_cpu(out, true, Size::new(xl, yl)?, &wide(x, xl)?, &wide(y, yl)?);
+        multiply_on_cpu(out, true, Size::new(xl, yl)?, &wide(x, xl)?, &wide(y, yl)?);
         Ok(())
     }
 
@@ -169,7 +170,7 @@ mod cuda {
 
     type Side<'a> = (&'a CudaStorage, &'a Layout);
 
-    /// `out ← beta out + x y` from the element `from` of `out` on.
+    /// `out ← beta out + x y`, where `out` begins at its element `from`.
     pub(crate) fn run(out: &mut CudaSlice<f32>, from: usize, beta: f32, size: Size, x: Side, y: Side) -> Result<()> {
         use sys::cudaDataType_t as Kind;
         match candle_core::backend::BackendStorage::dtype(x.0) {
@@ -180,7 +181,7 @@ mod cuda {
         }
     }
 
-    /// A row-major product is the column-major one of the transposed operands in the other order.
+    /// [`run`] for operands of type `T`, which cuBLAS calls `kind`. cuBLAS is column-major: a row-major `x y` is its `yᵀ xᵀ`.
     fn of<T: CudaDType>(
         kind: sys::cudaDataType_t,
         out: &mut CudaSlice<f32>,
@@ -190,9 +191,9 @@ mod cuda {
         (x, x_layout): Side,
         (y, y_layout): Side,
     ) -> Result<()> {
-        use sys::cublasOperation_t::{CUBLAS_OP_N as AS_IT_IS, CUBLAS_OP_T as TURNED};
-        let Size { batch, m, n, k, x_turned, y_turned } = size;
-        crate::measure::queued(batch, (m, n, k));
+        use sys::cublasOperation_t::{CUBLAS_OP_N as AS_IT_IS, CUBLAS_OP_T as TRANSPOSED};
+        let Size { batch, m, n, k, x_transposed, y_transposed } = size;
+        crate::measure::count::queued(batch, (m, n, k));
         let cublas = x.device.cublas_handle();
         let stream = x.device.cuda_stream();
         let x = x.as_cuda_slice::<T>()?.slice(x_layout.start_offset()..);
@@ -201,24 +202,24 @@ mod cuda {
         let ((x, _x), (y, _y)) = (x.device_ptr(&stream), y.device_ptr(&stream));
         let (out, _out) = out.device_ptr_mut(&stream);
         let alpha = 1f32;
-        // SAFETY: the layouts lie in the slices, each contiguous one way or the other; `out` has room for [batch, m, n]; the
-        // factors are f32, as this way of computing wants them.
+        // SAFETY: the operands lie in the slices, each contiguous or transposed; `out` has room for [batch, m, n]; alpha and beta
+        // are f32, as CUBLAS_COMPUTE_32F requires.
         unsafe {
             result::gemm_strided_batched_ex(
                 *cublas.handle(),
-                if y_turned { TURNED } else { AS_IT_IS },
-                if x_turned { TURNED } else { AS_IT_IS },
+                if y_transposed { TRANSPOSED } else { AS_IT_IS },
+                if x_transposed { TRANSPOSED } else { AS_IT_IS },
                 n as i32,
                 m as i32,
                 k as i32,
                 (&raw const alpha).cast(),
                 y as *const _,
                 kind,
-                if y_turned { k } else { n } as i32,
+                if y_transposed { k } else { n } as i32,
                 (k * n) as i64,
                 x as *const _,
                 kind,
-                if x_turned { m } else { k } as i32,
+                if x_transposed { m } else { k } as i32,
                 (m * k) as i64,
                 (&raw const beta).cast(),
                 out as *mut _,

@@ -1,38 +1,31 @@
-//! Matrices held in 16 bits (bf16 or f16) under activations in f32, on the CPU: the memory of a model halves, and
-//! with it the traffic that bounds decoding. Where the CPU multiplies bf16 (AVX512-BF16), activations are rounded to it
-//! and it does; elsewhere every block of a weight is widened once per product, into the cache.
+//! Weights held in 16 bits (bf16 or f16) under activations in f32, on the CPU: half the memory of a model in f32, and half the
+//! traffic, which bounds the speed of decoding. A CPU with AVX512-BF16 multiplies activations rounded to bf16; any other widens
+//! the weight to f32, block by block in the cache.
 //!
-//! For frozen weights only: there is no backward pass, and asking for one is an error, not a cut.
+//! For frozen weights only: there is no backward pass, and asking for one is an error.
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
+use super::operand::Operand;
 use super::packed::{self, Matrix, Values};
-use super::unpacked::{self, Element, Product};
-use crate::storage::{Operand, Shared, cpu, elements, host, on_cpu, product};
+use super::product::product;
+use super::unpacked::{self, Product};
+use super::{Kernel, cpu_kernel};
+use crate::device::uses_kernels;
+use crate::storage::{SharedPointer, cpu, elements, host};
 
-/// Weight elements that are widened at a time for few rows, about what a core's cache holds.
-const BLOCK: usize = 1 << 17;
-/// And for many, whose packing must not be repeated often.
-const LARGE_BLOCK: usize = 1 << 20;
-/// Up to so many rows go through the transposed product, as in [`crate::ops::linear`].
-const FEW: usize = 192;
-/// From so many rows on packing a weight in bf16 costs less than its product gains.
-const PACKED_FROM: usize = 384;
-
-/// Whether this CPU multiplies bf16 faster than f32.
-pub fn multiplies_bf16() -> bool {
-    bf16::available()
-}
-
-/// Whether a tensor is a matrix in 16 bits on the CPU.
+/// Whether a tensor is in 16 bits on a device that uses these kernels.
 pub(crate) fn is_half(weight: &Tensor) -> bool {
-    on_cpu(weight.device()) && matches!(weight.dtype(), DType::BF16 | DType::F16)
+    uses_kernels(weight.device()) && matches!(weight.dtype(), DType::BF16 | DType::F16)
 }
 
-/// `x Wᵀ + b` of contiguous `x [n, in]` in f32 and `weight [out, in]` in 16 bits -> `[n, out]` in f32.
+/// `x Wᵀ + b`.
+///
+/// # Shapes
+/// `x [n, in]` and `bias [out]` in f32, `weight [out, in]` in 16 bits, all contiguous -> `[n, out]` in f32
 pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     match bias {
         Some(bias) => x.apply_op3(weight, bias, HalfLinear),
@@ -40,29 +33,21 @@ pub(crate) fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Resu
     }
 }
 
-/// Whether a tensor is a matrix in bf16 on the CPU.
-pub(crate) fn is_brain(weight: &Tensor) -> bool {
-    is_half(weight) && weight.dtype() == DType::BF16
-}
-
-/// Several `x Wᵀ + b` of contiguous bf16 weights in one go, where the CPU multiplies bf16; an `x` that stands in several
-/// is narrowed once.
+/// Several `x Wᵀ + b` with contiguous bf16 weights, whose [`super::kernel`] is [`Kernel::Unpacked`], in one go. An `x` that is
+/// in several of them is rounded to bf16 once.
 pub(crate) fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
-    if products.iter().any(|(x, _, _)| x.dims()[0] >= PACKED_FROM) {
-        return products.iter().map(|(x, weight, bias)| linear(x, weight, Some(bias))).collect();
-    }
-    let mut narrowed: Vec<(&Tensor, Vec<bf16>)> = Vec::new();
+    let mut rounded_x: Vec<(&Tensor, Vec<bf16>)> = Vec::new();
     for (x, _, _) in products {
-        if !narrowed.iter().any(|(known, _)| known.id() == x.id()) {
+        if !rounded_x.iter().any(|(known, _)| known.id() == x.id()) {
             let (store, layout) = x.storage_and_layout();
-            narrowed.push((x, unpacked::narrow(host(&store, layout)?)));
+            rounded_x.push((x, unpacked::rounded(host(&store, layout)?)));
         }
     }
     let stores: Vec<_> = products.iter().map(|(_, w, b)| [w, b].map(|tensor| tensor.storage_and_layout())).collect();
     let mut prepared = Vec::with_capacity(products.len());
     for ((x, _, _), [(w, wl), (b, bl)]) in products.iter().zip(&stores) {
-        let (Some((_, x)), Half::Brain(weight)) =
-            (narrowed.iter().find(|(known, _)| known.id() == x.id()), Half::new(cpu(w)?, wl)?)
+        let (Some((_, x)), Half::Bf16(weight)) =
+            (rounded_x.iter().find(|(known, _)| known.id() == x.id()), Half::new(cpu(w)?, wl)?)
         else {
             bail!("expected a weight in bf16");
         };
@@ -72,7 +57,10 @@ pub(crate) fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec
     results.map(|(y, (x, weight, _))| Tensor::from_vec(y, (x.dims()[0], weight.dims()[0]), x.device())).collect()
 }
 
-/// Rows of a 16-bit matrix, in f32.
+/// The numbered rows of a 16-bit matrix, in f32.
+///
+/// # Shapes
+/// `x [n, h]`, `rows` m of them -> `[m, h]`
 pub(crate) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     x.apply_op1(HalfRows { rows: rows.into() })
 }
@@ -80,33 +68,45 @@ pub(crate) fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
 /// The elements of a contiguous 16-bit tensor.
 #[derive(Clone, Copy)]
 enum Half<'a> {
-    Brain(&'a [bf16]),
-    Ieee(&'a [f16]),
+    Bf16(&'a [bf16]),
+    F16(&'a [f16]),
 }
 
 impl<'a> Half<'a> {
+    /// The elements of a storage.
+    ///
+    /// # Errors
+    /// When the tensor is not contiguous or not in 16 bits.
     fn new(storage: &'a CpuStorage, layout: &Layout) -> Result<Self> {
         let Some((start, end)) = layout.contiguous_offsets() else {
             bail!("expected a contiguous tensor, not strides {:?}", layout.stride());
         };
         Ok(match storage {
-            CpuStorage::BF16(values) => Self::Brain(&values[start..end]),
-            CpuStorage::F16(values) => Self::Ieee(&values[start..end]),
+            CpuStorage::BF16(values) => Self::Bf16(&values[start..end]),
+            CpuStorage::F16(values) => Self::F16(&values[start..end]),
             _ => bail!("expected a tensor in 16 bits"),
         })
     }
 
-    fn len(self) -> usize {
+    fn dtype(self) -> DType {
         match self {
-            Self::Brain(values) => values.len(),
-            Self::Ieee(values) => values.len(),
+            Self::Bf16(_) => DType::BF16,
+            Self::F16(_) => DType::F16,
         }
     }
 
+    fn len(self) -> usize {
+        match self {
+            Self::Bf16(values) => values.len(),
+            Self::F16(values) => values.len(),
+        }
+    }
+
+    /// Writes the elements from `from` on into `to`, in f32.
     fn widen(self, from: usize, to: &mut [f32]) {
         match self {
-            Self::Brain(values) => values[from..from + to.len()].convert_to_f32_slice(to),
-            Self::Ieee(values) => values[from..from + to.len()].convert_to_f32_slice(to),
+            Self::Bf16(values) => values[from..from + to.len()].convert_to_f32_slice(to),
+            Self::F16(values) => values[from..from + to.len()].convert_to_f32_slice(to),
         }
     }
 }
@@ -114,29 +114,33 @@ impl<'a> Half<'a> {
 struct HalfLinear;
 
 impl HalfLinear {
-    fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Vec<f32> {
+    /// `x Wᵀ + b` with `input` columns of `x` and of the weight.
+    fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Result<Vec<f32>> {
         let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
-        if let (Half::Brain(weight), true) = (weight, bf16::available()) {
-            if n >= PACKED_FROM {
-                let weight = Matrix::new(Values::Brain(weight), input);
-                return packed::multiply(Matrix::wide(x, input), weight.t(), bias);
+        let (block, transposed) = match (cpu_kernel(n, weight.dtype(), weight.len(), input), weight) {
+            (Kernel::Unpacked, Half::Bf16(weight)) => {
+                let x = &unpacked::rounded(x);
+                return Ok(unpacked::linear(Product { x, weight, bias, depth: input }));
             }
-            return unpacked::linear(Product { x: &unpacked::narrow(x), weight, bias, depth: input });
-        }
+            (Kernel::Packed, Half::Bf16(weight)) => {
+                let weight = Matrix::new(Values::Bf16(weight), input);
+                return Ok(packed::multiply(Matrix::f32(x, input), weight.t(), bias));
+            }
+            (Kernel::Widened { block, transposed }, _) => (block, transposed),
+            (kernel, _) => bail!("{kernel:?} does not take a weight in {:?}", weight.dtype()),
+        };
         let mut y = vec![0f32; n * out];
-        let target = Shared(y.as_mut_ptr());
-        let block = if n <= FEW { BLOCK } else { LARGE_BLOCK };
+        let target = SharedPointer(y.as_mut_ptr());
         let lines = (block / input.max(1)).clamp(1, out.max(1));
         (0..out.div_ceil(lines)).into_par_iter().for_each_init(Vec::new, |scratch, block| {
             let (first, lines) = (block * lines, lines.min(out - block * lines));
-            let few = n <= FEW;
-            scratch.resize(lines * input + if few { lines * n } else { 0 }, 0f32);
-            let (wide, turned) = scratch.split_at_mut(lines * input);
+            scratch.resize(lines * input + if transposed { lines * n } else { 0 }, 0f32);
+            let (wide, block) = scratch.split_at_mut(lines * input);
             weight.widen(first * input, wide);
             let (w, x) = (Operand::rows(wide.as_ptr(), input), Operand::rows(x.as_ptr(), input));
-            if few {
-                // SAFETY: w is [lines, input], x [n, input], turned [lines, n], all contiguous.
-                unsafe { product((lines, n, input), turned.as_mut_ptr(), n, false, w, x.t(), 1.0, false) };
+            if transposed {
+                // SAFETY: w is [lines, input], x [n, input], block [lines, n], all contiguous.
+                unsafe { product((lines, n, input), block.as_mut_ptr(), n, false, w, x.t(), 1.0, false) };
             }
             for row in 0..n {
                 // SAFETY: the columns first .. first + lines of y [n, out] are this task's alone.
@@ -145,16 +149,16 @@ impl HalfLinear {
                     Some(bias) => y.copy_from_slice(&bias[first..first + lines]),
                     None => y.fill(0.0),
                 }
-                if few {
-                    y.iter_mut().enumerate().for_each(|(line, y)| *y += turned[line * n + row]);
+                if transposed {
+                    y.iter_mut().enumerate().for_each(|(line, y)| *y += block[line * n + row]);
                 }
             }
-            if !few {
+            if !transposed {
                 // SAFETY: x is [n, input], w [lines, input]; the columns of y are this task's alone.
                 unsafe { product((n, lines, input), target.at(first), out, true, x, w.t(), 1.0, false) };
             }
         });
-        y
+        Ok(y)
     }
 }
 
@@ -165,7 +169,7 @@ impl CustomOp2 for HalfLinear {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
-        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, None, input);
+        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, None, input)?;
         Ok((CpuStorage::F32(y), (n, out).into()))
     }
 }
@@ -185,7 +189,7 @@ impl CustomOp3 for HalfLinear {
         bl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let ((n, input), (out, _)) = (xl.shape().dims2()?, wl.shape().dims2()?);
-        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, Some(elements(b, bl)?), input);
+        let y = Self::forward(elements(x, xl)?, Half::new(w, wl)?, Some(elements(b, bl)?), input)?;
         Ok((CpuStorage::F32(y), (n, out).into()))
     }
 }
@@ -225,7 +229,7 @@ mod tests {
     fn a_row_is_the_same_in_any_batch() {
         let (x, w) = (normal(&[17, 300]), normal(&[45, 300]).to_dtype(DType::BF16).unwrap());
         let together = ops::linear(&x, &w, None).unwrap();
-        let bit_for_bit = super::multiplies_bf16() && kernels_run("a row of the same bits in any batch");
+        let bit_for_bit = crate::simd::bf16() && kernels_run("a row of the same bits in any batch");
         for row in 0..17 {
             let alone = ops::linear(&x.narrow(0, row, 1).unwrap(), &w, None).unwrap();
             let distance = distance(&together.narrow(0, row, 1).unwrap(), &alone);

@@ -1,8 +1,8 @@
-//! Products `x Wᵀ` without packing, on CPUs with AVX-512: f32, and bf16 with sums in f32 by the CPU's own instruction
-//! (AVX512-BF16).
+//! Products `x Wᵀ` that read the weight where it lies, without packing it, on CPUs with AVX-512: in f32, or in bf16 with sums in
+//! f32 (AVX512-BF16).
 //!
-//! Both operands lie with the summed dimension innermost, so a tile of `ROWS × COLUMNS` results keeps one vector of
-//! partial sums each. A result's order of summation does not depend on what else is computed: a row gives the same bits
+//! In both operands the summed dimension is contiguous, so that each result of a tile of `ROWS × COLUMNS` has one vector of
+//! partial sums. The order in which a result is summed does not depend on what else is computed: a row has the same bits
 //! alone and in any batch.
 
 use std::ops::Range;
@@ -10,24 +10,26 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use crate::simd::allowed;
-use crate::storage::Shared;
+use crate::measure::count;
+use crate::simd;
+use crate::storage::SharedPointer;
 
-/// Rows of `x` in a tile, and lines of the weight.
+/// Rows of `x` in a tile.
 const ROWS: usize = 6;
+/// Lines (rows) of the weight in a tile: columns of the result.
 const COLUMNS: usize = 4;
-/// Rows of `x` that are worked on together: with a part of the summed dimension they stay in a core's second cache,
-/// while the weight passes by once for all of them.
+/// Rows of `x` per block: with a part of the summed dimension they stay in a core's L2 cache while the weight is read once for
+/// all of them.
 const BLOCK: usize = 16 * ROWS;
-/// Bytes of the summed dimension that are taken at a time: a tile's operands stay in the first cache, and summing a
-/// vector's lanes at the end costs little.
+/// Bytes of the summed dimension per pass: a tile's operands stay in the L1 cache, and adding up a vector's lanes at the end
+/// costs little.
 const DEPTH: usize = 4096;
-/// Lines of the weight that a task takes at least.
+/// Fewest lines of the weight per task.
 const LINES: usize = 8 * COLUMNS;
 
-/// A type that the CPU multiplies in vectors.
+/// A type of which the CPU multiplies whole vectors.
 pub(crate) trait Element: Copy + Sync {
-    /// Whether this CPU does, and nobody has forbidden it.
+    /// Whether the CPU has the instructions and `HERMESFLOW_CPU` allows them.
     fn available() -> bool;
 
     /// `y [n, out] += x [n, depth] wᵀ [depth, out]` in the columns `lines`, over `part` of the summed dimension and the
@@ -43,7 +45,7 @@ pub(crate) trait Element: Copy + Sync {
         part: Range<usize>,
         rows: Range<usize>,
         lines: Range<usize>,
-        y: Shared,
+        y: SharedPointer,
         out: usize,
     );
 }
@@ -65,11 +67,11 @@ impl<T: Element> Product<'_, T> {
         self.weight.len() / self.depth.max(1)
     }
 
-    /// The columns `lines` of the result, of which nothing is written yet.
+    /// Computes the columns `lines` of the result `y`, which need not be initialised.
     ///
     /// # Safety
     /// [`Element::available`]; `y` has room for `[rows, out]`, and no other thread touches these columns.
-    unsafe fn columns(&self, lines: Range<usize>, y: Shared) {
+    unsafe fn columns(&self, lines: Range<usize>, y: SharedPointer) {
         let (n, out, step) = (self.rows(), self.out(), DEPTH / size_of::<T>());
         // SAFETY: by the contract of this function.
         unsafe {
@@ -91,18 +93,21 @@ impl<T: Element> Product<'_, T> {
     }
 }
 
-/// A product; only where the type is [`Element::available`].
+/// `x Wᵀ + b`, on CPUs where the type is [`Element::available`].
+///
+/// # Shapes
+/// `[rows, out]`
 pub(crate) fn linear<T: Element>(product: Product<'_, T>) -> Vec<f32> {
     linear_all(&[product]).pop().unwrap_or_default()
 }
 
-/// Several products in one go: threads are woken and waited for once.
+/// Several products, as [`linear`], that start and end together: the threads are woken and waited for once.
 pub(crate) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32>> {
     debug_assert!(T::available());
     let mut results: Vec<Vec<f32>> =
         products.iter().map(|product| Vec::with_capacity(product.rows() * product.out())).collect();
-    let targets: Vec<Shared> = results.iter_mut().map(|result| Shared(result.as_mut_ptr())).collect();
-    // Several tasks a thread, so that none waits long for the last one.
+    let targets: Vec<SharedPointer> = results.iter_mut().map(|result| SharedPointer(result.as_mut_ptr())).collect();
+    // Several tasks per thread, so that no thread waits long for the last one.
     let work: usize = products.iter().map(|product| product.weight.len()).sum();
     let share = work.div_ceil(8 * rayon::current_num_threads());
     let tasks: Vec<(usize, Range<usize>)> = products
@@ -115,9 +120,9 @@ pub(crate) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32
         })
         .collect();
     let all = products.iter().map(|product| product.x.len() * product.out()).sum();
-    crate::measure::product((all, 1, 1), true, || {
+    count::product((all, 1, 1), true, || {
         tasks.into_par_iter().for_each(|(at, lines)| {
-            // SAFETY: the caller asked `available`; the task's columns are its alone.
+            // SAFETY: the type is available, as the caller promises; no other task has these columns.
             unsafe { products[at].columns(lines, targets[at]) };
         });
     });
@@ -128,31 +133,31 @@ pub(crate) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32
     results
 }
 
-/// Rounded to the nearest bf16.
-pub(crate) fn narrow(x: &[f32]) -> Vec<bf16> {
+/// The numbers rounded to the nearest bf16.
+pub(crate) fn rounded(x: &[f32]) -> Vec<bf16> {
     use half::slice::HalfFloatSliceExt;
     const RUN: usize = 1 << 14;
-    let mut rounded = vec![bf16::ZERO; x.len()];
-    rounded.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(to, from)| to.convert_from_f32_slice(from));
-    rounded
+    let mut y = vec![bf16::ZERO; x.len()];
+    y.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+    y
 }
 
-/// Implements [`Element`] by vectors of `$wide` elements: how one is read, wholly or its first few elements, and how two
-/// are multiplied and added to sums.
+/// Implements [`Element`] with vectors of `$wide` elements: `$load` reads one, `$load_few` its first few elements, and
+/// `$multiply_add` adds the products of two to a vector of sums.
 macro_rules! element {
     ($type:ty, $features:literal, $available:expr, $wide:literal, $load:expr, $load_few:expr, $multiply_add:expr) => {
         #[cfg(target_arch = "x86_64")]
         const _: () = {
             use std::arch::x86_64::*;
 
-            /// `y[r][c] += Σ x[r][i]·w[c][i]` over `length` elements; rows of `x` and lines of `w` are `depth` apart,
-            /// rows of `y` `out`. With `AHEAD` the `C` lines behind these are on their way into the cache meanwhile: a few
-            /// rows are done with a line before the CPU has noticed that the next one will be read.
+            /// `y[r][c] += Σ x[r][i]·w[c][i]` over `length` elements; rows of `x` and lines of `w` are `depth` apart, rows of
+            /// `y` are `out` apart. With `PREFETCH` the next `C` lines of `w` are prefetched: few rows are done with a line
+            /// before the CPU's own prefetcher asks for the next one.
             ///
             /// # Safety
-            /// The CPU has the instructions; all that is named can be read, and `y` written.
+            /// The CPU has the instructions; the operands can be read, and `y` can be read and written, in these shapes.
             #[target_feature(enable = $features)]
-            unsafe fn tile<const R: usize, const C: usize, const AHEAD: bool>(
+            unsafe fn tile<const R: usize, const C: usize, const PREFETCH: bool>(
                 x: *const $type,
                 w: *const $type,
                 depth: usize,
@@ -160,8 +165,7 @@ macro_rules! element {
                 y: *mut f32,
                 out: usize,
             ) {
-                // SAFETY: by the contract of this function; what is left behind the last whole vector is read under a
-                // mask.
+                // SAFETY: by the contract of this function; the rest after the last whole vector is read under a mask.
                 unsafe {
                     let mut sums = [[_mm512_setzero_ps(); C]; R];
                     let mut at = 0;
@@ -170,7 +174,7 @@ macro_rules! element {
                         for c in 1..C {
                             lines[c] = $load(w.add(c * depth + at));
                         }
-                        if AHEAD {
+                        if PREFETCH {
                             for c in C..2 * C {
                                 _mm_prefetch::<_MM_HINT_T0>(w.wrapping_add(c * depth + at).cast());
                             }
@@ -203,6 +207,10 @@ macro_rules! element {
                 }
             }
 
+            /// [`Element::add_block`], compiled for the instructions.
+            ///
+            /// # Safety
+            /// The CPU has the instructions, and no other thread touches these columns of `y`.
             #[target_feature(enable = $features)]
             #[allow(clippy::too_many_arguments)]
             unsafe fn block(
@@ -212,7 +220,7 @@ macro_rules! element {
                 part: Range<usize>,
                 rows: Range<usize>,
                 lines: Range<usize>,
-                y: Shared,
+                y: SharedPointer,
                 out: usize,
             ) {
                 let length = part.len();
@@ -221,7 +229,7 @@ macro_rules! element {
                     let w = w[line * depth + part.start..].as_ptr();
                     for row in rows.clone().step_by(ROWS) {
                         let x = x[row * depth + part.start..].as_ptr();
-                        // SAFETY: the tile's operands lie in x and w, its results in y, and are this task's alone.
+                        // SAFETY: the tile's operands lie in x and w, its results in y, in columns of this task alone.
                         unsafe {
                             let y = y.at(row * out + line);
                             match (ROWS.min(rows.end - row), columns) {
@@ -256,7 +264,7 @@ macro_rules! element {
                     part: Range<usize>,
                     rows: Range<usize>,
                     lines: Range<usize>,
-                    y: Shared,
+                    y: SharedPointer,
                     out: usize,
                 ) {
                     // SAFETY: by the contract of the trait.
@@ -278,7 +286,7 @@ macro_rules! element {
                 _: Range<usize>,
                 _: Range<usize>,
                 _: Range<usize>,
-                _: Shared,
+                _: SharedPointer,
                 _: usize,
             ) {
                 unreachable!("not available")
@@ -290,7 +298,7 @@ macro_rules! element {
 element!(
     f32,
     "avx512f",
-    allowed("avx512") && std::arch::is_x86_feature_detected!("avx512f"),
+    simd::avx512f(),
     16,
     |at| _mm512_loadu_ps(at),
     |at, few: usize| _mm512_maskz_loadu_ps((1u16 << few) - 1, at),
@@ -300,11 +308,7 @@ element!(
 element!(
     half::bf16,
     "avx512f,avx512bw,avx512bf16",
-    allowed("bf16")
-        && allowed("avx512")
-        && std::arch::is_x86_feature_detected!("avx512bf16")
-        && std::arch::is_x86_feature_detected!("avx512bw")
-        && std::arch::is_x86_feature_detected!("avx512f"),
+    simd::bf16(),
     32,
     |at: *const half::bf16| std::mem::transmute::<__m512i, __m512bh>(_mm512_loadu_si512(at.cast())),
     |at: *const half::bf16, few: usize| {
@@ -313,7 +317,7 @@ element!(
     |sum, row, line| _mm512_dpbf16_ps(sum, row, line)
 );
 
-/// The sums over the lanes of four vectors.
+/// The sum of each of four vectors' lanes.
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f")]
 fn lane_sums(

@@ -1,8 +1,8 @@
-//! Where the time of a piece of work goes, part by part.
+//! Where the time of a piece of work goes, by part of a model (matrix products, attention, norms, …).
 //!
-//! The device is waited for at both ends of a part, so that its time is its own; all of it takes longer for that, which is
-//! why this is a run apart. A part within another counts as the outer one (the products of attention as attention). What
-//! candle's own backward passes take belongs to no part.
+//! Before and after each part the device is synchronised, so that a part's time is its own. That slows the whole down, which
+//! is why [`profile`] is a run of its own. A part inside another counts as the outer one: the products of attention are
+//! attention. Time in candle's own backward passes belongs to no part.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use candle_core::{Device, Result};
 
-/// The parts that are told apart.
+/// A part of a model whose time is reported.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// Matrix products with a weight.
@@ -23,7 +23,7 @@ pub enum Part {
     Convolutions,
     /// Activations of a decoder's inner layer.
     Activations,
-    /// Weights and gradients brought into the type of products.
+    /// Conversion of weights and gradients to the type of matrix products.
     Conversions,
     /// The vocabulary head with its log-probabilities.
     Head,
@@ -32,7 +32,7 @@ pub enum Part {
 }
 
 impl Part {
-    /// All of them, in order.
+    /// All parts, in the order in which they are reported.
     pub const ALL: [Self; 8] = [
         Self::Products,
         Self::Attention,
@@ -44,26 +44,26 @@ impl Part {
         Self::Optimizer,
     ];
 
-    /// Its name.
+    /// The part's name in reports, in lower case.
     pub fn label(self) -> &'static str {
         ["products", "attention", "norms", "convolutions", "activations", "conversions", "head", "optimizer"]
             [self as usize]
     }
 }
 
-/// Seconds of each part, and of all.
+/// Seconds that each part of a piece of work took, and the whole.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Profile {
-    /// In the order of [`Part::ALL`].
+    /// Seconds of each part, in the order of [`Part::ALL`].
     pub parts: [f64; Part::ALL.len()],
-    /// From beginning to end.
+    /// Seconds from the beginning to the end of the work.
     pub all: f64,
 }
 
 impl Profile {
-    /// The shares of the parts, and last that of what belongs to none, by their names.
+    /// Each part's name with its share of the whole, between 0 and 1, and last `rest`: what belongs to no part.
     ///
-    /// Where several threads work side by side their parts may sum to more than all: shares are of the sum then.
+    /// Where threads work in parallel their parts may add up to more than the whole; shares are of that sum then.
     pub fn shares(&self) -> Vec<(&'static str, f64)> {
         let parts: f64 = self.parts.iter().sum();
         let whole = self.all.max(parts).max(f64::MIN_POSITIVE);
@@ -79,10 +79,10 @@ thread_local! {
     static WITHIN: Cell<bool> = const { Cell::new(false) };
 }
 
-/// Does `work` on a device and tells where its time went, and that of whatever else this process does meanwhile.
+/// Runs `work` on a device and reports where the time of the whole process went meanwhile.
 ///
 /// # Errors
-/// When the device fails.
+/// When the device cannot be synchronised.
 pub fn profile<R>(device: &Device, work: impl FnOnce() -> R) -> Result<(R, Profile)> {
     NANOSECONDS.iter().for_each(|part| part.store(0, Ordering::Relaxed));
     device.synchronize()?;
@@ -96,7 +96,7 @@ pub fn profile<R>(device: &Device, work: impl FnOnce() -> R) -> Result<(R, Profi
     Ok((result, Profile { parts, all }))
 }
 
-/// Reports a part of the work on a device.
+/// Runs `work`, a part of the work on `device`, and adds its time to the part while a profile is taken.
 #[inline]
 pub(crate) fn part<R>(part: Part, device: &Device, work: impl FnOnce() -> Result<R>) -> Result<R> {
     if !WATCHED.load(Ordering::Relaxed) || WITHIN.get() {
@@ -112,7 +112,7 @@ pub(crate) fn part<R>(part: Part, device: &Device, work: impl FnOnce() -> Result
     result
 }
 
-/// As [`part`], of work that is on the host.
+/// [`part`] for work on the CPU.
 #[inline]
 pub(crate) fn on_host<R>(which: Part, work: impl FnOnce() -> Result<R>) -> Result<R> {
     part(which, &Device::Cpu, work)

@@ -1,8 +1,8 @@
-//! Softmax and LayerNorm of rows without a graph: on a GPU one kernel each, of those that candle brings, where a
-//! composition reads and writes everything half a dozen times.
+//! Softmax and LayerNorm of rows without a graph. On a GPU each is one of candle's own kernels, where a composition would read and
+//! write everything about six times.
 //!
-//! candle's LayerNorm takes the variance as `mean(x²) - mean(x)²`, which is less exact than the other forms here where a
-//! row's mean is many times its deviation.
+//! candle's LayerNorm computes the variance as `mean(x²) - mean(x)²`, which is less exact than the other forms in this crate
+//! where a row's mean is many times its deviation.
 
 use candle_core::{D, Result, Tensor};
 
@@ -19,7 +19,8 @@ pub(crate) fn softmax(x: &Tensor) -> Result<Tensor> {
     weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)
 }
 
-/// LayerNorm over the last dimension, where a kernel does it: on a GPU, in f32, of what nothing wants the gradient of.
+/// LayerNorm over the last dimension by one kernel; `None` where there is none: on the CPU, for types other than f32, and for
+/// tensors in a graph.
 ///
 /// # Shapes
 /// `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`
@@ -32,7 +33,7 @@ pub(crate) fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -
     gpu::takes(&[x, weight, bias]).then(run)
 }
 
-/// No kernel does it in a build for the CPU.
+/// A build without CUDA has no kernel for it.
 #[cfg(not(feature = "cuda"))]
 pub(crate) fn layer_norm(_: &Tensor, _: &Tensor, _: &Tensor, _: f64) -> Option<Result<Tensor>> {
     None
@@ -47,7 +48,7 @@ mod gpu {
 
     const WARP: usize = 32;
 
-    /// Whether the kernels take these: they count elements in 32 bits.
+    /// Whether the kernels take these tensors; they count elements in 32 bits.
     pub(crate) fn takes(tensors: &[&Tensor]) -> bool {
         tensors.iter().all(|tensor| {
             let count = tensor.elem_count();
@@ -86,7 +87,7 @@ mod gpu {
             let width = width as i32;
             let mut call = kernel.builder();
             call.arg(&from).arg(&to).arg(&width);
-            // SAFETY: the arguments are those of the kernel; each block's warp has one of the rows of both.
+            // SAFETY: the arguments are those of the kernel; each block has one warp, which reads and writes one row.
             unsafe { call.launch(launch(rows, (1, WARP as u32, 1))) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(to, device.clone()), layout.shape().clone()))
         }
@@ -129,12 +130,12 @@ mod gpu {
             // SAFETY: the kernel writes every element and reads none.
             let to = unsafe { device.alloc::<f32>(rows * width)? };
             let kernel = device.get_or_load_func("layernorm_f32", &kernels::REDUCE)?;
-            // One warp or all of a block's 32: in between the kernel sums what no warp has written.
+            // Either one warp or all 32 of a block: for any number between the kernel adds up memory that no warp has written.
             let threads = if width < 1024 { WARP } else { 1024 };
             let (columns, block) = (width as i32, threads as i32);
             let mut call = kernel.builder();
             call.arg(&from).arg(&to).arg(&weight).arg(&bias).arg(&columns).arg(&block).arg(&self.eps);
-            // SAFETY: the arguments are those of the kernel; each block has one of the rows of both.
+            // SAFETY: the arguments are those of the kernel; each block reads and writes one row.
             unsafe { call.launch(launch(rows, (threads as u32, 1, 1))) }.w()?;
             Ok((CudaStorage::wrap_cuda_slice(to, device.clone()), layout.shape().clone()))
         }

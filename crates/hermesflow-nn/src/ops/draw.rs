@@ -1,17 +1,18 @@
-//! Draws from the softmax of rows, where the rows are: a GPU's need not come to the host for it.
+//! Draws from the softmax of rows of logits on the device that holds the rows, so that a GPU's logits need not be copied to the
+//! host.
 //!
-//! By the inverse of the distribution function in two levels: the sums of runs of a row choose a run, the run's elements
-//! the element. Cumulative sums are products with a triangle of ones.
+//! A draw inverts the cumulative distribution in two steps: the sums of runs of a row choose a run, and the run's elements choose
+//! the element. Cumulative sums are products with a triangular matrix of ones.
 
 use candle_core::{D, DType, Device, Result, Tensor, bail};
 
-/// As [`draw_rows`], of the guided logits `(1 + guidance) cond - guidance uncond`.
+/// [`draw_rows`] from the guided logits `(1 + guidance) cond - guidance uncond` (classifier-free guidance).
 ///
 /// # Shapes
-/// `cond` and `uncond` `[n, v]` in f32, n marks -> n of each
+/// `cond` and `uncond` `[n, v]` in f32, n marks -> n elements with their probabilities
 ///
 /// # Errors
-/// When there are not as many marks as rows.
+/// When shapes do not fit, or `v` is 0 or above 2^24.
 pub fn draw_guided(cond: &Tensor, uncond: &Tensor, guidance: f64, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
     #[cfg(feature = "cuda")]
     if on_gpu(cond) {
@@ -20,6 +21,7 @@ pub fn draw_guided(cond: &Tensor, uncond: &Tensor, guidance: f64, marks: &[f32])
     draw_rows(&((cond * (1.0 + guidance))? - (uncond * guidance)?)?, marks)
 }
 
+/// Whether a kernel draws from these logits.
 #[cfg(feature = "cuda")]
 fn on_gpu(logits: &Tensor) -> bool {
     let columns = logits.dims().last().copied().unwrap_or(0);
@@ -32,14 +34,16 @@ fn by_kernel(cond: &Tensor, uncond: Option<&Tensor>, guidance: f64, marks: &[f32
     super::gpu::draw(&cond, uncond.as_ref(), guidance as f32, marks)
 }
 
-/// For each row, the first element whose cumulative weight `Σ e^x` exceeds its share `marks` in `[0, 1)` of all, never one
-/// without weight, and its probability, which is NaN where a logit is.
+/// Draws one element of each row's softmax and gives it with its probability.
+///
+/// `marks` are the uniform random numbers in `[0, 1)`: the element is the first whose cumulative probability exceeds the row's
+/// mark. An element of probability 0 is never drawn. The probability is NaN if a logit of the row is.
 ///
 /// # Shapes
-/// `logits [n, v]` in f32, n marks -> n of each
+/// `logits [n, v]` in f32, n marks -> n elements with their probabilities
 ///
 /// # Errors
-/// When there are not as many marks as rows.
+/// When there are not as many marks as rows, or `v` is 0 or above 2^24.
 pub fn draw_rows(logits: &Tensor, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
     let (n, v) = logits.dims2()?;
     if marks.len() != n || v == 0 || v > 1 << 24 {
@@ -68,17 +72,17 @@ pub fn draw_rows(logits: &Tensor, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
     let (second, _) = pick(&weights, &(marks - before)?)?;
     let chosen = weights.gather(&second.to_dtype(DType::U32)?.contiguous()?, 1)?;
     let code = ((first * run as f64)? + second)?;
-    // Numbers up to 2^24 are exact in f32: one tensor comes to the host.
+    // Element numbers up to 2^24 are exact in f32, so that one tensor is copied to the host.
     let both = Tensor::cat(&[code, (chosen / total)?], 1)?.flatten_all()?.to_vec1::<f32>()?;
     Ok(both.chunks_exact(2).map(|pair| (pair[0] as u32, pair[1])).collect())
 }
 
-/// The length of a run: near the square root of `v`, of which it is a divisor.
+/// The length of a run: the largest divisor of `v` up to its square root.
 fn run_of(v: usize) -> usize {
     (1..=v.isqrt()).rev().find(|run| v.is_multiple_of(*run)).unwrap_or(1)
 }
 
-/// The first element whose cumulative weight exceeds the row's mark, or reaches all; and what lies before it.
+/// The first element whose cumulative weight exceeds the row's mark or reaches the sum of the row, and the sum before it.
 ///
 /// # Shapes
 /// `weights [n, w]`, `marks [n, 1]` -> `[n, 1]`, `[n, 1]`, both in f32
@@ -87,11 +91,11 @@ fn pick(weights: &Tensor, marks: &Tensor) -> Result<(Tensor, Tensor)> {
     let up_to = weights.matmul(&triangle(width, weights.device())?)?;
     let all = up_to.narrow(1, width - 1, 1)?;
     let passed = (up_to.broadcast_le(marks)? * up_to.broadcast_lt(&all)?)?.to_dtype(DType::F32)?;
-    // Weights that were passed are those before the element.
+    // The weights before the element are those that were passed.
     Ok((passed.sum_keepdim(1)?, (passed * weights)?.sum_keepdim(1)?))
 }
 
-/// Ones where the row's number is not above the column's.
+/// An upper triangular matrix of ones, `[width, width]`.
 fn triangle(width: usize, device: &Device) -> Result<Tensor> {
     let ones = (0..width).flat_map(|row| (0..width).map(move |column| if row <= column { 1f32 } else { 0.0 }));
     Tensor::from_vec(ones.collect::<Vec<_>>(), (width, width), device)

@@ -1,24 +1,23 @@
-//! GELU: Hendrycks & Gimpel, "Gaussian Error Linear Units" (arXiv:1606.08415),
-//! in its tanh form (`gelu_new`), in its exact form (`gelu`) and in its sigmoid
-//! form (`quick_gelu`).
+//! GELU: Hendrycks & Gimpel, "Gaussian Error Linear Units" (arXiv:1606.08415), in three forms, with their names in the
+//! transformers library:
 //!
-//! * tanh: with `u = sqrt(2/pi) (x + 0.044715 x³)`, `x (1 + tanh u) / 2` is
-//!   written as `x / (1 + e^(-2u))`;
-//! * exact: `x (1 + erf(x / sqrt 2)) / 2`;
-//! * sigmoid: `x / (1 + e^(-1.702 x))`.
+//! * tanh (`gelu_new`): `x (1 + tanh u) / 2` with `u = sqrt(2/pi) (x + 0.044715 x³)`, computed as `x / (1 + e^(-2u))`;
+//! * exact (`gelu`): `x (1 + erf(x / sqrt 2)) / 2`;
+//! * sigmoid (`quick_gelu`): `x / (1 + e^(-1.702 x))`.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::simd::{exp, vectorised};
-use crate::storage::{elements, fused, host};
+use crate::storage::{elements, host, kernels_take};
 
-/// Elements of one task.
+/// Elements per task.
 const RUN: usize = 16 * 1024;
-/// `2 sqrt(2/pi)` and that times 0.044715.
+/// `2 sqrt(2/pi)`.
 const SLOPE: f32 = 1.595_769_2;
+/// `2 sqrt(2/pi) · 0.044715`.
 const CUBIC: f32 = 0.071_354_814;
-/// The slope inside the sigmoid.
+/// The factor of `x` in the sigmoid form.
 const QUICK: f32 = 1.702;
 
 /// GELU in its tanh form, element by element.
@@ -26,7 +25,7 @@ const QUICK: f32 = 1.702;
 /// # Shapes
 /// `x [..]` -> `[..]`
 pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
-    if fused(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu() }
+    if kernels_take(&[x]) { x.contiguous()?.apply_op1(Gelu) } else { x.gelu() }
 }
 
 /// GELU in its exact form, element by element.
@@ -34,7 +33,7 @@ pub fn gelu_tanh(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `x [..]` -> `[..]`
 pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
-    if fused(&[x]) { x.contiguous()?.apply_op1(GeluErf) } else { x.gelu_erf() }
+    if kernels_take(&[x]) { x.contiguous()?.apply_op1(GeluErf) } else { x.gelu_erf() }
 }
 
 /// GELU in its sigmoid form, element by element.
@@ -42,11 +41,11 @@ pub fn gelu_erf(x: &Tensor) -> Result<Tensor> {
 /// # Shapes
 /// `x [..]` -> `[..]`
 pub fn gelu_quick(x: &Tensor) -> Result<Tensor> {
-    if fused(&[x]) { x.contiguous()?.apply_op1(GeluQuick) } else { quick_plain(x) }
+    if kernels_take(&[x]) { x.contiguous()?.apply_op1(GeluQuick) } else { quick_any_device(x) }
 }
 
-/// The same by candle's operators.
-fn quick_plain(x: &Tensor) -> Result<Tensor> {
+/// [`gelu_quick`] by candle's operators.
+fn quick_any_device(x: &Tensor) -> Result<Tensor> {
     x / (x.affine(-f64::from(QUICK), 0.0)?.exp()? + 1.0)?
 }
 
@@ -75,12 +74,16 @@ fn erf(x: f32) -> f32 {
     if t > 0.927_734_4 { far } else { near }
 }
 
-/// `1 / sqrt 2`, and the density of the normal distribution at 0.
+/// `1 / sqrt 2`.
 const HALF_ROOT: f32 = std::f32::consts::FRAC_1_SQRT_2;
+/// The density of the normal distribution at 0, `1 / sqrt(2 pi)`.
 const DENSITY: f32 = 0.398_942_3;
 
+/// [`gelu_tanh`] on the CPU.
 struct Gelu;
+/// [`gelu_erf`] on the CPU.
 struct GeluErf;
+/// [`gelu_quick`] on the CPU.
 struct GeluQuick;
 
 vectorised! {
@@ -125,12 +128,12 @@ vectorised! {
     }
 }
 
-/// [`gelu_tanh`] of elements.
+/// [`gelu_tanh`] of each element.
 pub(super) fn tanh_forward(x: &[f32]) -> Vec<f32> {
     map(x, values)
 }
 
-/// The gradients of [`gelu_tanh`]'s elements.
+/// The gradient of each element through [`gelu_tanh`].
 pub(super) fn tanh_backward(x: &[f32], grad: &[f32]) -> Vec<f32> {
     map_gradients(x, grad, gradients)
 }
@@ -238,7 +241,7 @@ mod tests {
     fn the_sigmoid_form_agrees_with_plain_candle() {
         for shape in [&[3usize, 7, 5][..], &[40_001]] {
             let x = (normal(shape) * 3.0).unwrap();
-            agree(&[x], |v| gelu_quick(&v[0]), |v| quick_plain(&v[0]));
+            agree(&[x], |v| gelu_quick(&v[0]), |v| quick_any_device(&v[0]));
         }
         // PyTorch: x * torch.sigmoid(1.702 * x).
         let x = Tensor::new(&[-1e4f32, -2.0, -0.5, 0.0, 1.0, 1e4], &candle_core::Device::Cpu).unwrap();

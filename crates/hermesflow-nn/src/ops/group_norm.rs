@@ -1,17 +1,21 @@
-//! GroupNorm with optional SiLU, fused: `silu((x − μ)/σ · w + b)` per image and group.
+//! GroupNorm (Wu & He, arXiv:1803.08494) with an optional SiLU, in one pass: `silu((x − μ)/σ · w + b)` with mean and deviation of
+//! each image and group of channels.
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::measure::{Part, part};
+use crate::measure::profile::{Part, part};
 use crate::simd::{add_to, exp, sum_by};
-use crate::storage::{elements, fused, host};
+use crate::storage::{elements, host, kernels_take};
 
-/// GroupNorm, then SiLU if asked for.
+/// GroupNorm, then SiLU, `z / (1 + e^-z)`, if `silu`.
 ///
 /// # Shapes
 /// `x [b, c, h, w]`, `weight [c]`, `bias [c]` -> `[b, c, h, w]`
-pub fn group_norm_silu(
+///
+/// # Errors
+/// When shapes do not fit, or `groups` does not divide `c`.
+pub(crate) fn group_norm_silu(
     x: &Tensor,
     weight: &Tensor,
     bias: &Tensor,
@@ -24,16 +28,16 @@ pub fn group_norm_silu(
         bail!("group_norm: x {:?}, weight {:?}, {groups} groups do not fit", x.dims(), weight.dims());
     }
     part(Part::Norms, x.device(), || {
-        if fused(&[x, weight, bias]) {
+        if kernels_take(&[x, weight, bias]) {
             let op = GroupNorm { groups, eps: eps as f32, silu };
             return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
         }
-        plain(x, weight, bias, groups, eps, silu)
+        any_device(x, weight, bias, groups, eps, silu)
     })
 }
 
-/// The same by candle's operators.
-fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
+/// [`group_norm_silu`] by candle's operators.
+fn any_device(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, silu: bool) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let xs = x.reshape((b, groups, c / groups * h * w))?;
     let xs = xs.broadcast_sub(&xs.mean_keepdim(D::Minus1)?)?;
@@ -43,6 +47,7 @@ fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, groups: usize, eps: f64, si
     if silu { ys.silu() } else { Ok(ys) }
 }
 
+/// The operator on the CPU.
 #[derive(Clone, Copy)]
 struct GroupNorm {
     groups: usize,
@@ -51,7 +56,7 @@ struct GroupNorm {
 }
 
 impl GroupNorm {
-    /// Mean and 1/σ of a group, by two passes.
+    /// Mean and `1 / sqrt(variance + eps)` of a group, in two passes.
     fn statistics(self, x: &[f32]) -> (f32, f32) {
         let n = x.len() as f32;
         let mean = sum_by(x, |v| v) / n;
@@ -118,7 +123,7 @@ impl CustomOp3 for GroupNorm {
         let size = channels * pixels;
         let mut dx = vec![0f32; xs.len()];
         let groups = dx.par_chunks_mut(size).zip(xs.par_chunks(size).zip(gs.par_chunks(size)));
-        // Per (image, group): the sums over each channel of dz·x̂ and dz.
+        // For each image and group: the sums over each channel of dz·x̂ and of dz.
         let sums: Vec<(Vec<f32>, Vec<f32>)> = groups
             .enumerate()
             .map(|(at, (dx, (x, g)))| {
@@ -182,7 +187,7 @@ mod tests {
             agree(
                 &[normal(&[3, 6, 5, 7]), normal(&[6]), normal(&[6])],
                 |args| group_norm_silu(&args[0], &args[1], &args[2], 3, 1e-6, silu),
-                |args| plain(&args[0], &args[1], &args[2], 3, 1e-6, silu),
+                |args| any_device(&args[0], &args[1], &args[2], 3, 1e-6, silu),
             );
         }
     }

@@ -1,4 +1,4 @@
-//! Layer normalisation: Ba, Kiros & Hinton (arXiv:1607.06450).
+//! LayerNorm, `(x - mean) / sqrt(variance + eps) · weight + bias` of each row: Ba, Kiros & Hinton (arXiv:1607.06450).
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
@@ -6,37 +6,40 @@ use rayon::prelude::*;
 use super::any_device;
 use super::by_rows;
 use super::node::node3;
-use crate::measure::{Part, part};
+use crate::measure::profile::{Part, part};
 use crate::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
-use crate::storage::{elements, fused, host};
+use crate::storage::{elements, host, kernels_take};
 
-/// Rows of one task; fixed, so that the sums over rows have one order.
+/// Rows per task: a fixed number, so that sums over rows have one order whatever the threads.
 const ROWS: usize = 64;
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension.
 ///
 /// # Shapes
 /// `x [.., d]`, `weight [d]`, `bias [d]` -> `[.., d]`
+///
+/// # Errors
+/// When shapes do not fit.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let d = x.dim(D::Minus1)?;
     if weight.dims() != [d] || bias.dims() != [d] {
         bail!("layer_norm: weight {:?} and bias {:?} on x {:?}", weight.dims(), bias.dims(), x.dims());
     }
     part(Part::Norms, x.device(), || {
-        if fused(&[x, weight, bias]) {
+        if kernels_take(&[x, weight, bias]) {
             x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, LayerNorm { eps: eps as f32 })
         } else {
             let [given_x, given_weight, given_bias] = [x, weight, bias].map(Tensor::detach);
             match by_rows::layer_norm(&given_x, &given_weight, &given_bias, eps) {
-                Some(values) => known([x, weight, bias], values?, eps),
-                None => plain(x, weight, bias, eps),
+                Some(values) => with_gradients([x, weight, bias], values?, eps),
+                None => any_device_form(x, weight, bias, eps),
             }
         }
     })
 }
 
-/// The same by candle's operators.
-fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+/// [`layer_norm`] by candle's operators.
+fn any_device_form(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
     let dtype = x.dtype();
     let x = x.to_dtype(candle_core::DType::F32)?;
     let x = x.broadcast_sub(&x.mean_keepdim(D::Minus1)?)?;
@@ -44,9 +47,9 @@ fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor>
     x.broadcast_div(&deviation)?.to_dtype(dtype)?.broadcast_mul(weight)?.broadcast_add(bias)
 }
 
-/// Its `values`, put into the graph with their gradients: a kernel rounds otherwise than [`plain`], and what is trained
-/// must give the numbers of what is not.
-fn known(args: [&Tensor; 3], values: Tensor, eps: f64) -> Result<Tensor> {
+/// `values` that a kernel computed, put into the graph with their backward pass. A kernel rounds differently from
+/// [`any_device_form`], and a trained model must give the same numbers as one that is not trained.
+fn with_gradients(args: [&Tensor; 3], values: Tensor, eps: f64) -> Result<Tensor> {
     let [x, weight, _] = args.map(Tensor::detach);
     node3("layer-norm", args, values, move |grad| {
         let d = weight.dim(D::Minus1)?;
@@ -61,11 +64,12 @@ fn known(args: [&Tensor; 3], values: Tensor, eps: f64) -> Result<Tensor> {
     })
 }
 
+/// The operator on the CPU.
 struct LayerNorm {
     eps: f32,
 }
 
-/// Mean and reciprocal deviation of a row.
+/// Mean and `1 / sqrt(variance + eps)` of a row.
 #[inline(always)]
 fn moments(x: &[f32], eps: f32) -> (f32, f32) {
     let mean = sum_by(x, |v| v) / x.len() as f32;
@@ -121,7 +125,7 @@ vectorised! {
     }
 }
 
-/// Normalised rows of `weight.len()`.
+/// The normalised rows of `x [.., weight.len()]`.
 pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
     let run = ROWS * weight.len();
     let mut y = vec![0f32; x.len()];
@@ -133,7 +137,7 @@ pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<
     y
 }
 
-/// The gradients of the rows, and those of the weight and, behind them, of the bias.
+/// The gradient of `x`, and the gradient of the weight followed by that of the bias in one vector of `2 d`.
 pub(super) fn backward(x: &[f32], weight: &[f32], grad: &[f32], eps: f32) -> (Vec<f32>, Vec<f32>) {
     let d = weight.len();
     let run = ROWS * d;
@@ -207,7 +211,7 @@ mod tests {
         for shape in [&[1usize, 5][..], &[7, 3, 33], &[201, 64]] {
             let d = shape[shape.len() - 1];
             let args = [((normal(shape) * 2.0).unwrap() + 3.0).unwrap(), normal(&[d]), normal(&[d])];
-            agree(&args, |v| layer_norm(&v[0], &v[1], &v[2], 1e-5), |v| plain(&v[0], &v[1], &v[2], 1e-5));
+            agree(&args, |v| layer_norm(&v[0], &v[1], &v[2], 1e-5), |v| any_device_form(&v[0], &v[1], &v[2], 1e-5));
         }
     }
 
@@ -216,8 +220,12 @@ mod tests {
         for shape in [&[1usize, 5][..], &[7, 3, 33]] {
             let d = shape[shape.len() - 1];
             let args = [((normal(shape) * 2.0).unwrap() + 3.0).unwrap(), normal(&[d]), normal(&[d])];
-            let values = |v: &[candle_core::Var]| plain(&v[0].detach(), &v[1].detach(), &v[2].detach(), 1e-5);
-            agree(&args, |v| known([&v[0], &v[1], &v[2]], values(v)?, 1e-5), |v| plain(&v[0], &v[1], &v[2], 1e-5));
+            let values = |v: &[candle_core::Var]| any_device_form(&v[0].detach(), &v[1].detach(), &v[2].detach(), 1e-5);
+            agree(
+                &args,
+                |v| with_gradients([&v[0], &v[1], &v[2]], values(v)?, 1e-5),
+                |v| any_device_form(&v[0], &v[1], &v[2], 1e-5),
+            );
         }
     }
 

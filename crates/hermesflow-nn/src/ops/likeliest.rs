@@ -1,21 +1,23 @@
-//! The likeliest columns of rows of logits, where the rows are: a GPU's need not come to the host for it.
+//! The likeliest columns of rows of logits, found on the device that holds the rows, so that a GPU's logits need not be copied to
+//! the host.
 
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::log_prob::log_sum_exp;
 
-/// What a row of logits says of its likeliest columns.
+/// The likeliest columns of a row of logits.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Likeliest {
-    /// Columns with their logits, the likeliest first; of equal ones those that stand first.
+    /// Columns with their logits, the largest logit first; of equal logits the lower column first.
     pub columns: Vec<(u32, f32)>,
-    /// The log-sum-exp of all columns; NaN or infinite if one of them is.
+    /// The log-sum-exp of the whole row; NaN or infinite if a logit is.
     pub log_sum: f64,
 }
 
-/// The `count` likeliest columns of a row, or all if it has fewer; of equal ones those that stand first.
+/// The `count` columns of a row with the largest logits, or all if it has fewer, the largest first; of equal logits the lower
+/// column first.
 pub fn likeliest_of_row(logits: &[f32], count: usize) -> Vec<u32> {
-    /// Up to so many are found in one pass.
+    /// Most columns that are found in one pass.
     const FEW: usize = 64;
     let better = |a: &u32, b: &u32| logits[*b as usize].total_cmp(&logits[*a as usize]).then(a.cmp(b));
     if count > FEW {
@@ -27,7 +29,7 @@ pub fn likeliest_of_row(logits: &[f32], count: usize) -> Vec<u32> {
         all.sort_unstable_by(better);
         return all;
     }
-    // Hardly any column of a long row gets past the comparison with the last of the few.
+    // In a long row hardly any column passes the comparison with the last of the few.
     let mut few: Vec<u32> = Vec::with_capacity(count + 1);
     let mut last = f32::NEG_INFINITY;
     for (column, &logit) in logits.iter().enumerate() {
@@ -45,10 +47,10 @@ pub fn likeliest_of_row(logits: &[f32], count: usize) -> Vec<u32> {
 /// The `count` likeliest columns of each row.
 ///
 /// # Shapes
-/// `logits [n, v]` in f32 -> n rows
+/// `logits [n, v]` -> n rows
 ///
 /// # Errors
-/// When none or more than all are asked for.
+/// When `count` is 0 or more than `v`.
 pub fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Likeliest>> {
     let (_, v) = logits.dims2()?;
     if count == 0 || count > v {
@@ -56,7 +58,8 @@ pub fn likeliest(logits: &Tensor, count: usize) -> Result<Vec<Likeliest>> {
     }
     #[cfg(feature = "cuda")]
     if logits.device().is_cuda() && v <= 1 << 24 {
-        return super::gpu::likeliest(&logits.contiguous()?, count);
+        let rows = super::gpu::likeliest(&logits.contiguous()?, count)?.into_iter();
+        return Ok(rows.map(|(columns, log_sum)| Likeliest { columns, log_sum }).collect());
     }
     let of_row = |row: Vec<f32>| {
         let columns = likeliest_of_row(&row, count).into_iter().map(|column| (column, row[column as usize])).collect();

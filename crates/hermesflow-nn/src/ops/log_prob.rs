@@ -1,4 +1,4 @@
-//! The log-probability that a row of logits gives to its target.
+//! The log-probability of a target under a row of logits, `log softmax(x)[target] = x[target] - ln Σ e^x`.
 
 use std::sync::{Arc, OnceLock};
 
@@ -6,13 +6,16 @@ use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape
 use rayon::prelude::*;
 
 use crate::simd::{exp, max, max_and_sum_exp, sum_by, vectorised};
-use crate::storage::{elements, fused, host};
+use crate::storage::{elements, host, kernels_take};
 
-/// `log softmax(logits)[target]` of each row, in `f32`, without ever holding
-/// the softmax: the backward pass writes `(onehot - softmax) g` at once.
+/// `log softmax(logits)[target]` of each row, in f32. The softmax is never held; the backward pass writes
+/// `(onehot - softmax) g` directly.
 ///
 /// # Shapes
-/// `logits [n, v]`, `targets` n of them -> `[n]`
+/// `logits [n, v]`, `targets` n ids below `v` -> `[n]`
+///
+/// # Errors
+/// When the targets do not fit the logits.
 pub fn log_prob(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let (n, v) = logits.dims2()?;
     if targets.len() != n {
@@ -22,14 +25,15 @@ pub fn log_prob(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
         bail!("log_prob: target {target} in a vocabulary of {v}");
     }
     let logits = logits.to_dtype(DType::F32)?;
-    if fused(&[&logits]) {
+    if kernels_take(&[&logits]) {
         logits.contiguous()?.apply_op1(LogProb { targets: targets.into(), normalizers: OnceLock::new() })
     } else {
-        plain(&logits, targets)
+        any_device(&logits, targets)
     }
 }
 
-/// `ln Σ e^x`, summed in f64 over runs: the terms of a vocabulary are too many for one sum in f32.
+/// `ln Σ e^x` of a row. Runs of 1024 terms are summed in f32 and the runs in f64: a whole vocabulary is too long for one sum in
+/// f32.
 pub fn log_sum_exp(x: &[f32]) -> f64 {
     const RUN: usize = 1024;
     let highest = largest(x);
@@ -37,16 +41,19 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     f64::from(highest) + sum.ln()
 }
 
-/// Whether all of a row are numbers that can be computed with: no NaN, no infinity.
+/// Whether a row holds neither NaN nor infinity.
 pub fn all_finite(row: &[f32]) -> bool {
-    // Without a branch for each.
+    // Without a branch per element, so that it becomes vector instructions.
     row.iter().fold(true, |good, value| good & value.is_finite())
 }
 
-/// `work` on each item with its row, side by side.
+/// Calls `work` with each item and the row of its number, on the CPU and in parallel.
 ///
 /// # Shapes
 /// `rows [n, v]` in f32, n items
+///
+/// # Errors
+/// When there are not as many items as rows, or the rows cannot be read.
 pub fn for_each_row<T: Send>(rows: &Tensor, items: Vec<T>, work: impl Fn(T, &[f32]) + Sync + Send) -> Result<()> {
     let (n, v) = rows.dims2()?;
     if items.len() != n || v == 0 {
@@ -58,17 +65,18 @@ pub fn for_each_row<T: Send>(rows: &Tensor, items: Vec<T>, work: impl Fn(T, &[f3
     Ok(())
 }
 
-/// The same by candle's operators.
-fn plain(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
+/// [`log_prob`] by candle's operators.
+fn any_device(logits: &Tensor, targets: &[u32]) -> Result<Tensor> {
     let shifted = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?.detach())?;
     let targets = Tensor::new(targets, logits.device())?.unsqueeze(1)?;
     let chosen = shifted.gather(&targets, D::Minus1)?;
     (chosen - shifted.exp()?.sum_keepdim(D::Minus1)?.log()?)?.squeeze(1)
 }
 
+/// The operator on the CPU.
 struct LogProb {
     targets: Arc<[u32]>,
-    /// The log-sum-exp of each row, kept from the forward pass.
+    /// Each row's log-sum-exp, from the forward pass.
     normalizers: OnceLock<Vec<f32>>,
 }
 
@@ -81,7 +89,7 @@ vectorised! {
         sum_by(x, |x| exp(x - highest))
     }
 
-    /// Logits become `-grad · softmax`.
+    /// Replaces logits by `-grad · softmax`.
     fn gradients(x: &mut [f32], normalizer: f32, grad: f32) {
         for x in x.iter_mut() {
             *x = -grad * exp(*x - normalizer);
@@ -102,7 +110,8 @@ pub(super) fn of_targets(logits: &[f32], v: usize, targets: &[u32]) -> (Vec<f32>
     (rows.map(|((row, &target), normalizer)| row[target as usize] - normalizer).collect(), normalizers)
 }
 
-/// Turns `logits [n, v]` into their gradients, given those of [`of_targets`].
+/// Replaces `logits [n, v]` by their gradients, from the gradients of the log-probabilities and the log-sum-exps that
+/// [`of_targets`] gave.
 pub(super) fn to_gradients(logits: &mut [f32], v: usize, targets: &[u32], normalizers: &[f32], grad: &[f32]) {
     logits.par_chunks_exact_mut(v).enumerate().for_each(|(row, logits)| {
         gradients(logits, normalizers[row], grad[row]);
@@ -125,7 +134,7 @@ impl CustomOp1 for LogProb {
 
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         let Some(normalizers) = self.normalizers.get() else {
-            bail!("log_prob: backward before forward");
+            bail!("log_prob: the backward pass ran before the forward pass");
         };
         let (_, v) = x.dims2()?;
         let grad = grad.contiguous()?;
@@ -155,7 +164,7 @@ mod tests {
         for (n, v) in [(1, 3), (19, 1001), (5, 16)] {
             let targets: Vec<u32> = (0..n as u32).map(|i| (i * 37 + 2) % v as u32).collect();
             let logits = (normal(&[n, v]) * 4.0).unwrap();
-            agree(&[logits], |x| log_prob(&x[0], &targets), |x| plain(&x[0], &targets));
+            agree(&[logits], |x| log_prob(&x[0], &targets), |x| any_device(&x[0], &targets));
         }
     }
 
@@ -164,7 +173,7 @@ mod tests {
         let logits = normal(&[6, 40]).to_dtype(DType::BF16).unwrap();
         let targets = [0, 7, 39, 1, 2, 3];
         let wide = logits.to_dtype(DType::F32).unwrap();
-        close(&log_prob(&logits, &targets).unwrap(), &plain(&wide, &targets).unwrap(), 1e-5, "values");
+        close(&log_prob(&logits, &targets).unwrap(), &any_device(&wide, &targets).unwrap(), 1e-5, "values");
     }
 
     #[test]

@@ -1,36 +1,37 @@
-//! Rotary position embedding: Su et al., "RoFormer" (arXiv:2104.09864), with
-//! the pairing of GPT-NeoX and Phi: dimension `i` turns with `i + rot/2`, and
-//! dimensions from `rot` on stay as they are.
+//! Rotary position embedding: Su et al., "RoFormer" (arXiv:2104.09864), with the pairs of GPT-NeoX and Phi: dimensions `i` and
+//! `i + rot/2` are rotated together, and dimensions from `rot` on stay as they are.
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::simd::vectorised;
-use crate::storage::{HeadRows, cpu, elements, fused, host};
+use crate::storage::{HeadRows, cpu, elements, host, kernels_take};
 
-/// Tokens of one task.
+/// Tokens per task.
 const TOKENS: usize = 64;
 
-/// Turns the first `rot` dimensions of each head by the token's angles. The
-/// angles are constants: they get no gradient.
+/// Rotates the first `rot` dimensions of each head by its token's angles, which get no gradient.
 ///
 /// # Shapes
 /// `x [n, heads, d]`, `cos [n, rot/2]`, `sin [n, rot/2]` -> `[n, heads, d]`
+///
+/// # Errors
+/// When shapes do not fit.
 pub fn rotary(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let ((n, _, d), (tokens, half)) = (x.dims3()?, cos.dims2()?);
     if tokens != n || sin.dims() != cos.dims() || 2 * half > d {
         bail!("rotary: x {:?}, cos {:?}, sin {:?}", x.dims(), cos.dims(), sin.dims());
     }
     let (cos, sin) = (cos.detach(), sin.detach());
-    if fused(&[x, &cos, &sin]) {
+    if kernels_take(&[x, &cos, &sin]) {
         HeadRows::arrange(x)?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rotary)
     } else {
-        plain(x, &cos, &sin)
+        any_device(x, &cos, &sin)
     }
 }
 
-/// The same by candle's operators.
-pub(super) fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+/// [`rotary`] by candle's operators.
+pub(super) fn any_device(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     let (half, d) = (cos.dim(1)?, x.dim(2)?);
     let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
     let (a, b) = (x.narrow(2, 0, half)?, x.narrow(2, half, half)?);
@@ -42,11 +43,12 @@ pub(super) fn plain(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
     Tensor::cat(&parts, D::Minus1)
 }
 
+/// The operator on the CPU.
 pub(super) struct Rotary;
 
 vectorised! {
-    /// Turns one token's heads by its angles, or back.
-    fn turn(y: &mut [f32], x: &[f32], d: usize, cos: &[f32], sin: &[f32], back: bool) {
+    /// Rotates one token's heads by its angles, or back.
+    fn rotate(y: &mut [f32], x: &[f32], d: usize, cos: &[f32], sin: &[f32], back: bool) {
         let half = cos.len();
         let sign = if back { -1.0 } else { 1.0 };
         for (y, x) in y.chunks_exact_mut(d).zip(x.chunks_exact(d)) {
@@ -65,6 +67,10 @@ vectorised! {
 }
 
 impl Rotary {
+    /// All tokens' heads rotated by their angles, or back.
+    ///
+    /// # Shapes
+    /// `x [n, heads, d]`, `cos` and `sin` `[n, rot/2]` -> `[n, heads, d]`
     pub(super) fn all(
         x: HeadRows<'_>,
         (n, heads, d): (usize, usize, usize),
@@ -76,7 +82,7 @@ impl Rotary {
         let mut y = vec![0f32; n * row];
         let one = |(token, y): (usize, &mut [f32])| {
             let x = &x.data[token * x.stride..][..row];
-            turn(y, x, d, &cos[token * half..][..half], &sin[token * half..][..half], back);
+            rotate(y, x, d, &cos[token * half..][..half], &sin[token * half..][..half], back);
         };
         if n <= TOKENS {
             y.chunks_exact_mut(row).enumerate().for_each(one);
@@ -134,7 +140,7 @@ mod tests {
     fn agrees_with_plain_candle() {
         for (n, heads, d, half) in [(3, 2, 8, 4), (129, 3, 10, 2), (1, 1, 7, 3)] {
             let (cos, sin) = (normal(&[n, half]), normal(&[n, half]));
-            agree(&[normal(&[n, heads, d])], |v| rotary(&v[0], &cos, &sin), |v| plain(&v[0], &cos, &sin));
+            agree(&[normal(&[n, heads, d])], |v| rotary(&v[0], &cos, &sin), |v| any_device(&v[0], &cos, &sin));
         }
     }
 
@@ -147,7 +153,7 @@ mod tests {
         agree(
             &[normal(&[n, 3 * heads * d])],
             |v| rotary(&view(&v[0])?, &cos, &sin),
-            |v| plain(&part(&v[0])?, &cos, &sin),
+            |v| any_device(&part(&v[0])?, &cos, &sin),
         );
     }
 

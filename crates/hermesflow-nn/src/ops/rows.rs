@@ -1,28 +1,35 @@
-//! Rows of a matrix by number: token embedding and the choice of positions.
+//! Rows of a matrix by number: token embeddings, chosen positions, and rows written into a cache.
 
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::device::uses_kernels;
 use crate::gradients;
 use crate::matmul::half_weight;
 use crate::simd::add_to;
-use crate::storage::{elements, fused, host};
+use crate::storage::{elements, host, kernels_take};
 
-/// A table of at least so many elements has its gradient summed in place, where it is collected.
+/// Fewest elements of a table whose gradient is summed in place, where it is collected ([`gradients`]).
 const LARGE: usize = 1 << 20;
 
-/// The embedding of each id; the table gets the sum of the gradients of its uses.
+/// The embedding of each id. A row's gradient is the sum over all uses of the row.
 ///
 /// # Shapes
-/// `table [v, h]`, `ids` n of them -> `[n, h]`
+/// `table [v, h]`, `ids` n ids below `v` -> `[n, h]` in f32
+///
+/// # Errors
+/// When an id is not below `v`.
 pub fn embedding(table: &Tensor, ids: &[u32]) -> Result<Tensor> {
     gather_rows(table, ids)
 }
 
-/// The numbered rows, in the order asked; a row may be asked for often. Those of a 16-bit matrix come in f32.
+/// The rows of the given numbers, in that order and in f32; a number may be given several times.
 ///
 /// # Shapes
-/// `x [n, h]`, `rows` m of them -> `[m, h]`
+/// `x [n, h]`, `rows` m numbers below `n` -> `[m, h]`
+///
+/// # Errors
+/// When a number is not below `n`.
 pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let (n, _) = x.dims2()?;
     if let Some(row) = rows.iter().find(|&&row| row as usize >= n) {
@@ -30,13 +37,50 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     }
     if half_weight::is_half(x) {
         half_weight::gather_rows(&x.contiguous()?, rows)
-    } else if fused(&[x]) {
+    } else if kernels_take(&[x]) {
         x.contiguous()?.apply_op1(GatherRows { rows: rows.into() })
     } else {
         x.contiguous()?.index_select(&Tensor::new(rows, x.device())?, 0)?.to_dtype(DType::F32)
     }
 }
 
+/// Writes runs of rows, in place: for each `(first, count, row)` of `runs` and each `(cache, new)` of `caches`, `count` rows of
+/// `new` from `first` on become the cache's rows from `row` on.
+///
+/// # Shapes
+/// `cache [rows, ..]`, `new [n, ..]` with the same further dimensions, all caches alike; the runs cover `0..n` in order
+///
+/// # Errors
+/// When shapes or runs do not fit.
+pub fn write_runs(caches: &[(&Tensor, &Tensor)], runs: &[(usize, usize, usize)]) -> Result<()> {
+    let Some((_, like)) = caches.first() else { return Ok(()) };
+    if uses_kernels(like.device()) || runs.len() < 2 {
+        for (cache, new) in caches {
+            for &(first, count, row) in runs {
+                cache.slice_set(&new.narrow(0, first, count)?, 0, row)?;
+            }
+        }
+        return Ok(());
+    }
+    // A GPU takes as long for each run as for all of them: the row of every number instead.
+    let n = like.dim(0)?;
+    let mut rows: Vec<u32> = Vec::with_capacity(n);
+    for &(first, count, row) in runs {
+        if first != rows.len() {
+            bail!("a run of rows from {first}, expected from {}", rows.len());
+        }
+        rows.extend(row as u32..(row + count) as u32);
+    }
+    if rows.len() != n {
+        bail!("runs of {} rows for {:?}", rows.len(), like.dims());
+    }
+    let mut column = vec![1; like.rank()];
+    column[0] = n;
+    let rows = Tensor::from_vec(rows, column, like.device())?.broadcast_as(like.shape())?.contiguous()?;
+    caches.iter().try_for_each(|(cache, new)| cache.scatter_set(&rows, new, 0))
+}
+
+/// The operator on the CPU.
 struct GatherRows {
     rows: Box<[u32]>,
 }
@@ -56,8 +100,7 @@ impl CustomOp1 for GatherRows {
         Ok((CpuStorage::F32(out), (self.rows.len(), h).into()))
     }
 
-    /// Each task owns a run of the table's rows and adds their gradients in
-    /// the order of use.
+    /// Each task has a run of the table's rows and adds the gradients of their uses in order.
     fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         const ROWS: usize = 1024;
         let (n, h) = x.dims2()?;
@@ -90,8 +133,9 @@ impl CustomOp1 for GatherRows {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::testing::{agree, normal};
+    use crate::testing::{agree, close, normal};
 
     #[test]
     fn agrees_with_plain_candle() {
@@ -99,6 +143,22 @@ mod tests {
         let plain = |x: &Tensor| x.index_select(&Tensor::new(&rows[..], x.device())?, 0);
         agree(&[normal(&[1500, 33])], |v| gather_rows(&v[0], &rows), |v| plain(&v[0]));
         agree(&[normal(&[33, 1500])], |v| embedding(&v[0].t()?, &rows), |v| plain(&v[0].t()?.contiguous()?));
+    }
+
+    #[test]
+    fn runs_of_rows_go_where_they_should() {
+        let new = normal(&[5, 2, 3]);
+        for runs in [&[(0, 5, 2)][..], &[(0, 2, 5), (2, 3, 0)]] {
+            let caches =
+                [(); 2].map(|()| new.zeros_like().and_then(|zeros| Tensor::cat(&[&zeros, &zeros], 0)).unwrap());
+            write_runs(&[(&caches[0], &new), (&caches[1], &new)], runs).unwrap();
+            for cache in &caches {
+                for &(first, count, row) in runs {
+                    close(&cache.narrow(0, row, count).unwrap(), &new.narrow(0, first, count).unwrap(), 0.0, "a run");
+                }
+                close(&cache.sum_all().unwrap(), &new.sum_all().unwrap(), 1e-5, "nothing else");
+            }
+        }
     }
 
     #[test]

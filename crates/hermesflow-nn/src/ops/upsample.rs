@@ -1,23 +1,27 @@
-//! Nearest upsampling by two.
+//! Upsampling by two with nearest neighbours.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::storage::{elements, fused, host};
+use crate::storage::{elements, host, kernels_take};
 
-/// Doubles height and width.
+/// Doubles height and width: each pixel becomes four.
 ///
 /// # Shapes
-/// `[b, c, h, w]` -> `[b, c, 2h, 2w]`
-pub fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
+/// `x [b, c, h, w]` -> `[b, c, 2h, 2w]`
+///
+/// # Errors
+/// When `x` has another rank.
+pub(crate) fn upsample_nearest2x(x: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
-    if fused(&[x]) {
+    if kernels_take(&[x]) {
         return x.contiguous()?.apply_op1(Upsample);
     }
-    // The backward pass of candle's own upsampling forgets the gradients that were there before it.
+    // The backward pass of candle's own upsampling overwrites gradients instead of adding to them.
     x.reshape((b, c, h, 1, w, 1))?.broadcast_as((b, c, h, 2, w, 2))?.reshape((b, c, 2 * h, 2 * w))
 }
 
+/// The operator on the CPU.
 struct Upsample;
 
 impl CustomOp1 for Upsample {

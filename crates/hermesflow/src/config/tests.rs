@@ -1,7 +1,7 @@
 #![allow(clippy::unwrap_used)]
 use super::train::ProductsName;
 use super::*;
-use hermesflow_models::multiplies_bf16;
+use hermesflow_models::device::DeviceName;
 
 fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
     RunConfig::parse(yaml, &overrides.iter().map(|one| (*one).to_string()).collect::<Vec<_>>())
@@ -52,7 +52,7 @@ fn a_checkpoint_has_the_published_tokenizers() {
     assert_eq!(parse("", &[]).unwrap().model.vq, None);
     let auto = |model: &str| parse("model: {dtype: auto}", &[model]).unwrap().model.dtype;
     assert_eq!(auto("model.showo=embedded"), DTypeName::F32);
-    assert_eq!(auto("model.showo=m"), if multiplies_bf16() { DTypeName::BF16 } else { DTypeName::F32 });
+    assert_eq!(auto("model.showo=m"), if DeviceName::Cpu.multiplies_bf16() { DTypeName::BF16 } else { DTypeName::F32 });
 }
 
 #[test]
@@ -80,7 +80,7 @@ fn a_device_is_named_or_chosen() {
 #[test]
 fn products_of_training_follow_the_models_type() {
     let products = |overrides: &[&str]| parse("model: {showo: m}", overrides).unwrap().train.products;
-    let rounded = if multiplies_bf16() { ProductsName::Bf16 } else { ProductsName::F32 };
+    let rounded = if DeviceName::Cpu.multiplies_bf16() { ProductsName::Bf16 } else { ProductsName::F32 };
     assert_eq!(products(&[]), ProductsName::F32);
     assert_eq!(products(&["model.dtype=auto"]), rounded);
     assert_eq!(products(&["model.dtype=bf16"]), rounded);

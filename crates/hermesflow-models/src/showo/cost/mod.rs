@@ -168,7 +168,7 @@ impl Sizes {
 
     /// Bytes of the scores of `rows` queries and `keys` keys that a GPU has at a time.
     fn scores(&self, rows: u64, keys: u64) -> u64 {
-        (rows * keys * self.phi.num_attention_heads as u64).min(ops::SCORES as u64) * F32
+        (rows * keys * self.phi.num_attention_heads as u64).min(ops::SCORES_AT_ONCE as u64) * F32
     }
 
     /// Encoding (or decoding) `images` pictures.

@@ -1,4 +1,4 @@
-//! The product by AVX-512: of pairs in bf16, and of numbers in f32.
+//! The packed product with AVX-512: of pairs of bf16 elements (AVX512-BF16), and of f32 elements.
 
 use std::arch::x86_64::*;
 use std::ops::Range;
@@ -6,48 +6,32 @@ use std::ops::Range;
 use half::bf16;
 use rayon::prelude::*;
 
-use super::{Matrix, Start, Values};
+use super::matrix::{Matrix, Start, Values};
+use crate::storage::SharedPointer;
 
-/// Rows and columns of a tile: 24 vectors of sums leave registers for two of the right operand and one of the left.
+/// Rows of a tile. Its 24 vectors of sums leave registers for two vectors of the right operand and one of the left.
 const ROWS: usize = 12;
+/// Columns of a tile.
 const COLUMNS: usize = 32;
-/// The most lanes of the summed dimension that are taken at a time.
+/// Most lanes of the summed dimension per pass.
 const DEPTH: usize = 768;
-/// Lanes of the left operand that a task multiplies with what passes by: a quarter of a core's second cache.
+/// Lanes of the left operand that a task keeps while the right one streams by: a quarter of a core's L2 cache.
 const BLOCK: usize = 64 << 10;
-/// Lanes of each operand that are packed at a time: an eighth of the third cache.
+/// Lanes of each operand that are packed at a time: an eighth of the L3 cache.
 const PACKED: usize = 1 << 20;
 
-/// Sixteen lanes, as a vector takes them.
+/// The sixteen lanes of a vector, aligned as one.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Vector(#[allow(dead_code)] [u32; 16]);
 
-/// A packed operand: panels of so many lines, lane by lane. Only what was packed may be read.
+/// A packed operand: panels of `WIDTH` lines each, stored lane by lane. Only what was packed may be read.
 struct PackedOperand(Vec<Vector>);
 
-/// An element that is packed as it is.
+/// An f32 element that is packed without rounding.
 #[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Exact(#[allow(dead_code)] f32);
-
-/// A pointer that tasks share, each for its own part.
-#[derive(Clone, Copy)]
-struct Place<T>(*mut T);
-
-// SAFETY: the users write disjoint parts, as each of them states.
-unsafe impl<T> Send for Place<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Place<T> {}
-
-impl<T> Place<T> {
-    /// # Safety
-    /// The offset lies inside the allocation.
-    unsafe fn at(self, offset: usize) -> *mut T {
-        // SAFETY: by the contract of this function.
-        unsafe { self.0.add(offset) }
-    }
-}
+struct AsF32(#[allow(dead_code)] f32);
 
 impl PackedOperand {
     /// Room for `lines` in panels of `WIDTH`, over `lanes` of the summed dimension.
@@ -55,37 +39,39 @@ impl PackedOperand {
         Self(Vec::with_capacity((lines.next_multiple_of(WIDTH) * lanes).div_ceil(16)))
     }
 
-    /// Packs `lines` of a matrix whose columns are the summed dimension, over `part` of that.
+    /// Packs `lines` of a matrix over the columns `part`, its summed dimension.
     ///
     /// # Safety
-    /// The CPU has the instructions, and there is room.
+    /// The CPU has the instructions, and the allocation has room.
     unsafe fn fill<const WIDTH: usize>(&mut self, matrix: Matrix<'_>, lines: Range<usize>, part: Range<usize>) {
-        let (to, lanes) = (Place(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(matrix.in_a_lane()));
+        let (to, lanes) = (SharedPointer(self.0.as_mut_ptr().cast::<u32>()), part.len().div_ceil(matrix.in_a_lane()));
         (0..lines.len().div_ceil(WIDTH)).into_par_iter().with_min_len(4).for_each(|panel| {
             let first = lines.start + panel * WIDTH;
             let few = WIDTH.min(lines.end - first);
-            // SAFETY: by the contract of this function; each panel is one task's.
+            // SAFETY: by the contract of this function; each panel is written by one task.
             unsafe {
                 let to = to.at(panel * WIDTH * lanes);
                 match matrix.values {
-                    Values::Wide(values) if matrix.exact => {
-                        let values = std::slice::from_raw_parts(values.as_ptr().cast::<Exact>(), values.len());
-                        pack::<Exact, WIDTH>(to, values, matrix, first, few, part.clone());
+                    Values::F32(values) if matrix.as_f32 => {
+                        let values = std::slice::from_raw_parts(values.as_ptr().cast::<AsF32>(), values.len());
+                        pack::<AsF32, WIDTH>(to, values, matrix, first, few, part.clone());
                     }
-                    Values::Wide(values) => pack::<f32, WIDTH>(to, values, matrix, first, few, part.clone()),
-                    Values::Brain(values) => pack::<bf16, WIDTH>(to, values, matrix, first, few, part.clone()),
+                    Values::F32(values) => pack::<f32, WIDTH>(to, values, matrix, first, few, part.clone()),
+                    Values::Bf16(values) => pack::<bf16, WIDTH>(to, values, matrix, first, few, part.clone()),
                 }
             }
         });
     }
 
-    fn start(&self) -> Place<u32> {
-        Place(self.0.as_ptr().cast_mut().cast())
+    fn start(&self) -> SharedPointer<u32> {
+        SharedPointer(self.0.as_ptr().cast_mut().cast())
     }
 }
 
+/// `out = start + lhs rhs`.
+///
 /// # Safety
-/// As [`super::run`]; the CPU has AVX512-BF16, and nothing is empty.
+/// As [`super::run`]; the CPU has AVX512-BF16, and no dimension is 0.
 pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>) {
     let (m, n, k) = (lhs.rows, rhs.columns, lhs.columns);
     let each = lhs.in_a_lane();
@@ -96,13 +82,13 @@ pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start:
     let most = |width: usize, lines: usize| (PACKED / lanes / width * width).min(lines.next_multiple_of(width));
     let (high, wide) = (most(ROWS, m), most(COLUMNS, n));
     let (mut left, mut right) = (PackedOperand::new::<ROWS>(high, lanes), PackedOperand::new::<COLUMNS>(wide, lanes));
-    let out = Place(out);
+    let out = SharedPointer(out);
     for column in (0..n).step_by(wide) {
         let columns = column..(column + wide).min(n);
         for from in (0..k).step_by(depth) {
             let part = from..(from + depth).min(k);
             let start = if from == 0 { start } else { Start::Kept };
-            // SAFETY: the caller knows the CPU; there is room for `wide` columns and `high` rows.
+            // SAFETY: the CPU has the instructions by the contract; there is room for `wide` columns and `high` rows.
             unsafe { right.fill::<COLUMNS>(rhs.t(), columns.clone(), part.clone()) };
             for row in (0..m).step_by(high) {
                 let rows = row..(row + high).min(m);
@@ -120,13 +106,13 @@ pub(super) unsafe fn run(out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start:
     }
 }
 
-/// All tiles of packed rows and columns; `EXACT` are numbers in f32, others pairs in bf16.
+/// Computes all tiles of the packed rows and columns; lanes hold f32 elements if `AS_F32`, else pairs of bf16.
 ///
 /// # Safety
 /// As [`run`]; the operands are packed.
 #[allow(clippy::too_many_arguments)]
-unsafe fn tasks<const EXACT: bool>(
-    out: Place<f32>,
+unsafe fn tasks<const AS_F32: bool>(
+    out: SharedPointer<f32>,
     stride: usize,
     left: &PackedOperand,
     right: &PackedOperand,
@@ -138,7 +124,7 @@ unsafe fn tasks<const EXACT: bool>(
     let (down, across) = (rows.len().div_ceil(ROWS), columns.len().div_ceil(COLUMNS));
     let tall = (BLOCK / lanes / ROWS).clamp(1, down);
     let down_tasks = down.div_ceil(tall);
-    // Several tasks a thread, so that none waits long for the last one.
+    // Several tasks per thread, so that no thread waits long for the last one.
     let across_tasks = (8 * rayon::current_num_threads()).div_ceil(down_tasks).min(across);
     let broad = across.div_ceil(across_tasks);
     let (left, right) = (left.start(), right.start());
@@ -152,8 +138,8 @@ unsafe fn tasks<const EXACT: bool>(
             lanes,
             stride,
         };
-        // SAFETY: by the contract of this function; the tiles of a task are its alone.
-        unsafe { block.run::<EXACT>(out, left, right, start) }
+        // SAFETY: by the contract of this function; no other task has these tiles.
+        unsafe { block.run::<AS_F32>(out, left, right, start) }
     });
 }
 
@@ -162,7 +148,7 @@ struct Block {
     /// Panels of the left and of the right operand.
     down: Range<usize>,
     across: Range<usize>,
-    /// What the operands hold.
+    /// The rows and columns of the result that are packed.
     rows: Range<usize>,
     columns: Range<usize>,
     lanes: usize,
@@ -171,8 +157,18 @@ struct Block {
 }
 
 impl Block {
+    /// Computes the tiles of a task.
+    ///
+    /// # Safety
+    /// As [`run`]; `left` and `right` are the packed operands, and no other thread touches these tiles of `out`.
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn run<const EXACT: bool>(&self, out: Place<f32>, left: Place<u32>, right: Place<u32>, start: Start<'_>) {
+    unsafe fn run<const AS_F32: bool>(
+        &self,
+        out: SharedPointer<f32>,
+        left: SharedPointer<u32>,
+        right: SharedPointer<u32>,
+        start: Start<'_>,
+    ) {
         for panel in self.across.clone() {
             let column = self.columns.start + panel * COLUMNS;
             let few = COLUMNS.min(self.columns.end - column);
@@ -180,10 +176,10 @@ impl Block {
             for strip in self.down.clone() {
                 let row = self.rows.start + strip * ROWS;
                 let rows = ROWS.min(self.rows.end - row);
-                // SAFETY: the panels are packed; of the tile only what lies in the result is touched.
+                // SAFETY: the panels are packed; masks keep to the part of the tile that lies in the result.
                 unsafe {
                     let (a, b) = (left.at(strip * ROWS * self.lanes), right.at(panel * COLUMNS * self.lanes));
-                    let sums = tile::<EXACT>(a, b, self.lanes);
+                    let sums = tile::<AS_F32>(a, b, self.lanes);
                     for (r, sums) in sums.iter().enumerate().take(rows) {
                         let y = out.at((row + r) * self.stride + column);
                         for (half, &sum) in sums.iter().enumerate() {
@@ -205,19 +201,22 @@ impl Block {
     }
 }
 
-/// The products of two panels.
+/// The product of a left and a right panel.
+///
+/// # Safety
+/// The CPU has the instructions, and both panels hold `lanes` lanes, aligned.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn tile<const EXACT: bool>(mut a: *const u32, mut b: *const u32, lanes: usize) -> [[__m512; 2]; ROWS] {
+unsafe fn tile<const AS_F32: bool>(mut a: *const u32, mut b: *const u32, lanes: usize) -> [[__m512; 2]; ROWS] {
     let mut sums = [[_mm512_setzero_ps(); 2]; ROWS];
     for _ in 0..lanes {
-        // SAFETY: the panels hold so many lanes.
+        // SAFETY: by the contract of this function.
         unsafe {
             let columns = [_mm512_load_si512(b.cast()), _mm512_load_si512(b.add(16).cast())];
             for (r, sums) in sums.iter_mut().enumerate() {
                 let row = _mm512_set1_epi32(*a.add(r) as i32);
                 for (sum, column) in sums.iter_mut().zip(columns) {
-                    *sum = match EXACT {
+                    *sum = match AS_F32 {
                         true => _mm512_fmadd_ps(_mm512_castsi512_ps(row), _mm512_castsi512_ps(column), *sum),
                         false => _mm512_dpbf16_ps(*sum, bits(row), bits(column)),
                     };
@@ -230,10 +229,10 @@ unsafe fn tile<const EXACT: bool>(mut a: *const u32, mut b: *const u32, lanes: u
     sums
 }
 
-/// Packs `few` lines from `first` into a panel of `WIDTH`; the others, and what a last lane lacks, are zeros.
+/// Packs `few` lines from `first` on into a panel of `WIDTH` lines; further lines, and the missing half of a last lane, are zeros.
 ///
 /// # Safety
-/// The matrix holds the lines and the part, and the panel has room.
+/// The CPU has the instructions, the matrix holds the lines and the part, and the panel has room.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn pack<T: Packable, const WIDTH: usize>(
     to: *mut u32,
@@ -244,9 +243,9 @@ unsafe fn pack<T: Packable, const WIDTH: usize>(
     part: Range<usize>,
 ) {
     let lanes = part.len().div_ceil(T::IN_A_LANE);
-    // SAFETY: by the contract of this function; beyond the part and the lines nothing is read or written.
+    // SAFETY: by the contract of this function; masks keep reads and writes within the part and the lines.
     unsafe {
-        if matrix.turned {
+        if matrix.transposed {
             for lane in 0..lanes {
                 let at = part.start + T::IN_A_LANE * lane;
                 let line = values.as_ptr().add(at * matrix.rows + first);
@@ -269,18 +268,18 @@ unsafe fn pack<T: Packable, const WIDTH: usize>(
                     *line = T::run(values.as_ptr().add((first + number) * matrix.columns + at), length);
                 }
                 let room = mask((WIDTH - from).min(16));
-                for (l, turned) in turned(lines).into_iter().enumerate().take(lanes - lane) {
-                    _mm512_mask_storeu_epi32(to.add((lane + l) * WIDTH + from).cast(), room, turned);
+                for (l, lanes_of) in transposed(lines).into_iter().enumerate().take(lanes - lane) {
+                    _mm512_mask_storeu_epi32(to.add((lane + l) * WIDTH + from).cast(), room, lanes_of);
                 }
             }
         }
     }
 }
 
-/// Sixteen lines of sixteen lanes, transposed.
+/// The transpose of sixteen lines of sixteen lanes.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn turned(lines: [__m512i; 16]) -> [__m512i; 16] {
+fn transposed(lines: [__m512i; 16]) -> [__m512i; 16] {
     let mut fours = lines;
     for i in (0..16).step_by(4) {
         let [a, b, c, d] = [lines[i], lines[i + 1], lines[i + 2], lines[i + 3]];
@@ -304,41 +303,48 @@ fn turned(lines: [__m512i; 16]) -> [__m512i; 16] {
 }
 
 impl Matrix<'_> {
-    /// Elements of the summed dimension in a lane of a packed operand.
+    /// Elements of the summed dimension per lane of the packed operand.
     fn in_a_lane(self) -> usize {
         match self.values {
-            Values::Wide(_) if self.exact => Exact::IN_A_LANE,
-            Values::Wide(_) => f32::IN_A_LANE,
-            Values::Brain(_) => bf16::IN_A_LANE,
+            Values::F32(_) if self.as_f32 => AsF32::IN_A_LANE,
+            Values::F32(_) => f32::IN_A_LANE,
+            Values::Bf16(_) => bf16::IN_A_LANE,
         }
     }
 }
 
-/// What operands hold.
+/// An element of an operand, and how vectors of it are packed.
 trait Packable: Copy {
-    /// Elements of the summed dimension in a lane.
+    /// Elements of the summed dimension per lane.
     const IN_A_LANE: usize;
 
-    /// Up to as many elements as a vector holds, then zeros.
+    /// The first `few` elements (at most a vector of them), then zeros.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and `few` elements can be read.
     unsafe fn run(from: *const Self, few: usize) -> __m512i;
 
-    /// Up to 16 elements of one line, then zeros; or of two in turn, where a lane holds two.
+    /// The first `few` elements of a line (at most 16), then zeros; where a lane holds two, alternating with the same of
+    /// `second`, or with zeros.
+    ///
+    /// # Safety
+    /// The CPU has the instructions, and `few` elements of each line can be read.
     unsafe fn zipped(line: *const Self, second: Option<*const Self>, few: usize) -> __m512i;
 }
 
-impl Packable for Exact {
+impl Packable for AsF32 {
     const IN_A_LANE: usize = 1;
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn run(from: *const Exact, few: usize) -> __m512i {
-        // SAFETY: what is read under the mask is there by the contract.
+    unsafe fn run(from: *const AsF32, few: usize) -> __m512i {
+        // SAFETY: by the contract; the mask reads `few` elements.
         unsafe { _mm512_maskz_loadu_epi32(mask(few), from.cast()) }
     }
 
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-    unsafe fn zipped(line: *const Exact, _: Option<*const Exact>, few: usize) -> __m512i {
+    unsafe fn zipped(line: *const AsF32, _: Option<*const AsF32>, few: usize) -> __m512i {
         // SAFETY: as above.
         unsafe { Self::run(line, few) }
     }
@@ -350,7 +356,7 @@ impl Packable for f32 {
     #[inline]
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(from: *const f32, few: usize) -> __m512i {
-        // SAFETY: what is read under the mask is there by the contract.
+        // SAFETY: by the contract; the mask reads `few` elements.
         unsafe {
             let low = _mm512_maskz_loadu_ps(mask(few), from);
             let high = _mm512_maskz_loadu_ps(mask(few.saturating_sub(16)), from.wrapping_add(16));
@@ -377,7 +383,7 @@ impl Packable for bf16 {
     #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
     unsafe fn run(from: *const bf16, few: usize) -> __m512i {
         let mask = if few >= 32 { u32::MAX } else { (1 << few) - 1 };
-        // SAFETY: what is read under the mask is there by the contract.
+        // SAFETY: by the contract; the mask reads `few` elements.
         unsafe { _mm512_maskz_loadu_epi16(mask, from.cast()) }
     }
 
@@ -393,11 +399,13 @@ impl Packable for bf16 {
     }
 }
 
+/// A mask of the first `few` lanes, at most 16.
 #[inline]
 fn mask(few: usize) -> __mmask16 {
     if few >= 16 { u16::MAX } else { (1 << few) - 1 }
 }
 
+/// Two vectors of f32 rounded to one of bf16, `low` first.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 fn rounded(high: __m512, low: __m512) -> __m512i {
@@ -405,26 +413,27 @@ fn rounded(high: __m512, low: __m512) -> __m512i {
     unsafe { std::mem::transmute(_mm512_cvtne2ps_pbh(high, low)) }
 }
 
+/// The same bits as a vector of bf16 pairs.
 #[inline]
 fn bits(pairs: __m512i) -> __m512bh {
     // SAFETY: both are 64 bytes of bits.
     unsafe { std::mem::transmute(pairs) }
 }
 
-/// The lower and the upper half in turn.
+/// The 16-bit elements of the lower and of the upper half, alternating.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn zip(halves: __m512i) -> __m512i {
-    const TURNS: [u16; 32] = {
-        let mut turns = [0; 32];
+    const ORDER: [u16; 32] = {
+        let mut order = [0; 32];
         let mut at = 0;
         while at < 32 {
-            turns[at] = (at / 2 + at % 2 * 16) as u16;
+            order[at] = (at / 2 + at % 2 * 16) as u16;
             at += 1;
         }
-        turns
+        order
     };
     // SAFETY: an unaligned read of 64 bytes.
-    let turns = unsafe { _mm512_loadu_si512(TURNS.as_ptr().cast()) };
-    _mm512_permutexvar_epi16(turns, halves)
+    let order = unsafe { _mm512_loadu_si512(ORDER.as_ptr().cast()) };
+    _mm512_permutexvar_epi16(order, halves)
 }

@@ -25,12 +25,12 @@ fn agrees_with_the_plain_product_of_rounded_elements() {
             (0..rows * columns).map(|at| x[at % rows * columns + at / rows]).collect()
         };
         let (a_t, b_t) = (turn(&a, m, k), turn(&b, k, n));
-        let (brain_a, brain_b) = (crate::matmul::unpacked::narrow(&a), crate::matmul::unpacked::narrow(&b));
+        let (bf16_a, bf16_b) = (crate::matmul::unpacked::rounded(&a), crate::matmul::unpacked::rounded(&b));
         let mut expected = bias.repeat(m);
         // SAFETY: expected is [m, n].
-        unsafe { plain(expected.as_mut_ptr(), Matrix::wide(&a, k), Matrix::wide(&b, n)) };
-        let lefts = [Matrix::wide(&a, k), Matrix::wide(&a_t, m).t(), Matrix::new(Values::Brain(&brain_a), k)];
-        let rights = [Matrix::wide(&b, n), Matrix::wide(&b_t, k).t(), Matrix::new(Values::Brain(&brain_b), n)];
+        unsafe { add_rounded(expected.as_mut_ptr(), Matrix::f32(&a, k), Matrix::f32(&b, n)) };
+        let lefts = [Matrix::f32(&a, k), Matrix::f32(&a_t, m).t(), Matrix::new(Values::Bf16(&bf16_a), k)];
+        let rights = [Matrix::f32(&b, n), Matrix::f32(&b_t, k).t(), Matrix::new(Values::Bf16(&bf16_b), n)];
         let first = multiply(lefts[0], rights[0], Some(&bias));
         near(&first, &expected, &format!("{m} {n} {k}"));
         for (left, right) in lefts.iter().flat_map(|left| rights.iter().map(move |right| (*left, *right))) {
@@ -48,18 +48,18 @@ fn neither_threads_nor_other_rows_change_a_result() {
     let (a, b) = (numbers(&[m, k]), numbers(&[n, k]));
     let run = |threads: usize, rows: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| multiply(Matrix::wide(&a[..rows * k], k), Matrix::wide(&b, k).t(), None))
+        pool.install(|| multiply(Matrix::f32(&a[..rows * k], k), Matrix::f32(&b, k).t(), None))
     };
     let all = run(1, m);
     assert_eq!(all, run(5, m));
-    if crate::ops::multiplies_bf16() {
+    if crate::simd::bf16() {
         assert_eq!(all[..31 * n], run(3, 31));
     }
 }
 
 #[test]
 fn numbers_in_f32_are_multiplied_as_they_are() {
-    for (m, n, k) in [(LARGE, LARGE, LARGE), (771, 801, 1000), (1500, 770, 777)] {
+    for (m, n, k) in [(768, 768, 768), (771, 801, 1000), (1500, 770, 777)] {
         let (a, b, start) = (numbers(&[m, k]), numbers(&[k, n]), numbers(&[m, n]));
         let turn = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
             (0..rows * columns).map(|at| x[at % rows * columns + at / rows]).collect()
@@ -75,8 +75,8 @@ fn numbers_in_f32_are_multiplied_as_they_are() {
             for rhs in [Operand::rows(b.as_ptr(), n), Operand::rows(b_t.as_ptr(), k).t()] {
                 let mut out = start.clone();
                 // SAFETY: the operands and out are [m, k], [k, n] and [m, n].
-                let done = unsafe { exact((m, n, k), out.as_mut_ptr(), true, lhs, rhs) };
-                assert_eq!(done, crate::ops::multiplies_bf16());
+                let done = unsafe { multiply_f32((m, n, k), out.as_mut_ptr(), true, lhs, rhs) };
+                assert_eq!(done, crate::simd::bf16());
                 if done {
                     near(&out, &expected, &format!("{m} {n} {k}"));
                 }
@@ -85,7 +85,7 @@ fn numbers_in_f32_are_multiplied_as_they_are() {
         let mut out = start.clone();
         let (lhs, rhs) = (Operand::rows(a.as_ptr(), k + 1), Operand::rows(b.as_ptr(), n));
         // SAFETY: nothing is read of an operand whose rows lie apart.
-        assert!(!unsafe { exact((m, n, k), out.as_mut_ptr(), true, lhs, rhs) });
+        assert!(!unsafe { multiply_f32((m, n, k), out.as_mut_ptr(), true, lhs, rhs) });
         assert_eq!(out, start);
     }
 }

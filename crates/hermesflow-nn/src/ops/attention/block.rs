@@ -6,8 +6,10 @@
 //! own, for which a general product costs more than the work.
 
 use super::plan::{BLOCK, Block};
+use crate::matmul::operand::Operand;
+use crate::matmul::product::product;
 use crate::simd::{LANES, dot, exp, max, sum_by, vectorised};
-use crate::storage::{HeadRows, Operand, Shared, product};
+use crate::storage::{HeadRows, SharedPointer};
 
 /// The operands of one pass, with the head sizes.
 pub(super) struct Inputs<'a> {
@@ -24,9 +26,9 @@ pub(super) struct Gradients<'a> {
     pub(super) out: &'a [f32],
     pub(super) dout: &'a [f32],
     pub(super) normalizers: &'a [f32],
-    pub(super) dq: Shared,
-    pub(super) dk: Shared,
-    pub(super) dv: Shared,
+    pub(super) dq: SharedPointer,
+    pub(super) dk: SharedPointer,
+    pub(super) dv: SharedPointer,
 }
 
 /// One value for each query of a block; those beyond its rows mean nothing.
@@ -173,8 +175,8 @@ impl Inputs<'_> {
         block: &Block,
         head: usize,
         scratch: &mut Vec<f32>,
-        out: Shared,
-        normalizers: Shared,
+        out: SharedPointer,
+        normalizers: SharedPointer,
     ) {
         let &Block { query, rows, keys, .. } = block;
         if keys == 0 {
@@ -211,7 +213,14 @@ impl Inputs<'_> {
     ///
     /// # Safety
     /// As there.
-    unsafe fn forward_one(&self, block: &Block, head: usize, scratch: &mut Vec<f32>, out: Shared, normalizers: Shared) {
+    unsafe fn forward_one(
+        &self,
+        block: &Block,
+        head: usize,
+        scratch: &mut Vec<f32>,
+        out: SharedPointer,
+        normalizers: SharedPointer,
+    ) {
         let &Block { query, keys, .. } = block;
         let (d, first) = (self.d, head * self.d);
         let [scores] = sections(scratch, [keys]);

@@ -5,10 +5,10 @@ use std::sync::OnceLock;
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use super::Segment;
 use super::block::{Gradients, Inputs};
 use super::plan::Block;
-use crate::storage::{HeadRows, Shared, cpu, host};
+use super::segment::Segment;
+use crate::storage::{HeadRows, SharedPointer, cpu, host};
 
 /// Below this many multiplications everything stays on one thread.
 const PARALLEL_FROM: usize = 256 * 1024;
@@ -42,7 +42,7 @@ impl Attention {
     pub(in crate::ops) fn forward(&self, [q, k, v]: [HeadRows<'_>; 3], tq: usize, heads: usize, d: usize) -> Vec<f32> {
         let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
         let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
-        let (y, sums) = (Shared(out.as_mut_ptr()), Shared(normalizers.as_mut_ptr()));
+        let (y, sums) = (SharedPointer(out.as_mut_ptr()), SharedPointer(normalizers.as_mut_ptr()));
         let keys = TOGETHER_FROM.div_ceil((heads * d).max(1));
         let runs = Block::together(&self.blocks, keys);
         self.run(heads * d, runs.len() * heads, |scratch, i| {
@@ -77,9 +77,9 @@ impl Attention {
             out,
             dout,
             normalizers,
-            dq: Shared(dq.as_mut_ptr()),
-            dk: Shared(dk.as_mut_ptr()),
-            dv: Shared(dv.as_mut_ptr()),
+            dq: SharedPointer(dq.as_mut_ptr()),
+            dk: SharedPointer(dk.as_mut_ptr()),
+            dv: SharedPointer(dv.as_mut_ptr()),
         };
         let groups = Block::groups(&self.blocks);
         self.run(heads * d, groups.len() * heads, |scratch, i| {

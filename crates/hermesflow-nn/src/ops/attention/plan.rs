@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::Segment;
+use super::segment::Segment;
 use crate::simd::LANES;
 
 /// Most queries of one block: its scores stay in the cache, and a causal block

@@ -3,6 +3,8 @@
 
 use candle_core::{D, DType, Device, Var};
 
+use std::ops::Range;
+
 use super::*;
 use crate::testing::{agree, close, kernels_run, normal};
 

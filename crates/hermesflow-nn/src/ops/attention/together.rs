@@ -6,7 +6,7 @@
 use super::block::{Inputs, sections, soften, weighted_sum};
 use super::plan::{BLOCK, Block};
 use crate::simd::{LANES, dot, vectorised};
-use crate::storage::Shared;
+use crate::storage::SharedPointer;
 
 /// Keys whose scores are summed side by side, and queries whose values are.
 const SIDE_BY_SIDE: usize = 8;
@@ -98,8 +98,8 @@ impl Inputs<'_> {
         blocks: &[Block],
         head: usize,
         scratch: &mut Vec<f32>,
-        out: Shared,
-        normalizers: Shared,
+        out: SharedPointer,
+        normalizers: SharedPointer,
     ) {
         let Some(shared) = blocks.first().and_then(|block| block.first_range()) else { return };
         let (d, first) = (self.d, head * self.d);

@@ -1,56 +1,51 @@
 //! 2-D convolution as MAGVIT-v2 uses it: square kernels, stride 1 or 2, padding per side.
 //!
-//! Each image is unfolded (im2col) in tiles of output rows and multiplied by the kernel; images of a
-//! batch run in parallel. The kernel's gradient is summed over images in their order, so that results
-//! do not depend on the threads.
+//! Each image is unfolded (im2col) in tiles of output rows and multiplied by the kernel; the images of a batch run in parallel.
+//! The kernel's gradient is summed over the images in their order, so that results do not depend on the threads. Large pictures
+//! without gradients have a faster form in [`channels_last`].
 
-pub mod channels_last;
+pub(crate) mod channels_last;
+pub(crate) mod padding;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::measure::{self, Part, part};
-use crate::storage::{Operand, elements, fused, host, product};
+use self::padding::Padding;
+use crate::matmul::operand::Operand;
+use crate::matmul::product::product;
+use crate::measure::count;
+use crate::measure::profile::{Part, part};
+use crate::storage::{elements, host, kernels_take};
 
-/// Zero padding per side.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Padding {
-    /// Rows above.
-    pub top: usize,
-    /// Rows below.
-    pub bottom: usize,
-    /// Columns before.
-    pub left: usize,
-    /// Columns behind.
-    pub right: usize,
-}
-
-/// Elements of an unfolded tile, at most: it should stay in the cache.
+/// Most elements of an unfolded tile: it should stay in the cache.
 const TILE: usize = 1 << 18;
 
 /// 2-D convolution with bias.
 ///
 /// # Shapes
 /// `x [b, c, h, w]`, `weight [o, c, k, k]`, `bias [o]` -> `[b, o, oh, ow]`
-pub fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding) -> Result<Tensor> {
+///
+/// # Errors
+/// When shapes do not fit.
+pub(crate) fn conv2d(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding) -> Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let (oh, ow) = output_size((c, h, w), weight, bias, stride, pad)?;
     part(Part::Convolutions, x.device(), || {
-        if fused(&[x, weight, bias]) {
+        if kernels_take(&[x, weight, bias]) {
             return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Conv { stride, pad });
         }
         if !x.device().is_cpu() {
             let o = bias.elem_count();
-            measure::queued(b, (oh * ow, o, weight.elem_count() / o.max(1)));
+            count::queued(b, (oh * ow, o, weight.elem_count() / o.max(1)));
         }
-        plain(x, weight, bias, stride, pad)
+        any_device(x, weight, bias, stride, pad)
     })
 }
 
-/// Height and width of the output of `(c, h, w)` pixels.
+/// Height and width of the output for an input of `c` channels, height `h` and width `w`.
 ///
 /// # Errors
-/// When they, the weight and the bias do not fit.
+/// When input, weight, bias and stride do not fit.
 pub(super) fn output_size(
     (c, h, w): (usize, usize, usize),
     weight: &Tensor,
@@ -66,12 +61,13 @@ pub(super) fn output_size(
     Ok(((high - k) / stride + 1, (wide - k) / stride + 1))
 }
 
-/// The same by candle's operators.
-fn plain(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding) -> Result<Tensor> {
+/// [`conv2d`] by candle's operators.
+fn any_device(x: &Tensor, weight: &Tensor, bias: &Tensor, stride: usize, pad: Padding) -> Result<Tensor> {
     let x = x.pad_with_zeros(2, pad.top, pad.bottom)?.pad_with_zeros(3, pad.left, pad.right)?;
     x.conv2d(weight, 0, stride, 1, 1)?.broadcast_add(&bias.reshape((1, (), 1, 1))?)
 }
 
+/// The operator.
 #[derive(Clone, Copy)]
 struct Conv {
     stride: usize,
@@ -119,14 +115,15 @@ impl Sizes {
         (0..oh).step_by(rows).map(move |first| (first, rows.min(oh - first)))
     }
 
-    /// The input columns `x` with `0 <= x < w` that output columns `[from, to)` of kernel column `kx` read.
+    /// The output columns `[from, to)` for which kernel column `kx` reads a column inside the input.
     fn columns(&self, kx: usize) -> (usize, usize) {
         let from = self.pad.left.saturating_sub(kx).div_ceil(self.stride);
         let to = (self.w + self.pad.left).saturating_sub(kx).div_ceil(self.stride).min(self.ow);
         (from.min(to), to)
     }
 
-    /// Calls `row(unfolded row, output row in tile, input row)` for every row of the tile; `None` is padding.
+    /// Calls `row(channel, kernel row, output row within the tile, input row)` for every row of the tile; an input row of `None`
+    /// is padding.
     fn for_rows(&self, first: usize, rows: usize, mut row: impl FnMut(usize, usize, usize, Option<usize>)) {
         for channel in 0..self.c {
             for ky in 0..self.k {
@@ -138,7 +135,7 @@ impl Sizes {
         }
     }
 
-    /// `col [c·k·k, rows·ow]` of one image.
+    /// Unfolds the output rows `first .. first + rows` of an image into `col [c·k·k, rows·ow]`.
     fn unfold(&self, image: &[f32], first: usize, rows: usize, col: &mut [f32]) {
         let width = rows * self.ow;
         self.for_rows(first, rows, |channel, ky, out, y| {
@@ -164,7 +161,7 @@ impl Sizes {
         });
     }
 
-    /// Adds `col` back to where [`Sizes::unfold`] read it.
+    /// Adds `col` to where [`Sizes::unfold`] read it.
     fn fold(&self, col: &[f32], first: usize, rows: usize, image: &mut [f32]) {
         let width = rows * self.ow;
         self.for_rows(first, rows, |channel, ky, out, y| {
@@ -302,7 +299,7 @@ mod tests {
             agree(
                 &args,
                 |args| conv2d(&args[0], &args[1], &args[2], stride, pad),
-                |args| plain(&args[0], &args[1], &args[2], stride, pad),
+                |args| any_device(&args[0], &args[1], &args[2], stride, pad),
             );
         }
     }
@@ -314,7 +311,7 @@ mod tests {
         agree(
             &args,
             |args| conv2d(&args[0], &args[1], &args[2], 1, same),
-            |args| plain(&args[0], &args[1], &args[2], 1, same),
+            |args| any_device(&args[0], &args[1], &args[2], 1, same),
         );
     }
 }

@@ -1,6 +1,8 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
+use crate::matmul::Products;
 use crate::ops;
+use crate::ops::affine::Affine;
 use crate::testing::{collected, kernels_run, normal_of, worst};
 use candle_core::Var;
 
@@ -36,22 +38,22 @@ fn args(n: usize) -> Vec<Tensor> {
 }
 
 fn block(args: &[Var], products: Products) -> DecoderBlock {
-    let pair =
-        |at: usize| Pair { weight: args[2 * at + 1].as_tensor().clone(), bias: args[2 * at + 2].as_tensor().clone() };
+    let map =
+        |at: usize| Affine { weight: args[2 * at + 1].as_tensor().clone(), bias: args[2 * at + 2].as_tensor().clone() };
     DecoderBlock {
-        norm: pair(0),
-        query: pair(1),
-        key: pair(2),
-        value: pair(3),
-        dense: pair(4),
-        query_norm: pair(5),
-        key_norm: pair(6),
-        up: pair(7),
-        down: pair(8),
+        norm: map(0),
+        query: map(1),
+        key: map(2),
+        value: map(3),
+        dense: map(4),
+        query_norm: map(5),
+        key_norm: map(6),
+        up: map(7),
+        down: map(8),
         heads: HEADS,
         eps: EPS,
         products,
-        checkpoint: false,
+        recompute: false,
     }
 }
 
@@ -59,10 +61,10 @@ fn block(args: &[Var], products: Products) -> DecoderBlock {
 fn plain(args: &[Var], (cos, sin): (&Tensor, &Tensor), segments: &Arc<[Segment]>) -> Result<Tensor> {
     let (x, n, d) = (args[0].as_tensor(), args[0].dim(0)?, WIDTH / HEADS);
     let block = block(args, Products::F32);
-    let norm = |pair: &Pair, x: &Tensor| ops::layer_norm(x, &pair.weight, &pair.bias, EPS);
-    let affine = |pair: &Pair, x: &Tensor| ops::linear(x, &pair.weight, Some(&pair.bias));
+    let norm = |map: &Affine, x: &Tensor| ops::layer_norm(x, &map.weight, &map.bias, EPS);
+    let affine = |map: &Affine, x: &Tensor| ops::linear(x, &map.weight, Some(&map.bias));
     let normed = norm(&block.norm, x)?;
-    let split = |pair: &Pair| affine(pair, &normed)?.reshape((n, HEADS, d));
+    let split = |map: &Affine| affine(map, &normed)?.reshape((n, HEADS, d));
     let query = ops::rotary(&norm(&block.query_norm, &split(&block.query)?)?, cos, sin)?;
     let key = ops::rotary(&norm(&block.key_norm, &split(&block.key)?)?, cos, sin)?;
     let seen = ops::attention(&query, &key, &split(&block.value)?, segments, 1.0 / (d as f32).sqrt())?;
@@ -117,7 +119,7 @@ fn the_composition_agrees_with_the_kernels() {
 fn what_is_computed_again_gives_the_same_gradients() {
     let (args, (cos, sin, segments)) = (args(70), setting(70));
     for products in [Products::F32, Products::Bf16] {
-        let again = |args: &[Var]| DecoderBlock { checkpoint: true, ..block(args, products) };
+        let again = |args: &[Var]| DecoderBlock { recompute: true, ..block(args, products) };
         let forms: [Form; 2] = [decoder_block, any_device::block];
         for form in forms {
             let kept = collected(&args, |a| form(&a[0], &block(a, products), (&cos, &sin), &segments));
@@ -155,9 +157,9 @@ fn without_a_graph_the_values_are_the_same() {
     let vars: Vec<Var> = args.iter().map(|t| Var::from_tensor(t).unwrap()).collect();
     let mut frozen = block(&vars, Products::Bf16);
     let trained = decoder_block(&vars[0], &frozen, (&cos, &sin), &segments).unwrap();
-    let half = |pair: &mut Pair| {
-        pair.weight = pair.weight.detach().to_dtype(candle_core::DType::BF16).unwrap();
-        pair.bias = pair.bias.detach();
+    let half = |map: &mut Affine| {
+        map.weight = map.weight.detach().to_dtype(candle_core::DType::BF16).unwrap();
+        map.bias = map.bias.detach();
     };
     [&mut frozen.query, &mut frozen.key, &mut frozen.value, &mut frozen.dense, &mut frozen.up, &mut frozen.down]
         .into_iter()

@@ -9,7 +9,7 @@ use candle_core::{DType, DeviceLocation, Result, Tensor, bail};
 
 use super::launch::{Module, address, arguments, gpu, kernel, numbers, numbers_or_null};
 use super::work::{Block, Tile, Work};
-use crate::ops::Segment;
+use crate::ops::attention::segment::Segment;
 
 /// The sizes of heads that there are kernels for.
 pub(super) const HEAD_SIZES: [usize; 4] = [16, 32, 64, 128];

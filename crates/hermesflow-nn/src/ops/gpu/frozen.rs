@@ -7,19 +7,18 @@ use candle_core::{DType, Result, Tensor};
 use super::attention::{self, HEAD_SIZES};
 use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_with_bias, narrowed, norm, takes_rotation, takes_width};
-use crate::measure::{Part, part};
-use crate::ops::decoder::DecoderBlock;
-use crate::ops::decoder::frozen::Cached;
-use crate::ops::{Pair, Segment};
+use crate::measure::profile::{Part, part};
+use crate::ops::affine::Affine;
+use crate::ops::attention::segment::Segment;
+use crate::ops::decoder::block::{Cached, DecoderBlock};
 
 /// Whether the kernels take a block with matrices of this type and vectors in f32: by its sizes.
 pub(super) fn takes_sizes(x: &Tensor, block: &DecoderBlock, cos: &Tensor, matrices: DType) -> bool {
     let affine = [&block.query, &block.key, &block.value, &block.dense, &block.up, &block.down];
-    let fits = |pair: &&Pair| {
-        pair.weight.dtype() == matrices && pair.weight.is_contiguous() && pair.bias.dtype() == DType::F32
-    };
+    let fits =
+        |map: &&Affine| map.weight.dtype() == matrices && map.weight.is_contiguous() && map.bias.dtype() == DType::F32;
     let norms = [&block.norm, &block.query_norm, &block.key_norm];
-    let norm = |pair: &&Pair| pair.weight.dtype() == DType::F32 && pair.bias.dtype() == DType::F32;
+    let norm = |map: &&Affine| map.weight.dtype() == DType::F32 && map.bias.dtype() == DType::F32;
     let (width, inner) = (x.dims().last().copied().unwrap_or(0), block.up.bias.elem_count());
     // From compute capability 8 on there are bf16 and copies behind the threads' backs.
     x.device().is_cuda()
@@ -55,7 +54,7 @@ pub(in crate::ops) fn frozen_block(
     let (n, width) = x.dims2()?;
     let d = width / block.heads;
     let normed = part(Part::Norms, device, || norm(x, &block.norm, block.eps, DType::BF16))?;
-    let multiply = |x: &Tensor, pair: &Pair| product::multiply(x, By::Turned(&pair.weight), None, DType::BF16);
+    let multiply = |x: &Tensor, map: &Affine| product::multiply(x, By::Transposed(&map.weight), None, DType::BF16);
     let [q, k, v] = part(Part::Products, device, || {
         Ok([multiply(&normed, &block.query)?, multiply(&normed, &block.key)?, multiply(&normed, &block.value)?])
     })?;
@@ -88,12 +87,12 @@ pub(in crate::ops) fn frozen_block(
     let operands = [&queries, &keys, &values];
     let (seen, _) = part(Part::Attention, device, || attention::forward(operands, segments, scale, false))?;
     drop((queries, keys, values));
-    let add = |x: &Tensor, by: &Tensor, pair: &Pair| product::add(x, by, By::Turned(&pair.weight), Some(&pair.bias));
+    let add = |x: &Tensor, by: &Tensor, map: &Affine| product::add(x, by, By::Transposed(&map.weight), Some(&map.bias));
     part(Part::Products, device, || add(x, &seen, &block.dense))?;
     drop(seen);
     let inner = if n >= MANY {
         let bias = narrowed(&block.up.bias)?;
-        part(Part::Products, device, || product::activated(&normed, By::Turned(&block.up.weight), &bias))?
+        part(Part::Products, device, || product::activated(&normed, By::Transposed(&block.up.weight), &bias))?
     } else {
         let inner = part(Part::Products, device, || multiply(&normed, &block.up))?;
         part(Part::Activations, device, || gelu_with_bias(&inner, &block.up.bias, true))?

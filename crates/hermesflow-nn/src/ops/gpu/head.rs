@@ -7,15 +7,15 @@ use candle_core::{DType, Result, Tensor};
 
 use super::product::{self, By};
 use super::rows::{log_prob, log_prob_back, narrowed};
-use crate::matmul::training::Products;
-use crate::measure::{Part, part};
+use crate::matmul::Products;
+use crate::measure::profile::{Part, part};
+use crate::ops::affine::Affine;
 use crate::ops::any_device::collect_affine;
-use crate::ops::decoder::Pair;
-use crate::ops::head::HEAD_ROWS_ON_A_GPU as ROWS;
+use crate::ops::head::any_device::ROWS;
 use crate::ops::node::node;
 
 /// Whether the kernels take a head: products of bf16, vectors in f32.
-pub(in crate::ops) fn takes_head(x: &Tensor, head: &Pair, targets: &[u32], products: Products) -> bool {
+pub(in crate::ops) fn takes_head(x: &Tensor, head: &Affine, targets: &[u32], products: Products) -> bool {
     x.device().is_cuda()
         && crate::device::multiplies_bf16(x.device())
         && products == Products::Bf16
@@ -25,7 +25,7 @@ pub(in crate::ops) fn takes_head(x: &Tensor, head: &Pair, targets: &[u32], produ
 }
 
 /// As [`crate::ops::head_log_prob`], of arguments that fit each other and the kernels.
-pub(in crate::ops) fn head_log_prob(x: &Tensor, head: Pair, targets: &[u32]) -> Result<Tensor> {
+pub(in crate::ops) fn head_log_prob(x: &Tensor, head: Affine, targets: &[u32]) -> Result<Tensor> {
     let rows = Rows { x: x.detach().contiguous()?, head, targets: targets.into() };
     let (values, log_sums) = part(Part::Head, x.device(), || rows.forward())?;
     node("head-log-prob", x, values, move |grad| part(Part::Head, grad.device(), || rows.backward(&log_sums, grad)))
@@ -33,7 +33,7 @@ pub(in crate::ops) fn head_log_prob(x: &Tensor, head: Pair, targets: &[u32]) -> 
 
 struct Rows {
     x: Tensor,
-    head: Pair,
+    head: Affine,
     targets: Arc<[u32]>,
 }
 
@@ -51,7 +51,7 @@ impl Rows {
     }
 
     fn logits(&self, x: &Tensor, weight: &Tensor) -> Result<Tensor> {
-        product::multiply(x, By::Turned(weight), Some(&self.head.bias.detach()), DType::F32)
+        product::multiply(x, By::Transposed(weight), Some(&self.head.bias.detach()), DType::F32)
     }
 
     /// The log-probabilities, and the log-sum-exps of the logits.

@@ -143,7 +143,7 @@ unsafe fn set<T>(
 #[derive(Clone, Copy)]
 pub(super) enum By<'a> {
     /// `Wᵀ`, of `W [out, in]`.
-    Turned(&'a Tensor),
+    Transposed(&'a Tensor),
     /// `W` itself, `[in, out]`.
     AsItLies(&'a Tensor),
 }
@@ -152,7 +152,7 @@ impl By<'_> {
     /// The matrix, and the widths of rows before and behind.
     fn sizes(&self) -> Result<(&Tensor, usize, usize)> {
         Ok(match self {
-            Self::Turned(weight) => (weight, weight.dim(1)?, weight.dim(0)?),
+            Self::Transposed(weight) => (weight, weight.dim(1)?, weight.dim(0)?),
             Self::AsItLies(weight) => (weight, weight.dim(0)?, weight.dim(1)?),
         })
     }
@@ -184,7 +184,7 @@ fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, behind: Behind) ->
     let (x_at, weight_at, y_at) = (address(x)?, numbers(weight, DType::BF16)?, numbers(y, y.dtype())?);
     let bias_at = numbers_or_null(bias, y.dtype())?;
     let stream = gpu(x)?.cuda_stream();
-    crate::measure::queued(1, (rows, out, depth));
+    crate::measure::count::queued(1, (rows, out, depth));
     let mut handles = HANDLES.lock().unwrap_or_else(PoisonError::into_inner);
     let place = x.device().location();
     let at = match handles.iter().position(|(of, _)| *of == place) {

@@ -3,7 +3,8 @@
 use candle_core::{DType, Result, Tensor, bail};
 
 use super::launch::{Module, address, arguments, gpu, kernel, numbers};
-use crate::ops::{DecoderBlock, Likeliest, Pair};
+use crate::ops::affine::Affine;
+use crate::ops::decoder::block::DecoderBlock;
 
 const WARP: usize = 32;
 /// Threads of a block that need not hold a row.
@@ -32,7 +33,7 @@ fn threads(width: usize) -> usize {
 ///
 /// # Shapes
 /// `x [n, width]` in f32 -> `[n, width]`
-pub(super) fn norm(x: &Tensor, pair: &Pair, eps: f64, dtype: DType) -> Result<Tensor> {
+pub(super) fn norm(x: &Tensor, map: &Affine, eps: f64, dtype: DType) -> Result<Tensor> {
     let (n, width) = x.dims2()?;
     let name = match dtype {
         DType::BF16 => "norm_bf16",
@@ -42,7 +43,7 @@ pub(super) fn norm(x: &Tensor, pair: &Pair, eps: f64, dtype: DType) -> Result<Te
     // SAFETY: the kernel writes every number.
     let y = unsafe { Tensor::empty((n, width), dtype, x.device())? };
     if n > 0 {
-        let (weight, bias) = (numbers(&pair.weight, DType::F32)?, numbers(&pair.bias, DType::F32)?);
+        let (weight, bias) = (numbers(&map.weight, DType::F32)?, numbers(&map.bias, DType::F32)?);
         let given = arguments![numbers(x, DType::F32)?, weight, bias, address(&y)?, width as i32, eps as f32];
         if !takes_width(width) {
             bail!("no norm of rows of {width}");
@@ -69,7 +70,7 @@ fn joined(parts: &Tensor) -> Result<[Tensor; 2]> {
 /// `x`, `grad` and `base` `[n, width]` in f32 -> `[n, width]`, `[width]`, `[width]`
 pub(super) fn norm_back(
     x: &Tensor,
-    pair: &Pair,
+    map: &Affine,
     grad: &Tensor,
     base: &Tensor,
     eps: f64,
@@ -82,7 +83,7 @@ pub(super) fn norm_back(
     let dx = unsafe { Tensor::empty((n, width), DType::F32, x.device())? };
     // SAFETY: as above.
     let parts = unsafe { Tensor::empty((SHARES, 2 * width), DType::F32, x.device())? };
-    let (weight, eps) = (numbers(&pair.weight, DType::F32)?, eps as f32);
+    let (weight, eps) = (numbers(&map.weight, DType::F32)?, eps as f32);
     let wide = |x: &Tensor| numbers(x, DType::F32);
     let given = arguments![
         wide(x)?,
@@ -113,7 +114,7 @@ pub(super) struct Heads<'a> {
     /// `[heads · d]` each, in f32.
     biases: [&'a Tensor; 3],
     /// Of queries and keys, `[d]`.
-    norms: [&'a Pair; 2],
+    norms: [&'a Affine; 2],
     /// Cosine and sine of each token's angles, `[n, rotated / 2]` in f32.
     tables: (&'a Tensor, &'a Tensor),
     heads: usize,
@@ -291,7 +292,7 @@ pub(super) fn gelu_back(x: &Tensor, bias: &Tensor, grad: &Tensor) -> Result<()> 
 ///
 /// # Shapes
 /// `logits [n, columns]` in f32 -> n of each
-pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<Likeliest>> {
+pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<(Vec<(u32, f32)>, f64)>> {
     let (n, columns) = logits.dims2()?;
     // Numbers up to 2^24 are exact in f32.
     if few == 0 || few > columns || columns > 1 << 24 {
@@ -309,7 +310,7 @@ pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<Likeliest>> {
         let (at, rest) = row.split_at(few);
         // A row of numbers that are none has no likeliest.
         let found = at.iter().zip(rest).filter(|(at, _)| (**at as usize) < columns);
-        Likeliest { columns: found.map(|(at, logit)| (*at as u32, *logit)).collect(), log_sum: rest[few].into() }
+        (found.map(|(at, logit)| (*at as u32, *logit)).collect(), rest[few].into())
     };
     Ok(found.to_vec2::<f32>()?.into_iter().map(of_row).collect())
 }

@@ -8,12 +8,13 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::attention;
 use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_back, gelu_with_bias, narrowed, norm, norm_back};
-use crate::matmul::training::Products;
-use crate::measure::{Part, part};
+use crate::matmul::Products;
+use crate::measure::profile::{Part, part};
+use crate::ops::affine::Affine;
 use crate::ops::any_device::{collect, collect_affine};
-use crate::ops::decoder::DecoderBlock;
+use crate::ops::attention::segment::Segment;
+use crate::ops::decoder::block::DecoderBlock;
 use crate::ops::node::{Passes, node_of};
-use crate::ops::{Pair, Segment};
 
 /// Whether the kernels take a block: weights in f32, of which products take bf16.
 pub(in crate::ops) fn takes_trained(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
@@ -30,7 +31,7 @@ pub(in crate::ops) fn trained_block(
     segments: &Arc<[Segment]>,
 ) -> Result<Tensor> {
     let run = Run { block: block.clone(), cos: cos.detach(), sin: sin.detach(), segments: segments.clone() };
-    node_of("decoder-block", x, run, block.checkpoint)
+    node_of("decoder-block", x, run, block.recompute)
 }
 
 struct Run {
@@ -60,14 +61,14 @@ fn operand(x: &Tensor) -> Result<Tensor> {
 }
 
 /// Adds the gradients of an affine map, from that of its result and its input, both in bf16.
-fn collect_narrow(pair: &Pair, grad: &Tensor, x: &Tensor) -> Result<()> {
-    part(Part::Products, x.device(), || collect_affine(pair, grad, grad, x))
+fn collect_narrow(map: &Affine, grad: &Tensor, x: &Tensor) -> Result<()> {
+    part(Part::Products, x.device(), || collect_affine(map, grad, grad, x))
 }
 
 /// Adds the gradients of a norm's weight and bias.
-fn collect_norm(pair: &Pair, [weight, bias]: [Tensor; 2]) -> Result<()> {
-    collect(&pair.weight, || Ok(weight))?;
-    collect(&pair.bias, || Ok(bias))
+fn collect_norm(map: &Affine, [weight, bias]: [Tensor; 2]) -> Result<()> {
+    collect(&map.weight, || Ok(weight))?;
+    collect(&map.bias, || Ok(bias))
 }
 
 impl Run {
@@ -95,9 +96,9 @@ impl Passes for Run {
     fn inner(&self, x: &Tensor) -> Result<Saved> {
         let (block, device, (n, width)) = (&self.block, x.device(), x.dims2()?);
         let normed = self.normed(x)?;
-        let multiply = |pair: &Pair| -> Result<Tensor> {
-            let weight = operand(&pair.weight)?;
-            part(Part::Products, device, || product::multiply(&normed, By::Turned(&weight), None, DType::BF16))
+        let multiply = |map: &Affine| -> Result<Tensor> {
+            let weight = operand(&map.weight)?;
+            part(Part::Products, device, || product::multiply(&normed, By::Transposed(&weight), None, DType::BF16))
         };
         let (query, key, value) = (multiply(&block.query)?, multiply(&block.key)?, multiply(&block.value)?);
         // SAFETY: the kernel writes all rows.
@@ -119,9 +120,9 @@ impl Passes for Run {
     fn forward(&self, x: &Tensor) -> Result<(Tensor, Saved)> {
         let saved = self.inner(x)?;
         let y = x.copy()?;
-        let add = |x: &Tensor, pair: &Pair| -> Result<()> {
-            let (weight, bias) = (operand(&pair.weight)?, pair.bias.detach());
-            part(Part::Products, y.device(), || product::add(&y, x, By::Turned(&weight), Some(&bias)))
+        let add = |x: &Tensor, map: &Affine| -> Result<()> {
+            let (weight, bias) = (operand(&map.weight)?, map.bias.detach());
+            part(Part::Products, y.device(), || product::add(&y, x, By::Transposed(&weight), Some(&bias)))
         };
         add(&saved.seen, &self.block.dense)?;
         add(&self.active(&saved.up)?, &self.block.down)?;
@@ -133,8 +134,8 @@ impl Passes for Run {
         let (block, device, (n, width)) = (&self.block, x.device(), x.dims2()?);
         let grad = operand(wide)?;
         // The gradient of an affine map's input.
-        let back = |grad: &Tensor, pair: &Pair, dtype: DType| -> Result<Tensor> {
-            let weight = operand(&pair.weight)?;
+        let back = |grad: &Tensor, map: &Affine, dtype: DType| -> Result<Tensor> {
+            let weight = operand(&map.weight)?;
             part(Part::Products, device, || product::multiply(grad, By::AsItLies(&weight), None, dtype))
         };
         collect_narrow(&block.down, &grad, &self.active(&up)?)?;
@@ -157,10 +158,10 @@ impl Passes for Run {
         let (d_key, of_key_norm) = part(Part::Norms, device, || heads.back(1, &key, &d_key))?;
         collect_norm(&block.query_norm, of_query_norm)?;
         collect_norm(&block.key_norm, of_key_norm)?;
-        for (pair, grad) in [(&block.query, d_query), (&block.key, d_key), (&block.value, d_value.reshape((n, width))?)]
+        for (map, grad) in [(&block.query, d_query), (&block.key, d_key), (&block.value, d_value.reshape((n, width))?)]
         {
-            collect_narrow(pair, &grad, &normed)?;
-            let weight = operand(&pair.weight)?;
+            collect_narrow(map, &grad, &normed)?;
+            let weight = operand(&map.weight)?;
             part(Part::Products, device, || product::add(&d_normed, &grad, By::AsItLies(&weight), None))?;
         }
         let (dx, of_norm) = part(Part::Norms, device, || norm_back(x, &block.norm, &d_normed, wide, block.eps))?;

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use crate::ops::Segment;
+use crate::ops::attention::segment::Segment;
 
 /// Rows of one side, and their blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,5 +1,5 @@
-//! The vocabulary head with the log-probabilities of its targets. Logits exist for some rows at a time only; the backward
-//! pass computes them again.
+//! The vocabulary head on any device, as a composition of candle's operators. Logits exist for [`ROWS`] rows at a time only; the
+//! backward pass computes them again.
 
 use std::sync::Arc;
 
@@ -7,17 +7,16 @@ use candle_core::{D, DType, Result, Tensor};
 
 use crate::matmul::Products;
 use crate::matmul::f32_results;
-use crate::measure::{Part, part};
-use crate::ops::any_device::collect_affine;
-use crate::ops::any_device::column;
-use crate::ops::decoder::Pair;
+use crate::measure::profile::{Part, part};
+use crate::ops::affine::Affine;
+use crate::ops::any_device::{collect_affine, column};
 use crate::ops::node::node;
 
-/// Rows at a time: their logits over a large vocabulary are a quarter of a gigabyte.
+/// Rows whose logits exist at a time outside the CPU: a quarter of a gigabyte over a large vocabulary.
 pub const ROWS: usize = 1024;
 
-/// As [`crate::ops::head_log_prob`], of arguments that fit each other.
-pub(in crate::ops) fn log_prob(x: &Tensor, head: Pair, targets: &[u32], products: Products) -> Result<Tensor> {
+/// [`super::head_log_prob`] for arguments that were checked.
+pub(super) fn log_prob(x: &Tensor, head: Affine, targets: &[u32], products: Products) -> Result<Tensor> {
     let values = part(Part::Head, x.device(), || forward(&x.detach(), &head, targets, products))?;
     let (given, targets): (_, Arc<[u32]>) = (x.detach(), targets.into());
     node("head-log-prob", x, values, move |grad| {
@@ -26,7 +25,7 @@ pub(in crate::ops) fn log_prob(x: &Tensor, head: Pair, targets: &[u32], products
     })
 }
 
-fn forward(x: &Tensor, head: &Pair, targets: &[u32], products: Products) -> Result<Tensor> {
+fn forward(x: &Tensor, head: &Affine, targets: &[u32], products: Products) -> Result<Tensor> {
     let n = x.dim(0)?;
     let mut parts = Vec::with_capacity(n.div_ceil(ROWS));
     for (first, targets) in (0..n).step_by(ROWS).zip(targets.chunks(ROWS)) {
@@ -38,16 +37,16 @@ fn forward(x: &Tensor, head: &Pair, targets: &[u32], products: Products) -> Resu
     if parts.is_empty() { Tensor::zeros(0, DType::F32, x.device()) } else { Tensor::cat(&parts, 0) }
 }
 
-/// Logits less their largest, and the logarithms of the sums of their exponentials.
-fn normalized(x: &Tensor, head: &Pair, products: Products) -> Result<(Tensor, Tensor)> {
-    let logits = products.composed_affine(x, head)?;
+/// Logits minus the largest of their row, and the logarithm of the sum of their exponentials, `[n, v]` and `[n, 1]`.
+fn normalized(x: &Tensor, head: &Affine, products: Products) -> Result<(Tensor, Tensor)> {
+    let logits = products.affine_any_device(x, head)?;
     let logits = logits.broadcast_sub(&logits.max_keepdim(D::Minus1)?)?;
     let normalizers = logits.exp()?.sum_keepdim(D::Minus1)?.log()?;
     Ok((logits, normalizers))
 }
 
-/// The logits' gradients are `(onehot - softmax) g`.
-fn backward(x: &Tensor, head: &Pair, targets: &[u32], products: Products, grad: &Tensor) -> Result<Tensor> {
+/// The gradient of `x`; those of weight and bias are collected. The gradient of the logits is `(onehot - softmax) g`.
+fn backward(x: &Tensor, head: &Affine, targets: &[u32], products: Products, grad: &Tensor) -> Result<Tensor> {
     let weight = products.operand(&head.weight)?;
     let mut parts = Vec::with_capacity(targets.len().div_ceil(ROWS));
     for (part, targets) in targets.chunks(ROWS).enumerate() {

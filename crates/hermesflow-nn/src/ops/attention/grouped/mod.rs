@@ -5,16 +5,14 @@
 //! single queries see one long range (decoding), its keys are not copied for each of them. The backward pass computes the
 //! scores again.
 
-mod plan;
-
-pub use self::plan::SCORES;
+pub(crate) mod plan;
 
 use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor};
 
 use self::plan::{Batch, Plan, Shared};
-use super::Segment;
+use super::segment::Segment;
 use crate::matmul::f32_results::multiply;
 use crate::ops::by_rows::softmax;
 use crate::ops::node::node3;

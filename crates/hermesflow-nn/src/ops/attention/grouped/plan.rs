@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use candle_core::{DType, Device, DeviceLocation, Result, Tensor};
 
-use crate::ops::Segment;
+use crate::ops::attention::segment::Segment;
 
 /// Scores of one batch, at most, unless one segment has more: a quarter of a gigabyte in f32.
-pub const SCORES: usize = 1 << 26;
+pub const SCORES_AT_ONCE: usize = 1 << 26;
 /// Keys that single queries share are left where they are from so many on.
 const SHARED_FROM: usize = 64;
 
@@ -123,7 +123,7 @@ impl Plan {
             let longest = class.iter().map(|whole| whole.keys.len()).max().unwrap_or(0);
             let (n, members) = (class[0].segment.queries.len(), class.len() / families);
             let scores = members * heads * n * longest.max(class[0].shared.len());
-            for class in class.chunks((SCORES / scores.max(1)).max(1) * members) {
+            for class in class.chunks((SCORES_AT_ONCE / scores.max(1)).max(1) * members) {
                 batches.push(Batch::new(class, members, device, (&mut queries, &mut keys))?);
             }
         }

@@ -1,26 +1,36 @@
-//! Sixteen numbers at a time: a register of AVX-512, or an array that the compiler spreads over smaller ones.
+//! Vectors of sixteen f32 numbers: a register of AVX-512, or an array that the compiler spreads over smaller registers.
 
-/// How many that is.
+/// Numbers in a vector.
 pub(super) const LANES: usize = 16;
 
-/// Sixteen numbers.
+/// A vector of sixteen numbers.
 pub(super) trait Lanes: Copy {
+    /// Sixteen numbers from memory.
+    ///
     /// # Safety
     /// Sixteen numbers can be read, and the CPU has the instructions.
     unsafe fn load(at: *const f32) -> Self;
+    /// Writes the numbers to memory.
+    ///
     /// # Safety
     /// Sixteen numbers can be written, and the CPU has the instructions.
     unsafe fn store(self, at: *mut f32);
+    /// `self + other`.
+    ///
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn add(self, other: Self) -> Self;
+    /// `self - other`.
+    ///
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn sub(self, other: Self) -> Self;
+    /// `self · factor`.
+    ///
     /// # Safety
     /// The CPU has the instructions.
     unsafe fn times(self, factor: f32) -> Self;
-    /// `self · factor + other`.
+    /// `self · factor + other`, rounded once (AVX-512) or twice.
     ///
     /// # Safety
     /// The CPU has the instructions.
@@ -104,8 +114,8 @@ const _: () = {
     }
 };
 
-/// Runs a function generic over [`Lanes`] with the widest registers of this CPU: `each_cpu!(name(arguments))` wants
-/// `unsafe fn name<L: Lanes>(…)`, marked `#[inline(always)]`, and the arguments' types.
+/// Declares a function that runs `$body`, generic over [`Lanes`], with the widest vectors of this CPU. `$body` must be an
+/// `unsafe fn` with the same arguments, marked `#[inline(always)]`.
 macro_rules! each_cpu {
     ($(#[$meta:meta])* $vis:vis unsafe fn $name:ident($($arg:ident: $type:ty),* $(,)?) = $body:ident) => {
         $(#[$meta])*
@@ -113,12 +123,16 @@ macro_rules! each_cpu {
         $vis unsafe fn $name($($arg: $type),*) {
             #[cfg(target_arch = "x86_64")]
             {
+                /// # Safety
+                /// As the function's, on a CPU with AVX-512.
                 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 unsafe fn avx512($($arg: $type),*) {
                     // SAFETY: by the contract of the function.
                     unsafe { $body::<std::arch::x86_64::__m512>($($arg),*) }
                 }
+                /// # Safety
+                /// As the function's, on a CPU with AVX2 and FMA.
                 #[target_feature(enable = "avx2,fma")]
                 #[allow(clippy::too_many_arguments)]
                 unsafe fn avx2($($arg: $type),*) {

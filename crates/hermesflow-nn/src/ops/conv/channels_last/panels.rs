@@ -1,14 +1,18 @@
 //! Products with a matrix that is packed in panels of [`WIDTH`] columns, row after row.
 //!
-//! A panel's rows are read once per few rows of the other operand, from the first or second cache; nothing else is
-//! packed. A row's results do not depend on the rows beside it.
+//! A panel's rows are read once per few rows of the other operand, from the L1 or L2 cache; the other operand is not packed. A
+//! row's results do not depend on the other rows.
 
+use crate::matmul::operand::Operand;
+use crate::matmul::product::product;
 #[cfg(target_arch = "x86_64")]
-use crate::simd::allowed;
+use crate::measure::count;
+#[cfg(target_arch = "x86_64")]
+use crate::simd;
 
 /// Columns of a panel.
 pub(super) const WIDTH: usize = 32;
-/// Rows come in multiples of so many.
+/// Rows of a product are a multiple of this.
 pub(super) const STEP: usize = 4;
 
 /// `c [rows, WIDTH] = c (if add) + a [rows, depth] panel [depth, WIDTH]`, with the rows of `a` `stride` apart and those
@@ -28,13 +32,12 @@ pub(super) unsafe fn multiply(
 ) {
     debug_assert!(rows.is_multiple_of(STEP));
     #[cfg(target_arch = "x86_64")]
-    if allowed("avx512") && std::arch::is_x86_feature_detected!("avx512f") {
-        return crate::measure::product((rows, WIDTH, depth), false, || {
+    if simd::avx512f() {
+        return count::product((rows, WIDTH, depth), false, || {
             // SAFETY: the instruction set was just detected; the rest by the contract of this function.
             unsafe { avx512::multiply(a, stride, rows, panel, depth, c, add) }
         });
     }
-    use crate::storage::{Operand, product};
     // SAFETY: by the contract of this function.
     unsafe {
         let (a, panel) = (Operand::rows(a, stride), Operand::rows(panel, WIDTH));
@@ -48,10 +51,10 @@ mod avx512 {
 
     use super::WIDTH;
 
-    /// As [`super::multiply`].
+    /// [`super::multiply`] with AVX-512.
     ///
     /// # Safety
-    /// As there, on a CPU with AVX-512.
+    /// As [`super::multiply`], on a CPU with AVX-512.
     #[target_feature(enable = "avx512f")]
     pub(super) unsafe fn multiply(
         a: *const f32,
@@ -76,7 +79,7 @@ mod avx512 {
         }
     }
 
-    /// `R` rows, whose sums stay in registers; returns `R`.
+    /// [`multiply`] for `R` rows, whose sums stay in registers; returns `R`.
     ///
     /// # Safety
     /// As [`multiply`].

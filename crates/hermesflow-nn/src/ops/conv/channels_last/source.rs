@@ -1,16 +1,35 @@
-//! What a convolution reads: pixels, normed and doubled on the way, with zeros around.
+//! What a convolution reads: pixels, normalised and upsampled on the way, with zeros around the picture.
 
 use candle_core::{Result, bail};
 use rayon::prelude::*;
 
-use super::{NormBefore, Sizes};
+use super::around::NormBefore;
+use crate::ops::conv::padding::Padding;
 use crate::simd::{exp, vectorised};
 use crate::storage::host;
 
-/// Pixels whose deviations from their own mean are summed before they are joined with others'.
+/// The sizes of a convolution; the input is counted as the kernel sees it, after an upsampling.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Sizes {
+    /// Channels, height and width of the input.
+    pub(super) c: usize,
+    pub(super) h: usize,
+    pub(super) w: usize,
+    /// Channels of the output.
+    pub(super) o: usize,
+    /// Side of the kernel.
+    pub(super) k: usize,
+    /// Height and width of the output.
+    pub(super) oh: usize,
+    pub(super) ow: usize,
+    pub(super) stride: usize,
+    pub(super) pad: Padding,
+}
+
+/// Pixels of a run, whose squared deviations are summed around the run's own mean before runs are combined.
 const RUN: usize = 64;
 
-/// A GroupNorm of one batch as a factor and a summand per image and channel.
+/// A GroupNorm of a batch, as one factor and one summand per image and channel.
 pub(super) struct Coefficients {
     scale: Vec<f32>,
     shift: Vec<f32>,
@@ -18,7 +37,10 @@ pub(super) struct Coefficients {
 }
 
 impl Coefficients {
-    /// Of the pixels `x [b, h·w, c]`.
+    /// The coefficients for the pixels `x [b, h·w, c]`.
+    ///
+    /// # Errors
+    /// When the norm does not fit the channels.
     pub(super) fn new(x: &[f32], b: usize, c: usize, norm: NormBefore) -> Result<Self> {
         if norm.groups == 0 || !c.is_multiple_of(norm.groups) || norm.weight.dims() != [c] || norm.bias.dims() != [c] {
             bail!("group_norm: {c} channels, weight {:?}, {} groups do not fit", norm.weight.dims(), norm.groups);
@@ -41,8 +63,8 @@ impl Coefficients {
     }
 }
 
-/// Mean and variance of each group of channels of an image: each run of pixels by two passes in the cache, the runs
-/// joined in their order.
+/// Mean and variance of each group of channels of an image. Each run of pixels takes two passes within the cache; the runs are
+/// combined in their order (Chan, Golub & LeVeque, 1979).
 fn moments(image: &[f32], c: usize, groups: usize) -> Vec<(f64, f64)> {
     let runs: Vec<Vec<(f32, f32)>> = image.par_chunks(RUN * c).map(|run| run_moments(run, c, groups)).collect();
     let mut joined = vec![(0f64, 0f64); groups];
@@ -84,8 +106,8 @@ pub(super) struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// Pixels of row `y`, columns `x ..`, of an image, each in `to.len() / count` numbers; zeros outside the image and
-    /// behind the channels.
+    /// Reads `count` pixels of row `y` from column `x` on, each into `to.len() / count` numbers: its channels, then zeros. Outside
+    /// the image all are zeros.
     pub(super) fn read(&self, image: usize, y: isize, x: isize, count: usize, to: &mut [f32]) {
         let Sizes { c, h, w, .. } = self.sizes;
         if y < 0 || y >= h as isize {

@@ -1,21 +1,24 @@
 //! Winograd's transforms for tiles of 4 × 4 results, sixteen channels at a time.
 
-use super::Target;
 use super::lanes::{LANES, Lanes, each_cpu};
 use super::panels::WIDTH;
-use super::winograd::{A, ACROSS, COLUMNS, M, Plan, RESULTS, ROWS, TILES};
+use super::target::Target;
+use super::tiling::{A, ACROSS, COLUMNS, M, Plan, RESULTS, ROWS, TILES};
 
-/// The points of the transform: 0, ±P, ±Q and infinity. The usual ±1 and ±2 lose twice as much to rounding as these,
-/// which lose one and a half times what a plain sum does.
+/// The transform's points are 0, ±P, ±Q and infinity. With these the rounding error is about one and a half times that of a
+/// plain sum, half of what the usual ±1 and ±2 lose.
 const P: f32 = 0.625;
+/// The second of the transform's points.
 const Q: f32 = 1.5;
+/// `P²`.
 const P2: f32 = P * P;
+/// `Q²`.
 const Q2: f32 = Q * Q;
 
 /// One dimension of the inputs' transform.
 ///
 /// # Safety
-/// The CPU has the registers.
+/// The CPU has the instructions of the vectors.
 #[inline(always)]
 unsafe fn inward<L: Lanes>(d: [L; A]) -> [L; A] {
     // SAFETY: by the contract of this function.
@@ -36,7 +39,7 @@ unsafe fn inward<L: Lanes>(d: [L; A]) -> [L; A] {
 /// One dimension of the results' transform.
 ///
 /// # Safety
-/// The CPU has the registers.
+/// The CPU has the instructions of the vectors.
 #[inline(always)]
 unsafe fn outward<L: Lanes>(t: [L; A]) -> [L; M] {
     // SAFETY: by the contract of this function.
@@ -55,7 +58,7 @@ unsafe fn outward<L: Lanes>(t: [L; A]) -> [L; M] {
 /// One dimension of the kernel's transform.
 ///
 /// # Safety
-/// The CPU has the registers.
+/// The CPU has the instructions of the vectors.
 #[inline(always)]
 unsafe fn kernel_line<L: Lanes>(g: [L; 3]) -> [L; A] {
     const AT_0: f32 = 1.0 / (P2 * Q2);
@@ -70,28 +73,32 @@ unsafe fn kernel_line<L: Lanes>(g: [L; 3]) -> [L; A] {
 }
 
 each_cpu! {
-    /// `kernels [≤ WIDTH, c, 3, 3]`, transformed: `[PLACES, wide, WIDTH]`, with zeros where there is none.
+    /// Transforms `kernels [≤ WIDTH, c, 3, 3]` into `to [PLACES, wide, WIDTH]`, with zeros for missing kernels and channels.
     ///
     /// # Safety
-    /// `to` has room for it.
+    /// `to` has room for [`Plan::kernel`] numbers.
     pub(super) unsafe fn transform_kernel(plan: Plan, c: usize, kernels: &[f32], to: *mut f32) = kernel_by
 }
 
+/// [`transform_kernel`] with vectors `L`.
+///
+/// # Safety
+/// As there, on a CPU that has the vectors' instructions.
 #[inline(always)]
 unsafe fn kernel_by<L: Lanes>(plan: Plan, c: usize, kernels: &[f32], to: *mut f32) {
-    let mut turned = [[0f32; WIDTH]; 9];
+    let mut by_place = [[0f32; WIDTH]; 9];
     for channel in 0..plan.wide {
         for (lane, kernel) in kernels.chunks_exact(c * 9).enumerate() {
-            for (place, turned) in turned.iter_mut().enumerate() {
-                turned[lane] = if channel < c { kernel[channel * 9 + place] } else { 0.0 };
+            for (place, line) in by_place.iter_mut().enumerate() {
+                line[lane] = if channel < c { kernel[channel * 9 + place] } else { 0.0 };
             }
         }
         for half in (0..WIDTH).step_by(LANES) {
             // SAFETY: the places of this channel lie in the target.
             unsafe {
-                let mut lines = [[L::load(turned[0].as_ptr()); A]; 3];
+                let mut lines = [[L::load(by_place[0].as_ptr()); A]; 3];
                 for (row, line) in lines.iter_mut().enumerate() {
-                    let [a, b, c] = [0, 1, 2].map(|column| L::load(turned[3 * row + column].as_ptr().add(half)));
+                    let [a, b, c] = [0, 1, 2].map(|column| L::load(by_place[3 * row + column].as_ptr().add(half)));
                     *line = kernel_line([a, b, c]);
                 }
                 let [first, second, third] = lines;
@@ -106,13 +113,17 @@ unsafe fn kernel_by<L: Lanes>(plan: Plan, c: usize, kernels: &[f32], to: *mut f3
 }
 
 each_cpu! {
-    /// The tiles of a patch `[rows, columns, wide]`, transformed: `[PLACES, TILES, apart]`.
+    /// Transforms the tiles of a patch `[ROWS, COLUMNS, wide]` into `to [PLACES, TILES, apart]`.
     ///
     /// # Safety
-    /// The patch has the plan's size, and `to` room for the inputs.
+    /// The patch has that size, and `to` has room for [`Plan::inputs`] numbers.
     pub(super) unsafe fn transform_inputs(plan: Plan, patch: &[f32], to: *mut f32) = inputs_by
 }
 
+/// [`transform_inputs`] with vectors `L`.
+///
+/// # Safety
+/// As there, on a CPU that has the vectors' instructions.
 #[inline(always)]
 unsafe fn inputs_by<L: Lanes>(plan: Plan, patch: &[f32], to: *mut f32) {
     debug_assert!(patch.len() == ROWS * COLUMNS * plan.wide);
@@ -143,11 +154,11 @@ unsafe fn inputs_by<L: Lanes>(plan: Plan, patch: &[f32], to: *mut f32) {
 }
 
 each_cpu! {
-    /// Writes the results of a block of tiles for a panel of channels: `results [PLACES, TILES, WIDTH]`, the output's size,
-    /// the image, and the block's first pixel.
+    /// Transforms the results of a block of tiles in a panel of channels, `results [PLACES, TILES, WIDTH]`, and writes them to an
+    /// image of the output, of height and width `size`, from the pixel `first` (row, column) on.
     ///
     /// # Safety
-    /// The results are a block's, and no other thread writes these channels of these pixels.
+    /// No other thread writes these channels of these pixels.
     pub(super) unsafe fn transform_results(
         results: &[f32],
         target: &Target,
@@ -158,6 +169,10 @@ each_cpu! {
     ) = results_by
 }
 
+/// [`transform_results`] with vectors `L`.
+///
+/// # Safety
+/// As there, on a CPU that has the vectors' instructions.
 #[inline(always)]
 unsafe fn results_by<L: Lanes>(
     results: &[f32],

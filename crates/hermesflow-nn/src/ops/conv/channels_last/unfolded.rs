@@ -1,15 +1,17 @@
-//! Convolutions as products: each output pixel's patch is a row.
+//! Convolutions as matrix products: the input patch of each output pixel is a row.
 
 use rayon::prelude::*;
 
 use super::panels::{self, WIDTH};
-use super::{Source, Target};
+use super::source::Source;
+use super::target::Target;
 
-/// Output pixels that are unfolded together.
+/// Output pixels per block.
 const ROWS: usize = 48;
-/// Rows of a panel that are multiplied at a time: they stay in the first caches.
+/// Rows of a panel per product: they stay in the L1 and L2 caches.
 const DEPTH: usize = 256;
 
+/// Writes every element of the output of `b` images.
 pub(super) fn run(source: &Source, weight: &[f32], b: usize, target: &Target) {
     let sizes = source.sizes;
     let (k, depth) = (sizes.k, sizes.k * sizes.k * sizes.c);
@@ -17,7 +19,7 @@ pub(super) fn run(source: &Source, weight: &[f32], b: usize, target: &Target) {
     let pixels = b * sizes.oh * sizes.ow;
     let panels = sizes.o.div_ceil(WIDTH);
     let blocks = pixels.div_ceil(ROWS);
-    let groups = super::groups(blocks, panels);
+    let groups = groups(blocks, panels);
     (0..blocks * groups).into_par_iter().for_each_init(Vec::new, |scratch, task| {
         let (block, group) = (task / groups, task % groups);
         let (first, last) = (block * ROWS, ((block + 1) * ROWS).min(pixels));
@@ -32,7 +34,7 @@ pub(super) fn run(source: &Source, weight: &[f32], b: usize, target: &Target) {
             }
         }
         let rows = (last - first).next_multiple_of(panels::STEP);
-        for panel in super::share(group, groups, panels) {
+        for panel in share(group, groups, panels) {
             for from in (0..depth).step_by(DEPTH) {
                 let part = DEPTH.min(depth - from);
                 let lines = &kernel[(panel * depth + from) * WIDTH..][..part * WIDTH];
@@ -43,7 +45,7 @@ pub(super) fn run(source: &Source, weight: &[f32], b: usize, target: &Target) {
                 }
             }
             for (pixel, values) in (first..last).zip(results.chunks_exact(WIDTH)) {
-                // SAFETY: the panels of a block of pixels are this task's alone.
+                // SAFETY: no other task has these panels of this block of pixels.
                 unsafe { target.write(pixel, panel * WIDTH, values) };
             }
         }
@@ -64,4 +66,17 @@ fn pack(weight: &[f32], c: usize, k: usize, o: usize) -> Vec<f32> {
         }
     });
     panels
+}
+
+/// The number of groups among which the panels of a block are shared, so that few blocks still occupy all threads.
+fn groups(blocks: usize, panels: usize) -> usize {
+    match rayon::current_num_threads() {
+        1 => 1,
+        threads => (2 * threads).div_ceil(blocks.max(1)).clamp(1, panels.max(1)),
+    }
+}
+
+/// The panels of one group.
+fn share(group: usize, groups: usize, panels: usize) -> std::ops::Range<usize> {
+    group * panels / groups..(group + 1) * panels / groups
 }

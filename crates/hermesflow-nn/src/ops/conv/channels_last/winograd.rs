@@ -1,84 +1,48 @@
-//! 3×3 convolutions by Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308).
+//! 3×3 convolutions by Winograd's minimal filtering (Lavin & Gray, arXiv:1509.09308): `y = Aᵀ [(G g Gᵀ) ⊙ (Bᵀ d B)] A` for a
+//! kernel `g` and a tile of inputs `d`.
 //!
-//! A tile of 4 × 4 results takes 36 products per pair of channels instead of 144. A task takes a block of tiles through
-//! all of it while the block stays in a core's cache: read the pixels, transform them, multiply each of the 36 places with
-//! the transformed kernel, transform back.
+//! A tile of 4 × 4 results takes 36 products per pair of channels instead of 144. A task takes a block of tiles through all steps
+//! while the block stays in a core's cache: read the pixels, transform them, multiply each of the 36 places with the transformed
+//! kernel, transform the results.
 
 use rayon::prelude::*;
 
-use super::lanes::LANES;
 use super::panels::{self, WIDTH};
+use super::source::Source;
+use super::target::Target;
+use super::tiling::{ACROSS, COLUMNS, DOWN, M, PLACES, Plan, RESULTS, ROWS, TILES};
 use super::transforms::{transform_inputs, transform_kernel, transform_results};
-use super::{Source, Target};
-use crate::storage::Shared;
+use crate::storage::SharedPointer;
 
-/// Results along a tile's side, and inputs.
-pub(super) const M: usize = 4;
-pub(super) const A: usize = M + 2;
-/// Products per tile and pair of channels.
-pub(super) const PLACES: usize = A * A;
-/// Tiles of a block, down and across, and together.
-const DOWN: usize = 4;
-pub(super) const ACROSS: usize = 8;
-pub(super) const TILES: usize = DOWN * ACROSS;
-/// Rows and columns of pixels that a block reads.
-pub(super) const ROWS: usize = M * DOWN + 2;
-pub(super) const COLUMNS: usize = M * ACROSS + 2;
-/// Numbers of a block's results in a panel `[PLACES, TILES, WIDTH]`.
-pub(super) const RESULTS: usize = PLACES * TILES * WIDTH;
-
-/// How a convolution's numbers lie while it works.
-#[derive(Clone, Copy)]
-pub(super) struct Plan {
-    /// Numbers of a pixel in a block: its channels, and zeros up to whole registers.
-    pub(super) wide: usize,
-    /// The distance of transformed tiles: not a power of two, lest they share the cache's lines.
-    pub(super) apart: usize,
-}
-
-impl Plan {
-    fn new(c: usize) -> Self {
-        let wide = c.next_multiple_of(LANES);
-        Self { wide, apart: wide + LANES }
-    }
-
-    /// Numbers of a block's transformed inputs `[PLACES, TILES, apart]`.
-    fn inputs(self) -> usize {
-        PLACES * TILES * self.apart
-    }
-
-    /// Numbers of a panel's transformed kernel `[PLACES, wide, WIDTH]`.
-    fn kernel(self) -> usize {
-        PLACES * self.wide * WIDTH
-    }
-}
-
-/// Writes every element of the output.
+/// Writes every element of the output of `b` images.
 pub(super) fn run(source: &Source, weight: &[f32], b: usize, target: &Target) {
     let sizes = source.sizes;
     let plan = Plan::new(sizes.c);
     let across = sizes.ow.div_ceil(M * ACROSS);
     let down = sizes.oh.div_ceil(M * DOWN);
     let work = Work { source, weight, target, plan, across, blocks: across * down };
-    // The smaller of the two factors is kept whole, the other goes by in parts that stay in the cache.
+    // The smaller of the two factors is kept whole; the other is taken in parts that stay in the cache.
     match b * work.blocks * TILES <= sizes.o {
         true => work.by_panels(b),
         false => work.by_blocks(b),
     }
 }
 
+/// A convolution with its blocks of tiles.
 struct Work<'a> {
     source: &'a Source<'a>,
     /// `[o, c, 3, 3]`
     weight: &'a [f32],
     target: &'a Target<'a>,
     plan: Plan,
-    /// Blocks of an image, in a row and together.
+    /// Blocks in a row of an image.
     across: usize,
+    /// Blocks of an image.
     blocks: usize,
 }
 
 impl Work<'_> {
+    /// Panels of output channels.
     fn panels(&self) -> usize {
         self.source.sizes.o.div_ceil(WIDTH)
     }
@@ -88,7 +52,7 @@ impl Work<'_> {
         let plan = self.plan;
         let blocks = b * self.blocks;
         let mut inputs: Vec<f32> = Vec::with_capacity(blocks * plan.inputs());
-        let start = Shared(inputs.as_mut_ptr());
+        let start = SharedPointer(inputs.as_mut_ptr());
         (0..blocks).into_par_iter().for_each_init(Vec::new, |patch, block| {
             // SAFETY: each block has its own part of the allocation.
             self.read(block, patch, unsafe { start.at(block * plan.inputs()) });
@@ -110,7 +74,7 @@ impl Work<'_> {
     fn by_blocks(&self, b: usize) {
         let plan = self.plan;
         let mut kernel: Vec<f32> = Vec::with_capacity(self.panels() * plan.kernel());
-        let start = Shared(kernel.as_mut_ptr());
+        let start = SharedPointer(kernel.as_mut_ptr());
         (0..self.panels()).into_par_iter().for_each(|panel| {
             // SAFETY: each panel has its own part of the allocation.
             unsafe { self.kernel(panel, start.at(panel * plan.kernel())) };
@@ -130,14 +94,14 @@ impl Work<'_> {
         });
     }
 
-    /// The image of a block (counted over the batch) and its first pixel.
+    /// The image and the first pixel (row, column) of a block, which is counted over the batch.
     fn place(&self, block: usize) -> (usize, (usize, usize)) {
         let (image, block) = (block / self.blocks, block % self.blocks);
         let (down, across) = (block / self.across, block % self.across);
         (image, (down * DOWN * M, across * ACROSS * M))
     }
 
-    /// Transforms the pixels of a block into `to`, which has room for them.
+    /// Transforms the pixels of a block into `to`, which must have room for [`Plan::inputs`] numbers.
     fn read(&self, block: usize, patch: &mut Vec<f32>, to: *mut f32) {
         let (plan, pad) = (self.plan, self.source.sizes.pad);
         let (image, (top, left)) = self.place(block);
@@ -153,7 +117,7 @@ impl Work<'_> {
     /// Transforms a panel of the kernel into `to`.
     ///
     /// # Safety
-    /// There is room for it.
+    /// `to` has room for [`Plan::kernel`] numbers.
     unsafe fn kernel(&self, panel: usize, to: *mut f32) {
         let c = self.source.sizes.c;
         let lines = panel * WIDTH..((panel + 1) * WIDTH).min(self.source.sizes.o);
@@ -164,7 +128,7 @@ impl Work<'_> {
     /// Writes the output of a block in a panel's channels.
     ///
     /// # Safety
-    /// Inputs and kernel are transformed as the plan has it, and no other thread writes these channels of these pixels.
+    /// Inputs and kernel are transformed and lie as the plan says, and no other thread writes these channels of these pixels.
     unsafe fn multiply(&self, inputs: *const f32, kernel: *const f32, results: &mut [f32], block: usize, panel: usize) {
         let plan = self.plan;
         // SAFETY: each place has TILES rows of inputs and of results and `wide` of the kernel; the rest by the contract
