@@ -72,9 +72,9 @@ fn dense(name: &str, n: usize, h: usize) -> Result<()> {
             let (cos, sin) = (cos.unsqueeze(1)?, sin.unsqueeze(1)?);
             let (a, b) = (heads_of.narrow(2, 0, half)?, heads_of.narrow(2, half, half)?);
             let rest = heads_of.narrow(2, 2 * half, 32 - 2 * half)?;
-            let turned = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
+            let rotated = (a.broadcast_mul(&cos)? - b.broadcast_mul(&sin)?)?;
             let other = (b.broadcast_mul(&cos)? + a.broadcast_mul(&sin)?)?;
-            Tensor::cat(&[turned, other, rest], D::Minus1)
+            Tensor::cat(&[rotated, other, rest], D::Minus1)
         },
     )?;
     let ids: Vec<u32> = (0..n as u32).map(|i| (i * 7919) % 1500).collect();

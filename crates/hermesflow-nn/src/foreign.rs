@@ -1,19 +1,19 @@
-//! Files that other programs wrote, and decoders that other people wrote: whatever these do with a broken file, panics
-//! included, is that file's problem.
+//! Files from other programs, and the libraries that decode them: whatever a decoder does with a broken file, even a panic, becomes
+//! an error about that file.
 
 use std::any::Any;
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 thread_local! {
-    /// How many decoders this thread is in.
+    /// The number of nested decoders that run on this thread.
     static INSIDE: Cell<usize> = const { Cell::new(0) };
 }
 
-/// Runs a decoder on this thread; if it panics, what it said is the error.
+/// Runs a decoder on this thread and turns a panic into an error.
 ///
 /// # Errors
-/// When it panics.
+/// The panic's message, when the decoder panics.
 pub fn contained<T>(decode: impl FnOnce() -> T) -> Result<T, String> {
     struct Inside;
     impl Drop for Inside {
@@ -23,39 +23,39 @@ pub fn contained<T>(decode: impl FnOnce() -> T) -> Result<T, String> {
     }
     INSIDE.set(INSIDE.get() + 1);
     let _inside = Inside;
-    // What the decoder was at is dropped with it, and nothing else has seen it.
+    // A panic drops everything that the decoder had, and nothing else has access to it.
     catch_unwind(AssertUnwindSafe(decode)).map_err(|panic| format!("its decoder failed: {}", said(&*panic)))
 }
 
-/// As [`contained`], for a decoder that has errors of its own.
+/// Runs a decoder that may fail or panic on this thread; either becomes an error.
 ///
 /// # Errors
-/// When it fails or panics.
+/// The decoder's own error or its panic's message.
 pub fn decoded<T, E: std::fmt::Display>(decode: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     contained(decode)?.map_err(|error| error.to_string())
 }
 
-/// Whether this thread is in a decoder: a panic there is no fault of the program.
+/// Whether this thread runs a decoder ([`contained`]), so that a panic is not a fault of the program and need not be reported.
 pub fn is_contained() -> bool {
     INSIDE.get() > 0
 }
 
-/// What a panic says, in one line.
+/// The message of a panic, in one line.
 fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().map(String::as_str).or_else(|| panic.downcast_ref::<&str>().copied());
     text.unwrap_or("it does not say why").split_whitespace().collect::<Vec<_>>().join(" ")
 }
 
-/// Why a file cannot be what it is read as, if it only stands for one.
+/// What a file is, and what to do, if it is only a placeholder for the real one (a Git LFS pointer).
 pub fn stands_in(bytes: &[u8]) -> Option<&'static str> {
     let pointer = bytes.starts_with(b"version https://git-lfs.github.com/spec/");
     pointer.then_some("a Git LFS pointer, not the file; fetch the file itself, as with `git lfs pull`")
 }
 
-/// A text without the byte order mark that some editors begin files with.
+/// The text of a file in UTF-8, without the byte order mark that some editors put at its beginning.
 ///
 /// # Errors
-/// When it is not UTF-8.
+/// When the bytes are not UTF-8. The message follows the name of the file.
 pub fn text(bytes: Vec<u8>) -> Result<String, &'static str> {
     if bytes.starts_with(&[0xff, 0xfe]) || bytes.starts_with(&[0xfe, 0xff]) {
         return Err("is a text in UTF-16; save it as UTF-8");

@@ -1,10 +1,10 @@
-//! A backward pass whose large gradients are summed where they are made.
+//! A backward pass that sums the gradients of large weights in place.
 //!
-//! candle adds every gradient that an operator returns to a tensor of zeros or to what is there, in new memory each
-//! time. For the weights of a large model that is a good part of a step. Operators that hold their weights themselves
-//! ([`crate::ops::decoder_block`], [`crate::ops::head_log_prob`]) put the gradients here instead, and
-//! [`backward`] hands them out with the others. Outside of it such an operator's backward pass is an error: a gradient
-//! that nobody collects would be a cut.
+//! candle adds every gradient that an operator returns to zeros or to the sum so far, in new memory each time. For the weights of
+//! a large model that is a good part of a training step. Operators that hold their weights themselves
+//! ([`crate::ops::decoder_block`], [`crate::ops::head_log_prob`]) add to the sums of this module instead, and [`backward`] returns
+//! those together with candle's gradients. In any other backward pass these operators fail, because gradients that nobody collects
+//! would be lost.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -14,14 +14,14 @@ use candle_core::{Result, Tensor, TensorId, bail};
 
 use crate::simd::add_to;
 
-/// A gradient so far: numbers on the host from the kernels for the CPU, a tensor from the compositions for any device.
+/// The sum of a gradient so far: values in memory from the CPU's kernels, a tensor from any other device.
 enum Sum {
     Values(Vec<f32>),
     Tensor(Tensor),
 }
 
 impl Sum {
-    /// As a tensor of a weight's shape on its device.
+    /// The sum as a tensor of the weight's shape on the weight's device.
     fn tensor(self, weight: &Tensor) -> Result<Tensor> {
         match self {
             Self::Values(values) => Tensor::from_vec(values, weight.shape(), weight.device()),
@@ -30,18 +30,18 @@ impl Sum {
     }
 }
 
-/// Sums by tensor, with the tensors.
+/// Weights with their sums, by the weights' ids.
 type Sums = HashMap<TensorId, (Tensor, Sum)>;
 
 thread_local! {
-    /// The sums of the pass that runs on this thread.
+    /// The sums of the backward pass that runs on this thread.
     static CURRENT: RefCell<Option<Sums>> = const { RefCell::new(None) };
 }
 
-/// The gradients of a scalar by all variables behind it.
+/// The gradients of a scalar with respect to all variables that it was computed from.
 ///
 /// # Errors
-/// As [`Tensor::backward`].
+/// When an operator on the way has no backward pass, or one fails.
 pub fn backward(loss: &Tensor) -> Result<GradStore> {
     let before = CURRENT.replace(Some(Sums::new()));
     let found = loss.backward();
@@ -58,20 +58,20 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     Ok(found)
 }
 
-/// Whether a pass that collects runs on this thread.
+/// Whether [`backward`] runs on this thread.
 pub(crate) fn collecting() -> bool {
     CURRENT.with_borrow(Option::is_some)
 }
 
-/// Hands a weight's sum so far to `sum`, if the weight is trained, and keeps what comes back.
+/// Replaces a weight's sum by what `sum` makes of it; does nothing if the weight is not trained.
 fn update(weight: &Tensor, sum: impl FnOnce(Option<Sum>) -> Result<Sum>) -> Result<()> {
     if !weight.track_op() {
         return Ok(());
     }
     if !collecting() {
-        bail!("the gradients of this model are collected by hermesflow_nn::gradients::backward");
+        bail!("gradients of this model are lost outside hermesflow_nn::gradients::backward; use that backward pass");
     }
-    // The sum is taken out meanwhile: threads that wait for one another may do each other's work.
+    // The sum is taken out meanwhile: a thread of the pool that waits may run another task, which comes here as well.
     let before = CURRENT.with_borrow_mut(|sums| sums.as_mut().and_then(|sums| sums.remove(&weight.id())));
     let sum = sum(before.map(|(_, sum)| sum))?;
     CURRENT.with_borrow_mut(|sums| {
@@ -82,10 +82,10 @@ fn update(weight: &Tensor, sum: impl FnOnce(Option<Sum>) -> Result<Sum>) -> Resu
     Ok(())
 }
 
-/// Adds to a weight's gradient, if it is trained: `first` makes it, `more` adds to it.
+/// Adds to the gradient of a weight, if that is trained: `first` computes the first term, `more` adds a further one in place.
 ///
 /// # Errors
-/// Outside of [`backward`].
+/// Outside [`backward`].
 pub(crate) fn add(weight: &Tensor, first: impl FnOnce() -> Vec<f32>, more: impl FnOnce(&mut [f32])) -> Result<()> {
     update(weight, |sum| match sum {
         None => Ok(Sum::Values(first())),
@@ -93,19 +93,19 @@ pub(crate) fn add(weight: &Tensor, first: impl FnOnce() -> Vec<f32>, more: impl 
             more(&mut sum);
             Ok(Sum::Values(sum))
         }
-        Some(Sum::Tensor(_)) => bail!("a weight's gradients come from the CPU's kernels and from compositions"),
+        Some(Sum::Tensor(_)) => bail!("a weight has gradients both from the CPU's kernels and from another device"),
     })
 }
 
-/// As [`add`], of a gradient that is there already.
+/// [`add`] for a gradient that is already computed.
 pub(crate) fn add_vector(weight: &Tensor, gradient: &[f32]) -> Result<()> {
     add(weight, || gradient.to_vec(), |sum| add_to(sum, gradient))
 }
 
-/// As [`add`], by tensors: `sum` gets the gradient so far, which is nobody else's, and gives the new one.
+/// [`add`] for tensors: `sum` gets the gradient so far, which no other tensor shares, and returns the new one.
 ///
 /// # Errors
-/// Outside of [`backward`].
+/// Outside [`backward`].
 pub(crate) fn add_tensor(weight: &Tensor, sum: impl FnOnce(Option<Tensor>) -> Result<Tensor>) -> Result<()> {
     update(weight, |before| sum(before.map(|sum| sum.tensor(weight)).transpose()?).map(Sum::Tensor))
 }

@@ -1,9 +1,11 @@
-//! AdamW in place, as `torch.optim.AdamW` computes it (arXiv 1711.05101).
+//! AdamW in place, as `torch.optim.AdamW` computes it (Loshchilov & Hutter, arXiv:1711.05101):
+//! `m ← β₁ m + (1 − β₁) g`, `v ← β₂ v + (1 − β₂) g²`, `p ← p − lr λ p − lr m̂ / (√v̂ + ε)` with `m̂ = m / (1 − β₁ᵗ)` and
+//! `v̂ = v / (1 − β₂ᵗ)`.
 //!
-//! The storage of the parameter and of its moments is written directly, so every clone that shares
-//! the storage sees the update. On the CPU it is one pass over them. On a GPU it is a composition of candle's operators,
-//! on a slice at a time, so that what lies between them stays small however large a parameter is; nothing is copied to
-//! the host but the parts of a norm, in one go.
+//! The memory of the parameter and of its moments is written directly, so every tensor that shares it sees the update. On the CPU
+//! a step is one pass over them, on an NVIDIA GPU one kernel. Elsewhere it is a composition of candle's operators on a slice at a
+//! time, so that intermediate results stay small however large a parameter is. Of a norm only partial sums are copied to the host,
+//! in one transfer.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -15,24 +17,26 @@ use crate::measure::profile::{Part, part};
 use crate::simd::vectorised;
 use crate::storage::host;
 
-/// The numbers of AdamW that do not change from step to step.
+/// The coefficients of AdamW that are the same for all steps and parameters.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamWConfig {
-    /// Decay of the first moment.
+    /// Decay of the first moment, β₁ in [0, 1).
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// Decay of the second moment, β₂ in [0, 1).
     pub beta2: f64,
-    /// Added to the denominator.
+    /// ε, added to the denominator.
     pub eps: f64,
 }
 
-/// Elements per task.
+/// Elements per task on the CPU.
 const CHUNK: usize = 1 << 14;
 
-/// One step of one parameter; `step` counts from 1, `grad_scale` multiplies the gradient first.
+/// One step of AdamW for one parameter with first moment `m` and second moment `v`, all updated in place.
+///
+/// `step` is the number of this step, from 1. The gradient is multiplied by `grad_scale` before anything else, which clips it.
 ///
 /// # Errors
-/// When shapes differ or the moments are not f32.
+/// When sizes differ, a tensor is not contiguous, or the moments are not in f32.
 #[allow(clippy::too_many_arguments)]
 pub fn adamw_step(
     param: &Var,
@@ -62,7 +66,7 @@ pub fn adamw_step(
         bail!("adamw: a gradient or moments of another size than their parameter {:?}", param.dims());
     }
     if [param, m, v].iter().any(|var| !var.is_contiguous()) {
-        bail!("adamw: a parameter or its moments do not lie in one piece");
+        bail!("adamw: a parameter or its moments are not contiguous");
     }
     part(Part::Optimizer, param.device(), || step_of(param, grad, m, v, update))
 }
@@ -82,7 +86,7 @@ fn step_of(param: &Var, grad: &Tensor, m: &Var, v: &Var, update: Update) -> Resu
     by_slices(param, grad, m, v, update)
 }
 
-/// A step as a composition, on any device.
+/// A step as a composition of candle's operators, on any device.
 fn by_slices(param: &Var, grad: &Tensor, m: &Var, v: &Var, by: Update) -> Result<()> {
     let [beta1, rest1, beta2, rest2, scale] = [by.beta1, by.rest1, by.beta2, by.rest2, by.scale].map(f64::from);
     let [keep, rate, root, eps] = [by.keep, by.rate, by.root, by.eps].map(f64::from);
@@ -102,20 +106,20 @@ fn by_slices(param: &Var, grad: &Tensor, m: &Var, v: &Var, by: Update) -> Result
     Ok(())
 }
 
-/// Elements of a slice: some 32 MB in f32, a handful of which lie between the operators.
+/// Elements per slice: 32 MB in f32, of which a composition holds a handful at a time.
 const SLICE: usize = 1 << 23;
 
-/// Starts and lengths of the slices of so many elements.
+/// Start and length of each slice of `elements` elements.
 fn slices(elements: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..elements).step_by(SLICE).map(move |start| (start, SLICE.min(elements - start)))
 }
 
-/// The elements in one row, without a graph; of a contiguous tensor they are the very same, not a copy.
+/// The elements as a vector without a graph; they share the memory of a contiguous tensor.
 fn flat(tensor: &Tensor) -> Result<Tensor> {
     tensor.detach().flatten_all()
 }
 
-/// The norm of all gradients together, in f64 and in a fixed order.
+/// The L2 norm of all gradients together, summed in f64 (partial sums in f32 outside the CPU and NVIDIA GPUs) in a fixed order.
 ///
 /// # Errors
 /// When a gradient cannot be read.
@@ -129,7 +133,7 @@ fn norm_of(grads: &[&Tensor]) -> Result<f64> {
     Ok((squares_here(&here)? + squares_there(&there)?).sqrt())
 }
 
-/// The sum of the squares on the CPU.
+/// The sum of the squares, on the CPU.
 fn squares_here(grads: &[&Tensor]) -> Result<f64> {
     let mut total = 0.0;
     for grad in grads {
@@ -144,7 +148,7 @@ fn squares_here(grads: &[&Tensor]) -> Result<f64> {
     Ok(total)
 }
 
-/// The sum of the squares on a GPU: of each slice there, and of all slices from one transfer.
+/// The sum of the squares, on any other device: partial sums there, which come to the host in one transfer.
 fn squares_there(grads: &[&Tensor]) -> Result<f64> {
     let mut parts = Vec::new();
     for grad in grads {
@@ -183,24 +187,27 @@ fn slice_mut<'a>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut
     }
 }
 
-/// The numbers of a step: `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`, `p ← p·keep − rate·m / (√v/root + ε)`.
+/// The coefficients of a step: `m ← β₁·m + (1−β₁)·g`, `v ← β₂·v + (1−β₂)·g²`, `p ← p·keep − rate·m / (√v/root + ε)`.
 #[derive(Clone, Copy)]
 struct Update {
     beta1: f32,
-    /// `1 − β₁`, taken in f64.
+    /// `1 − β₁`, computed in f64.
     rest1: f32,
     beta2: f32,
     rest2: f32,
-    /// Of the gradient.
+    /// Factor of the gradient.
     scale: f32,
+    /// `1 − lr λ`.
     keep: f32,
+    /// `lr / (1 − β₁ᵗ)`.
     rate: f32,
+    /// `√(1 − β₂ᵗ)`.
     root: f32,
     eps: f32,
 }
 
 vectorised! {
-    /// One pass over everything: what takes the time is memory.
+    /// A step for some elements, in one pass, which memory traffic bounds.
     fn update(param: &mut [f32], grad: &[f32], first: &mut [f32], second: &mut [f32], by: Update) {
         let Update { beta1, rest1, beta2, rest2, scale, keep, rate, root, eps } = by;
         for (((p, &g), m), v) in param.iter_mut().zip(grad).zip(first).zip(second) {
@@ -212,7 +219,8 @@ vectorised! {
     }
 }
 
-/// candle lends one storage at a time to write to; three are borrowed one inside the other.
+/// candle lends one storage at a time for writing, so the three of a step are borrowed one inside the other: here the first
+/// moment is held, and the second is borrowed.
 struct WithFirst<'a> {
     second: &'a Var,
     param: &'a Var,

@@ -1,21 +1,21 @@
-//! Whole pieces of work side by side.
+//! Independent pieces of work in parallel.
 //!
-//! The operators share their own work between threads, which pays where they are large. A small model's are
-//! not: its threads wait for each other more than they compute. There, pieces that do not depend on each other
-//! (batches of images, parts of a training batch) go to one thread each instead.
+//! Operators share their own work between threads, which is worthwhile only where they are large. In a small model the threads
+//! would wait for each other more than they compute. There, pieces that do not depend on each other (batches of images, parts of a
+//! training batch) run on one thread each instead.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
 
-/// Below so many parameters a model's operators are too small to be shared between threads.
+/// The number of a model's parameters below which its operators are too small to be shared between threads.
 pub const SMALL: usize = 50_000_000;
 
-/// `work` on every item, in order of the items; side by side if `apart`, else one after another.
+/// The results of `work` on every item, in the order of the items; in parallel if `apart`, else one after another.
 ///
-/// Items are taken by as many workers as there are threads or items, whichever is less; the operators that a worker
-/// runs have its share of the threads. The results do not depend on how many that are, if the operators' do not.
+/// There are as many workers as threads or items, whichever is less, and the operators that a worker runs have that worker's share
+/// of the threads. If the operators' results do not depend on the number of threads, these do not either.
 pub fn map<T: Sync, R: Send>(apart: bool, items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let threads = rayon::current_num_threads();
     let workers = if apart { threads.min(items.len()) } else { 1 };
@@ -24,7 +24,7 @@ pub fn map<T: Sync, R: Send>(apart: bool, items: &[T], work: impl Fn(&T) -> R + 
         _ => (0..workers).map(|_| pool(threads / workers)).collect::<Result<_, _>>().unwrap_or_default(),
     };
     if pools.is_empty() {
-        // One thread, one item, or a system that gives no more threads.
+        // One thread, one item, or a system that refuses more threads.
         return items.iter().map(work).collect();
     }
     let next = AtomicUsize::new(0);

@@ -1,23 +1,23 @@
-//! Which sizes a model's configuration may have, asked before anything is computed from them or reserved for them: far
-//! above any published model, and small enough that no product of a few overflows.
+//! The sizes that a model's configuration may have. They are checked before anything is computed from them or reserved for them.
+//! The limits are far above any published model, and small enough that a product of a few sizes does not overflow.
 
 use std::ops::RangeInclusive;
 
-/// Of a residual stream, of a head, or of a convolution.
+/// The size of a residual stream, of a head, or of a convolution's channels.
 pub const WIDTH: RangeInclusive<usize> = 1..=1 << 16;
-/// Of a feed-forward layer.
+/// The inner size of a feed-forward layer.
 pub const WIDE: RangeInclusive<usize> = 1..=1 << 20;
-/// Blocks.
+/// The number of blocks (layers).
 pub const LAYERS: RangeInclusive<usize> = 1..=1024;
-/// Token ids; numbers up to 2^24 are exact in f32.
+/// The size of a vocabulary: ids up to 2^24 are exact in f32.
 pub const IDS: RangeInclusive<usize> = 1..=1 << 24;
-/// Positions of a sequence.
+/// The number of positions of a sequence.
 pub const POSITIONS: RangeInclusive<usize> = 1..=1 << 22;
 
-/// Checks named sizes against the ranges that they must be in.
+/// Checks sizes, each with its name, against their allowed ranges.
 ///
 /// # Errors
-/// Names the first that is not, and its range.
+/// Names the first size outside its range, and the range.
 pub fn check(named: &[(&str, usize, RangeInclusive<usize>)]) -> Result<(), String> {
     match named.iter().find(|(_, size, range)| !range.contains(size)) {
         Some((name, size, range)) => Err(format!("{name} {size} is not within {} … {}", range.start(), range.end())),
@@ -25,7 +25,7 @@ pub fn check(named: &[(&str, usize, RangeInclusive<usize>)]) -> Result<(), Strin
     }
 }
 
-/// Checks named numbers, each of which must be finite and above 0.
+/// Checks that numbers, each with its name, are finite and above 0 (in f32).
 ///
 /// # Errors
 /// Names the first that is not.

@@ -1,5 +1,5 @@
-//! Shared by the operator tests: random tensors and the comparison of a fused
-//! operator with its plain form.
+//! What the tests of operators share: random tensors, and the comparison of an operator with the same computation by candle's basic
+//! operators.
 #![allow(clippy::unwrap_used)]
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,7 +14,7 @@ pub(crate) fn normal(shape: &[usize]) -> Tensor {
     normal_of(SEED.fetch_add(1, Ordering::Relaxed), shape)
 }
 
-/// As [`normal`], the same numbers whatever other tests have drawn: where rounding decides how near two forms come.
+/// [`normal`] with a seed, so that the numbers do not depend on what other tests drew: for tests that rounding decides.
 pub(crate) fn normal_of(seed: u64, shape: &[usize]) -> Tensor {
     let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(seed);
     let n = shape.iter().product();
@@ -43,7 +43,7 @@ pub(crate) fn agree(
     }
 }
 
-/// Whether the CPU's kernels run; not under `HERMESFLOW_CPU=plain`, where what only they promise is left out.
+/// Whether the CPU's kernels run. Under `HERMESFLOW_CPU=plain` they do not, and a test leaves out what only they promise.
 pub(crate) fn kernels_run(promise: &str) -> bool {
     if super::simd::plain() {
         eprintln!("left out without the CPU's kernels: {promise}");

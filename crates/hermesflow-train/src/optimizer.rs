@@ -14,7 +14,7 @@ use std::path::Path;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use hermesflow_nn::optim::{AdamWConfig, adamw_step, global_norm};
-use hermesflow_nn::weights::{self, Entry};
+use hermesflow_nn::weights::{self, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -233,12 +233,12 @@ impl AdamW {
 pub(crate) fn set_all(targets: &[(String, &Var)], path: &Path) -> Result<()> {
     let problem =
         |name: &str, problem: String| Error::CheckpointTensor { path: path.into(), name: name.into(), problem };
-    let entries = weights::entries(path)?;
+    let entries = weights::tensor_infos(path)?;
     let known: BTreeMap<&str, &Var> = targets.iter().map(|(name, var)| (name.as_str(), *var)).collect();
     if let Some(stranger) = entries.iter().find(|entry| !known.contains_key(entry.name.as_str())) {
         return Err(problem(&stranger.name, "the model has no such parameter".into()));
     }
-    let entries: BTreeMap<&str, &Entry> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
+    let entries: BTreeMap<&str, &TensorInfo> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
     for (name, var) in targets {
         let entry = entries.get(name.as_str()).ok_or_else(|| problem(name, "is missing".into()))?;
         if entry.shape != var.dims() || entry.dtype != var.dtype() {

@@ -258,7 +258,7 @@ pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
         (showo, phi::parameter_shapes(&config, &phi), phi::ignored(&config)),
         (vq, Magvit::parameter_shapes(&magvit)?, magvit::IGNORED.to_vec()),
     ] {
-        let found: Vec<_> = weights::entries(folder)?.into_iter().map(|entry| (entry.name, entry.shape)).collect();
+        let found: Vec<_> = weights::tensor_infos(folder)?.into_iter().map(|entry| (entry.name, entry.shape)).collect();
         weights::check(folder, &found, &expected, &ignored)?;
     }
     Ok(Facts { showo: config, phi, vq: magvit })

@@ -33,8 +33,6 @@ pub(crate) mod product;
 pub(crate) mod training;
 pub(crate) mod unpacked;
 
-pub use training::Products;
-
 /// Most rows of an f32 weight that are multiplied without packing.
 const UNPACKED_F32_ROWS: usize = 96;
 /// Fewest elements of such a weight: below, reading the weight is not what takes the time.

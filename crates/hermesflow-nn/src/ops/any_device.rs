@@ -9,7 +9,8 @@ use candle_core::{D, Device, Result, Tensor};
 use super::affine::Affine;
 use super::by_rows;
 use crate::gradients;
-use crate::matmul::{Products, f32_results};
+use crate::matmul::f32_results;
+use crate::matmul::training::Products;
 use crate::measure::profile::{Part, part};
 
 impl Products {

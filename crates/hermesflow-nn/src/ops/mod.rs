@@ -45,4 +45,4 @@ pub use self::linear::{linear, linear_all};
 pub use self::log_prob::{all_finite, for_each_row, log_prob, log_sum_exp};
 pub use self::rotary::rotary;
 pub use self::rows::{embedding, gather_rows, write_runs};
-pub use crate::matmul::Products;
+pub use crate::matmul::training::Products;

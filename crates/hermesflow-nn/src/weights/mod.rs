@@ -1,86 +1,26 @@
 //! Named tensors: loading, checking, training and saving the weights of a model.
 //!
-//! Layouts: `*.safetensors` or PyTorch `*.bin`, whole or sharded with an `*.index.json`. A `.bin` is a
-//! pickle; it is parsed, never executed.
+//! Files are `*.safetensors` or PyTorch's `*.bin`, whole or sharded with an `*.index.json`. A `.bin` is a pickle; it is parsed,
+//! never executed.
 //!
-//! With a 16-bit type only matrices are held in it: vectors (biases, norms) stay f32, as do activations on the CPU.
+//! When weights are held in a 16-bit type, only matrices are: vectors (biases, norms) stay in f32, as do activations on the CPU.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 
+mod error;
 mod mapped;
 mod read;
 mod write;
 
+pub use error::Error;
 pub use mapped::FileBacked;
-pub use read::{Entry, each_tensor, entries, files};
+pub use read::{TensorInfo, each_tensor, files, tensor_infos};
 pub use write::{FileFormat, save_tensors};
 
-/// Weights could not be loaded, matched or saved.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// No weights were found.
-    #[error(
-        "{0}: no weights found; expected one of pytorch_model.safetensors, model.safetensors, \
-             diffusion_pytorch_model.safetensors, pytorch_model.bin, or a sharded index of one of them"
-    )]
-    NotFound(PathBuf),
-    /// A file cannot be read or written.
-    #[error("{path}: {source}")]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        source: std::io::Error,
-    },
-    /// A file is not a readable set of tensors.
-    #[error("{path}: not a readable weight file ({message}); download or export it again")]
-    Broken {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said.
-        message: String,
-    },
-    /// A file only stands for the one that is meant.
-    #[error("{path}: {what}")]
-    StandsIn {
-        /// The file.
-        path: PathBuf,
-        /// What it is, and what to do.
-        what: &'static str,
-    },
-    /// A tensor holds what is no number, or one that its type cannot hold.
-    #[error("{path}: {tensor}: {message}")]
-    Values {
-        /// The file.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-        /// What it holds, and what to do.
-        message: String,
-    },
-    /// The tensors are not those that the configuration asks for.
-    #[error(
-        "{path}: the weights do not fit their configuration: {message}; \
-             use the config.json that belongs to this checkpoint"
-    )]
-    Mismatch {
-        /// The file.
-        path: PathBuf,
-        /// What is missing, unexpected or mis-shaped.
-        message: String,
-    },
-    /// Weights are there already where some were to be written.
-    #[error("{0}: weights are there already; write into a new folder")]
-    Occupied(PathBuf),
-    /// A tensor operation failed.
-    #[error(transparent)]
-    Tensor(#[from] candle_core::Error),
-}
-
-/// Tensors by name, either frozen or trainable.
+/// The tensors of a model by name: frozen, or with trainable variables.
 #[derive(Debug, Clone)]
 pub struct Weights {
     tensors: BTreeMap<String, Tensor>,
@@ -94,18 +34,19 @@ impl Weights {
         Self { tensors: tensors.into_iter().collect(), variables: BTreeMap::new(), origin: origin.into() }
     }
 
-    /// Loads a weight file, or the weights of a checkpoint folder; matrices become `dtype`, a tensor at a time.
+    /// Loads a weight file, or the weights of a checkpoint folder, one tensor at a time; matrices become `dtype`, and vectors f32 if
+    /// `dtype` has 16 bits. Weights already in the requested type are memory-mapped where [`FileBacked`] allows it.
     ///
     /// # Errors
-    /// When nothing is found or a file is broken; the file is named.
+    /// When there are no weights, or a file is broken; the file is named.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self, Error> {
         Self::read(path, Some(dtype), device)
     }
 
-    /// As [`Weights::load`], with every tensor in the type that the file has.
+    /// Loads weights as [`Weights::load`] does, with every tensor in the type that it has in the file.
     ///
     /// # Errors
-    /// As [`Weights::load`].
+    /// When there are no weights, or a file is broken; the file is named.
     pub fn load_unchanged(path: &Path, device: &Device) -> Result<Self, Error> {
         Self::read(path, None, device)
     }
@@ -119,7 +60,7 @@ impl Weights {
         Ok(Self { tensors, variables: BTreeMap::new(), origin: path.to_path_buf() })
     }
 
-    /// Loads safetensors bytes that are already in memory (an embedded asset).
+    /// Loads weights from the bytes of a safetensors file in memory, such as one inside the program; `origin` is named in errors.
     ///
     /// # Errors
     /// When the bytes are not safetensors.
@@ -136,7 +77,7 @@ impl Weights {
         Ok(Self { tensors, variables: BTreeMap::new(), origin: origin.into() })
     }
 
-    /// Makes every float tensor a trainable variable, in f32.
+    /// A copy of the weights in which every tensor of floats is a trainable variable in f32.
     ///
     /// # Errors
     /// When a tensor cannot be copied.
@@ -155,13 +96,13 @@ impl Weights {
         Ok(Self { tensors, variables, origin: self.origin.clone() })
     }
 
-    /// The same storage without gradients: what is trained elsewhere is seen here.
+    /// The same tensors without gradients. They share their memory, so that updates by an optimizer are visible here.
     pub fn frozen(&self) -> Self {
         let tensors = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.detach())).collect();
         Self { tensors, variables: BTreeMap::new(), origin: self.origin.clone() }
     }
 
-    /// The same values in f32, frozen.
+    /// The same values in f32, frozen. Tensors already in f32 share their memory.
     ///
     /// # Errors
     /// When a tensor cannot be copied.
@@ -175,7 +116,7 @@ impl Weights {
         Ok(Self { tensors, variables: BTreeMap::new(), origin: self.origin.clone() })
     }
 
-    /// A copy of the present values, frozen: what is trained elsewhere later is not seen here.
+    /// A frozen copy of the present values, which later training does not change.
     ///
     /// # Errors
     /// When a tensor cannot be copied.
@@ -198,7 +139,7 @@ impl Weights {
         &self.tensors
     }
 
-    /// Every tensor's name with its type and shape, and its bytes, sorted by name: what a digest is made of.
+    /// Calls `see` with each tensor's name, type and shape as one text and with its bytes, sorted by name: the input of a digest.
     ///
     /// # Errors
     /// When a tensor cannot be read.
@@ -210,10 +151,10 @@ impl Weights {
         Ok(())
     }
 
-    /// Checks that a type holds every number that the tensors hold: a narrower one makes infinity of the largest.
+    /// Checks that `dtype` can hold every value; a narrower type may turn the largest into infinity.
     ///
     /// # Errors
-    /// Names the tensor that has a larger one.
+    /// Names the first tensor with a value that does not fit.
     pub fn check_fit(&self, dtype: DType) -> Result<(), Error> {
         for (name, tensor) in self.tensors.iter().filter(|(_, tensor)| tensor.dtype().is_float()) {
             read::check_finite(&self.origin, name, &write::bytes(tensor, None)?, (tensor.dtype(), dtype))?;
@@ -221,29 +162,30 @@ impl Weights {
         Ok(())
     }
 
-    /// How many numbers they hold in all.
+    /// The number of elements of all tensors together.
     pub fn parameter_count(&self) -> usize {
         self.tensors.values().map(Tensor::elem_count).sum()
     }
 
-    /// Where the weights came from.
+    /// The file or folder that the weights came from, or the text that stands for it in errors.
     pub fn origin(&self) -> &Path {
         &self.origin
     }
 
-    /// Checks names and shapes against what a configuration asks for.
+    /// Checks names and shapes against those that a configuration asks for. Further tensors are accepted if their names end in one of
+    /// `ignored`.
     ///
     /// # Errors
-    /// Lists everything missing, unexpected and mis-shaped (names that end in one of `ignored` may be present).
+    /// Lists what is missing, unexpected or of another shape, at most eight.
     pub fn check(&self, expected: &[(String, Vec<usize>)], ignored: &[&str]) -> Result<(), Error> {
         let found: Vec<_> = self.tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dims().to_vec())).collect();
         check(&self.origin, &found, expected, ignored)
     }
 
-    /// The tensor `name`, which must have this shape.
+    /// The tensor `name`, checked to have this shape.
     ///
     /// # Errors
-    /// When it is missing or has another shape.
+    /// When the tensor is missing or has another shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
         match self.tensors.get(name) {
             Some(tensor) if tensor.dims() == shape => Ok(tensor.clone()),
@@ -255,12 +197,13 @@ impl Weights {
         }
     }
 
-    /// A view in which names start with `prefix.`, as checkpoints nest them.
+    /// The weights whose names start with `prefix.`, to be read by the rest of their names.
     pub fn scope<'a>(&'a self, prefix: &str) -> Scope<'a> {
         Scope { weights: self, prefix: prefix.to_string() }
     }
 
-    /// Writes all tensors as safetensors, floats as `dtype`, through a temporary name.
+    /// Writes all tensors to a safetensors file, floats as `dtype`. The file appears at once or not at all (temporary name, then
+    /// rename).
     ///
     /// # Errors
     /// When the file cannot be written; the file is named.
@@ -268,8 +211,8 @@ impl Weights {
         write::save_safetensors(path, self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor)), Some(dtype))
     }
 
-    /// Writes all tensors into a folder in one of the published formats; floats as `dtype` or else as they are. Returns
-    /// the files.
+    /// Writes all tensors into a folder in one of the formats in which checkpoints are published, floats as `dtype` if one is given,
+    /// and returns the files.
     ///
     /// # Errors
     /// When the folder has weights already, or a file cannot be written; the file is named.
@@ -279,10 +222,11 @@ impl Weights {
     }
 }
 
-/// Checks the names and shapes that were found against those that a configuration asks for; `path` is named.
+/// Checks the names and shapes in `found` against those that a configuration asks for. Further tensors are accepted if their names
+/// end in one of `ignored`.
 ///
 /// # Errors
-/// Lists everything missing, unexpected and mis-shaped (names that end in one of `ignored` may be present).
+/// Names `path` and lists what is missing, unexpected or of another shape, at most eight.
 pub fn check(
     path: &Path,
     found: &[(String, Vec<usize>)],
@@ -318,7 +262,7 @@ pub fn check(
     Err(Error::Mismatch { path: path.to_path_buf(), message })
 }
 
-/// [`Weights`] below a prefix.
+/// The tensors of a [`Weights`] whose names start with a prefix.
 #[derive(Debug, Clone)]
 pub struct Scope<'a> {
     weights: &'a Weights,
@@ -326,15 +270,15 @@ pub struct Scope<'a> {
 }
 
 impl Scope<'_> {
-    /// One level down.
+    /// The tensors one level further down: the prefix grows by `.name`.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
         Self { weights: self.weights, prefix: format!("{}.{name}", self.prefix) }
     }
 
-    /// The tensor `name` below the prefix, which must have this shape.
+    /// The tensor `prefix.name`, checked to have this shape.
     ///
     /// # Errors
-    /// When it is missing or has another shape.
+    /// When the tensor is missing or has another shape.
     pub fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor, Error> {
         self.weights.get(&format!("{}.{name}", self.prefix), shape)
     }
@@ -378,7 +322,7 @@ mod tests {
             assert_eq!(std::fs::read_dir(&folder).unwrap().count(), files.len(), "{format:?}");
             let there = Weights::load(&folder, DType::F32, &Device::Cpu).unwrap();
             assert_eq!(bits(&there), bits(&weights), "{format:?}");
-            let listed: Vec<_> = entries(&folder).unwrap().into_iter().map(|e| (e.name, e.shape)).collect();
+            let listed: Vec<_> = tensor_infos(&folder).unwrap().into_iter().map(|e| (e.name, e.shape)).collect();
             let wanted: Vec<_> = weights.tensors().iter().map(|(n, t)| (n.clone(), t.dims().to_vec())).collect();
             assert_eq!(listed, wanted, "{format:?}");
         }

@@ -186,8 +186,8 @@ impl Llama {
 
 /// What loading takes: all weights as `dtype`, and beside them the largest as the file has it.
 fn weight_bytes(folder: &Path, dtype: DType) -> Result<u64> {
-    let elements = |entry: &weights::Entry| entry.shape.iter().product::<usize>() as u64;
-    let entries = weights::entries(folder)?;
+    let elements = |entry: &weights::TensorInfo| entry.shape.iter().product::<usize>() as u64;
+    let entries = weights::tensor_infos(folder)?;
     let largest = entries.iter().map(|entry| elements(entry) * entry.dtype.size_in_bytes() as u64).max();
     Ok(entries.iter().map(elements).sum::<u64>() * dtype.size_in_bytes() as u64 + largest.unwrap_or(0))
 }

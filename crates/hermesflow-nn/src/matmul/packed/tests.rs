@@ -21,10 +21,10 @@ const SIZES: [(usize, usize, usize); 7] =
 fn agrees_with_the_plain_product_of_rounded_elements() {
     for (m, n, k) in SIZES {
         let (a, b, bias) = (numbers(&[m, k]), numbers(&[k, n]), numbers(&[n]));
-        let turn = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+        let transpose = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
             (0..rows * columns).map(|at| x[at % rows * columns + at / rows]).collect()
         };
-        let (a_t, b_t) = (turn(&a, m, k), turn(&b, k, n));
+        let (a_t, b_t) = (transpose(&a, m, k), transpose(&b, k, n));
         let (bf16_a, bf16_b) = (crate::matmul::unpacked::rounded(&a), crate::matmul::unpacked::rounded(&b));
         let mut expected = bias.repeat(m);
         // SAFETY: expected is [m, n].
@@ -61,10 +61,10 @@ fn neither_threads_nor_other_rows_change_a_result() {
 fn numbers_in_f32_are_multiplied_as_they_are() {
     for (m, n, k) in [(768, 768, 768), (771, 801, 1000), (1500, 770, 777)] {
         let (a, b, start) = (numbers(&[m, k]), numbers(&[k, n]), numbers(&[m, n]));
-        let turn = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
+        let transpose = |x: &[f32], rows: usize, columns: usize| -> Vec<f32> {
             (0..rows * columns).map(|at| x[at % rows * columns + at / rows]).collect()
         };
-        let (a_t, b_t) = (turn(&a, m, k), turn(&b, k, n));
+        let (a_t, b_t) = (transpose(&a, m, k), transpose(&b, k, n));
         let mut expected = start.clone();
         for (row, y) in expected.chunks_exact_mut(n).enumerate() {
             for (x, line) in a[row * k..][..k].iter().zip(b.chunks_exact(n)) {

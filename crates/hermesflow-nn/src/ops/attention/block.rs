@@ -1,9 +1,8 @@
 //! The work of one block of queries and one head.
 //!
-//! Scores are kept key-major, `[keys, lanes]` with a query in each lane: then
-//! no operand of the products is strided both ways, and the softmax runs down
-//! the keys with all lanes full. A single query (decoding) has a path of its
-//! own, for which a general product costs more than the work.
+//! Scores are stored as `[keys, lanes]` with one query in each lane: so every operand of a product is contiguous in one direction,
+//! and the softmax runs over the keys with whole vectors. A single query (decoding) has a path of its own, because there a general
+//! product costs more than its work.
 
 use super::plan::{BLOCK, Block};
 use crate::matmul::operand::Operand;
@@ -31,12 +30,11 @@ pub(super) struct Gradients<'a> {
     pub(super) dv: SharedPointer,
 }
 
-/// One value for each query of a block; those beyond its rows mean nothing.
+/// One value for each query of a block; values beyond its rows are meaningless.
 type Lanes = [f32; BLOCK];
 
 vectorised! {
-    /// Turns scores into `e^(score - largest)`, and gives each query's
-    /// reciprocal sum and log-sum-exp.
+    /// Replaces scores by `e^(score - largest)`, and writes each query's reciprocal sum and log-sum-exp.
     pub(super) fn soften(scores: &mut [f32], lanes: usize, reciprocals: &mut Lanes, normalizers: &mut Lanes) {
         for first in (0..lanes).step_by(LANES) {
             let mut largest = [f32::NEG_INFINITY; LANES];
@@ -59,8 +57,8 @@ vectorised! {
         }
     }
 
-    /// Turns scores into probabilities `p` by the kept log-sum-exp, and `dp`
-    /// into the scores' gradients `p (dp - sum(dout out)) scale`.
+    /// Replaces scores by probabilities `p`, from the log-sum-exp of the forward pass, and `dp` by the gradients of the scores,
+    /// `p (dp - sum(dout out)) scale`.
     fn score_gradients(p: &mut [f32], dp: &mut [f32], lanes: usize, normalizers: &Lanes, sums: &Lanes, scale: f32) {
         for first in (0..lanes).step_by(LANES) {
             let (normalizers, sums) = (&normalizers[first..][..LANES], &sums[first..][..LANES]);
@@ -81,7 +79,7 @@ vectorised! {
         let (chunks, rest) = out.as_chunks_mut::<LANES>();
         let wides = chunks.len() - chunks.len() % WIDE;
         let (wide, narrow) = chunks.split_at_mut(wides);
-        // Several vectors side by side: the sums of one wait for each other.
+        // Several vectors at a time, because each addition to one vector of sums waits for the one before.
         for (chunks, first) in wide.chunks_exact_mut(WIDE).zip((0..).step_by(WIDE * LANES)) {
             let mut sums = [0f32; WIDE * LANES];
             for (weight, row) in weights.iter().zip(rows.chunks(stride)) {
@@ -113,7 +111,7 @@ vectorised! {
         }
     }
 
-    /// Turns scores into `e^(score - largest)`; gives their sum and the largest.
+    /// Replaces scores by `e^(score - largest)`; returns their sum and the largest score.
     fn soften_one(scores: &mut [f32]) -> (f32, f32) {
         let largest = max(scores);
         scores.iter_mut().for_each(|x| *x = exp(*x - largest));
@@ -129,7 +127,7 @@ vectorised! {
     }
 }
 
-/// A number of queries filled up to whole vectors.
+/// A number of queries, rounded up to whole vectors.
 fn lanes_of(rows: usize) -> usize {
     rows.next_multiple_of(LANES)
 }
@@ -139,12 +137,10 @@ impl Inputs<'_> {
         self.heads * self.d
     }
 
-    /// `scale keys queriesᵀ` of a block, `[keys, lanes]`: only as many lanes are
-    /// written as the block has rows.
+    /// Writes `scale keys queriesᵀ` of a block to `products [keys, lanes]`, in as many lanes as the block has queries.
     ///
     /// # Safety
-    /// `products` has that size; block and head lie in `keys`; `queries` are
-    /// the block's rows of the head.
+    /// `products` has that size; block and head lie in `keys`; `queries` are the block's rows of the head.
     unsafe fn against(
         &self,
         block: &Block,
@@ -166,10 +162,11 @@ impl Inputs<'_> {
         }
     }
 
+    /// Writes what attention gives for a block and a head to `out`, and the log-sum-exp of its scores to `normalizers`.
+    ///
     /// # Safety
-    /// Block and head lie in the inputs; `out [tq, heads * d]`, zero so far,
-    /// and `normalizers [tq, heads]` are writable, and no other task has this
-    /// block and head.
+    /// Block and head lie in the inputs; `out [tq, heads * d]`, filled with zeros, and `normalizers [tq, heads]` are writable, and
+    /// no other task has this block and head.
     pub(super) unsafe fn forward(
         &self,
         block: &Block,
@@ -212,7 +209,7 @@ impl Inputs<'_> {
     /// [`Self::forward`] for a block of one query.
     ///
     /// # Safety
-    /// As there.
+    /// As for [`Self::forward`].
     unsafe fn forward_one(
         &self,
         block: &Block,
@@ -244,12 +241,12 @@ impl Inputs<'_> {
         unsafe { *normalizers.at(query * self.heads + head) = largest + sum.ln() };
     }
 
-    /// With `p` the probabilities of the block and `D = rowsum(dout out)`:
-    /// `dv += pᵀ dout`, `ds = scale p (dout vᵀ - D)`, `dq = ds k`, `dk += dsᵀ q`.
+    /// The gradients of a block and a head: with probabilities `p` and `D = rowsum(dout out)`, `dv += pᵀ dout`,
+    /// `ds = scale p (dout vᵀ - D)`, `dq = ds k`, `dk += dsᵀ q`.
     ///
     /// # Safety
-    /// Block and head lie in the inputs; `dq`, `dk`, `dv` have the shapes of
-    /// the inputs; no other task has this block's keys and this head.
+    /// Block and head lie in the inputs; `dq`, `dk`, `dv` have the shapes of the inputs; no other task has this block's keys and
+    /// this head.
     pub(super) unsafe fn backward(&self, block: &Block, head: usize, scratch: &mut Vec<f32>, g: &Gradients<'_>) {
         let &Block { query, rows, keys, .. } = block;
         if keys == 0 {
@@ -285,7 +282,7 @@ impl Inputs<'_> {
     }
 }
 
-/// Disjoint parts of the given lengths, with any contents.
+/// Disjoint parts of `scratch` with the given lengths, whose contents are arbitrary.
 pub(super) fn sections<const N: usize>(scratch: &mut Vec<f32>, lengths: [usize; N]) -> [&mut [f32]; N] {
     let total = lengths.iter().sum();
     if scratch.len() < total {

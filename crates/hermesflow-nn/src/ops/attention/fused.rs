@@ -1,4 +1,4 @@
-//! The operator on the CPU: one task per block of queries and head.
+//! Attention on the CPU: one task per block of queries and head.
 
 use std::sync::OnceLock;
 
@@ -10,24 +10,26 @@ use super::plan::Block;
 use super::segment::Segment;
 use crate::storage::{HeadRows, SharedPointer, cpu, host};
 
-/// Below this many multiplications everything stays on one thread.
+/// Fewest multiplications that are shared between threads.
 const PARALLEL_FROM: usize = 256 * 1024;
-/// Single queries on the same keys go together from this many elements of those keys.
+/// Fewest elements of shared keys from which single queries on them are computed together.
 const TOGETHER_FROM: usize = 64 * 1024;
 
-pub(in crate::ops) struct Attention {
+/// The operator with its blocks of work.
+pub(crate) struct Attention {
     blocks: Vec<Block>,
     scale: f32,
-    /// Log-sum-exp of the scores, `[tq, heads]`, kept from the forward pass.
+    /// Log-sum-exp of the scores, `[tq, heads]`, from the forward pass.
     normalizers: OnceLock<Vec<f32>>,
 }
 
 impl Attention {
-    pub(in crate::ops) fn new(segments: &[Segment], scale: f32) -> Self {
+    /// Attention of these segments with scores multiplied by `scale`.
+    pub(crate) fn new(segments: &[Segment], scale: f32) -> Self {
         Self { blocks: Block::all(segments), scale, normalizers: OnceLock::new() }
     }
 
-    /// Runs all tasks, in parallel where there is enough to do.
+    /// Runs all tasks, in parallel if there is enough work.
     fn run(&self, width: usize, tasks: usize, task: impl Fn(&mut Vec<f32>, usize) + Sync + Send) {
         let work: usize = self.blocks.iter().map(|block| block.rows * block.keys * width).sum();
         if work < PARALLEL_FROM {
@@ -38,16 +40,15 @@ impl Attention {
         }
     }
 
-    /// What the queries see, `[tq, heads · d]`.
-    pub(in crate::ops) fn forward(&self, [q, k, v]: [HeadRows<'_>; 3], tq: usize, heads: usize, d: usize) -> Vec<f32> {
+    /// What attention gives, `[tq, heads · d]`.
+    pub(crate) fn forward(&self, [q, k, v]: [HeadRows<'_>; 3], tq: usize, heads: usize, d: usize) -> Vec<f32> {
         let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
         let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
         let (y, sums) = (SharedPointer(out.as_mut_ptr()), SharedPointer(normalizers.as_mut_ptr()));
         let keys = TOGETHER_FROM.div_ceil((heads * d).max(1));
         let runs = Block::together(&self.blocks, keys);
         self.run(heads * d, runs.len() * heads, |scratch, i| {
-            // SAFETY: `check` has seen that the segments lie in the inputs and
-            // that their queries are disjoint.
+            // SAFETY: the segments were checked to lie in the inputs and to have disjoint queries.
             unsafe {
                 match runs[i / heads] {
                     [block] if !block.is_one_on(keys) => inputs.forward(block, i % heads, scratch, y, sums),
@@ -59,8 +60,11 @@ impl Attention {
         out
     }
 
-    /// The gradients of queries, keys and values, once [`Self::forward`] has run.
-    pub(in crate::ops) fn backward(
+    /// The gradients of queries, keys and values, from the result `out` of [`Self::forward`] and its gradient `dout`.
+    ///
+    /// # Errors
+    /// When [`Self::forward`] has not run.
+    pub(crate) fn backward(
         &self,
         [q, k, v]: [HeadRows<'_>; 3],
         out: &[f32],
@@ -68,7 +72,7 @@ impl Attention {
         (tq, tk, heads, d): (usize, usize, usize, usize),
     ) -> Result<[Vec<f32>; 3]> {
         let Some(normalizers) = self.normalizers.get() else {
-            bail!("attention: backward before forward");
+            bail!("attention: the backward pass ran before the forward pass");
         };
         let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
         let mut dq = vec![0f32; tq * heads * d];
@@ -84,8 +88,7 @@ impl Attention {
         let groups = Block::groups(&self.blocks);
         self.run(heads * d, groups.len() * heads, |scratch, i| {
             for block in &groups[i / heads] {
-                // SAFETY: as in the forward pass; groups have disjoint keys,
-                // and the blocks of a group follow one another.
+                // SAFETY: as in the forward pass; groups have disjoint keys, and the blocks of a group run one after the other.
                 unsafe { inputs.backward(block, i % heads, scratch, &gradients) }
             }
         });

@@ -1,22 +1,24 @@
-//! How segments are cut into blocks of work.
+//! Segments cut into blocks of work.
 
 use std::ops::Range;
 
 use super::segment::Segment;
 use crate::simd::LANES;
 
-/// Most queries of one block: its scores stay in the cache, and a causal block
-/// computes few scores beyond its last query.
+/// Most queries of a block: its scores stay in the cache, and a causal block computes few scores that it then hides.
 pub(super) const BLOCK: usize = 32;
 
 /// Some consecutive queries of a segment with the keys that the last of them sees.
 pub(super) struct Block {
+    /// The first query.
     pub(super) query: usize,
+    /// The number of queries.
     pub(super) rows: usize,
+    /// The keys.
     ranges: Vec<Range<usize>>,
     /// Total length of the ranges.
     pub(super) keys: usize,
-    /// Row `i` sees the first `keys - (rows - 1 - i)` keys, not all.
+    /// Whether query `i` of the block sees only the first `keys - (rows - 1 - i)` keys.
     causal: bool,
 }
 
@@ -42,19 +44,19 @@ impl Block {
         self.ranges.first()
     }
 
-    /// Whether this is one query whose first range has at least so many keys.
+    /// Whether the block is one query whose first range has at least `keys` keys.
     pub(super) fn is_one_on(&self, keys: usize) -> bool {
         self.rows == 1 && self.first_range().is_some_and(|range| range.len() >= keys)
     }
 
-    /// Blocks that follow each other, one at a time, except for up to [`LANES`] single queries on the same first range
-    /// of at least `keys` keys.
+    /// The blocks as tasks: up to [`LANES`] consecutive single queries together if their first range of keys is the same and has at
+    /// least `keys` keys, every other block alone.
     pub(super) fn together(blocks: &[Self], keys: usize) -> Vec<&[Self]> {
         let same = |a: &Self, b: &Self| a.is_one_on(keys) && b.is_one_on(keys) && a.first_range() == b.first_range();
         blocks.chunk_by(same).flat_map(|run| run.chunks(LANES)).collect()
     }
 
-    /// Each range with its first key's place among the block's keys.
+    /// Each range of keys with the index of its first key among the block's keys.
     pub(super) fn places(&self) -> impl Iterator<Item = (usize, &Range<usize>)> {
         self.ranges.iter().scan(0, |next, range| {
             let start = *next;
@@ -63,7 +65,7 @@ impl Block {
         })
     }
 
-    /// Makes the scores `[keys, lanes]` that a causal block does not see minus infinity.
+    /// Sets scores `[keys, lanes]` of keys that a query of a causal block does not see to minus infinity.
     pub(super) fn hide(&self, scores: &mut [f32], lanes: usize) {
         if self.causal {
             let diagonal = scores.chunks_exact_mut(lanes).skip(self.keys - self.rows);
@@ -71,9 +73,8 @@ impl Block {
         }
     }
 
-    /// Blocks that share keys, directly or through others, gathered in one
-    /// group, in their order: the gradients of different groups' keys can be
-    /// summed at the same time.
+    /// Groups of blocks that share keys, directly or through other blocks, in their order. The gradients of different groups' keys
+    /// can be summed in parallel.
     pub(super) fn groups(blocks: &[Self]) -> Vec<Vec<&Self>> {
         let mut spans: Vec<(usize, usize, usize)> = blocks
             .iter()

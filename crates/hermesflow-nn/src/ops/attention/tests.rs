@@ -20,11 +20,11 @@ fn dense(q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment], scale: f32) -
         }
     }
     let mask = Tensor::from_vec(mask, (tq, tk), q.device())?;
-    let turned = |x: &Tensor| x.transpose(0, 1)?.contiguous();
-    let scores = (turned(q)?.matmul(&turned(k)?.t()?)? * f64::from(scale))?.broadcast_add(&mask)?;
+    let by_head = |x: &Tensor| x.transpose(0, 1)?.contiguous();
+    let scores = (by_head(q)?.matmul(&by_head(k)?.t()?)? * f64::from(scale))?.broadcast_add(&mask)?;
     let weights = scores.broadcast_sub(&scores.max_keepdim(D::Minus1)?)?.exp()?;
     let weights = weights.broadcast_div(&weights.sum_keepdim(D::Minus1)?)?;
-    weights.matmul(&turned(v)?)?.transpose(0, 1)?.reshape((tq, heads * d))
+    weights.matmul(&by_head(v)?)?.transpose(0, 1)?.reshape((tq, heads * d))
 }
 
 /// All four fields in one line.

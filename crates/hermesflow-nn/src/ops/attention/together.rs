@@ -1,27 +1,27 @@
-//! Single queries (decoding) that see the same first range of keys, such as the replies about one image: a query in each
-//! lane, so that those keys and values pass by once for all of them.
+//! Single queries (decoding) that see the same first range of keys, such as the replies about one image. Each query has one lane of
+//! the vectors, so that those keys and values are read once for all of them.
 //!
-//! What a lane computes does not depend on the others: a query gives the same bits alone and in any company.
+//! A lane does not depend on the others: a query has the same bits alone and with any others.
 
 use super::block::{Inputs, sections, soften, weighted_sum};
 use super::plan::{BLOCK, Block};
 use crate::simd::{LANES, dot, vectorised};
 use crate::storage::SharedPointer;
 
-/// Keys whose scores are summed side by side, and queries whose values are.
+/// Keys whose scores, and elements of values whose sums, are computed at the same time.
 const SIDE_BY_SIDE: usize = 8;
 
 vectorised! {
-    /// `scores [keys, LANES]` of `turned [d, LANES]` queries and keys that are `stride` apart.
-    fn shared_scores(scores: &mut [f32], turned: &[f32], keys: &[f32], stride: usize) {
-        let (turned, _) = turned.as_chunks::<LANES>();
+    /// `scores [keys, LANES]` of the transposed queries `[d, LANES]` and keys that are `stride` apart.
+    fn shared_scores(scores: &mut [f32], transposed: &[f32], keys: &[f32], stride: usize) {
+        let (transposed, _) = transposed.as_chunks::<LANES>();
         let (scores, _) = scores.as_chunks_mut::<LANES>();
         let mut rest = keys;
         for scores in scores.chunks_mut(SIDE_BY_SIDE) {
             if let Some(scores) = scores.first_chunk_mut::<SIDE_BY_SIDE>() {
-                let rows: [&[f32]; SIDE_BY_SIDE] = std::array::from_fn(|key| &rest[key * stride..][..turned.len()]);
+                let rows: [&[f32]; SIDE_BY_SIDE] = std::array::from_fn(|key| &rest[key * stride..][..transposed.len()]);
                 let mut sums = [[0f32; LANES]; SIDE_BY_SIDE];
-                for (i, q) in turned.iter().enumerate() {
+                for (i, q) in transposed.iter().enumerate() {
                     for (sums, row) in sums.iter_mut().zip(rows) {
                         let x = row[i];
                         for (sum, q) in sums.iter_mut().zip(q) {
@@ -34,7 +34,7 @@ vectorised! {
             } else {
                 for (scores, row) in scores.iter_mut().zip(rest.chunks(stride)) {
                     let mut sums = [0f32; LANES];
-                    for (x, q) in row.iter().zip(turned) {
+                    for (x, q) in row.iter().zip(transposed) {
                         for (sum, q) in sums.iter_mut().zip(q) {
                             *sum += x * q;
                         }
@@ -92,7 +92,7 @@ impl Inputs<'_> {
     /// [`Inputs::forward`] for up to [`LANES`] blocks of one query each, whose first range of keys is the same.
     ///
     /// # Safety
-    /// As there, for each of the blocks.
+    /// As for [`Inputs::forward`], for each of the blocks.
     pub(super) unsafe fn forward_together(
         &self,
         blocks: &[Block],
@@ -105,23 +105,23 @@ impl Inputs<'_> {
         let (d, first) = (self.d, head * self.d);
         let common = shared.len();
         let most = blocks.iter().map(|block| block.keys).max().unwrap_or(0);
-        let [queries, turned, scores, values, column] =
+        let [queries, transposed, scores, values, column] =
             sections(scratch, [LANES * d, LANES * d, most * LANES, LANES * d, most - common]);
-        turned.fill(0.0);
+        transposed.fill(0.0);
         for (lane, block) in blocks.iter().enumerate() {
             let query = &self.q.data[block.query * self.q.stride + first..][..d];
             for (i, (scaled, x)) in queries[lane * d..][..d].iter_mut().zip(query).enumerate() {
                 *scaled = x * self.scale;
-                turned[i * LANES + lane] = *scaled;
+                transposed[i * LANES + lane] = *scaled;
             }
         }
         shared_scores(
             &mut scores[..common * LANES],
-            turned,
+            transposed,
             &self.k.data[shared.start * self.k.stride + first..],
             self.k.stride,
         );
-        // Keys that a lane does not have.
+        // Other keys are hidden from a lane unless they are its own.
         scores[common * LANES..].fill(f32::NEG_INFINITY);
         for (lane, block) in blocks.iter().enumerate() {
             for (place, range) in block.places().skip(1) {

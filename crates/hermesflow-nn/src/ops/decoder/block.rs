@@ -2,7 +2,7 @@
 
 use candle_core::Tensor;
 
-use crate::matmul::Products;
+use crate::matmul::training::Products;
 use crate::ops::affine::Affine;
 
 /// A decoder block of Phi: `x + attention(norm(x)) + mlp(norm(x))`, with hidden size `h`, `heads` heads of size

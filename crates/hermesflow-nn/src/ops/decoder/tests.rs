@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 use super::*;
-use crate::matmul::Products;
+use crate::matmul::training::Products;
 use crate::ops;
 use crate::ops::affine::Affine;
 use crate::testing::{collected, kernels_run, normal_of, worst};

@@ -1,4 +1,4 @@
-//! Attention by kernels that keep the scores on the chip (FlashAttention-2, arXiv:2307.08691), of operands in bf16.
+//! Attention with kernels that keep the scores on the chip, for operands in bf16: Dao, "FlashAttention-2" (arXiv:2307.08691).
 
 use std::cell::RefCell;
 use std::sync::{Arc, OnceLock};
@@ -11,18 +11,20 @@ use super::launch::{Module, address, arguments, gpu, kernel, numbers, numbers_or
 use super::work::{Block, Tile, Work};
 use crate::ops::attention::segment::Segment;
 
-/// The sizes of heads that there are kernels for.
+/// The sizes of a head for which there are kernels.
 pub(super) const HEAD_SIZES: [usize; 4] = [16, 32, 64, 128];
-/// Keys of a block.
+/// Keys per block.
 const KEYS: usize = 64;
-/// Runs of at most so many queries are worked on by the kernel for few.
+/// Most queries of a tile that the kernel for few queries takes.
 const FEW: usize = 16;
+/// Threads per block.
 const THREADS: usize = 128;
-/// The kernel by products of four warps together, for heads of 64, and what it skips at most so that its tiles are aligned.
+/// The kernel that multiplies with four warps together (Hopper), for heads of 64.
 const TOGETHER: &str = "attention_together_64";
+/// Most bytes of shared memory that it skips to align its tiles.
 const ALIGNED: usize = 1024;
 
-/// Whether a GPU has products of four warps together, and the kernels were built for them.
+/// Whether a GPU multiplies with four warps together (compute capability 9.0), and the kernels were built for it.
 fn together(like: &Tensor) -> Result<bool> {
     static KNOWN: OnceLock<bool> = OnceLock::new();
     let device = gpu(like)?;
@@ -34,37 +36,40 @@ fn together(like: &Tensor) -> Result<bool> {
 struct Listed {
     tiles: CudaSlice<i32>,
     blocks: CudaSlice<i32>,
+    /// The number of tiles.
     count: usize,
-    /// Tiles of more than [`FEW`] rows, which stand first.
+    /// The number of tiles of more than [`FEW`] rows, which come first.
     long: usize,
 }
 
 impl Listed {
-    /// Where the tiles and the blocks stand.
+    /// The addresses of the tiles and of the blocks.
     fn addresses(&self, like: &Tensor) -> Result<(u64, u64)> {
         let stream = gpu(like)?.cuda_stream();
         Ok((self.tiles.device_ptr(&stream).0, self.blocks.device_ptr(&stream).0))
     }
 }
 
-/// What the lists of a layer are found by in the next one.
+/// Lists with everything that decided them.
 type Known = (Arc<[Segment]>, (usize, Kind), DeviceLocation, Arc<Listed>);
 
+/// What the tiles of a list hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// Tiles of at most so many queries.
+    /// At most so many queries.
     Queries(usize),
-    /// Tiles of at most so many keys.
+    /// At most so many keys.
     Keys(usize),
 }
 
 thread_local! {
-    /// The last lists: all layers of a pass have the same segments.
+    /// The last lists, because all layers of a pass have the same segments.
     static LAST: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) };
 }
-/// Kinds of lists of one pass.
+/// Most kinds of lists in one pass.
 const KINDS: usize = 3;
 
+/// The lists of work for these segments on the GPU of `like`.
 fn listed(like: &Tensor, segments: &Arc<[Segment]>, keys: usize, kind: Kind) -> Result<Arc<Listed>> {
     let place = like.device().location();
     let known = LAST.with_borrow(|last| {
@@ -83,7 +88,7 @@ fn listed(like: &Tensor, segments: &Arc<[Segment]>, keys: usize, kind: Kind) -> 
     let tiles: Vec<i32> =
         long.iter().chain(&short).flat_map(|&Tile { row, rows, first, last }| [row, rows, first, last]).collect();
     let blocks = work.blocks.iter().flat_map(|&Block { row, rows, begin, end, limit }| [row, rows, begin, end, limit]);
-    // Nothing has no address.
+    // An empty list has no address.
     let blocks: Vec<i32> = blocks.chain([0]).collect();
     let listed = Listed {
         tiles: device.clone_htod(&tiles)?,
@@ -99,7 +104,10 @@ fn listed(like: &Tensor, segments: &Arc<[Segment]>, keys: usize, kind: Kind) -> 
     Ok(listed)
 }
 
-/// Rows of one token each, whose heads lie side by side: the distance of two rows.
+/// The distance in elements of two tokens' rows, in which heads lie side by side.
+///
+/// # Errors
+/// When the tensor is not in bf16 or has another layout.
 fn stride(x: &Tensor) -> Result<i64> {
     let ((_, heads, d), &[row, head, one]) = (x.dims3()?, x.stride()) else { bail!("expected [tokens, heads, d]") };
     if one != 1 || head != d || row < heads * d || !row.is_multiple_of(8) || x.dtype() != DType::BF16 {
@@ -108,7 +116,7 @@ fn stride(x: &Tensor) -> Result<i64> {
     Ok(row as i64)
 }
 
-/// What each query sees, and the log-sum-exp (base 2) of its scores, if `log_sums`.
+/// What attention gives, and, if `log_sums`, the log-sum-exp (base 2) of each query's scores.
 ///
 /// # Shapes
 /// `q [tq, heads, d]`, `k` and `v` `[tk, heads, d]` in bf16 -> `[tq, heads · d]` in bf16, `[heads, tq]` in f32
@@ -119,7 +127,7 @@ pub(super) fn forward(
     log_sums: bool,
 ) -> Result<(Tensor, Option<Tensor>)> {
     let ((queries, heads, d), keys) = (q.dims3()?, k.dim(0)?);
-    // Long runs of queries fill tiles of many rows, but for their ends.
+    // Long runs of queries fill tiles of many rows, except at their ends.
     let longest = segments.iter().map(|segment| segment.queries.len()).max().unwrap_or(0);
     let rows = match longest {
         0..=FEW => FEW,
@@ -146,7 +154,8 @@ pub(super) fn forward(
         // SAFETY: the arguments are the kernel's, and the lists name rows of the tensors: the segments were checked.
         unsafe { kernel.launch((tile_count, heads), threads, shared, &given) }
     };
-    // Queries, and two or three blocks of keys and values for all warps, or two halves of one for each of four.
+    // Shared memory: the queries, and two or three blocks of keys and values for all warps, or for few queries two halves of a block
+    // for each of four warps.
     if d == 64 && together(q)? {
         run(TOGETHER.into(), 2 * THREADS, (0, listed.long), 2 * d * (rows + 3 * 2 * KEYS) + ALIGNED)?;
     } else {
@@ -161,10 +170,10 @@ pub(super) fn forward(
     Ok((seen, sums))
 }
 
-/// The gradients of queries, keys and values from that of what was seen, which [`forward`] gave with the log-sum-exp.
+/// The gradients of queries, keys and values, from what [`forward`] gave (`seen` with its log-sum-exps) and its gradient.
 ///
 /// # Shapes
-/// `q`, `k`, `v` `[t, heads, d]`, `seen` and `grad` `[t, heads · d]`, all in bf16 and contiguous -> as `q`, `k`, `v`
+/// `q`, `k`, `v` `[t, heads, d]`, `seen` and `grad` `[t, heads · d]`, all in bf16 and contiguous -> three times `[t, heads, d]`
 pub(super) fn backward(
     [q, k, v]: [&Tensor; 3],
     (seen, log_sums): (&Tensor, &Tensor),
@@ -199,7 +208,7 @@ pub(super) fn backward(
     let listed_by = |kind| listed(q, segments, tokens, kind);
     let (queries, keys) = (listed_by(Kind::Queries(BACK))?, listed_by(Kind::Keys(BACK))?);
     let (tiles, blocks) = queries.addresses(q)?;
-    // One side's two operands, and two blocks of the other's two.
+    // Shared memory: the two operands of a tile, and two blocks of the other side's two.
     let shared = 2 * d * (2 * BACK + 2 * 2 * BACK);
     let (dq_at, dk_at, dv_at) = (address(&dq)?, address(&dk)?, address(&dv)?);
     let given = arguments![q_at, k_at, v_at, grad_at, sums_at, along_at, dq_at, tiles, blocks, apart, count, scale];
@@ -208,7 +217,7 @@ pub(super) fn backward(
     let (tiles, blocks) = keys.addresses(q)?;
     let given =
         arguments![q_at, k_at, v_at, grad_at, sums_at, along_at, dk_at, dv_at, tiles, blocks, apart, count, scale];
-    // And two numbers for each query of two blocks.
+    // And two numbers per query of two blocks.
     let shared = shared + 2 * 2 * BACK * size_of::<f32>();
     // SAFETY: as above.
     unsafe { kernel_of("back_to_keys")?.launch((keys.count, heads), THREADS, shared, &given)? };

@@ -1,4 +1,4 @@
-//! A decoder block of Phi whose weights are not trained, on a GPU.
+//! A decoder block of Phi whose weights are not trained, with its key/value cache, on a GPU.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use crate::ops::affine::Affine;
 use crate::ops::attention::segment::Segment;
 use crate::ops::decoder::block::{Cached, DecoderBlock};
 
-/// Whether the kernels take a block with matrices of this type and vectors in f32: by its sizes.
+/// Whether the kernels take a block with matrices in this type and vectors in f32: device, types and sizes fit.
 pub(super) fn takes_sizes(x: &Tensor, block: &DecoderBlock, cos: &Tensor, matrices: DType) -> bool {
     let affine = [&block.query, &block.key, &block.value, &block.dense, &block.up, &block.down];
     let fits =
@@ -20,7 +20,7 @@ pub(super) fn takes_sizes(x: &Tensor, block: &DecoderBlock, cos: &Tensor, matric
     let norms = [&block.norm, &block.query_norm, &block.key_norm];
     let norm = |map: &&Affine| map.weight.dtype() == DType::F32 && map.bias.dtype() == DType::F32;
     let (width, inner) = (x.dims().last().copied().unwrap_or(0), block.up.bias.elem_count());
-    // From compute capability 8 on there are bf16 and copies behind the threads' backs.
+    // The kernels need bf16 and asynchronous copies: compute capability 8 or later.
     x.device().is_cuda()
         && crate::device::multiplies_bf16(x.device())
         && x.dtype() == DType::F32
@@ -34,16 +34,17 @@ pub(super) fn takes_sizes(x: &Tensor, block: &DecoderBlock, cos: &Tensor, matric
         && inner.is_multiple_of(8)
 }
 
-/// Whether the kernels take a block: matrices in bf16.
-pub(in crate::ops) fn takes_frozen(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
+/// Whether the kernels take a block for inference: matrices in bf16, and sizes that fit.
+pub(crate) fn takes_frozen(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
     takes_sizes(x, block, cos, DType::BF16)
 }
 
-/// From so many rows on, the activation is computed by the product before it: less is read and written then, for a bias in bf16.
+/// Fewest rows for which the activation is computed within the product before it: that reads and writes less, but rounds the bias
+/// to bf16.
 const MANY: usize = 256;
 
-/// As [`crate::ops::frozen_block`], of arguments that fit each other and the kernels; `x` is changed in place.
-pub(in crate::ops) fn frozen_block(
+/// [`crate::ops::frozen_block`] for arguments that were checked and that [`takes_frozen`]; `x` is changed in place.
+pub(crate) fn frozen_block(
     x: &Tensor,
     block: &DecoderBlock,
     tables: (&Tensor, &Tensor),
@@ -58,7 +59,7 @@ pub(in crate::ops) fn frozen_block(
     let [q, k, v] = part(Part::Products, device, || {
         Ok([multiply(&normed, &block.query)?, multiply(&normed, &block.key)?, multiply(&normed, &block.value)?])
     })?;
-    // Keys and values of this pass: in the cache, or behind a copy of it.
+    // Keys and values of this pass go into the cache, or behind a copy of it.
     let (keys, values, place) = match cached {
         Cached::Nothing => {
             // SAFETY: the kernel writes all rows.
@@ -70,7 +71,7 @@ pub(in crate::ops) fn frozen_block(
         Cached::Behind { keys, values } => {
             let before = keys.dim(0)?;
             let all = |known: &Tensor| -> Result<Tensor> {
-                // SAFETY: what was known is copied to the first rows, and the kernel writes the others.
+                // SAFETY: the cache's rows are copied to the first rows, and the kernel writes the others.
                 let all = unsafe { Tensor::empty((before + n, block.heads, d), DType::BF16, device)? };
                 if before > 0 {
                     all.slice_set(&known.contiguous()?, 0, 0)?;
@@ -81,7 +82,7 @@ pub(in crate::ops) fn frozen_block(
         }
     };
     let heads = Heads::of(block, tables);
-    let queries = part(Part::Norms, device, || heads.turned([&q, &k, &v], (&keys, &values), &place))?;
+    let queries = part(Part::Norms, device, || heads.rotated([&q, &k, &v], (&keys, &values), &place))?;
     drop((q, k, v));
     let scale = 1.0 / (d as f32).sqrt();
     let operands = [&queries, &keys, &values];

@@ -1,5 +1,5 @@
-//! The vocabulary head with the log-probabilities of its targets, on a GPU: products of bf16, logits in f32 for some rows at a
-//! time, each read once.
+//! The vocabulary head with the log-probabilities of its targets, on a GPU: products in bf16, and logits in f32 for [`ROWS`] rows at
+//! a time, which one kernel reads once.
 
 use std::sync::Arc;
 
@@ -7,15 +7,15 @@ use candle_core::{DType, Result, Tensor};
 
 use super::product::{self, By};
 use super::rows::{log_prob, log_prob_back, narrowed};
-use crate::matmul::Products;
+use crate::matmul::training::Products;
 use crate::measure::profile::{Part, part};
 use crate::ops::affine::Affine;
 use crate::ops::any_device::collect_affine;
 use crate::ops::head::any_device::ROWS;
 use crate::ops::node::node;
 
-/// Whether the kernels take a head: products of bf16, vectors in f32.
-pub(in crate::ops) fn takes_head(x: &Tensor, head: &Affine, targets: &[u32], products: Products) -> bool {
+/// Whether the kernels take a head: products in bf16, input and bias in f32.
+pub(crate) fn takes_head(x: &Tensor, head: &Affine, targets: &[u32], products: Products) -> bool {
     x.device().is_cuda()
         && crate::device::multiplies_bf16(x.device())
         && products == Products::Bf16
@@ -24,13 +24,14 @@ pub(in crate::ops) fn takes_head(x: &Tensor, head: &Affine, targets: &[u32], pro
         && !targets.is_empty()
 }
 
-/// As [`crate::ops::head_log_prob`], of arguments that fit each other and the kernels.
-pub(in crate::ops) fn head_log_prob(x: &Tensor, head: Affine, targets: &[u32]) -> Result<Tensor> {
+/// [`crate::ops::head_log_prob`] for arguments that were checked and that [`takes_head`].
+pub(crate) fn head_log_prob(x: &Tensor, head: Affine, targets: &[u32]) -> Result<Tensor> {
     let rows = Rows { x: x.detach().contiguous()?, head, targets: targets.into() };
     let (values, log_sums) = part(Part::Head, x.device(), || rows.forward())?;
     node("head-log-prob", x, values, move |grad| part(Part::Head, grad.device(), || rows.backward(&log_sums, grad)))
 }
 
+/// The operator with its input.
 struct Rows {
     x: Tensor,
     head: Affine,
@@ -38,7 +39,7 @@ struct Rows {
 }
 
 impl Rows {
-    /// Some rows: the first, their inputs as operands, their targets.
+    /// The input [`ROWS`] rows at a time: the first row's number, the rows in bf16, and their targets.
     fn parts(&self) -> impl Iterator<Item = Result<(usize, Tensor, Tensor)>> {
         self.targets.chunks(ROWS).enumerate().map(|(part, targets)| {
             let x = narrowed(&self.x.narrow(0, part * ROWS, targets.len())?)?;
@@ -54,7 +55,7 @@ impl Rows {
         product::multiply(x, By::Transposed(weight), Some(&self.head.bias.detach()), DType::F32)
     }
 
-    /// The log-probabilities, and the log-sum-exps of the logits.
+    /// The log-probabilities, and each row's log-sum-exp.
     fn forward(&self) -> Result<(Tensor, Tensor)> {
         let weight = self.weight()?;
         let (mut found, mut sums) = (Vec::new(), Vec::new());

@@ -1,7 +1,7 @@
-//! Tensors on a GPU as kernels take them, and their launch.
+//! Tensors on a GPU as kernels take them, and the launch of kernels.
 //!
-//! Everything runs in the device's one stream, in order (see `device/gpu.rs`): a tensor that is dropped behind a launch is freed
-//! behind it.
+//! Everything runs in the device's single stream, in order (see `device/gpu.rs`): a tensor that is dropped after a launch is freed
+//! after the kernel.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,14 +16,14 @@ mod ptx {
     include!(concat!(env!("OUT_DIR"), "/ptx.rs"));
 }
 
-/// The files of kernels.
+/// The compiled files of kernels.
 #[derive(Clone, Copy)]
 pub(super) enum Module {
     Attention,
     Rows,
 }
 
-/// A number that a kernel is given.
+/// An argument of a kernel.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Argument {
     Address(u64),
@@ -56,25 +56,25 @@ impl From<f32> for Argument {
     }
 }
 
-/// What a kernel is given, in the order of its parameters.
+/// The arguments of a kernel, in the order of its parameters.
 macro_rules! arguments {
     ($($argument:expr),* $(,)?) => { [$($crate::ops::gpu::launch::Argument::from($argument)),*] };
 }
 pub(super) use arguments;
 
-/// A kernel with the stream that it runs in.
+/// A kernel, and the stream that it runs in.
 pub(super) struct Kernel {
     function: CudaFunction,
     stream: Arc<CudaStream>,
 }
 
-/// A kernel, compiled for the device when its file is first used.
+/// A kernel by name; its file is compiled for the device at first use.
 pub(super) fn kernel(device: &CudaDevice, module: Module, name: &str) -> Result<Kernel> {
     let (file, ptx) = match module {
         Module::Attention => ("hermesflow-attention", ptx::ATTENTION),
         Module::Rows => ("hermesflow-rows", ptx::ROWS),
     };
-    // Looked up once: a layer of a short pass takes no longer than a lookup.
+    // Each kernel is looked up once, because a lookup takes as long as a layer of a short pass.
     static KNOWN: Mutex<BTreeMap<(usize, String), CudaFunction>> = Mutex::new(BTreeMap::new());
     let stream = device.cuda_stream();
     let key = (stream.context().ordinal(), name.to_owned());
@@ -91,7 +91,7 @@ pub(super) fn kernel(device: &CudaDevice, module: Module, name: &str) -> Result<
 }
 
 impl Kernel {
-    /// Starts `grid` blocks of `threads` with so many bytes of shared memory.
+    /// Starts `grid` blocks of `threads` threads with `shared` bytes of shared memory each.
     ///
     /// # Safety
     /// The arguments are those of the kernel, and what they point to has the size that it reads and writes.
@@ -102,7 +102,7 @@ impl Kernel {
         shared: usize,
         arguments: &[Argument],
     ) -> Result<()> {
-        /// More than this must be asked for.
+        /// Bytes of shared memory above which a kernel must ask for them.
         const UNASKED: usize = 48 << 10;
         if shared > UNASKED {
             let which = CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -133,8 +133,8 @@ pub(super) fn gpu(tensor: &Tensor) -> Result<&CudaDevice> {
     tensor.device().as_cuda_device()
 }
 
-/// Where the first number of a tensor stands on its GPU. It is there as long as the tensor, and behind its end for whatever was
-/// launched before.
+/// The address of a tensor's first element on its GPU. It is valid as long as the tensor lives, and for kernels that were launched
+/// before the tensor is dropped.
 pub(super) fn address(tensor: &Tensor) -> Result<u64> {
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cuda(storage) = &*storage else { bail!("expected a tensor on a GPU, not {:?}", tensor.device()) };
@@ -153,7 +153,7 @@ fn start(storage: &CudaStorage) -> Result<u64> {
     })
 }
 
-/// As [`address`], of a contiguous tensor of this type.
+/// The [`address`] of a contiguous tensor of this type; an error for any other.
 pub(super) fn numbers(tensor: &Tensor, dtype: DType) -> Result<u64> {
     if tensor.dtype() != dtype || !tensor.is_contiguous() {
         bail!("expected contiguous numbers in {dtype:?}, not {:?} {:?}", tensor.dtype(), tensor.layout());
@@ -161,7 +161,7 @@ pub(super) fn numbers(tensor: &Tensor, dtype: DType) -> Result<u64> {
     address(tensor)
 }
 
-/// As [`numbers`], of none a null pointer.
+/// [`numbers`] of a tensor, or a null pointer if there is none.
 pub(super) fn numbers_or_null(tensor: Option<&Tensor>, dtype: DType) -> Result<u64> {
     tensor.map_or(Ok(0), |tensor| numbers(tensor, dtype))
 }

@@ -1,8 +1,8 @@
-//! Kernels of our own for NVIDIA GPUs, in place of compositions of candle's operators: attention that keeps its scores on the
-//! chip, and one kernel for whatever lies between two products.
+//! This crate's kernels for NVIDIA GPUs: attention that keeps its scores on the chip, and one kernel for everything between two
+//! matrix products of a decoder block.
 //!
-//! The sources are compiled by the CUDA toolkit when the crate is built (feature `cuda`). They take matrices in bf16; for any
-//! other type the compositions run.
+//! Their sources in `kernels/` are compiled by the CUDA toolkit when the crate is built with the feature `cuda`. They take matrices
+//! in bf16; for any other type a composition of candle's operators runs.
 
 #[cfg(any(feature = "cuda", test))]
 mod work;

@@ -1,6 +1,6 @@
-//! Products of bf16 matrices with what follows them, by cuBLASLt.
+//! Products of bf16 matrices with cuBLASLt, together with what follows them: a bias, an addition, or GELU.
 //!
-//! cuBLASLt's matrices lie column by column: `y [n, out] = x [n, in] Wᵀ` is `yᵀ = W xᵀ` there, of operands as they lie.
+//! cuBLASLt is column-major, so `y [n, out] = x [n, in] Wᵀ` is `yᵀ = W xᵀ` there, with the operands as they are in memory.
 
 use std::collections::HashMap;
 use std::ffi::c_void;
@@ -12,11 +12,12 @@ use candle_core::{DType, Device, DeviceLocation, Error, Result, Tensor, bail};
 
 use super::launch::{address, gpu, numbers, numbers_or_null};
 
-/// What a product may use beside its operands: what cuBLAS asks for on large GPUs.
+/// Bytes of work memory that a product may use: the size that cuBLAS recommends on large GPUs.
 const WORKSPACE: usize = 32 << 20;
 
-/// What cuBLASLt answers, as the other operators' errors.
+/// cuBLASLt's errors as candle's.
 trait Told<T> {
+    /// The result, or the error as one of candle's.
     fn told(self) -> Result<T>;
 }
 
@@ -26,7 +27,7 @@ impl<T> Told<T> for std::result::Result<T, result::CublasError> {
     }
 }
 
-/// What decides how a product is computed.
+/// Everything that decides which algorithm computes a product.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 struct Shape {
     rows: usize,
@@ -34,18 +35,18 @@ struct Shape {
     depth: usize,
     /// The distance of two rows of `x`.
     stride: usize,
-    /// Whether the weight is multiplied as it lies, not turned.
+    /// Whether the weight is multiplied as it is, not transposed.
     as_it_lies: bool,
     /// Whether results are in f32, not in bf16.
     wide: bool,
-    /// Whether results are added to what is there.
+    /// Whether the product is added to the present values of the result.
     added: bool,
     biased: bool,
-    /// Whether results go through the tanh form of GELU, behind their bias.
+    /// Whether the tanh form of GELU follows, after the bias.
     activated: bool,
 }
 
-/// A way of computing products of one shape.
+/// How products of one shape are computed: cuBLASLt's descriptors and its choice of an algorithm.
 struct Way {
     operation: sys::cublasLtMatmulDesc_t,
     weight: sys::cublasLtMatrixLayout_t,
@@ -61,7 +62,7 @@ struct Handle {
     ways: HashMap<Shape, Way>,
 }
 
-// SAFETY: cuBLASLt's handles may be used by any thread, and what lies behind the pointers is only touched under the lock.
+// SAFETY: any thread may use cuBLASLt's handles, and what the pointers point to is accessed only under the lock.
 unsafe impl Send for Handle {}
 
 static HANDLES: Mutex<Vec<(DeviceLocation, Handle)>> = Mutex::new(Vec::new());
@@ -69,7 +70,7 @@ static HANDLES: Mutex<Vec<(DeviceLocation, Handle)>> = Mutex::new(Vec::new());
 impl Handle {
     fn new(device: &Device) -> Result<Self> {
         let handle = result::create_handle().told()?;
-        // SAFETY: a product reads of its workspace only what it wrote.
+        // SAFETY: a product reads from its work memory only what it has written there.
         let workspace = unsafe { Tensor::empty(WORKSPACE / 4, DType::F32, device)? };
         Ok(Self { handle, workspace, ways: HashMap::new() })
     }
@@ -82,24 +83,24 @@ impl Handle {
         self.ways.get(&shape).map_or_else(|| bail!("a product that was just prepared is gone"), Ok)
     }
 
-    /// How cuBLASLt would compute products of this shape.
+    /// Asks cuBLASLt for an algorithm for products of this shape.
     fn find(&self, shape: Shape) -> Result<Way> {
         use sys::cublasLtEpilogue_t::{CUBLASLT_EPILOGUE_BIAS as BIAS, CUBLASLT_EPILOGUE_GELU_BIAS as GELU_BIAS};
         use sys::cublasLtMatmulDescAttributes_t as Of;
         use sys::cudaDataType_t::{CUDA_R_16BF, CUDA_R_32F};
         let Shape { rows, out, depth, stride, as_it_lies, wide, biased, activated, .. } = shape;
         let operation = result::create_matmul_desc(sys::cublasComputeType_t::CUBLAS_COMPUTE_32F, CUDA_R_32F).told()?;
-        let turned = cublasOperation_t::CUBLAS_OP_T as i32;
+        let transposed = cublasOperation_t::CUBLAS_OP_T as i32;
         let kind = if wide { CUDA_R_32F } else { CUDA_R_16BF };
         // SAFETY: the attributes have the types that cuBLASLt names, and live until they are copied.
         unsafe {
             if !as_it_lies {
-                set(operation, Of::CUBLASLT_MATMUL_DESC_TRANSA, &turned)?;
+                set(operation, Of::CUBLASLT_MATMUL_DESC_TRANSA, &transposed)?;
             }
             if biased {
                 let epilogue = if activated { GELU_BIAS } else { BIAS };
                 set(operation, Of::CUBLASLT_MATMUL_DESC_EPILOGUE, &(epilogue as i32))?;
-                // Which numbers comes later; where a pointer stands decides which algorithms fit.
+                // Any aligned address: the bias itself is set at each product, but an address must be there for the choice.
                 set(operation, Of::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &address(&self.workspace)?)?;
             }
         }
@@ -127,6 +128,8 @@ impl Handle {
     }
 }
 
+/// Sets an attribute of a product.
+///
 /// # Safety
 /// The attribute has the type of the value.
 unsafe fn set<T>(
@@ -139,17 +142,17 @@ unsafe fn set<T>(
     unsafe { result::set_matmul_desc_attribute(operation, which, at, size_of::<T>()).told() }
 }
 
-/// A factor of products of rows.
+/// The right factor of a product.
 #[derive(Clone, Copy)]
 pub(super) enum By<'a> {
-    /// `Wᵀ`, of `W [out, in]`.
+    /// The transpose of `W [out, in]`.
     Transposed(&'a Tensor),
-    /// `W` itself, `[in, out]`.
+    /// `W [in, out]` as it is.
     AsItLies(&'a Tensor),
 }
 
 impl By<'_> {
-    /// The matrix, and the widths of rows before and behind.
+    /// The matrix `W`, and the sizes `in` and `out`.
     fn sizes(&self) -> Result<(&Tensor, usize, usize)> {
         Ok(match self {
             Self::Transposed(weight) => (weight, weight.dim(1)?, weight.dim(0)?),
@@ -158,17 +161,17 @@ impl By<'_> {
     }
 }
 
-/// What becomes of a product.
+/// What follows a product.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Behind {
     Nothing,
-    /// It is added to what is there.
+    /// It is added to the present values of the result.
     Added,
-    /// It goes through the tanh form of GELU.
+    /// The tanh form of GELU.
     Activated,
 }
 
-/// `y = x by + bias`, and what is behind it.
+/// `y = x by + bias`, with what follows.
 fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, behind: Behind) -> Result<()> {
     let ((rows, depth), (weight, input, out)) = (x.dims2()?, by.sizes()?);
     let [apart, one] = x.stride() else { bail!("a product of {:?}", x.dims()) };
@@ -198,8 +201,8 @@ fn run(x: &Tensor, by: By, bias: Option<&Tensor>, y: &Tensor, behind: Behind) ->
     let (handle, workspace) = (known.handle, address(&known.workspace)?);
     let way = known.way(shape)?;
     let (alpha, beta) = (1f32, if added { 1f32 } else { 0f32 });
-    // SAFETY: the operands lie where the layouts say, as was checked above, and live until they were read: what is freed
-    // behind this is freed behind it in the stream. The workspace is used by one stream.
+    // SAFETY: the operands lie as the layouts say, which was checked above, and live until they were read: memory that is freed
+    // after this call is freed after it in the stream. One stream uses the work memory.
     unsafe {
         if bias.is_some() {
             set(way.operation, sys::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER, &bias_at)?;
@@ -248,7 +251,7 @@ pub(super) fn add(sum: &Tensor, x: &Tensor, by: By, bias: Option<&Tensor>) -> Re
     if sum.elem_count() == 0 { Ok(()) } else { run(x, by, bias, sum, Behind::Added) }
 }
 
-/// `gelu(x by + bias)` in bf16, as the bias is.
+/// `gelu(x by + bias)` in the tanh form, in bf16.
 ///
 /// # Shapes
 /// `x [n, in]` and `bias [out]` in bf16 -> `[n, out]`

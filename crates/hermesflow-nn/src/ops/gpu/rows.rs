@@ -1,4 +1,4 @@
-//! What lies between the products of a decoder block, by one kernel each.
+//! What lies between the products of a decoder block, one kernel for each step; also the optimizer's step, and draws from logits.
 
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -6,12 +6,13 @@ use super::launch::{Module, address, arguments, gpu, kernel, numbers};
 use crate::ops::affine::Affine;
 use crate::ops::decoder::block::DecoderBlock;
 
+/// Threads of a warp.
 const WARP: usize = 32;
-/// Threads of a block that need not hold a row.
+/// Threads per block, for kernels whose blocks need not hold a whole row.
 const THREADS: usize = 256;
-/// Blocks that share out rows where sums over all of them are wanted: fixed, so that the sums have one order.
+/// Blocks that share rows in kernels which sum over all rows: a fixed number, so that the sums have one order.
 const SHARES: usize = 528;
-/// Numbers of a row that a thread holds.
+/// Numbers of a row per thread.
 const EACH: usize = 8;
 
 /// Whether the kernels take rows of this width.
@@ -19,12 +20,12 @@ pub(super) fn takes_width(width: usize) -> bool {
     width.is_multiple_of(EACH) && width <= 1024 * EACH
 }
 
-/// Whether the kernels turn heads whose rotation pairs so many dimensions: 4 of heads of 16, or 8 times a power of two.
+/// Whether the kernels rotate heads in which `half` pairs of dimensions are rotated: 4, or 8 times a power of two.
 pub(super) fn takes_rotation(half: usize) -> bool {
     half == 4 || half.is_multiple_of(8) && (half / 8).is_power_of_two()
 }
 
-/// Threads of a block that holds a row.
+/// Threads of a block that holds a whole row.
 fn threads(width: usize) -> usize {
     width.div_ceil(EACH).next_multiple_of(WARP)
 }
@@ -48,13 +49,13 @@ pub(super) fn norm(x: &Tensor, map: &Affine, eps: f64, dtype: DType) -> Result<T
         if !takes_width(width) {
             bail!("no norm of rows of {width}");
         }
-        // SAFETY: the arguments are the kernel's; each block has one row of both, which its threads hold.
+        // SAFETY: the arguments are the kernel's; each block reads and writes one row, which its threads hold.
         unsafe { kernel(gpu(x)?, Module::Rows, name)?.launch((n, 1), threads(width), 0, &given)? };
     }
     Ok(y)
 }
 
-/// Sums over all rows, of which each block has made a part.
+/// The two sums over all rows, from each block's part of them.
 ///
 /// # Shapes
 /// `parts [blocks, 2 · width]` -> `[width]` each
@@ -64,7 +65,7 @@ fn joined(parts: &Tensor) -> Result<[Tensor; 2]> {
     Ok([sums.narrow(0, 0, width)?, sums.narrow(0, width, width)?])
 }
 
-/// The gradient of `x` through its LayerNorm, added to `base`, and those of the norm's weight and bias.
+/// The gradient of `x` through its LayerNorm, added to `base`, and the gradients of the norm's weight and bias.
 ///
 /// # Shapes
 /// `x`, `grad` and `base` `[n, width]` in f32 -> `[n, width]`, `[width]`, `[width]`
@@ -101,28 +102,28 @@ pub(super) fn norm_back(
     Ok((dx, joined(&parts)?))
 }
 
-/// Where the keys and values of a pass go: rows of a cache.
+/// The rows of a cache to which the keys and values of a pass go.
 pub(super) enum Place<'a> {
-    /// From this row on.
+    /// Consecutive rows from this one on.
     From(usize),
-    /// To these rows, in u32 on the device.
+    /// The row of each token, in u32 on the device.
     Rows(&'a Tensor),
 }
 
-/// How products become the heads of queries, keys and values.
+/// What makes heads of queries, keys and values from the products of a block.
 pub(super) struct Heads<'a> {
-    /// `[heads · d]` each, in f32.
+    /// Biases of queries, keys and values, `[heads · d]` each in f32.
     biases: [&'a Tensor; 3],
-    /// Of queries and keys, `[d]`.
+    /// LayerNorms of queries and keys, `[d]`.
     norms: [&'a Affine; 2],
-    /// Cosine and sine of each token's angles, `[n, rotated / 2]` in f32.
+    /// Cosine and sine of each token's angles, `[n, rot / 2]` in f32.
     tables: (&'a Tensor, &'a Tensor),
     heads: usize,
     eps: f64,
 }
 
 impl<'a> Heads<'a> {
-    /// Those of a block.
+    /// The heads of a block.
     pub(super) fn of(block: &'a DecoderBlock, tables: (&'a Tensor, &'a Tensor)) -> Self {
         Self {
             biases: [&block.query.bias, &block.key.bias, &block.value.bias],
@@ -133,7 +134,7 @@ impl<'a> Heads<'a> {
         }
     }
 
-    /// The size of a head, and half of what is turned of it.
+    /// The size `d` of a head, and the number of its rotated pairs of dimensions.
     fn sizes(&self, n: usize, width: usize) -> Result<(usize, usize)> {
         let (d, (tokens, half)) = (width / self.heads, self.tables.0.dims2()?);
         if self.tables.1.dims() != [tokens, half] || tokens != n || 2 * half > d || !takes_rotation(half) {
@@ -142,13 +143,12 @@ impl<'a> Heads<'a> {
         Ok((d, half))
     }
 
-    /// Adds the biases, norms each head of queries and keys and turns it by its token's angles; keys and values go to their
-    /// places.
+    /// Adds the biases, then normalises and rotates each head of queries and keys. Returns the queries; keys and values are written
+    /// to `keys` and `values` at `place`.
     ///
     /// # Shapes
-    /// products `[n, heads · d]` each, `keys` and `values` `[rows, heads, d]`, written in place -> queries `[n, heads, d]`, all
-    /// in bf16
-    pub(super) fn turned(
+    /// products `[n, heads · d]` each, `keys` and `values` `[rows, heads, d]` -> `[n, heads, d]`, all in bf16
+    pub(super) fn rotated(
         &self,
         [q, k, v]: [&Tensor; 3],
         (keys, values): (&Tensor, &Tensor),
@@ -205,8 +205,8 @@ impl<'a> Heads<'a> {
         Ok(queries)
     }
 
-    /// The gradient of queries (`side` 0) or keys (1) before all that, in place of that behind it, and those of their norm's
-    /// weight and bias.
+    /// The gradient of the product of queries (`side` 0) or keys (`side` 1) through [`Self::rotated`], written over `grad`, and the
+    /// gradients of their norm's weight and bias.
     ///
     /// # Shapes
     /// `product [n, heads · d]` and `grad [n, heads, d]` in bf16 -> `[n, heads · d]` in bf16, `[d]` and `[d]` in f32
@@ -236,7 +236,7 @@ impl<'a> Heads<'a> {
         ];
         let kernel = kernel(gpu(product)?, Module::Rows, "heads_back")?;
         let threads = threads(width).min(THREADS);
-        // Two sums for each number of a thread.
+        // Shared memory: two sums for each number of a thread.
         let shared = threads * 2 * EACH * size_of::<f32>();
         // SAFETY: the arguments are the kernel's; each block has a part of the sums.
         unsafe { kernel.launch((SHARES, 1), threads, shared, &given)? };
@@ -244,6 +244,7 @@ impl<'a> Heads<'a> {
     }
 }
 
+/// The number of elements and the width of an activation's rows, checked.
 fn check_activation(x: &Tensor, bias: &Tensor) -> Result<(i64, i32)> {
     let (n, width) = x.dims2()?;
     if !width.is_multiple_of(EACH) || bias.dims() != [width] {
@@ -252,7 +253,7 @@ fn check_activation(x: &Tensor, bias: &Tensor) -> Result<(i64, i32)> {
     Ok(((n * width) as i64, width as i32))
 }
 
-/// `gelu(x + bias)`, in new memory or in place.
+/// `gelu(x + bias)` in the tanh form, in new memory or in place.
 ///
 /// # Shapes
 /// `x [n, width]` in bf16, `bias [width]` in f32 -> as `x`; the width is a multiple of eight
@@ -263,13 +264,13 @@ pub(super) fn gelu_with_bias(x: &Tensor, bias: &Tensor, in_place: bool) -> Resul
     if count > 0 {
         let given = arguments![numbers(x, DType::BF16)?, numbers(bias, DType::F32)?, address(&y)?, count, width];
         let blocks = (count as usize).div_ceil(EACH * THREADS);
-        // SAFETY: the arguments are the kernel's, which stops behind the last number.
+        // SAFETY: the arguments are the kernel's, which stops after the last number.
         unsafe { kernel(gpu(x)?, Module::Rows, "gelu_with_bias")?.launch((blocks, 1), THREADS, 0, &given)? };
     }
     Ok(y)
 }
 
-/// `grad ← grad gelu'(x + bias)`, in place.
+/// `grad ← grad gelu'(x + bias)` in place.
 ///
 /// # Shapes
 /// `x` and `grad` `[n, width]` in bf16, `bias [width]` in f32; the width is a multiple of eight
@@ -282,19 +283,22 @@ pub(super) fn gelu_back(x: &Tensor, bias: &Tensor, grad: &Tensor) -> Result<()> 
         let narrow = |x: &Tensor| numbers(x, DType::BF16);
         let given = arguments![narrow(x)?, numbers(bias, DType::F32)?, narrow(grad)?, count, width];
         let blocks = (count as usize).div_ceil(EACH * THREADS);
-        // SAFETY: the arguments are the kernel's, which stops behind the last number.
+        // SAFETY: the arguments are the kernel's, which stops after the last number.
         unsafe { kernel(gpu(x)?, Module::Rows, "gelu_back")?.launch((blocks, 1), THREADS, 0, &given)? };
     }
     Ok(())
 }
 
-/// The likeliest columns of each row of logits, best first, of equal ones those that stand first; and the log-sum-exp of all.
+/// A row's likeliest columns with their logits, and the log-sum-exp of the whole row.
+pub(crate) type Found = (Vec<(u32, f32)>, f64);
+
+/// The likeliest columns of each row of logits, the largest logit first; of equal logits the lower column first.
 ///
 /// # Shapes
 /// `logits [n, columns]` in f32 -> n of each
-pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<(Vec<(u32, f32)>, f64)>> {
+pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<Found>> {
     let (n, columns) = logits.dims2()?;
-    // Numbers up to 2^24 are exact in f32.
+    // Column numbers up to 2^24 are exact in f32.
     if few == 0 || few > columns || columns > 1 << 24 {
         bail!("the {few} likeliest of logits {:?}", logits.dims());
     }
@@ -308,14 +312,14 @@ pub(crate) fn likeliest(logits: &Tensor, few: usize) -> Result<Vec<(Vec<(u32, f3
     unsafe { kernel(gpu(logits)?, Module::Rows, "likeliest")?.launch((n, 1), 1024, 0, &given)? };
     let of_row = |row: Vec<f32>| {
         let (at, rest) = row.split_at(few);
-        // A row of numbers that are none has no likeliest.
+        // Columns of a row of NaN are out of range: it has no likeliest column.
         let found = at.iter().zip(rest).filter(|(at, _)| (**at as usize) < columns);
         (found.map(|(at, logit)| (*at as u32, *logit)).collect(), rest[few].into())
     };
     Ok(found.to_vec2::<f32>()?.into_iter().map(of_row).collect())
 }
 
-/// The numbers of a step of AdamW, in the order of the kernel's parameters.
+/// A step of AdamW in place, with the coefficients `by` in the order of the kernel's parameters (those of `optim::Update`).
 pub(crate) fn adamw(param: &Tensor, grad: &Tensor, first: &Tensor, second: &Tensor, by: [f32; 9]) -> Result<()> {
     let wide = |x: &Tensor| numbers(x, DType::F32);
     let [beta1, rest1, beta2, rest2, scale, keep, rate, root, eps] = by;
@@ -337,11 +341,11 @@ pub(crate) fn adamw(param: &Tensor, grad: &Tensor, first: &Tensor, second: &Tens
         eps
     ];
     let blocks = count.div_ceil(4 * THREADS).max(1);
-    // SAFETY: the arguments are the kernel's, all four of one size as the caller has checked.
+    // SAFETY: the arguments are the kernel's; the caller has checked that all four tensors have one size.
     unsafe { kernel(gpu(param)?, Module::Rows, "adamw")?.launch((blocks, 1), THREADS, 0, &given) }
 }
 
-/// The sum of the squares of some numbers, in parts.
+/// Partial sums of the squares of all elements.
 ///
 /// # Shapes
 /// `x [..]` in f32 -> `[parts]` in f64
@@ -354,7 +358,7 @@ pub(crate) fn squares(x: &Tensor) -> Result<Tensor> {
     Ok(parts)
 }
 
-/// `log softmax(logits)[target]` of each row, and the log-sum-exp of its logits.
+/// `log softmax(logits)[target]` of each row, and the row's log-sum-exp.
 ///
 /// # Shapes
 /// `logits [n, columns]` in f32, `targets [n]` in u32, below `columns` -> `[n]`, `[n]`
@@ -370,7 +374,7 @@ pub(super) fn log_prob(logits: &Tensor, targets: &Tensor) -> Result<(Tensor, Ten
     Ok((found, sums))
 }
 
-/// The gradient of the logits from that of [`log_prob`], whose log-sum-exps are given.
+/// The gradient of the logits through [`log_prob`], from its log-sum-exps and its gradient.
 ///
 /// # Shapes
 /// `logits [n, columns]`, `log_sums [n]` and `grad [n]` in f32, `targets [n]` in u32 -> `[n, columns]` in bf16
@@ -390,7 +394,7 @@ pub(super) fn log_prob_back(logits: &Tensor, targets: &Tensor, log_sums: &Tensor
     Ok(back)
 }
 
-/// Numbers in f32 as bf16; others as candle does it.
+/// The elements in bf16, without a graph.
 ///
 /// # Shapes
 /// `x [..]` -> `[..]`
@@ -403,18 +407,19 @@ pub(super) fn narrowed(x: &Tensor) -> Result<Tensor> {
     let y = unsafe { Tensor::empty(x.shape(), DType::BF16, x.device())? };
     let given = arguments![numbers(&x, DType::F32)?, address(&y)?, x.elem_count() as i64];
     let blocks = x.elem_count().div_ceil(EACH * THREADS);
-    // SAFETY: the arguments are the kernel's, which stops behind the last number.
+    // SAFETY: the arguments are the kernel's, which stops after the last number.
     unsafe { kernel(gpu(&x)?, Module::Rows, "narrowed")?.launch((blocks, 1), THREADS, 0, &given)? };
     Ok(y)
 }
 
-/// Columns of a row that [`draw`] holds.
+/// Most columns of a row for [`draw`].
 pub(crate) const DRAWN: usize = 40_000;
 
-/// Draws from the softmax of rows of logits, guided if there are unconditional ones: the column and its probability.
+/// Draws a column from the softmax of each row of logits and gives it with its probability; from the guided logits if there are
+/// unconditional ones.
 ///
 /// # Shapes
-/// `cond` and `uncond` `[n, columns]` in f32, n marks -> n of each
+/// `cond` and `uncond` `[n, columns]` in f32, n marks -> n columns with their probabilities
 pub(crate) fn draw(cond: &Tensor, uncond: Option<&Tensor>, guidance: f32, marks: &[f32]) -> Result<Vec<(u32, f32)>> {
     let (n, columns) = cond.dims2()?;
     if uncond.is_some_and(|uncond| uncond.dims() != cond.dims()) || marks.len() != n || columns > DRAWN {

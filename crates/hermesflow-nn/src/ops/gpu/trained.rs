@@ -1,5 +1,5 @@
-//! A decoder block of Phi whose weights are trained, on a GPU: weights, their gradients and what runs from block to block in
-//! f32, all that lies between products in bf16.
+//! A decoder block of Phi whose weights are trained, on a GPU. Weights, their gradients and the residual stream are in f32,
+//! everything between two products in bf16.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use candle_core::{DType, Result, Tensor, bail};
 use super::attention;
 use super::product::{self, By};
 use super::rows::{Heads, Place, gelu_back, gelu_with_bias, narrowed, norm, norm_back};
-use crate::matmul::Products;
+use crate::matmul::training::Products;
 use crate::measure::profile::{Part, part};
 use crate::ops::affine::Affine;
 use crate::ops::any_device::{collect, collect_affine};
@@ -16,15 +16,15 @@ use crate::ops::attention::segment::Segment;
 use crate::ops::decoder::block::DecoderBlock;
 use crate::ops::node::{Passes, node_of};
 
-/// Whether the kernels take a block: weights in f32, of which products take bf16.
-pub(in crate::ops) fn takes_trained(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
+/// Whether the kernels take a block: products in bf16, matrices in f32 or bf16, and sizes that fit.
+pub(crate) fn takes_trained(x: &Tensor, block: &DecoderBlock, cos: &Tensor) -> bool {
     let products = block.products == Products::Bf16;
     let of = |matrices| super::frozen::takes_sizes(x, block, cos, matrices);
     products && (of(DType::F32) || of(DType::BF16))
 }
 
-/// As [`crate::ops::decoder_block`], of arguments that fit each other and the kernels.
-pub(in crate::ops) fn trained_block(
+/// [`crate::ops::decoder_block`] for arguments that were checked and that [`takes_trained`].
+pub(crate) fn trained_block(
     x: &Tensor,
     block: &DecoderBlock,
     (cos, sin): (&Tensor, &Tensor),
@@ -34,6 +34,7 @@ pub(in crate::ops) fn trained_block(
     node_of("decoder-block", x, run, block.recompute)
 }
 
+/// The operator with its weights.
 struct Run {
     block: DecoderBlock,
     cos: Tensor,
@@ -41,31 +42,33 @@ struct Run {
     segments: Arc<[Segment]>,
 }
 
-/// What the backward pass needs beside `x`, in bf16 but for the sums.
+/// What the backward pass needs besides `x`, in bf16 except the sums.
 struct Saved {
-    /// Queries and keys before their biases and norms, `[n, h]`.
+    /// Queries before their bias and norm, `[n, h]`.
     query: Tensor,
+    /// Keys before their bias and norm, `[n, h]`.
     key: Tensor,
-    /// As attention sees them, `[n, heads, d]`.
+    /// Queries, keys and values as attention takes them, `[n, heads, d]`.
     operands: [Tensor; 3],
-    /// What was seen, `[n, h]`, and the log-sum-exp of the scores.
+    /// What attention gave, `[n, h]`.
     seen: Tensor,
+    /// The log-sum-exp of the scores, `[heads, n]` in f32.
     log_sums: Tensor,
-    /// Before its bias and the activation.
+    /// The inner layer before its bias and activation, `[n, m]`.
     up: Tensor,
 }
 
-/// A matrix as an operand of products.
+/// A tensor in bf16, as an operand of products.
 fn operand(x: &Tensor) -> Result<Tensor> {
     part(Part::Conversions, x.device(), || narrowed(x))
 }
 
-/// Adds the gradients of an affine map, from that of its result and its input, both in bf16.
+/// Collects the gradients of an affine map, from the gradient of its result and from its input, both in bf16.
 fn collect_narrow(map: &Affine, grad: &Tensor, x: &Tensor) -> Result<()> {
     part(Part::Products, x.device(), || collect_affine(map, grad, grad, x))
 }
 
-/// Adds the gradients of a norm's weight and bias.
+/// Collects the gradients of a norm's weight and bias.
 fn collect_norm(map: &Affine, [weight, bias]: [Tensor; 2]) -> Result<()> {
     collect(&map.weight, || Ok(weight))?;
     collect(&map.bias, || Ok(bias))
@@ -92,7 +95,7 @@ impl Run {
 impl Passes for Run {
     type Saved = Saved;
 
-    /// What the backward pass needs, and all but the last two products.
+    /// Everything but the last two products: what the backward pass needs.
     fn inner(&self, x: &Tensor) -> Result<Saved> {
         let (block, device, (n, width)) = (&self.block, x.device(), x.dims2()?);
         let normed = self.normed(x)?;
@@ -105,7 +108,7 @@ impl Passes for Run {
         let rows = || unsafe { Tensor::empty((n, block.heads, width / block.heads), DType::BF16, device) };
         let (keys, values) = (rows()?, rows()?);
         let queries = part(Part::Norms, device, || {
-            self.heads().turned([&query, &key, &value], (&keys, &values), &Place::From(0))
+            self.heads().rotated([&query, &key, &value], (&keys, &values), &Place::From(0))
         })?;
         drop(value);
         let operands = [queries, keys, values];

@@ -1,38 +1,48 @@
-//! What attention's kernels do, as lists: tiles of queries with the blocks of keys that they meet, or the other way round.
+//! The work of the attention kernels as lists: tiles of queries with the blocks of keys that they see, or tiles of keys with the
+//! blocks of queries that see them.
 //!
-//! A tile holds rows of one side that stand together. Several short segments may share a tile, so that what they see in
-//! common is read once (decoding: many replies about one picture).
+//! A tile is a run of consecutive rows of one side. Several short segments may share a tile, so that keys that all of them see are
+//! read once (decoding: many replies about one picture). This file is plain Rust, so that it is tested without a GPU.
 
 use std::ops::Range;
 
 use crate::ops::attention::segment::Segment;
 
-/// Rows of one side, and their blocks.
+/// Consecutive rows of one side, and their blocks of the other side. The kernels read these four numbers in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Tile {
+    /// The first row.
     pub(super) row: i32,
+    /// The number of rows.
     pub(super) rows: i32,
+    /// The index of the first block.
     pub(super) first: i32,
+    /// The index after the last block.
     pub(super) last: i32,
 }
 
-/// Rows of the other side. Query `q`, counted from the first of its tile or block, and key `k` meet if
-/// `begin <= q < end` and `k < limit + q`.
+/// Consecutive rows of the other side. Query `q`, counted from the first of its tile or block, sees key `k` if
+/// `begin <= q < end` and `k < limit + q`. The kernels read these five numbers in this order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(C)]
 pub(super) struct Block {
+    /// The first row.
     pub(super) row: i32,
+    /// The number of rows.
     pub(super) rows: i32,
+    /// The first query that sees the keys.
     pub(super) begin: i32,
+    /// The query after the last one that sees the keys.
     pub(super) end: i32,
+    /// The end of the keys that query 0 sees.
     pub(super) limit: i32,
 }
 
-/// A limit that hides nothing.
+/// A limit that hides no key.
 const NONE: i32 = 1 << 30;
 
-/// Tiles with their blocks.
+/// Tiles with their blocks, which all tiles list one after the other.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Work {
     pub(super) tiles: Vec<Tile>,
@@ -47,7 +57,7 @@ impl Work {
         let mut work = Self::default();
         let mut rest = order.as_slice();
         while let Some(segment) = rest.first() {
-            // Segments behind it that fit the same tile and begin with the same keys.
+            // The following segments that fit into the same tile and see the same range of keys first.
             let start = segment.queries.start;
             let fits =
                 |other: &&&Segment| other.queries.end - start <= rows && other.sees.first() == segment.sees.first();
@@ -71,11 +81,11 @@ impl Work {
         work
     }
 
-    /// One tile of whole segments, whose first keys are the same.
+    /// Adds one tile of whole segments that see the same range of keys first.
     fn tile_of(&mut self, segments: &[&Segment], size: usize) {
         let queries = segments[0].queries.start..segments[segments.len() - 1].queries.end;
         let from = self.blocks.len();
-        // What follows the first keys in all of them is shared, too.
+        // Further ranges that all of them see in this order are shared, too.
         let mut common = segments[0].sees.len();
         for segment in segments {
             common = segment.sees.iter().zip(&segments[0].sees).take(common).take_while(|(a, b)| a == b).count();
@@ -93,9 +103,10 @@ impl Work {
         self.close(queries, from);
     }
 
+    /// Adds blocks of keys for some queries of a tile.
     fn keys(&mut self, keys: Range<usize>, size: usize, rows: Range<i32>, limit: i32) {
         for row in keys.clone().step_by(size) {
-            // Keys that the last of these queries does not see are seen by none.
+            // Keys that the last of these queries does not see are seen by no other.
             if row as i32 >= limit.saturating_add(rows.end - 1) {
                 break;
             }
@@ -104,12 +115,13 @@ impl Work {
         }
     }
 
+    /// Adds the tile of the blocks from `from` on.
     fn close(&mut self, rows: Range<usize>, from: usize) {
         let (first, last) = (from as i32, self.blocks.len() as i32);
         self.tiles.push(Tile { row: rows.start as i32, rows: rows.len() as i32, first, last });
     }
 
-    /// Tiles of at most `rows` keys of `keys` in all with blocks of at most `size` queries; every key is in a tile.
+    /// Tiles of at most `rows` of the `keys` keys with blocks of at most `size` queries; every key is in a tile.
     pub(super) fn of_keys(segments: &[Segment], keys: usize, rows: usize, size: usize) -> Self {
         // Between two neighbouring edges all keys are seen by the same segments.
         let ranges = |segment: &Segment| segment.sees.iter().chain([&segment.own]).cloned().collect::<Vec<_>>();
@@ -149,7 +161,7 @@ impl Work {
     }
 }
 
-/// The ranges of keys that a segment sees, and for its own, if it is causal, the limit of its first query.
+/// The ranges of keys that a segment sees; the last are its own, if it is causal with the limit of its first query.
 fn seen_by(segment: &Segment) -> impl Iterator<Item = (Range<usize>, Option<i32>)> {
     let Segment { queries, own, causal, .. } = segment;
     let limit = causal.then(|| (own.start + own.len() - queries.len() + 1) as i32);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Result, Tensor};
 
-use crate::matmul::Products;
 use crate::matmul::f32_results;
+use crate::matmul::training::Products;
 use crate::measure::profile::{Part, part};
 use crate::ops::affine::Affine;
 use crate::ops::any_device::{collect_affine, column};

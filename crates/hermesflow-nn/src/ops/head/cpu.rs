@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 
-use crate::matmul::Products;
+use crate::matmul::training::Products;
 use crate::ops::affine::Affine;
 use crate::ops::log_prob::{of_targets, to_gradients};
 use crate::storage::{elements, host};

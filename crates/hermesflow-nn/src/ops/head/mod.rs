@@ -11,7 +11,7 @@ use candle_core::{Result, Tensor, bail};
 
 use super::affine::Affine;
 use crate::device::uses_kernels;
-use crate::matmul::Products;
+use crate::matmul::training::Products;
 
 /// `log softmax(x Wᵀ + b)[target]` of each row.
 ///

@@ -1,4 +1,5 @@
-//! Weights are numbers: NaN and infinity, and what a narrower type cannot hold, are refused where they are read.
+//! The check that weights are finite: NaN, infinity, and values that the wanted type cannot hold are refused when a file is
+//! read.
 
 use std::path::Path;
 
@@ -6,18 +7,16 @@ use candle_core::DType;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::weights::Error;
+use crate::weights::error::Error;
 
-/// Values that are looked at together.
+/// Values per run, which are checked without a branch.
 const TOGETHER: usize = 1 << 14;
 
-/// Refuses values (little-endian, of the type `found`) that are not finite, or will not be as `wanted`.
-pub(in crate::weights) fn check(
-    path: &Path,
-    tensor: &str,
-    bytes: &[u8],
-    (found, wanted): (DType, DType),
-) -> Result<(), Error> {
+/// Checks values (little-endian bytes of the type `found`) to be finite, also after a conversion to `wanted`.
+///
+/// # Errors
+/// Names the file, the tensor and its first value that is not.
+pub(crate) fn check(path: &Path, tensor: &str, bytes: &[u8], (found, wanted): (DType, DType)) -> Result<(), Error> {
     let beyond = limit(wanted);
     let first = match found {
         DType::F32 => first(bytes, 4, beyond, |at| f64::from(f32::from_le_bytes([at[0], at[1], at[2], at[3]]))),
@@ -36,7 +35,7 @@ pub(in crate::weights) fn check(
     Err(Error::Values { path: path.into(), tensor: tensor.into(), message })
 }
 
-/// The least number that rounds to infinity.
+/// The smallest magnitude that becomes infinity in a type.
 fn limit(dtype: DType) -> f64 {
     match dtype {
         DType::F16 => 65_520.0,
@@ -46,11 +45,11 @@ fn limit(dtype: DType) -> f64 {
     }
 }
 
-/// The first value whose size is not below the limit, and its number from 0.
+/// The first value whose magnitude is not below the limit, with its index from 0.
 fn first(bytes: &[u8], size: usize, beyond: f64, value: impl Fn(&[u8]) -> f64 + Sync) -> Option<(usize, f64)> {
-    let is_good = |at: &[u8]| value(at).abs() < beyond; // NaN is not
+    let is_good = |at: &[u8]| value(at).abs() < beyond; // false for NaN
     let broken = bytes.par_chunks(size * TOGETHER).position_first(|run| {
-        // All of them, without a branch for each.
+        // Without a branch per value.
         !run.chunks_exact(size).fold(true, |good, at| good & is_good(at))
     })?;
     let run = bytes.chunks(size * TOGETHER).nth(broken)?;

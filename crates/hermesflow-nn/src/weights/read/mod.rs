@@ -1,4 +1,4 @@
-//! Reading weight files a tensor at a time: what a model needs in memory is its weights and one tensor more.
+//! Reading weight files one tensor at a time, so that memory holds the weights and at most one tensor more.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -10,25 +10,27 @@ use memmap2::Mmap;
 use rayon::prelude::*;
 use safetensors::SafeTensors;
 
-use super::Error;
+use self::held::Held;
+use super::error::Error;
 use super::mapped::{Mapped, Plain};
 use crate::foreign::{decoded, stands_in};
 
 mod finite;
+mod held;
 mod pickle;
 
 pub(super) use finite::check as check_finite;
 
-/// Bytes from which a tensor is worth leaving in its file.
+/// Fewest bytes of a tensor that is memory-mapped; smaller ones are copied.
 const IN_FILE: usize = 1 << 16;
-/// The names under which a checkpoint folder may keep its weights, in order of preference.
+/// The names of weight files in a checkpoint folder, in order of preference.
 const FILE_NAMES: [&str; 4] =
     ["pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
 
 /// The weight files of a checkpoint folder: one, or the shards that an index names.
 ///
 /// # Errors
-/// When there are none, or an index is broken.
+/// When the folder has none, or an index is broken.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     for name in FILE_NAMES {
         let whole = folder.join(name);
@@ -43,6 +45,7 @@ pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     Err(Error::NotFound(folder.to_path_buf()))
 }
 
+/// The shards that an index names, sorted.
 fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
     let io = |source| Error::Io { path: index.to_path_buf(), source };
     let broken = |message: &str| Error::Broken { path: index.to_path_buf(), message: message.to_string() };
@@ -50,7 +53,7 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
     let json: serde_json::Value = serde_json::from_str(&text).map_err(|e| broken(&e.to_string()))?;
     let map = json.get("weight_map").and_then(|map| map.as_object()).ok_or_else(|| broken("no weight_map"))?;
     let names: BTreeSet<&str> = map.values().filter_map(|file| file.as_str()).collect();
-    // A shard lies beside its index: whatever else a name leads to is not the checkpoint's.
+    // Shards lie beside their index; a path to any other place is refused.
     if let Some(name) = names.iter().find(|name| !is_plain(name)) {
         return Err(broken(&format!("weight_map names {name:?}, which is no file name within this folder")));
     }
@@ -58,48 +61,50 @@ fn shards(index: &Path) -> Result<Vec<PathBuf>, Error> {
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
 }
 
-/// Whether a name is that of a file in the very folder, on any system.
+/// Whether a name is a plain file name, without a folder, on any system.
 fn is_plain(name: &str) -> bool {
     let mut parts = Path::new(name).components();
     let normal = matches!(parts.next(), Some(Component::Normal(part)) if part == name);
     normal && parts.next().is_none() && !name.contains(['/', '\\', ':'])
 }
 
-/// The names that [`files`] looks for.
+/// The names of the files and indices that [`files`] looks for.
 pub(super) fn weight_names() -> impl Iterator<Item = String> {
     FILE_NAMES.iter().flat_map(|name| [(*name).to_owned(), format!("{name}.index.json")])
 }
 
-/// One tensor of a weight file, without its values.
+/// The header of one tensor in a weight file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
-    /// Its name.
+pub struct TensorInfo {
+    /// The tensor's name.
     pub name: String,
-    /// Its shape.
+    /// The tensor's shape.
     pub shape: Vec<usize>,
-    /// Its type in the file.
+    /// The tensor's type in the file.
     pub dtype: DType,
 }
 
-/// What a weight file or checkpoint folder holds, by its headers alone, sorted by name.
+/// The headers of all tensors in a weight file or checkpoint folder, sorted by name. No values are read.
 ///
 /// # Errors
-/// When nothing is found or a file is broken; the file is named.
-pub fn entries(path: &Path) -> Result<Vec<Entry>, Error> {
-    let mut entries = Vec::new();
+/// When there are no weights, or a file is broken; the file is named.
+pub fn tensor_infos(path: &Path) -> Result<Vec<TensorInfo>, Error> {
+    let mut infos = Vec::new();
     for file in weight_files(path)? {
         let (_, tensors) = open(&file)?;
-        entries.extend(tensors.into_iter().map(|held| Entry { name: held.name, shape: held.shape, dtype: held.dtype }));
+        let info = |held: Held| TensorInfo { name: held.name, shape: held.shape, dtype: held.dtype };
+        infos.extend(tensors.into_iter().map(info));
     }
-    entries.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(entries)
+    infos.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(infos)
 }
 
+/// The files of a checkpoint folder, or the file itself.
 fn weight_files(path: &Path) -> Result<Vec<PathBuf>, Error> {
     if path.is_dir() { files(path) } else { Ok(vec![path.to_path_buf()]) }
 }
 
-/// The type in which a tensor is held when matrices are asked for as `wanted`.
+/// The type in which a tensor of this rank is held when `wanted` is asked for: no vectors in 16 bits, and only floats change.
 pub(super) fn held(found: DType, wanted: DType, rank: usize) -> DType {
     match wanted {
         _ if !found.is_float() => found,
@@ -108,11 +113,11 @@ pub(super) fn held(found: DType, wanted: DType, rank: usize) -> DType {
     }
 }
 
-/// Hands over all tensors of a weight file or checkpoint folder, one after the other; matrices as `dtype` if one is
-/// given, else everything as the file has it.
+/// Calls `take` with each tensor of a weight file or checkpoint folder and its name, one after the other. Matrices become `dtype`
+/// if one is given (vectors then are f32 under a 16-bit type); otherwise every tensor has the type of the file.
 ///
 /// # Errors
-/// When nothing is found or a file is broken; the file is named.
+/// When there are no weights, a file is broken (the file is named), or `take` fails.
 pub fn each_tensor(
     path: &Path,
     dtype: Option<DType>,
@@ -140,18 +145,7 @@ pub fn each_tensor(
     Ok(())
 }
 
-/// A tensor of a weight file: where its values stand, one after the other.
-struct Held {
-    name: String,
-    shape: Vec<usize>,
-    dtype: DType,
-    /// The bytes of the file.
-    part: Range<usize>,
-    /// The first dimension runs fastest: the values are those of the transposed tensor.
-    reversed: bool,
-}
-
-/// A weight file and its tensors, by name; every one lies within the file.
+/// Maps a weight file and reads its headers, sorted by name; every tensor is checked to lie within the file.
 fn open(path: &Path) -> Result<(Mmap, Vec<Held>), Error> {
     if !path.is_file() {
         return Err(Error::NotFound(path.to_path_buf()));
@@ -172,6 +166,7 @@ fn open(path: &Path) -> Result<(Mmap, Vec<Held>), Error> {
     Ok((map, tensors))
 }
 
+/// The tensors of a safetensors file.
 fn safetensors(map: &Mmap) -> Result<Vec<Held>, String> {
     let tensors = SafeTensors::deserialize(map).map_err(|error| error.to_string())?;
     let held = |(name, view): (&str, safetensors::tensor::TensorView<'_>)| {
@@ -182,34 +177,35 @@ fn safetensors(map: &Mmap) -> Result<Vec<Held>, String> {
     tensors.iter().map(held).collect()
 }
 
-/// The tensor whose dimensions stand the other way round.
+/// The tensor from values in which its first dimension varies fastest.
 fn transposed(tensor: &Tensor) -> candle_core::Result<Tensor> {
     let (dims, rank) = (tensor.dims().iter().rev().copied().collect::<Vec<_>>(), tensor.rank());
     tensor.reshape(dims)?.permute((0..rank).rev().collect::<Vec<_>>())?.contiguous()
 }
 
+/// Turns a parser's error into [`Error::Broken`].
 fn broken<E: std::fmt::Display>(path: &Path) -> impl Fn(E) -> Error {
     let path = path.to_path_buf();
     move |error| Error::Broken { path: path.clone(), message: error.to_string() }
 }
 
-/// Where values stand in their file.
+/// The range of the file that `data`, a part of its mapping, is.
 fn part(map: &Mmap, data: &[u8]) -> Range<usize> {
     let from = data.as_ptr() as usize - map.as_ptr() as usize;
     from..from + data.len()
 }
 
-/// Gives the pages behind values that have been copied back, so that a file does not stay in memory beside its model.
+/// Lets the system drop the pages of values that were copied, so that a file does not stay in memory beside its model.
 #[cfg(unix)]
 fn release(map: &Mmap, part: Range<usize>) {
-    // SAFETY: the mapping is of a file and read-only: pages that are read again come from the file.
+    // SAFETY: the mapping is read-only, so dropped pages are read from the file again.
     let _ = unsafe { map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, part.start, part.len()) };
 }
 
 #[cfg(not(unix))]
 fn release(_map: &Mmap, _part: Range<usize>) {}
 
-/// A tensor whose values stay in the file, where that can be.
+/// A memory-mapped tensor; `None` where the values must be copied.
 fn in_file(mapped: &Mapped, part: Range<usize>, dtype: DType, shape: &[usize]) -> Option<candle_core::Result<Tensor>> {
     fn tensor<T: Plain + WithDType>(values: Option<Vec<T>>, shape: &[usize]) -> Option<candle_core::Result<Tensor>> {
         values.map(|values| Tensor::from_vec(values, shape, &Device::Cpu))
@@ -222,7 +218,7 @@ fn in_file(mapped: &Mapped, part: Range<usize>, dtype: DType, shape: &[usize]) -
     }
 }
 
-/// A tensor from little-endian bytes; floats change their type on the way.
+/// A tensor from little-endian bytes of the type `found`, converted to `wanted`.
 fn from_bytes(
     bytes: &[u8],
     found: DType,

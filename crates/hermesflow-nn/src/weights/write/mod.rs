@@ -1,31 +1,32 @@
-//! Writing weight files a tensor at a time, in the formats in which checkpoints are published.
+//! Writing weight files one tensor at a time, in the formats in which checkpoints are published.
 
 use std::collections::{BTreeMap, HashMap};
-use std::ffi::OsString;
-use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Tensor};
-use safetensors::View;
 use safetensors::tensor::{Metadata, TensorInfo};
 use serde_json::json;
 
-use super::Error;
+use self::file::{stored, write_through};
+use super::error::Error;
 use super::read;
 
+mod file;
 mod pickle;
+
+pub(super) use file::bytes;
 
 /// How a checkpoint's weights are laid out in its folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FileFormat {
-    /// `pytorch_model.safetensors`.
+    /// One file, `pytorch_model.safetensors`.
     Safetensors,
-    /// `pytorch_model-0000i-of-0000n.safetensors` with an index, none larger than this many bytes if it can be helped.
+    /// Files `pytorch_model-0000i-of-0000n.safetensors` with an index, of at most this many bytes each unless one tensor is larger.
     ShardedSafetensors(u64),
-    /// `pytorch_model.bin`, a zip of a pickle and raw values, as `torch.save` writes it.
+    /// One file, `pytorch_model.bin`: a zip of a pickle and raw values, as `torch.save` writes it.
     Bin,
-    /// `pytorch_model-0000i-of-0000n.bin` with an index.
+    /// Files `pytorch_model-0000i-of-0000n.bin` with an index, of at most this many bytes each unless one tensor is larger.
     ShardedBin(u64),
 }
 
@@ -38,7 +39,7 @@ impl FileFormat {
     }
 }
 
-/// Writes tensors as safetensors, sorted by name, through a temporary name.
+/// Writes tensors to a safetensors file, in their own types. The file appears at once or not at all (temporary name, then rename).
 ///
 /// # Errors
 /// When the file cannot be written; the file is named.
@@ -47,7 +48,7 @@ pub fn save_tensors(path: &Path, tensors: &HashMap<String, Tensor>) -> Result<()
     save_safetensors(path, sorted.into_iter().map(|(name, tensor)| (name.as_str(), tensor)), None)
 }
 
-/// Writes a model's tensors into a folder without weights; floats as `dtype` if one is given.
+/// Writes a model's tensors into a folder that has no weights yet, floats as `dtype` if one is given; returns the files.
 pub(super) fn save_as(
     folder: &Path,
     tensors: &[(&str, &Tensor)],
@@ -87,13 +88,13 @@ pub(super) fn save_as(
     let total: u64 = shards.iter().map(|(bytes, _)| bytes).sum();
     let index = folder.join(format!("pytorch_model.{ending}.index.json"));
     let text = format!("{:#}\n", json!({ "metadata": { "total_size": total }, "weight_map": map }));
-    // The index last: a folder without it is no checkpoint.
+    // The index is written last: without it the folder is no checkpoint.
     write_through(&index, |file| file.write_all(text.as_bytes()))?;
     files.push(index);
     Ok(files)
 }
 
-/// Two sets of weights in one folder would leave open which ones count, and those that are there may be anyone's.
+/// Refuses a folder that already has weights: two sets would leave open which one counts, and the first may be the user's.
 fn refuse_weights(folder: &Path) -> Result<(), Error> {
     match read::weight_names().map(|name| folder.join(name)).find(|path| path.exists()) {
         Some(path) => Err(Error::Occupied(path)),
@@ -101,19 +102,9 @@ fn refuse_weights(folder: &Path) -> Result<(), Error> {
     }
 }
 
-/// The type in which a tensor is written.
-fn stored(tensor: &Tensor, dtype: Option<DType>) -> DType {
-    dtype.filter(|_| tensor.dtype().is_float()).unwrap_or(tensor.dtype())
-}
-
-/// The bytes of a tensor as they are written.
-pub(super) fn bytes(tensor: &Tensor, dtype: Option<DType>) -> candle_core::Result<Vec<u8>> {
-    Ok(tensor.detach().to_dtype(stored(tensor, dtype))?.contiguous()?.data().into_owned())
-}
-
-/// Writes tensors as safetensors through a temporary name; floats as `dtype` if one is given.
+/// Writes tensors to a safetensors file through a temporary name, floats as `dtype` if one is given.
 ///
-/// The library's own writer makes a file of a random name meanwhile, which a kill would leave behind for good.
+/// The safetensors crate's own writer uses a random temporary name, which a killed program would leave behind for good.
 pub(super) fn save_safetensors<'a>(
     path: &Path,
     tensors: impl Iterator<Item = (&'a str, &'a Tensor)>,
@@ -121,7 +112,7 @@ pub(super) fn save_safetensors<'a>(
 ) -> Result<(), Error> {
     let named = |(name, tensor)| (safetensors::Dtype::from(stored(tensor, dtype)), name, tensor);
     let mut tensors: Vec<(safetensors::Dtype, &str, &Tensor)> = tensors.map(named).collect();
-    // Values of larger types first, as the format's alignment wants.
+    // Larger types first, as the format's alignment requires.
     tensors.sort_by(|(left, a, _), (right, b, _)| right.cmp(left).then(a.cmp(b)));
     let mut offset = 0;
     let info = |(kind, name, tensor): &(safetensors::Dtype, &str, &Tensor)| {
@@ -142,28 +133,5 @@ pub(super) fn save_safetensors<'a>(
         tensors
             .iter()
             .try_for_each(|(_, _, tensor)| file.write_all(&bytes(tensor, dtype).map_err(std::io::Error::other)?))
-    })
-}
-
-/// The name of a file that is not whole yet: nobody else's, and the same one when the file is written again.
-fn temporary(path: &Path) -> PathBuf {
-    let mut name = OsString::from(".");
-    name.push(path.file_name().unwrap_or_default());
-    name.push(".hermesflow-tmp");
-    path.with_file_name(name)
-}
-
-/// Writes a file under a temporary name, through to the disk, and renames it.
-fn write_through(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>) -> Result<(), Error> {
-    let temporary = temporary(path);
-    let work = || {
-        let mut file = BufWriter::new(File::create(&temporary)?);
-        write(&mut file)?;
-        file.into_inner().map_err(|e| e.into_error())?.sync_all()?;
-        std::fs::rename(&temporary, path)
-    };
-    work().map_err(|source| {
-        let _ = std::fs::remove_file(&temporary);
-        Error::Io { path: path.to_path_buf(), source }
     })
 }

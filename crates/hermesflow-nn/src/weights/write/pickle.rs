@@ -1,4 +1,4 @@
-//! `*.bin` as `torch.save` writes a state dict: a zip that holds `data.pkl` and the raw values of every tensor.
+//! `*.bin` files as `torch.save` writes a state dict: a zip that holds `data.pkl` and the raw values of every tensor.
 //!
 //! The pickle (protocol 2) is a dict of names to `torch._utils._rebuild_tensor_v2(storage, offset, shape, stride,
 //! requires_grad, hooks)`; a storage is a persistent id `("storage", type, key, "cpu", elements)` and `data/{key}` its
@@ -11,12 +11,10 @@ use candle_core::{DType, Layout, Tensor};
 use zip::write::SimpleFileOptions;
 use zip::{CompressionMethod, ZipWriter};
 
-use super::bytes;
-use super::stored;
-use super::write_through;
-use crate::weights::Error;
+use super::file::{bytes, stored, write_through};
+use crate::weights::error::Error;
 
-/// Values begin at multiples of this, so that they can be mapped.
+/// Alignment of values in bytes, so that they can be memory-mapped.
 const ALIGNMENT: u16 = 64;
 
 /// Writes tensors as a `.bin` through a temporary name; floats as `dtype` if one is given.
@@ -26,7 +24,7 @@ pub(super) fn save(path: &Path, tensors: &[(&str, &Tensor)], dtype: Option<DType
         let mut zip = ZipWriter::new(file);
         let filled = fill(&mut zip, tensors, dtype, &dict);
         if filled.is_err() {
-            // Dropped, it would try to end a file that is given up, and print that it cannot.
+            // Dropping the writer would try to complete a file that is given up, and print that it failed.
             std::mem::forget(zip);
             return filled;
         }

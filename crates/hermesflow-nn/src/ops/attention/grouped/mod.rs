@@ -1,9 +1,8 @@
-//! Attention by products of batches, for any device: segments of one shape go together.
+//! Attention on any device, as a composition of candle's operators: segments of one shape are computed together.
 //!
-//! The operands of a class of segments ([`plan`]) are gathered into batches, so that a layer takes a few large products
-//! however many segments it has. Products are in the type of `k` and `v` with results in f32, the softmax is in f32. Where
-//! single queries see one long range (decoding), its keys are not copied for each of them. The backward pass computes the
-//! scores again.
+//! The operands of segments of one shape ([`plan`]) are gathered into batches, so that a layer is a few large products however many
+//! segments it has. Operands of products have the type of `k` and `v`; results and the softmax are in f32. Where single queries see
+//! one long range of keys (decoding), the keys are not copied for each of them. The backward pass computes the scores again.
 
 pub(crate) mod plan;
 
@@ -17,10 +16,10 @@ use crate::matmul::f32_results::multiply;
 use crate::ops::by_rows::softmax;
 use crate::ops::node::node3;
 
-/// Attention with its backward pass; what it gives is in the type of `q`.
+/// [`super::attention()`] for arguments that were checked; the result has the type of `q`.
 ///
 /// # Shapes
-/// As [`super::attention`].
+/// `q [tq, heads, d]`, `k` and `v` `[tk, heads, d]` -> `[tq, heads · d]`
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segment]>, scale: f32) -> Result<Tensor> {
     let given = [q, k, v];
     let trained = given.iter().any(|tensor| tensor.track_op());
@@ -33,10 +32,10 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, segments: &Arc<[Segm
     })
 }
 
-/// The operands as rows of one token each, without a graph.
-pub(in crate::ops) struct Grouped {
+/// Attention with its operands, without a graph: `[tokens, heads · d]` each, in the type of the keys.
+pub(crate) struct Grouped {
     plan: Arc<Plan>,
-    /// Scaled, in the type of the keys.
+    /// Queries, multiplied by the scale.
     q: Tensor,
     k: Tensor,
     v: Tensor,
@@ -46,13 +45,8 @@ pub(in crate::ops) struct Grouped {
 }
 
 impl Grouped {
-    /// Of `q [tq, heads, d]`, `k [tk, heads, d]`, `v [tk, heads, d]`; `trained` if a backward pass follows.
-    pub(in crate::ops) fn new(
-        [q, k, v]: [&Tensor; 3],
-        segments: &Arc<[Segment]>,
-        scale: f32,
-        trained: bool,
-    ) -> Result<Self> {
+    /// Attention of `q [tq, heads, d]` on `k` and `v` `[tk, heads, d]`; `trained` says whether a backward pass follows.
+    pub(crate) fn new([q, k, v]: [&Tensor; 3], segments: &Arc<[Segment]>, scale: f32, trained: bool) -> Result<Self> {
         let ((tq, heads, d), tk) = (q.dims3()?, k.dim(0)?);
         let (plan, dtype) = (Plan::of(segments, (tq, tk, heads), q.device(), trained)?, k.dtype());
         let scale = f64::from(scale);
@@ -68,14 +62,14 @@ impl Grouped {
         x.reshape((groups * heads, (), d))
     }
 
-    /// And back.
+    /// `[groups · heads, rows, d]` to `[groups · rows, heads · d]`.
     fn by_row(&self, x: &Tensor, groups: usize) -> Result<Tensor> {
         let x = x.reshape((groups, self.heads, (), self.d))?.transpose(1, 2)?.contiguous()?;
         x.reshape(((), self.heads * self.d))
     }
 
-    /// What the queries see, `[tq, heads · d]` in f32.
-    pub(in crate::ops) fn forward(&self) -> Result<Tensor> {
+    /// What attention gives, `[tq, heads · d]` in f32.
+    pub(crate) fn forward(&self) -> Result<Tensor> {
         let mut parts = Vec::with_capacity(self.plan.batches.len() + 1);
         for batch in &self.plan.batches {
             parts.push(match &batch.shared {
@@ -86,7 +80,7 @@ impl Grouped {
         self.plan.in_order(parts, self.heads * self.d)
     }
 
-    /// `q kᵀ` of a batch's own keys with its mask, `[groups · heads, n, keys]`.
+    /// The scores `q kᵀ` of a batch on its own keys, plus its mask, `[groups · heads, n, keys]`.
     fn scores(&self, batch: &Batch, q: &Tensor, k: &Tensor) -> Result<Tensor> {
         let scores = multiply(q, &k.t()?)?;
         let Some(mask) = &batch.mask else { return Ok(scores) };
@@ -95,7 +89,7 @@ impl Grouped {
         scores.reshape((rows, n, keys))
     }
 
-    /// A batch whose keys are gathered for each segment.
+    /// Attention of a batch whose keys are gathered for each segment.
     fn alone(&self, batch: &Batch) -> Result<Tensor> {
         let of = |x: &Tensor| self.by_head(&batch.keys.select(x)?, batch.segments);
         let q = self.by_head(&batch.queries.select(&self.q)?, batch.segments)?;
@@ -105,7 +99,8 @@ impl Grouped {
         self.by_row(&multiply(&weights, &of(&self.v)?)?, batch.segments)
     }
 
-    /// Single queries, each family of which sees one range of keys beside its own: the softmax is over both.
+    /// Attention of a batch of single queries in families, each of which shares one range of keys; the softmax is over the shared
+    /// keys and each query's own.
     fn together(&self, batch: &Batch, shared: &Shared) -> Result<Tensor> {
         let (heads, d, dtype) = (self.heads, self.d, self.v.dtype());
         let (families, members) = (shared.families, batch.segments / shared.families);
@@ -135,14 +130,14 @@ impl Grouped {
         self.by_row(&seen.reshape((families * heads, members, d))?, families)
     }
 
-    /// The gradients of queries, keys and values from that of what they saw, in f32.
+    /// The gradients of queries, keys and values in f32, from the gradient of [`Self::forward`]'s result.
     ///
-    /// The gradients of a query's scores sum to zero, however the operands were rounded: what is taken from each is the
-    /// mean of those very numbers, not the product of values and gradient that it is without rounding.
+    /// The gradients of a query's scores sum to zero even when operands are rounded, because the mean of the rounded terms themselves
+    /// is subtracted, not the product of result and gradient that equals it without rounding.
     ///
     /// # Shapes
     /// `grad [tq, heads · d]` -> `[tq, heads, d]`, `[tk, heads, d]`, `[tk, heads, d]`
-    pub(in crate::ops) fn backward(&self, grad: &Tensor) -> Result<[Tensor; 3]> {
+    pub(crate) fn backward(&self, grad: &Tensor) -> Result<[Tensor; 3]> {
         let (plan, dtype) = (&self.plan, self.v.dtype());
         let grad = grad.detach().to_dtype(dtype)?.contiguous()?;
         let (mut dq, mut dk, mut dv) = (Vec::new(), Vec::new(), Vec::new());

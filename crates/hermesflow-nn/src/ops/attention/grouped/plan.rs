@@ -1,4 +1,4 @@
-//! How segments are put together into batches.
+//! Segments gathered into batches of one shape.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -9,14 +9,16 @@ use candle_core::{DType, Device, DeviceLocation, Result, Tensor};
 
 use crate::ops::attention::segment::Segment;
 
-/// Scores of one batch, at most, unless one segment has more: a quarter of a gigabyte in f32.
+/// Most scores that attention outside the CPU holds at a time, unless a single segment has more: a quarter of a gigabyte in f32.
 pub const SCORES_AT_ONCE: usize = 1 << 26;
-/// Keys that single queries share are left where they are from so many on.
+/// Fewest keys that single queries share for which the keys are not copied for each query.
 const SHARED_FROM: usize = 64;
 
 /// Rows of a matrix.
 pub(super) enum Rows {
+    /// Consecutive rows.
     Range(Range<usize>),
+    /// Rows by number, in u32 on the device.
     Listed(Tensor),
 }
 
@@ -39,56 +41,60 @@ impl Rows {
     }
 }
 
-/// Segments that are worked on as one.
+/// Segments that are computed together.
 pub(super) struct Batch {
+    /// The number of segments.
     pub(super) segments: usize,
-    /// The same number for each segment.
+    /// The queries, equally many of each segment.
     pub(super) queries: Rows,
-    /// The same number for each segment; what a segment has not stands behind a mask.
+    /// The keys, equally many for each segment; surplus ones are hidden by the mask.
     pub(super) keys: Rows,
-    /// What is added to the scores, `[segments, 1, n or 1, keys]`.
+    /// What is added to the scores, `[segments, 1, n or 1, keys]`: 0 or minus infinity.
     pub(super) mask: Option<Tensor>,
-    /// Keys of whole families of segments, which are not among `keys`.
+    /// Keys that whole families of segments share, which are not among `keys`.
     pub(super) shared: Option<Shared>,
 }
 
-/// A range of keys for each family of a batch, all of one length.
+/// One range of keys for each family of segments in a batch, all of one length.
 pub(super) struct Shared {
+    /// The number of families.
     pub(super) families: usize,
+    /// The keys of all families.
     pub(super) keys: Rows,
 }
 
 /// The batches of a list of segments.
 pub(super) struct Plan {
     pub(super) batches: Vec<Batch>,
-    /// Where each query stands in what the batches give, one behind the other; behind them a row of zeros.
+    /// The row of each query in the concatenated results of the batches, whose last row is zeros.
     order: Rows,
-    /// For each time that a key is seen, where its gradient stands in what the batches give; behind them a row of zeros.
+    /// The row of each key's gradient in the concatenated gradients of the batches, whose last row is zeros: one list for each time
+    /// that a key is seen.
     returns: Vec<Rows>,
-    /// How many keys there are.
+    /// The number of keys.
     keys: usize,
     device: Device,
 }
 
-/// A segment with what it sees before its own keys.
+/// A segment with its keys.
 struct Whole<'a> {
     segment: &'a Segment,
-    /// Left where it is.
+    /// The keys that it shares with its family, which are not copied.
     shared: Range<usize>,
     /// The other keys, in order.
     keys: Vec<u32>,
 }
 
-/// What the plan of a layer is found by in the next one.
+/// A plan with everything that decided it.
 type Known = (Arc<[Segment]>, (usize, usize, usize), DeviceLocation, bool, Arc<Plan>);
 
 thread_local! {
-    /// The last plan: all layers of a pass have the same segments.
+    /// The last plan, because all layers of a pass have the same segments.
     static LAST: RefCell<Option<Known>> = const { RefCell::new(None) };
 }
 
 impl Plan {
-    /// Of `tq` queries and `tk` keys; `trained` if [`Plan::back_to_keys`] is wanted.
+    /// The plan for `tq` queries and `tk` keys; `trained` says whether [`Plan::back_to_keys`] will be called.
     pub(super) fn of(
         segments: &Arc<[Segment]>,
         (tq, tk, heads): (usize, usize, usize),
@@ -151,12 +157,12 @@ impl Plan {
         })
     }
 
-    /// What the batches give for their queries, in the order of the queries; zeros for those in no batch.
+    /// The results of the batches in the order of the queries, with zeros for queries in no batch.
     pub(super) fn in_order(&self, parts: Vec<Tensor>, width: usize) -> Result<Tensor> {
         self.order.select(&self.joined(parts, width)?)
     }
 
-    /// The sum of what the batches give for each key.
+    /// The sum of the gradients of each key over all batches.
     pub(super) fn back_to_keys(&self, parts: Vec<Tensor>, width: usize) -> Result<Tensor> {
         let parts = self.joined(parts, width)?;
         let mut returns = self.returns.iter().map(|rows| rows.select(&parts));
@@ -164,16 +170,17 @@ impl Plan {
         returns.try_fold(first, |sum, next| sum + next?)
     }
 
-    /// Rows one behind the other, and a row of zeros.
+    /// The concatenated rows, followed by a row of zeros.
     fn joined(&self, mut parts: Vec<Tensor>, width: usize) -> Result<Tensor> {
         parts.push(Tensor::zeros((1, width), DType::F32, &self.device)?);
         Tensor::cat(&parts, 0)
     }
 }
 
-/// Classes of segments with equally many queries, families side by side, with their number of families.
+/// Segments by shape, families together, each class with its number of families. A class has equally many queries per segment and
+/// equally many shared keys.
 fn classes(segments: &[Segment], trained: bool) -> Vec<(usize, Vec<Whole<'_>>)> {
-    // By the number of queries and the range that is shared: families.
+    // Families: segments with the same number of queries and the same shared range.
     let mut families: BTreeMap<(usize, usize, usize), Vec<Whole>> = BTreeMap::new();
     let seeing = segments.iter().filter(|segment| {
         !segment.queries.is_empty() && segment.sees.iter().chain([&segment.own]).any(|range| !range.is_empty())
@@ -188,7 +195,7 @@ fn classes(segments: &[Segment], trained: bool) -> Vec<(usize, Vec<Whole<'_>>)> 
         let family = (segment.queries.len(), shared.len(), shared.start);
         families.entry(family).or_default().push(Whole { segment, shared, keys });
     }
-    // Families of one shape; where nothing is shared, each segment is a family of its own.
+    // Classes: families of one shape. Where nothing is shared, each segment is a family of its own.
     let mut classes: BTreeMap<(usize, usize, usize), (usize, Vec<Whole>)> = BTreeMap::new();
     for ((queries, shared, _), family) in families {
         let (members, count) = if shared == 0 { (1, family.len()) } else { (family.len(), 1) };
@@ -200,7 +207,8 @@ fn classes(segments: &[Segment], trained: bool) -> Vec<(usize, Vec<Whole<'_>>)> 
 }
 
 impl Batch {
-    /// Of whole families of `members` segments; notes whose queries and keys stand where, `None` for what only fills up.
+    /// A batch of whole families of `members` segments each. Appends its queries and keys to the given lists, `None` for keys that
+    /// only fill up.
     fn new(
         class: &[Whole],
         members: usize,
@@ -215,7 +223,7 @@ impl Batch {
         let mut mask = vec![0f32; class.len() * lines * longest];
         for (whole, mask) in class.iter().zip(mask.chunks_exact_mut((lines * longest).max(1))) {
             queries.extend(whole.segment.queries.clone().map(|query| query as u32));
-            // A key that the segment sees fills up: what it does not see must not be read.
+            // A key that the segment sees fills up, because a key that it does not see may be uninitialised.
             let fill = whole.keys.first().copied().unwrap_or(0);
             keys.extend(whole.keys.iter().copied().chain(std::iter::repeat_n(fill, longest - whole.keys.len())));
             let seen = whole.keys.iter().copied().map(Some);

@@ -1,28 +1,28 @@
 // Attention over packed sequences whose scores never leave the chip: Dao, "FlashAttention-2" (arXiv:2307.08691).
 //
-// Work comes in tiles of queries with lists of key blocks (see work.rs). Every sum has one order, so that the same inputs give
-// the same bits: the backward pass walks the blocks twice, once for each side, and needs no atomic sums.
+// Work comes as tiles of queries with lists of blocks of keys (see work.rs). Every sum has one order, so that the same inputs give
+// the same bits: the backward pass goes over the blocks twice, once for each side, and needs no atomic sums.
 
 #include "tensor_core.cuh"
 #include "warpgroup.cuh"
 
 using bf16 = __nv_bfloat16;
 
-// Rows of one side, and the blocks [first, last) of the other that they meet.
+// Rows of one side, and their blocks [first, last) of the other side.
 struct Tile {
     int row, rows, first, last;
 };
 
-// Rows of the other side. A query q, counted from the query tile's first, and a key k, as numbered by the tensor, meet if
+// Rows of the other side. A query q, counted from the first of its tile or block, sees key k, counted in the tensor, if
 // begin <= q < end and k < limit + q.
 struct Block {
     int row, rows, begin, end, limit;
 };
 
-// Rows [row, row + rows) of one head into a tile, and zeros behind them.
+// Copies rows [row, row + rows) of one head into a tile, with zeros after them.
 template <int D, int ROWS, int THREADS>
 __device__ inline void load(bf16 *tile, const bf16 *from, long stride, int row, int rows) {
-    // Each thread has one column of pieces, and rows so far apart.
+    // Each thread copies one column of pieces, from rows that are this far apart.
     constexpr int PIECES = D / 8, APART = THREADS / PIECES;
     static_assert(THREADS % PIECES == 0);
     const int first = threadIdx.x / PIECES, c = threadIdx.x % PIECES * 8;
@@ -34,7 +34,7 @@ __device__ inline void load(bf16 *tile, const bf16 *from, long stride, int row, 
     }
 }
 
-// The rows of a block of two operands, one tile behind the other.
+// Copies the rows of a block of two operands, one tile after the other.
 template <int D, int ROWS, int THREADS>
 __device__ inline void load_two(bf16 *tiles, const bf16 *first, const bf16 *second, long first_stride, long second_stride,
                                 const Block &block) {
@@ -59,7 +59,7 @@ __device__ inline float sum_of_four(float x) {
     return x + __shfl_xor_sync(~0u, x, 2);
 }
 
-// Scores [16 x 8 N] of one warp's queries, of which `q` is the first of the lane's, hidden where they do not meet.
+// Hides scores [16 x 8 N] of one warp where a query does not see a key; `q` is the first of the lane's two queries.
 template <int N> __device__ inline void hide(float (&scores)[N][4], const Block &block, int q) {
     const int lane = threadIdx.x % 32;
 #pragma unroll
@@ -75,17 +75,17 @@ template <int N> __device__ inline void hide(float (&scores)[N][4], const Block 
     }
 }
 
-// Whether all queries of [q, q + rows) meet all of 8 N keys.
+// Whether all queries of [q, q + rows) see all of 8 N keys.
 __device__ inline bool whole(const Block &block, int q, int rows, int keys) {
     return block.rows == keys && block.begin <= q && q + rows <= block.end && block.limit - block.row + q >= keys;
 }
 
-// What a row has seen so far: the largest score, and the sum of the exponentials of the others beside it.
+// The state of a row's softmax: the largest score so far, and the sum of the exponentials of all scores minus that.
 struct Seen {
     float largest, sum;
 };
 
-// Takes scores [16 x 8 N] into what was seen; the scores become weights, `out` is scaled to them.
+// Adds scores [16 x 8 N] to the rows' softmax: the scores become weights, and `out` is rescaled to them.
 template <int N, int M>
 __device__ inline void take(float (&scores)[N][4], Seen (&seen)[2], float (&out)[M][4], float scale) {
 #pragma unroll
@@ -94,7 +94,7 @@ __device__ inline void take(float (&scores)[N][4], Seen (&seen)[2], float (&out)
 #pragma unroll
         for (int n = 0; n < N; ++n) largest = fmaxf(largest, fmaxf(scores[n][2 * half], scores[n][2 * half + 1]));
         largest = largest_of_four(largest);
-        // Where nothing was seen yet all weights are zero.
+        // Where a row has seen no key yet, all weights are zero.
         const float from = largest == -INFINITY ? 0.f : largest * scale;
         const float shrink = power_of_two(seen[half].largest * scale - from);
         float sum = 0.f;
@@ -106,7 +106,7 @@ __device__ inline void take(float (&scores)[N][4], Seen (&seen)[2], float (&out)
                 sum += scores[n][e];
             }
         seen[half] = {largest, seen[half].sum * shrink + sum};
-        // Mostly the largest is known after a few blocks.
+        // After a few blocks the largest score rarely changes.
         if (__any_sync(~0u, shrink != 1.f)) {
 #pragma unroll
             for (int m = 0; m < M; ++m) {
@@ -124,14 +124,14 @@ template <int N> __device__ inline Left weights_of(const float (&scores)[N][4], 
     return {pack(a[0], a[1]), pack(a[2], a[3]), pack(b[0], b[1]), pack(b[2], b[3])};
 }
 
-// A lane's part of one row of sums [16 x 8 M], times a number, from `to` on.
+// Writes a lane's part of one row of sums [16 x 8 M], times a number, from `to` on.
 template <int M> __device__ inline void put_row(bf16 *to, const float (&sums)[M][4], int half, float by) {
 #pragma unroll
     for (int m = 0; m < M; ++m)
         *reinterpret_cast<uint32_t *>(to + m * 8) = pack(sums[m][2 * half] * by, sums[m][2 * half + 1] * by);
 }
 
-// What 16 rows of one warp have seen; the lane has row `mine` of the tile and the one eight behind it.
+// Writes the results of 16 rows of one warp; the lane has row `mine` of the tile and row `mine + 8`.
 template <int D>
 __device__ inline void put_seen(bf16 *seen_rows, float *log_sums, const Tile &tile, const Seen (&seen)[2],
                                 const float (&out)[D / 8][4], int mine, int head, int lane, int queries, float scale) {
@@ -150,8 +150,8 @@ __device__ inline void put_seen(bf16 *seen_rows, float *log_sums, const Tile &ti
 
 constexpr int KEYS = 64;
 
-// seen = softmax(scale q kᵀ) v, with the log-sum-exp of each query's scores (base 2) where it is wanted.
-// One block of 4 warps has 64 M queries of one head. `scale` is times log2 e.
+// seen = softmax(scale q kᵀ) v, and the log-sum-exp (base 2) of each query's scores if `log_sums` is not null.
+// One block of 4 warps has 64 M queries of one head. `scale` is already multiplied by log2 e.
 template <int D, int M>
 __device__ inline void forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *seen_rows, float *log_sums, const Tile *tiles,
                                const Block *blocks, long q_stride, long k_stride, long v_stride, int queries, float scale) {
@@ -234,14 +234,14 @@ __device__ inline void forward(const bf16 *q, const bf16 *k, const bf16 *v, bf16
 }
 
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-// As `forward` of heads of 64, by products of four warps together: two groups of them have 64 queries each.
+// `forward` for heads of 64 with products of four warps together: two groups of four warps have 64 queries each.
 extern "C" __global__ __launch_bounds__(256, 2) void attention_together_64(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *seen_rows,
                                                                        float *log_sums, const Tile *tiles, const Block *blocks,
                                                                        long q_stride, long k_stride, long v_stride, int queries,
                                                                        float scale) {
     constexpr int D = 64, ROWS = 128, THREADS = 256, SIDES = 3;
     extern __shared__ __align__(128) char together[];
-    // Patterns of operands begin at multiples of 1024.
+    // Patterns of operands begin at multiples of 1024 bytes.
     bf16 *query_tile = reinterpret_cast<bf16 *>(together + (-shared_address(together) & 1023u));
     bf16 *key_tiles = query_tile + ROWS * D;
     const Tile tile = tiles[blockIdx.x];
@@ -266,7 +266,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void attention_together_64(const
         wait_copies<1>();
         stores_seen_by_products();
         __syncthreads();
-        // Into what all have read a block ago.
+        // Into the buffer of the block that all warps have finished with.
         fetch(at + 2);
         const uint32_t keys = shared_address(key_tiles + (at - tile.first) % SIDES * (2 * KEYS * D)), values = keys + KEYS * D * 2;
         const Block block = blocks[at];
@@ -292,7 +292,7 @@ extern "C" __global__ __launch_bounds__(256, 2) void attention_together_64(const
 }
 #endif
 
-// As `forward`, of at most 16 queries a tile: the 4 warps share out the blocks, each with sums of its own.
+// `forward` for tiles of at most 16 queries: the 4 warps share the blocks of keys, each with sums of its own.
 template <int D>
 __device__ inline void few(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *seen_rows, float *log_sums, const Tile *tiles,
                            const Block *blocks, long q_stride, long k_stride, long v_stride, int queries, float scale) {
@@ -312,7 +312,7 @@ __device__ inline void few(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *se
 #pragma unroll
     for (int d = 0; d < D / 16; ++d) queries_of[d] = left_of<D>(query_tile, 0, d * 16);
 
-    // Each warp has 32 keys of a block at a time: the halves of all blocks, in turns.
+    // Each warp takes 32 keys of a block at a time: the halves of all blocks go to the warps in rotation.
     const int parts = (tile.last - tile.first) * 2;
     auto part_of = [&](int at) {
         Block block = blocks[tile.first + at / 2];
@@ -375,7 +375,7 @@ __device__ inline void few(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *se
     }
     wait_copies<0>();
     __syncthreads();
-    // The warps' results stand where their keys stood.
+    // The warps' results take the place of their keys in shared memory.
     float *results = reinterpret_cast<float *>(query_tile + ROWS * D);
     constexpr int WIDTH = D + 2;
 #pragma unroll
@@ -410,8 +410,8 @@ __device__ inline void few(const bf16 *q, const bf16 *k, const bf16 *v, bf16 *se
     }
 }
 
-// What the backward pass takes from each query's gradients of scores: the product of what it saw and its gradient. One warp for
-// a query's head.
+// What the backward pass subtracts from each query's gradients of scores: the product of its result and the result's gradient. One
+// warp for each head of a query.
 template <int D>
 __device__ inline void along(const bf16 *seen, const bf16 *grad, float *to, int queries, int heads) {
     const int at = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -546,7 +546,7 @@ __device__ inline void back_to_keys(const bf16 *q, const bf16 *k, const bf16 *v,
         bf16 *asked = query_tiles + side * (2 * BACK * D), *grads = asked + BACK * D;
         const float *sums = numbers + side * 2 * BACK, *means = sums + BACK;
         const Block block = blocks[at];
-        // Turned: rows are keys, columns are queries.
+        // Transposed: rows are keys, columns are queries.
         float scores[BACK / 8][4] = {}, slopes[BACK / 8][4] = {};
 #pragma unroll
         for (int d = 0; d < D / 16; ++d) {

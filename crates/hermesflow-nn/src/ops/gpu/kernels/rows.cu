@@ -1,4 +1,5 @@
-// What lies between the products of a decoder block: each number is read once and written once.
+// What lies between the products of a decoder block, where each number is read once and written once; the optimizer's step, and
+// draws from logits.
 
 #include <cuda_bf16.h>
 #include <stdint.h>
@@ -32,7 +33,7 @@ __device__ inline float sum_of_block(float x) {
     return sums[32];
 }
 
-// Four numbers next to each other.
+// Four adjacent numbers.
 __device__ inline float4 four_of(const float *x) { return *reinterpret_cast<const float4 *>(x); }
 __device__ inline void put_four(float *to, float4 x) { *reinterpret_cast<float4 *>(to) = x; }
 __device__ inline void put_four(bf16 *to, float4 x) {
@@ -44,7 +45,8 @@ __device__ inline void put_four(bf16 *to, float4 x) {
     *reinterpret_cast<uint2 *>(to) = both.all;
 }
 
-// LayerNorm of rows [n, width]: one block a row, FOURS fours a thread, which hold the row; width a multiple of four.
+// LayerNorm of rows [n, width]: one block per row, whose threads hold the row, FOURS times four numbers each; width is a multiple
+// of four.
 template <int FOURS, typename To>
 __device__ inline void norm(const float *x, const float *weight, const float *bias, To *y, int width, float eps) {
     x += static_cast<long>(blockIdx.x) * width, y += static_cast<long>(blockIdx.x) * width;
@@ -84,7 +86,7 @@ extern "C" __global__ void norm_f32(const float *x, const float *weight, const f
 }
 
 // With n = (x - mean) scale and a = g weight: dx = base + scale (a - mean(a) - n mean(a n)). A block takes every gridDim.x-th row;
-// sums[block] = its sums of g n, then of g. The threads of a block hold a row, two fours each; width a multiple of four.
+// sums[block] = its sums of g n, then of g. The threads of a block hold a row, eight numbers each; width is a multiple of four.
 extern "C" __global__ void norm_back(const float *x, const float *weight, const float *grad, const float *base, float *dx,
                                      float *sums, long rows, int width, float eps) {
     constexpr int FOURS = 2, EACH = 4 * FOURS;
@@ -147,7 +149,7 @@ extern "C" __global__ void norm_back(const float *x, const float *weight, const 
     }
 }
 
-// Eight numbers next to each other.
+// Eight adjacent numbers.
 union Eight {
     uint4 all;
     __nv_bfloat162 pairs[4];
@@ -169,7 +171,7 @@ __device__ inline void put_eight(bf16 *to, const float (&from)[8]) {
     *reinterpret_cast<uint4 *>(to) = eight.all;
 }
 
-// The sum over so many neighbouring lanes, a power of two.
+// The sum over a power of two of neighbouring lanes.
 __device__ inline float sum_of_lanes(float x, int lanes) {
     for (int apart = lanes / 2; apart > 0; apart /= 2) x += __shfl_xor_sync(~0u, x, apart);
     return x;
@@ -181,15 +183,15 @@ struct Turn {
     const float *cos, *sin;
     int half, part;
 
-    // The rotation, or back.
+    // Rotates, or rotates back.
     __device__ inline void apply(float (&x)[8], bool back) const {
-        const bool turned = part * 8 < 2 * half, low = part * 8 < half;
+        const bool rotated = part * 8 < 2 * half, low = part * 8 < half;
         if (half % 8 == 0) {
             const int from = (low ? part * 8 : part * 8 - half);
 #pragma unroll
             for (int e = 0; e < 8; ++e) {
                 const float other = __shfl_xor_sync(~0u, x[e], half / 8);
-                if (turned) x[e] = x[e] * cos[from + e] + (low != back ? -other : other) * sin[from + e];
+                if (rotated) x[e] = x[e] * cos[from + e] + (low != back ? -other : other) * sin[from + e];
             }
         } else if (half == 4) {
             // Both halves lie in the first lane.
@@ -204,9 +206,9 @@ struct Turn {
 };
 
 // The heads of a block's queries, keys and values: bias, then for queries and keys the norm of each head and the rotation of its
-// first 2 half dimensions by the token's angles. One block a token and side (blockIdx.y), eight numbers a thread, d / 8 threads a
-// head; half is 4, or 8 times a power of two. What stands in row `token` goes to row rows[token] of keys and values, if there are
-// rows, else to first + token.
+// first 2 half dimensions by the token's angles. One block per token and side (blockIdx.y), eight numbers per thread, d / 8
+// threads per head; half is 4, or 8 times a power of two. Row `token` goes to row rows[token] of keys and values if `rows` is not
+// null, else to row first + token.
 extern "C" __global__ void heads(const bf16 *q, const bf16 *k, const bf16 *v, const float *q_bias, const float *k_bias,
                                  const float *v_bias, const float *q_weight, const float *k_weight, const float *q_shift,
                                  const float *k_shift, const float *cos, const float *sin, bf16 *q_to, bf16 *k_to, bf16 *v_to,
@@ -219,7 +221,7 @@ extern "C" __global__ void heads(const bf16 *q, const bf16 *k, const bf16 *v, co
     const float *weight = side == 0 ? q_weight : k_weight, *shift = side == 0 ? q_shift : k_shift;
     const long table = static_cast<long>(token) * half;
     for (int begin = 0; begin < width; begin += blockDim.x * 8) {
-        // Lanes behind the last head work along: shuffles want the whole warp.
+        // Lanes after the last head take part, because shuffles need the whole warp.
         const int at = begin + threadIdx.x * 8;
         const bool there = at < width;
         const int i = there ? at : width - 8;
@@ -245,8 +247,8 @@ extern "C" __global__ void heads(const bf16 *q, const bf16 *k, const bf16 *v, co
     }
 }
 
-// The gradients of queries or keys before their norm and rotation, over those behind; sizes as for `heads`. A block takes every
-// gridDim.x-th token; sums[block] = its sums of the gradients of the norm's weight, then of its bias.
+// The gradients of queries or keys before their norm and rotation, written over the gradients after them; sizes as for `heads`. A
+// block takes every gridDim.x-th token; sums[block] = its sums of the gradients of the norm's weight, then of its bias.
 extern "C" __global__ void heads_back(const bf16 *x, const float *bias, const float *weight, const float *cos, const float *sin,
                                       bf16 *grad, float *sums, long tokens, int count, int d, int half, float eps) {
     extern __shared__ float room[];
@@ -309,7 +311,7 @@ __device__ inline float gelu_slope(float x) {
     return g * (1.f + (1.f - g) * along);
 }
 
-// y = gelu(x + bias) of rows [n, width], which may be the same; eight numbers a thread, width a multiple of eight.
+// y = gelu(x + bias) of rows [n, width], which may be in place; eight numbers per thread, width is a multiple of eight.
 extern "C" __global__ void gelu_with_bias(const bf16 *x, const float *bias, bf16 *y, long count, int width) {
     const long at = (static_cast<long>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
     if (at >= count) return;
@@ -340,7 +342,7 @@ extern "C" __global__ void gelu_back(const bf16 *x, const float *bias, bf16 *gra
     *reinterpret_cast<uint4 *>(grad + at) = grads.all;
 }
 
-// Numbers in f32 as bf16, eight a thread.
+// Converts f32 to bf16, eight numbers per thread.
 extern "C" __global__ void narrowed(const float *x, bf16 *y, long count) {
     const long at = (static_cast<long>(blockIdx.x) * blockDim.x + threadIdx.x) * 8;
     if (at + 8 <= count) {
@@ -352,8 +354,8 @@ extern "C" __global__ void narrowed(const float *x, bf16 *y, long count) {
     }
 }
 
-// What rows of logits [n, columns] say of their targets: to[row] = log softmax(logits)[target], log_sums[row] = the log-sum-exp. One
-// block a row, which it reads once.
+// Log-probabilities of targets under rows of logits [n, columns]: to[row] = log softmax(logits)[target], log_sums[row] = the
+// log-sum-exp. One block per row, which it reads once.
 extern "C" __global__ void log_prob(const float *logits, const uint32_t *targets, float *to, float *log_sums, int columns) {
     logits += static_cast<long>(blockIdx.x) * columns;
     float largest = -INFINITY, sum = 0.f;
@@ -399,7 +401,7 @@ struct Step {
     }
 };
 
-// A step of AdamW (see optim.rs): all numbers once, four a thread.
+// A step of AdamW (see optim.rs), four numbers per thread, each read and written once.
 extern "C" __global__ void adamw(float *param, const float *grad, float *first, float *second, long count, float beta1, float rest1,
                                  float beta2, float rest2, float scale, float keep, float rate, float root, float eps) {
     const Step by = {beta1, rest1, beta2, rest2, scale, keep, rate, root, eps};
@@ -419,7 +421,7 @@ extern "C" __global__ void adamw(float *param, const float *grad, float *first, 
     }
 }
 
-// Sums of squares: one number a block, of every gridDim.x-th run of numbers.
+// Sums of squares: one result per block, over every gridDim.x-th run of numbers.
 extern "C" __global__ void squares(const float *x, double *sums, long count) {
     const long step = static_cast<long>(gridDim.x) * blockDim.x;
     float sum = 0.f;
@@ -427,7 +429,7 @@ extern "C" __global__ void squares(const float *x, double *sums, long count) {
     int taken = 0;
     for (long i = static_cast<long>(blockIdx.x) * blockDim.x + threadIdx.x; i < count; i += step) {
         sum += x[i] * x[i];
-        // Few numbers are added in f32.
+        // Only a few numbers are added in f32.
         if (++taken == 64) total += sum, sum = 0.f, taken = 0;
     }
     total += sum;
@@ -441,8 +443,8 @@ extern "C" __global__ void squares(const float *x, double *sums, long count) {
     }
 }
 
-// The likeliest `few` columns of each row of logits in f32, of equal ones those that stand first, their logits, and the
-// log-sum-exp of all: one block a row. to[row] = few columns, then few logits, then the log-sum-exp.
+// The `few` columns with the largest logits of each row in f32 (of equal logits the lower column), their logits, and the row's
+// log-sum-exp: one block per row. to[row] = few columns, then few logits, then the log-sum-exp.
 extern "C" __global__ void likeliest(const float *logits, float *to, int columns, int few) {
     __shared__ float best[32];
     __shared__ int where[32];
@@ -453,7 +455,7 @@ extern "C" __global__ void likeliest(const float *logits, float *to, int columns
     float last = INFINITY, first = 0.f;
     int last_at = -1;
     for (int place = 0; place < few; ++place) {
-        // The best of those behind the last one.
+        // The best of the columns after the last one found.
         float value = -INFINITY;
         int at = columns;
         for (int i = threadIdx.x; i < columns; i += blockDim.x) {
@@ -485,8 +487,8 @@ extern "C" __global__ void likeliest(const float *logits, float *to, int columns
 }
 
 // For each row of guided logits (1 + guidance) cond - guidance uncond (or of cond, if uncond is null) the first column whose
-// cumulative weight exceeds the row's share `marks` of all, never one without weight, and its probability: to[row] = both. One
-// block a row, which it holds in shared memory; its threads have runs of columns.
+// cumulative probability exceeds the row's mark, never one of probability 0, and its probability: to[row] = both. One block per
+// row, which it holds in shared memory; each thread has a run of columns.
 extern "C" __global__ void draw(const float *cond, const float *uncond, const float *marks, float *to, int columns, float guidance) {
     extern __shared__ float weights[];
     __shared__ float sums[1024], largest[32];
@@ -504,14 +506,14 @@ extern "C" __global__ void draw(const float *cond, const float *uncond, const fl
     if (threadIdx.x == 0) chosen = columns;
     __syncthreads();
     for (int w = 0; w < blockDim.x / 32; ++w) most = fmaxf(most, largest[w]);
-    // A run is read by one thread: an odd length keeps their banks apart.
+    // Each run is read by one thread: an odd length keeps the threads in different banks.
     const int run = (columns + blockDim.x - 1) / blockDim.x | 1, first = min(threadIdx.x * run, columns), end = min(first + run, columns);
     float sum = 0.f;
     for (int i = first; i < end; ++i) {
         weights[i] = expf(weights[i] - most);
         sum += weights[i];
     }
-    // Sums up to each run, one after the other in each warp and then over the warps.
+    // Cumulative sums of the runs: within each warp, then over the warps.
     float up_to = sum;
     for (int apart = 1; apart < 32; apart *= 2) {
         const float other = __shfl_up_sync(~0u, up_to, apart);
@@ -526,7 +528,8 @@ extern "C" __global__ void draw(const float *cond, const float *uncond, const fl
     }
     const float mark = marks[blockIdx.x] * total;
     before += up_to - sum;
-    // Rounding may put the mark between two runs, or behind all: the first run behind it has the column, or the last with weight.
+    // Rounding may put the mark between two runs or after all: the column then is in the first run after it, or in the last run of
+    // probability above 0.
     float passed = before;
     int found = columns, last = -1;
     for (int i = first; i < end; ++i) {

@@ -1,10 +1,10 @@
-// Warp-wide products of bf16 tiles on tensor cores, and copies into shared memory behind the threads' backs.
+// Warp-wide products of bf16 tiles on tensor cores, and asynchronous copies into shared memory.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <stdint.h>
 
-// Four registers of an operand [16 x 16], two of one [16 x 8], as mma.m16n8k16 takes them.
+// The operands of mma.m16n8k16: [16 x 16] in four registers, [16 x 8] in two.
 struct Left {
     uint32_t r[4];
 };
@@ -23,20 +23,20 @@ __device__ inline uint32_t shared_address(const void *at) {
     return static_cast<uint32_t>(__cvta_generic_to_shared(at));
 }
 
-// Four tiles [8 x 8]: lane l names a row of tile l / 8.
+// Loads four tiles [8 x 8]: lane l gives the address of a row of tile l / 8.
 __device__ inline void load_tiles(uint32_t (&r)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row)));
 }
 
-__device__ inline void load_tiles_turned(uint32_t (&r)[4], const void *row) {
+__device__ inline void load_tiles_transposed(uint32_t (&r)[4], const void *row) {
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(shared_address(row)));
 }
 
-// Sixteen bytes into shared memory; zeros where `there` is false.
+// Copies sixteen bytes into shared memory; zeros if `there` is false.
 __device__ inline void copy_16(void *to, const void *from, bool there) {
     int bytes = there ? 16 : 0;
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(shared_address(to)), "l"(from), "r"(bytes));
@@ -46,7 +46,7 @@ __device__ inline void copies_begun() {
     asm volatile("cp.async.commit_group;\n");
 }
 
-// Waits until at most N groups of copies are under way.
+// Waits until at most N groups of copies are unfinished.
 template <int N> __device__ inline void wait_copies() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(N));
 }
@@ -85,7 +85,7 @@ template <int D> __device__ inline void right_of_rows(Right (&right)[2], __nv_bf
 template <int D> __device__ inline void right_of_columns(Right (&right)[2], __nv_bfloat16 *tile, int row, int column) {
     const int lane = threadIdx.x % 32;
     uint32_t r[4];
-    load_tiles_turned(r, piece<D>(tile, row + lane % 16, column + lane / 16 * 8));
+    load_tiles_transposed(r, piece<D>(tile, row + lane % 16, column + lane / 16 * 8));
     right[0] = {r[0], r[1]};
     right[1] = {r[2], r[3]};
 }
@@ -94,6 +94,6 @@ template <int D> __device__ inline void right_of_columns(Right (&right)[2], __nv
 template <int D> __device__ inline Left left_of_columns(__nv_bfloat16 *tile, int row, int column) {
     const int lane = threadIdx.x % 32;
     Left left;
-    load_tiles_turned(left.r, piece<D>(tile, row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8));
+    load_tiles_transposed(left.r, piece<D>(tile, row + lane % 8 + lane / 16 * 8, column + lane / 8 % 2 * 8));
     return left;
 }

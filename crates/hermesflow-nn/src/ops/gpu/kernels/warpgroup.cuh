@@ -4,7 +4,7 @@
 
 #include <stdint.h>
 
-// Where an operand of rows of 64 numbers stands: tiles as `piece<64>` lays them out, eight rows of which are one pattern of 1024
+// The descriptor of an operand with rows of 64 numbers: tiles as `piece<64>` lays them out, eight rows of which are one pattern of 1024
 // bytes. `start` is an address in shared memory; patterns begin at multiples of 1024.
 __device__ inline uint64_t described(uint32_t start) {
     constexpr uint64_t PATTERN = 1024 >> 4, EXCHANGED = 1ull << 62;
@@ -14,7 +14,7 @@ __device__ inline uint64_t described(uint32_t start) {
 __device__ inline void products_begin() { asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory"); }
 __device__ inline void products_committed() { asm volatile("wgmma.commit_group.sync.aligned;\n" ::: "memory"); }
 
-// Waits for all products; what reads the sums must not be moved before.
+// Waits for all products; reads of the sums must not be moved before this.
 __device__ inline void products_done(float (&sums)[8][4]) {
     asm volatile("wgmma.wait_group.sync.aligned 0;\n" ::: "memory");
 #pragma unroll
@@ -23,7 +23,7 @@ __device__ inline void products_done(float (&sums)[8][4]) {
         for (int e = 0; e < 4; ++e) asm volatile("" : "+f"(sums[n][e])::"memory");
 }
 
-// What other threads wrote to shared memory by ordinary stores is seen by products.
+// Makes what threads wrote to shared memory with ordinary stores visible to products.
 __device__ inline void stores_seen_by_products() { asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory"); }
 
 #define SUMS_8(x)                                                                                                                 \

@@ -1,8 +1,8 @@
-//! `*.bin` as `torch.save` writes a state dict: a zip of a pickle and raw values. The pickle is parsed, never executed.
+//! `*.bin` files as `torch.save` writes a state dict: a zip of a pickle and raw values. The pickle is parsed, never executed.
 //!
-//! Objects stand in one list and refer to each other by number, so that none is copied, nothing here is recursive, and
-//! memory grows with the file alone, however often a pickle repeats or nests its objects. A tensor's values are looked
-//! for where the zip has them: what does not lie within the file is refused before anything is reserved for it.
+//! Objects are kept in one list and refer to each other by number. So none is copied, nothing here is recursive, and memory grows
+//! with the file alone, however often a pickle repeats or nests its objects. Values that do not lie within the file are refused
+//! before any memory is reserved for them.
 
 use std::collections::HashMap;
 use std::io::Cursor;
@@ -11,17 +11,17 @@ use std::ops::Range;
 use candle_core::DType;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::Held;
+use super::held::Held;
 
-/// A longer pickle holds something else than the names and shapes of a state dict.
+/// Most bytes of a pickle: the names and shapes of a state dict need less.
 const LONGEST: usize = 32 << 20;
-/// Dimensions of a tensor.
+/// Most dimensions of a tensor.
 const RANK: usize = 8;
 
 /// The tensors of a state dict.
 ///
 /// # Errors
-/// What the file is, or which tensor does not lie within it.
+/// Says what the file is instead, or which tensor does not lie within it.
 pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<Held>, String> {
     let files = stored_files(bytes)?;
     let named = |name: &&String| name.as_str() == "data.pkl" || name.ends_with("/data.pkl");
@@ -48,7 +48,7 @@ pub(super) fn tensors(bytes: &[u8]) -> Result<Vec<Held>, String> {
     Ok(tensors.into_values().collect())
 }
 
-/// Where the files of a zip are, by name; torch compresses none.
+/// The byte ranges of the uncompressed files of a zip, by name; PyTorch compresses none.
 fn stored_files(bytes: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
     let said = |error: zip::result::ZipError| error.to_string();
     let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(said)?;
@@ -73,7 +73,7 @@ fn stored_files(bytes: &[u8]) -> Result<HashMap<String, Range<usize>>, String> {
 /// The number of an object.
 type Id = u32;
 
-/// What a pickle makes, as far as state dicts are concerned.
+/// An object that a pickle describes, as far as state dicts need it.
 #[derive(Debug)]
 enum Object<'a> {
     Class(&'a str, &'a str),
@@ -86,22 +86,23 @@ enum Object<'a> {
         callable: Id,
         arguments: Id,
     },
-    /// A storage, by its description.
+    /// A storage; the object is its description.
     Stored(Id),
-    /// None, a truth value, a number with a point.
+    /// None, a boolean or a float.
     Other,
 }
 
+/// The state of the pickle's stack machine.
 struct Objects<'a> {
     all: Vec<Object<'a>>,
     stack: Vec<Id>,
-    /// Where the stack stood at each mark.
+    /// The height of the stack at each mark.
     marks: Vec<usize>,
     memo: HashMap<u32, Id>,
     result: Id,
 }
 
-/// The bytes of a pickle that are still to be read.
+/// The bytes of a pickle that were not read yet.
 struct Bytes<'a>(&'a [u8]);
 
 impl<'a> Bytes<'a> {
@@ -157,7 +158,7 @@ impl<'a> Objects<'a> {
         self.stack.last().copied().ok_or_else(|| "the pickle is out of order".into())
     }
 
-    /// All since the last mark.
+    /// Removes everything above the last mark.
     fn marked(&mut self) -> Result<Vec<Id>, String> {
         let mark = self.marks.pop().ok_or("the pickle is out of order")?;
         Ok(self.stack.split_off(mark))
@@ -169,7 +170,7 @@ impl<'a> Objects<'a> {
         Ok(items)
     }
 
-    /// One instruction; whether it was the last.
+    /// Runs one instruction; returns whether it was the last.
     fn step(&mut self, bytes: &mut Bytes<'a>) -> Result<bool, String> {
         let code = bytes.take(1)?[0];
         match code {
@@ -288,14 +289,14 @@ impl<'a> Objects<'a> {
         if let Object::Items(items) = self.get(id) { items } else { &[] }
     }
 
-    /// What a tensor is made from: storage, offset, shape, strides.
+    /// The arguments from which a tensor is rebuilt: storage, offset, shape, strides; `None` if the object is no tensor.
     fn tensor(&self, value: Id) -> Option<&[Id]> {
         let Object::Call { callable, arguments } = self.get(value) else { return None };
         let Object::Class(module, name) = self.get(*callable) else { return None };
         let arguments = self.items(*arguments);
         match (*module, *name) {
             ("torch._utils", "_rebuild_tensor_v2") => Some(arguments),
-            // What wraps a tensor: its first argument is the call, or the function beside the arguments of the call.
+            // Wrappers of a tensor: the first argument is the call itself, or the called function, with its arguments as the third.
             ("torch._utils", "_rebuild_parameter" | "_rebuild_parameter_with_state") => {
                 let Object::Call { callable, arguments } = self.get(*arguments.first()?) else { return None };
                 let Object::Class("torch._utils", "_rebuild_tensor_v2") = self.get(*callable) else { return None };
@@ -311,7 +312,7 @@ impl<'a> Objects<'a> {
         }
     }
 
-    /// Sizes, none of them negative.
+    /// The sizes of a shape or strides, none of them negative.
     fn sizes(&self, id: Id) -> Result<Vec<usize>, String> {
         let size = |id: &Id| match self.get(*id) {
             Object::Int(size) => usize::try_from(*size).map_err(|_| format!("{size} is no size")),
@@ -324,7 +325,7 @@ impl<'a> Objects<'a> {
         ids.iter().map(size).collect()
     }
 
-    /// Where a tensor's values are; none of a type that no model here has.
+    /// Where a tensor's values are; `None` for types that no model here uses.
     fn held(
         &self,
         name: &str,
@@ -370,7 +371,7 @@ impl<'a> Objects<'a> {
     }
 }
 
-/// Whether values stand one after the other, the first of these dimensions running fastest.
+/// Whether values are contiguous with the first of these dimensions varying fastest.
 fn is_dense<'a>(mut dimensions: impl Iterator<Item = (&'a usize, &'a usize)>) -> bool {
     let mut next = 1usize;
     dimensions.all(|(size, stride)| {
