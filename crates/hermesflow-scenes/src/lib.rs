@@ -1,8 +1,9 @@
-//! The scenes world: procedural pictures, captions, questions, and an oracle that judges pixels.
+//! The scenes world: procedurally drawn pictures with captions and questions, and an oracle that judges pictures by
+//! their pixels.
 //!
-//! It behaves like a captioned photo collection at the small end: 64×64 pictures of one to four
-//! coloured shapes with counts, sizes, positions and backgrounds; paraphrased captions; questions with
-//! choices of TIFA's kinds; and splits by combination. The [`oracle`] has nothing to do with any
+//! It stands in for a small captioned photo collection: 64×64 pictures of one to four coloured shapes that differ in
+//! number, size, position and background; paraphrased captions; multiple-choice questions of the kinds of TIFA (arXiv
+//! 2303.11897); and train, dev and held-out splits that share no combination of objects. The [`oracle`] involves no
 //! model: it finds the shapes of any picture from its pixels alone.
 
 pub mod oracle;
@@ -17,13 +18,15 @@ pub use scene::{
 };
 pub use text::{Claim, Facts, parse_caption};
 
-/// The question as the model is asked it, choices in Python's list notation.
+/// The text of a multiple-choice question as the model is asked it: `Question:… Choice:['a', 'b']`, the choices as a
+/// list in Python's notation.
 pub fn prompt(question: &str, choices: &[String]) -> String {
     let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
     format!("Question:{question} Choice:[{}]", quoted.join(", "))
 }
 
-/// Lines of the world's text, to train a tokenizer on.
+/// `lines` lines of text of this world to train a text tokenizer on: captions, questions with their choices, and
+/// answers. The same `seed` gives the same lines.
 pub fn corpus(lines: usize, seed: u64) -> Vec<String> {
     let mut corpus = Vec::with_capacity(lines);
     let mut index = 0;

@@ -1,13 +1,12 @@
-//! The oracle: what a picture shows, from its pixels alone.
+//! The oracle: finds out what a picture shows from its pixels alone, and judges captions by it.
 //!
 //! 1. The background is the most frequent of the three background colours.
-//! 2. A pixel is ink of colour c if it lies nearer to c than to the background on the line between the
-//!    two, and close to that line: blurred edges belong to their shape without a colour of their own.
-//! 3. Connected ink is an object; specks are dropped.
-//! 4. An object has the shape whose outline (sharp or blurred) overlaps it best, or no shape if none
-//!    overlaps well: a blob has no truth.
+//! 2. A pixel is *ink* of colour c if, in RGB space, it lies close to the line from the background to c and nearer to
+//!    c:    the blurred edge of a shape then counts as part of it and not as another colour.
+//! 3. Connected ink is an object; fewer than 10 pixels are ignored.
+//! 4. An object has the shape whose outline (sharp or blurred) overlaps it best, or no shape if none overlaps well.
 //!
-//! Nothing here knows a model, a token or a caption that was not handed in.
+//! Nothing here uses a model or a tokenizer; a caption is used only where it is passed in.
 
 use std::sync::OnceLock;
 
@@ -18,67 +17,67 @@ use crate::render::{ARM, inside};
 use crate::scene::{Background, Category, Colour, Relation, SIDE, Scene, Shape, Size};
 use crate::text::{Facts, parse_caption};
 
-/// Fewer pixels are a speck.
+/// Connected regions of fewer pixels are ignored.
 const SPECK: usize = 10;
-/// The least overlap (intersection over union) with an outline that makes a shape.
+/// The smallest overlap (intersection over union) with an outline for an object to have its shape.
 const OVERLAP: f64 = 0.72;
-/// The farthest that ink may lie from the line between background and colour, in RGB distance.
+/// The largest distance in RGB of an ink pixel from the line between background and colour.
 const OFF_LINE: f32 = 70.0;
-/// Extents (pixels) that are no object of this world.
+/// Widths and heights in pixels that an object of this world can have.
 const EXTENT: std::ops::RangeInclusive<usize> = 5..=17;
-/// Standard deviations of the blur that outlines are known under, in pixels.
+/// The strengths of blur with which outlines are compared: standard deviations in pixels.
 const BLURS: [f64; 3] = [0.0, 0.7, 1.1];
-/// Objects from this extent on are large.
+/// Objects of at least this mean of width and height, in pixels, are large.
 const LARGE_FROM: f64 = 11.0;
 
-/// Something that the oracle found.
+/// An object that the oracle found in a picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct SeenObject {
-    /// Its colour, if most of its ink has one.
+    /// The colour of at least 65 % of the object's pixels; `None` if no colour has so many.
     pub colour: Option<Colour>,
-    /// Its outline, if it has a clear one.
+    /// The object's shape; `None` if no outline overlaps it well.
     pub shape: Option<Shape>,
-    /// Its size.
+    /// Small or large, by the mean of width and height.
     pub size: Size,
-    /// Its middle, in pixels of a 64×64 picture: x to the right, y down.
+    /// The mean position of the object's pixels in a 64×64 picture: x to the right, y down.
     pub centre: (f64, f64),
-    /// Its pixels.
+    /// The number of the object's pixels in a 64×64 picture.
     pub area: usize,
-    /// How well the best outline overlaps it, 0 … 1.
+    /// The overlap (intersection over union, from 0 to 1) with the outline that fits best.
     pub quality: f64,
 }
 
 /// What the oracle found in a picture.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Seen {
-    /// The colour behind, if one of the three covers enough of the picture.
+    /// The background colour that is most frequent; `None` if it covers less than a quarter of the picture.
     pub background: Option<Background>,
-    /// What is there.
+    /// The objects, ordered by their topmost and then leftmost pixel.
     pub objects: Vec<SeenObject>,
 }
 
-/// One statement of a caption, judged.
+/// One statement of a caption and whether a picture shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JudgedFact {
-    /// The category it counts towards.
+    /// The GenEval category that the statement counts towards.
     pub category: Category,
-    /// What was claimed.
+    /// The statement in English.
     pub claim: String,
     /// Whether the picture shows it.
     pub holds: bool,
 }
 
-/// A picture judged by what its caption says.
+/// The oracle's judgement of a picture by a caption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Judgement {
-    /// Statement by statement.
+    /// Every statement of the caption, judged.
     pub facts: Vec<JudgedFact>,
-    /// All statements hold, and nothing is there that the caption does not mention.
+    /// Whether every statement holds and the picture has no object that the caption does not mention.
     pub all: bool,
 }
 
 impl Judgement {
-    /// The share of statements that hold.
+    /// The share of statements that hold, from 0 to 1; 0 if there is no statement.
     pub fn fact_accuracy(&self) -> f64 {
         self.facts.iter().filter(|fact| fact.holds).count() as f64 / self.facts.len().max(1) as f64
     }
@@ -91,7 +90,7 @@ enum Ink {
     Other,
 }
 
-/// Finds background and objects of any picture.
+/// Finds the background and the objects of a picture. A picture of another size is scaled to 64×64 first.
 pub fn see(picture: &RgbImage) -> Seen {
     let scaled;
     let picture = if picture.dimensions() == (SIDE as u32, SIDE as u32) {
@@ -111,7 +110,7 @@ fn distance(a: [f32; 3], b: [f32; 3]) -> f32 {
     a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f32>().sqrt()
 }
 
-/// The most frequent background colour, and the mean of its pixels.
+/// The most frequent background colour, and the mean of its pixels; grey where no background covers a quarter.
 fn find_background(pixels: &[[f32; 3]]) -> (Option<Background>, [f32; 3]) {
     let near = |background: Background| {
         let rgb = background.rgb().map(f32::from);
@@ -130,7 +129,7 @@ fn find_background(pixels: &[[f32; 3]]) -> (Option<Background>, [f32; 3]) {
     }
 }
 
-/// Which colour a pixel is ink of, seen against the background.
+/// What a pixel is, given the colour of the background: background, ink of a colour, or neither.
 fn ink_of(pixel: [f32; 3], behind: [f32; 3]) -> Ink {
     let mut best: Option<(f32, f32, Colour)> = None;
     for &colour in Colour::ALL {
@@ -153,7 +152,7 @@ fn ink_of(pixel: [f32; 3], behind: [f32; 3]) -> Ink {
     }
 }
 
-/// Connected ink (four neighbours).
+/// Connected regions of ink; each pixel has four neighbours.
 fn components(ink: &[Ink]) -> Vec<Vec<usize>> {
     let mut seen = vec![false; ink.len()];
     let mut parts = Vec::new();
@@ -218,7 +217,7 @@ fn describe(part: &[usize], ink: &[Ink]) -> SeenObject {
     }
 }
 
-/// A shape as it looks in whole pixels, sharp or blurred, cut to its bounding box.
+/// A shape in whole pixels, sharp or blurred, cropped to its bounding box.
 struct Outline {
     shape: Shape,
     width: usize,
@@ -227,7 +226,7 @@ struct Outline {
 }
 
 impl Outline {
-    /// A shape of a size, blurred, where more than half of the ink is left.
+    /// The pixels of a shape that keep at least half of their ink after a Gaussian blur.
     fn new(shape: Shape, size: Size, blur: f64) -> Self {
         const CANVAS: usize = 24;
         const SAMPLES: usize = 4;
@@ -270,7 +269,7 @@ impl Outline {
         Self { shape, width, height, mask }
     }
 
-    /// Intersection over union with another mask, the outline stretched into its box.
+    /// Intersection over union with another mask, after stretching the outline to that mask's width and height.
     fn overlap(&self, mask: &[bool], width: usize, height: usize) -> f64 {
         let (mut both, mut either) = (0usize, 0usize);
         for (at, &there) in mask.iter().enumerate() {
@@ -284,12 +283,12 @@ impl Outline {
     }
 }
 
-/// Smallest and largest of some numbers.
+/// The smallest and the largest of some numbers; 0 and 0 of none.
 fn span(values: impl Iterator<Item = usize> + Clone) -> (usize, usize) {
     (values.clone().min().unwrap_or(0), values.max().unwrap_or(0))
 }
 
-/// All outlines that are known.
+/// The outlines of all shapes at all sizes and blurs, computed once.
 fn outlines() -> &'static [Outline] {
     static OUTLINES: OnceLock<Vec<Outline>> = OnceLock::new();
     OUTLINES.get_or_init(|| {
@@ -298,19 +297,19 @@ fn outlines() -> &'static [Outline] {
     })
 }
 
-/// Judges a picture by what a caption says.
+/// Judges a picture by the statements of a caption.
 ///
-/// The facts, and the GenEval category of each:
-/// - every group: a thing of its shape is there (*single object* where the caption has one thing, else
-///   *two objects*; groups of several have the next fact in its place);
-/// - there are exactly as many of its shape and colour as it says (*counting*);
-/// - its colour, if said: a thing of its shape has it (*colors* where the caption has one group, else
-///   *attribute binding*);
-/// - its size, if said: a thing of its shape and colour has it (*attribute binding*);
-/// - the relation, if said: the middles of two such things lie so, along that axis more than across it
+/// The statements, and the GenEval category that each counts towards:
+/// - for every group of one object: an object of its shape is there (*single object* if the caption has one group, else
+///   *two   objects*);
+/// - for every group: the picture has exactly the stated number of objects of its shape and colour (*counting*);
+/// - the colour, if stated: an object of that shape has it (*colors* if the caption has one group, else *attribute
+///   binding*);
+/// - the size, if stated: the objects of that shape and colour have it (*attribute binding*);
+/// - the relation, if stated: the centres of two such objects lie that way, farther along that axis than across it
 ///   (*position*);
-/// - the background, if said (*colors*);
-/// - nothing else is there, fragments included (*counting*): captions of this world name every thing.
+/// - the background, if stated (*colors*);
+/// - nothing else is there, fragments included (*counting*), because captions of this world mention every object.
 pub fn judge(picture: &RgbImage, facts: &Facts) -> Judgement {
     let seen = see(picture);
     let single = facts.groups.len() == 1;
@@ -367,12 +366,11 @@ fn related(first: &SeenObject, second: &SeenObject, relation: Relation) -> bool 
     }
 }
 
-/// How much of what a caption says is true of a scene, and how much of the scene it mentions:
-/// `(right, total)`.
+/// How much of a caption is true of a scene, and how much of the scene it mentions, as `(right, total)`.
 ///
-/// Statements: each group's colour and shape, its number, its size if said, the relation and the
-/// background if said. Each group of the scene that the caption leaves out counts as a wrong one, and
-/// so does a caption that names no shape.
+/// The statements counted are: each group's colour and shape, its number, its size if stated, and the relation and the
+/// background if stated. Each group of the scene that the caption leaves out counts as one wrong statement. A caption
+/// that names no shape gets 0 of two per group.
 pub fn caption_facts_score(scene: &Scene, caption: &str) -> (usize, usize) {
     let Some(facts) = parse_caption(caption) else { return (0, 2 * scene.groups.len()) };
     let truth = scene.facts();

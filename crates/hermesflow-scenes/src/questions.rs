@@ -1,4 +1,4 @@
-//! Questions with choices, of TIFA's kinds, from what a caption says.
+//! Multiple-choice questions about what a caption says, of the kinds of TIFA (arXiv 2303.11897).
 
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
@@ -8,38 +8,38 @@ use serde::{Deserialize, Serialize};
 use crate::scene::{Background, Colour, Relation, Shape, Size};
 use crate::text::{Claim, Facts};
 
-/// TIFA's kinds of questions that this world has.
+/// The kinds of TIFA's questions that this world has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum QuestionKind {
-    /// Is there such a thing, and what is it?
+    /// Whether an object is there, and which shape it has.
     Object,
-    /// What colour does it have?
+    /// Which colour an object has.
     Color,
-    /// How many are there?
+    /// How many objects there are.
     Counting,
-    /// Where is it?
+    /// Where an object is relative to another.
     Spatial,
-    /// How large is it, and what is behind it?
+    /// Whether an object is small or large, and the colour of the background.
     Attribute,
 }
 
-/// A question with its choices.
+/// A multiple-choice question about a scene, with its kind and its right answer.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SceneQuestion {
-    /// Its kind.
+    /// The kind of question.
     pub kind: QuestionKind,
-    /// What it is about.
+    /// The word or phrase of the caption that it asks about.
     pub element: String,
-    /// The question.
+    /// The question, without its choices.
     pub question: String,
-    /// What may be answered.
+    /// The answers to choose from.
     pub choices: Vec<String>,
-    /// What is right, one of the choices.
+    /// The right answer, which is one of the choices.
     pub answer: String,
 }
 
-/// Four to eight questions about what a caption says, in a fixed order.
+/// Four to eight questions about what a caption says, in a fixed order; `seed` decides the wrong choices.
 pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
     let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x7175_6573_7469_6f6e);
     let random = &mut random;
@@ -93,8 +93,9 @@ pub fn questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
     asked
 }
 
-/// The questions that an imagined picture must answer: [`questions`], how many there are of each thing, single ones
-/// too, and how many things in all. Captions of this world name everything, so a picture with more in it is wrong.
+/// The questions that an image generated from a caption is scored by: those of [`questions`], how many there are of
+/// each object (single ones included), and how many objects in all. Captions of this world mention every object, so a
+/// picture with more objects is wrong.
 pub fn picture_questions(facts: &Facts, seed: u64) -> Vec<SceneQuestion> {
     let mut asked = questions(facts, seed);
     if facts.groups.len() > 1 {
@@ -120,7 +121,7 @@ fn number_of(element: &str, things: &str, count: usize) -> SceneQuestion {
     }
 }
 
-/// "is there a …?" about the group, or about a thing that differs from it in one word and is not there.
+/// A yes/no question whether the group is there, or whether an absent object that differs from it in one word is there.
 fn presence(group: &Claim, facts: &Facts, random: &mut ChaCha8Rng) -> SceneQuestion {
     let one = Claim { count: 1, size: None, ..*group };
     let recoloured = Colour::ALL.iter().map(|&colour| Claim { colour: one.colour.map(|_| colour), ..one });
@@ -180,7 +181,7 @@ fn noun(shape: Shape, count: usize) -> String {
     }
 }
 
-/// The group without its article or number.
+/// The group's noun with its size and colour, without article or number.
 fn name(group: &Claim) -> String {
     let mut name = String::new();
     if let Some(size) = group.size {

@@ -1,14 +1,14 @@
-//! Drawing a scene: flat shapes with anti-aliased edges.
+//! Draws a scene: flat shapes with anti-aliased edges.
 
 use image::{Rgb, RgbImage};
 
 use crate::scene::{CELL, Object, SIDE, Scene, Shape};
 
-/// Sub-pixels per side of a pixel.
+/// Samples along each side of a pixel, for anti-aliasing.
 const SAMPLES: usize = 4;
 
 impl Scene {
-    /// The picture, 64×64.
+    /// Draws the scene as a picture of 64×64 pixels.
     pub fn render(&self) -> RgbImage {
         let mut image = RgbImage::from_pixel(SIDE as u32, SIDE as u32, Rgb(self.background.rgb()));
         for object in &self.objects {
@@ -40,10 +40,10 @@ fn paint(image: &mut RgbImage, object: &Object) {
     }
 }
 
-/// Half the width of a cross's arms, as drawn.
+/// Half the width of a cross's arms, where the shape spans from -1 to 1.
 pub(crate) const ARM: f64 = 0.34;
 
-/// Whether a point of the square [-1, 1]² belongs to a shape; `arm` is half the width of a cross's arms.
+/// Whether a point of the square [-1, 1]² lies inside a shape; `arm` is half the width of a cross's arms.
 pub(crate) fn inside(shape: Shape, arm: f64, x: f64, y: f64) -> bool {
     if x.abs() > 1.0 || y.abs() > 1.0 {
         return false;

@@ -1,20 +1,19 @@
-//! What a picture of the scenes world shows, and which pictures belong to which split.
+//! The contents of a picture of the scenes world, and its split.
 //!
-//! A picture is 64×64 pixels, a 4×4 grid of 16-pixel cells, at most one shape per cell. The
-//! *combination* of a scene is the sorted list of its groups (count, colour, shape) with the relation
-//! between two of them; a stable hash of it decides the split, so that held-out combinations never
-//! occur in training.
+//! A picture has 64×64 pixels: a 4×4 grid of 16-pixel cells with at most one shape per cell. The *combination* of a
+//! scene is the sorted list of its groups (count, colour, shape). A stable hash of the combination decides the split,
+//! so no combination of the held-out split occurs in training.
 
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-/// Pixels per side of a picture.
+/// The side of a picture, in pixels.
 pub const SIDE: usize = 64;
-/// Cells per side.
+/// The side of the grid, in cells.
 pub const GRID: usize = 4;
-/// Pixels per side of a cell.
+/// The side of a cell, in pixels.
 pub const CELL: usize = SIDE / GRID;
 
 macro_rules! words {
@@ -24,13 +23,13 @@ macro_rules! words {
         #[serde(rename_all = "lowercase")]
         pub enum $name { $($(#[$vdoc])* $variant),+ }
         impl $name {
-            /// All of them.
+            /// All values, in the order of their declaration.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
-            /// Its word in captions.
+            /// The English word for this value in captions.
             pub fn word(self) -> &'static str {
                 match self { $(Self::$variant => $word),+ }
             }
-            /// The one that a word means.
+            /// The value whose word this is, in lower case; `None` if there is none.
             pub fn from_word(word: &str) -> Option<Self> {
                 Self::ALL.iter().copied().find(|one| one.word() == word)
             }
@@ -39,71 +38,71 @@ macro_rules! words {
 }
 
 words! {
-    /// The outline of an object.
+    /// The shape of an object.
     Shape {
-        /// ●
+        /// A disc: ●
         Circle = "circle",
-        /// ■
+        /// A filled square: ■
         Square = "square",
-        /// ▲
+        /// A triangle that points up: ▲
         Triangle = "triangle",
-        /// ✚
+        /// A plus sign with thick arms: ✚
         Cross = "cross",
     }
 }
 words! {
     /// The colour of an object.
     Colour {
-        /// (220, 40, 40)
+        /// RGB (220, 40, 40)
         Red = "red",
-        /// (40, 170, 70)
+        /// RGB (40, 170, 70)
         Green = "green",
-        /// (50, 90, 220)
+        /// RGB (50, 90, 220)
         Blue = "blue",
-        /// (240, 210, 50)
+        /// RGB (240, 220, 50)
         Yellow = "yellow",
-        /// (150, 60, 180)
+        /// RGB (150, 50, 180)
         Purple = "purple",
-        /// (240, 140, 40)
+        /// RGB (245, 140, 35)
         Orange = "orange",
     }
 }
 words! {
-    /// The colour behind the objects.
+    /// The colour of the background.
     Background {
-        /// (245, 245, 245)
+        /// RGB (245, 245, 245)
         White = "white",
-        /// (150, 150, 150)
+        /// RGB (150, 150, 150)
         Grey = "grey",
-        /// (25, 25, 25)
+        /// RGB (25, 25, 25)
         Black = "black",
     }
 }
 words! {
-    /// How large an object is.
+    /// The size of an object.
     Size {
-        /// 8 pixels
+        /// 8 pixels from edge to edge
         Small = "small",
-        /// 14 pixels
+        /// 14 pixels from edge to edge
         Large = "large",
     }
 }
 words! {
-    /// Where the first thing is, seen from the second.
+    /// Where the first of two objects is, relative to the second.
     Relation {
-        /// To the left.
+        /// The first is to the left of the second.
         Left = "left",
-        /// To the right.
+        /// The first is to the right of the second.
         Right = "right",
-        /// Higher.
+        /// The first is above the second.
         Above = "above",
-        /// Lower.
+        /// The first is below the second.
         Below = "below",
     }
 }
 
 impl Colour {
-    /// Red, green, blue.
+    /// Red, green and blue, from 0 to 255.
     pub fn rgb(self) -> [u8; 3] {
         match self {
             Self::Red => [220, 40, 40],
@@ -117,7 +116,7 @@ impl Colour {
 }
 
 impl Background {
-    /// Red, green, blue.
+    /// Red, green and blue, from 0 to 255.
     pub fn rgb(self) -> [u8; 3] {
         match self {
             Self::White => [245, 245, 245],
@@ -128,7 +127,7 @@ impl Background {
 }
 
 impl Size {
-    /// Pixels from edge to edge.
+    /// Width and height of an object of this size, in pixels.
     pub fn pixels(self) -> usize {
         match self {
             Self::Small => 8,
@@ -138,7 +137,7 @@ impl Size {
 }
 
 impl Relation {
-    /// The same fact, seen from the other thing.
+    /// The same relation with the two objects exchanged.
     pub fn opposite(self) -> Self {
         match self {
             Self::Left => Self::Right,
@@ -149,58 +148,58 @@ impl Relation {
     }
 }
 
-/// One thing in a cell.
+/// An object of a scene: one shape in one cell of the grid.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Object {
-    /// Its outline.
+    /// The object's shape.
     pub shape: Shape,
-    /// Its colour.
+    /// The object's colour.
     pub colour: Colour,
-    /// Its size.
+    /// The object's size.
     pub size: Size,
-    /// Its row of the grid, from the top.
+    /// The row of the object's cell, from 0 at the top.
     pub row: usize,
-    /// Its column of the grid, from the left.
+    /// The column of the object's cell, from 0 at the left.
     pub column: usize,
 }
 
-/// Equal objects.
+/// The equal objects of a scene: those of one shape, colour and size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Group {
-    /// How many.
+    /// The number of objects.
     pub count: usize,
-    /// Their colour.
+    /// The colour of each.
     pub colour: Colour,
-    /// Their outline.
+    /// The shape of each.
     pub shape: Shape,
-    /// Their size.
+    /// The size of each.
     pub size: Size,
 }
 
-/// GenEval's categories.
+/// The categories of GenEval (arXiv 2310.11513).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Category {
-    /// One object.
+    /// One object is there.
     SingleObject,
-    /// Two objects, both there.
+    /// Two different objects are both there.
     TwoObjects,
-    /// Several equal objects.
+    /// The stated number of objects is there.
     Counting,
-    /// The colour of what is there.
+    /// An object, or the background, has the stated colour.
     Colors,
-    /// Where one thing is, seen from another.
+    /// One object has the stated position relative to another.
     Position,
-    /// Which attribute belongs to which object.
+    /// Each object has its own attributes and not the other's.
     AttributeBinding,
 }
 
 impl Category {
-    /// All of them.
+    /// All categories, in GenEval's order.
     pub const ALL: [Self; 6] =
         [Self::SingleObject, Self::TwoObjects, Self::Counting, Self::Colors, Self::Position, Self::AttributeBinding];
 
-    /// Its name in tables.
+    /// The category's name in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::SingleObject => "single object",
@@ -213,51 +212,51 @@ impl Category {
     }
 }
 
-/// What kind of picture a scene is; it decides what its captions mention.
+/// The kind of a scene, which decides how many objects it has and what its captions mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// One object.
     Single,
-    /// Two different objects, in a row or a column: their relation is said.
+    /// Two different objects in one row or one column; captions state their relation.
     Relation,
     /// Two to four equal objects.
     Counting,
     /// A small and a large object.
     Binding,
-    /// Two equal objects and another one.
+    /// Two equal objects and a different one.
     Mixed,
 }
 
-/// A picture, before it is drawn.
+/// The contents of a picture, before it is drawn.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scene {
-    /// What kind it is.
+    /// The kind of scene.
     pub kind: Kind,
-    /// The colour behind.
+    /// The colour of the background.
     pub background: Background,
-    /// What is there, group by group.
+    /// All objects, ordered by group.
     pub objects: Vec<Object>,
-    /// Equal objects together, in the order of the captions.
+    /// The groups of equal objects, in the order in which captions mention them.
     pub groups: Vec<Group>,
-    /// Where group 0 is, seen from group 1.
+    /// Where group 0 is relative to group 1; only in scenes of the kind [`Kind::Relation`].
     pub relation: Option<Relation>,
 }
 
-/// Which scenes may be used for what.
+/// The part of the world that a scene belongs to; no combination of objects is in two of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
-    /// For training.
+    /// Scenes to train on: 75 % of all combinations.
     Train,
-    /// For choosing settings.
+    /// Scenes to choose settings by: 10 %.
     Dev,
-    /// For nothing but the final figures.
+    /// Scenes for final figures only: 15 %.
     HeldOut,
 }
 
 impl Split {
-    /// Its name on the command line.
+    /// The split's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Train => "train",
@@ -268,7 +267,7 @@ impl Split {
 }
 
 impl Scene {
-    /// What decides the split: the groups without their sizes, in a fixed order.
+    /// The text whose hash decides the split: the groups without their sizes, sorted.
     pub fn combination(&self) -> String {
         let mut parts: Vec<String> =
             self.groups.iter().map(|g| format!("{} {} {}", g.count, g.colour.word(), g.shape.word())).collect();
@@ -276,7 +275,7 @@ impl Scene {
         parts.join(" + ")
     }
 
-    /// The split that the combination belongs to: 75 % train, 10 % dev, 15 % held out.
+    /// The split that the scene's combination belongs to.
     pub fn split(&self) -> Split {
         match fnv(self.combination().as_bytes()) % 100 {
             0..15 => Split::HeldOut,
@@ -286,7 +285,8 @@ impl Scene {
     }
 }
 
-/// FNV-1a with a final mix: stable, and good enough to split by.
+/// FNV-1a, 64 bits, followed by a mixing step: a hash that never changes and whose last digits are even enough to split
+/// by.
 fn fnv(bytes: &[u8]) -> u64 {
     let hash = bytes
         .iter()
@@ -295,7 +295,7 @@ fn fnv(bytes: &[u8]) -> u64 {
     hash ^ (hash >> 29)
 }
 
-/// Scene number `index` of a split's endless stream.
+/// Scene number `index` (from 0) of the endless stream of a split; the same arguments give the same scene.
 pub fn scene(split: Split, seed: u64, index: u64) -> Scene {
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -310,9 +310,9 @@ pub fn scene(split: Split, seed: u64, index: u64) -> Scene {
     }
 }
 
-/// Number `index` of an endless stream of crowded pictures: each cell holds a random object with
-/// probability 0.6. They belong to no split and have no caption; an image tokenizer learns shapes from
-/// them several times faster than from scenes, which are mostly background.
+/// Picture number `index` (from 0) of an endless stream of crowded pictures: each cell holds a random object with
+/// probability 0.6. These have no split and no caption. An image tokenizer learns shapes from them several times faster
+/// than from scenes, which are mostly background.
 pub fn crowd(seed: u64, index: u64) -> Scene {
     let mut key = [0u8; 32];
     key[..8].copy_from_slice(&seed.to_le_bytes());
@@ -382,8 +382,7 @@ fn draw(random: &mut ChaCha8Rng) -> Scene {
     Scene { kind, background, objects, groups, relation }
 }
 
-/// Two cells in one row or one column, at least two apart or neighbours, and how the first is seen
-/// from the second.
+/// Two different cells of one row or one column, and where the first is relative to the second.
 fn related_cells(random: &mut ChaCha8Rng) -> (Vec<(usize, usize)>, Option<Relation>) {
     let lane = random.random_range(0..GRID);
     let first = random.random_range(0..GRID);

@@ -1,4 +1,4 @@
-//! Captions: writing them about scenes, and reading what any caption claims.
+//! Captions of the scenes world: writing them for a scene, and reading what a caption claims.
 
 use std::fmt;
 
@@ -9,27 +9,27 @@ use serde::{Deserialize, Serialize};
 
 use crate::scene::{Background, Colour, Group, Kind, Relation, Scene, Shape, Size};
 
-/// Equal objects that a caption mentions.
+/// A group of equal objects that a caption mentions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Claim {
-    /// How many.
+    /// The stated number of objects, 1 for "a".
     pub count: usize,
-    /// Their colour, if it is said.
+    /// The stated colour, if any.
     pub colour: Option<Colour>,
-    /// Their outline.
+    /// The stated shape.
     pub shape: Shape,
-    /// Their size, if it is said.
+    /// The stated size, if any.
     pub size: Option<Size>,
 }
 
-/// What a caption says; this is what pictures are judged by.
+/// What a caption says about a picture.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Facts {
-    /// The things, in the order they are mentioned.
+    /// The groups of objects, in the order in which they are mentioned.
     pub groups: Vec<Claim>,
-    /// Where the first thing is, seen from the second, if it is said.
+    /// Where the first group is relative to the second, if stated.
     pub relation: Option<Relation>,
-    /// The colour behind, if it is said.
+    /// The colour of the background, if stated.
     pub background: Option<Background>,
 }
 
@@ -67,7 +67,7 @@ fn phrase(relation: Relation) -> &'static str {
 }
 
 impl Scene {
-    /// One of the scene's captions; paraphrases differ in words and in how much they say.
+    /// A caption of the scene. Different seeds give paraphrases that differ in wording and in how much they mention.
     pub fn caption(&self, seed: u64) -> String {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x6361_7074_696f_6e73);
         let sizes = self.kind == Kind::Binding || random.random_bool(0.4);
@@ -109,7 +109,7 @@ impl Scene {
         things
     }
 
-    /// A caption that is true but tells of one group only: its author was in a hurry.
+    /// A true caption that mentions only one of the scene's groups.
     pub fn short_caption(&self, seed: u64) -> String {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x7368_6f72_7420_6361);
         let mut said = self.clone();
@@ -118,8 +118,8 @@ impl Scene {
         said.caption(seed)
     }
 
-    /// What hurried alt text says about the scene: each word that describes a thing is right or any at all with equal
-    /// chances, and a second group is mentioned or not. Much of what image generators learn from is of this kind.
+    /// An unreliable caption, like much of the alt text that image generators learn from: each word that describes an
+    /// object is, with probability 1/2, replaced by a random one, and a second group may be left out.
     pub fn alt_text(&self, seed: u64) -> String {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x616c_7420_7465_7874);
         let mut said = self.clone();
@@ -145,7 +145,7 @@ impl Scene {
         said.caption(seed)
     }
 
-    /// What a caption that says everything would say.
+    /// What a complete caption of the scene says.
     pub fn facts(&self) -> Facts {
         let claim = |g: &Group| Claim { count: g.count, colour: Some(g.colour), shape: g.shape, size: Some(g.size) };
         Facts {
@@ -156,7 +156,7 @@ impl Scene {
     }
 }
 
-/// Reads the facts of a caption, whoever wrote it; `None` if it names no shape.
+/// Reads the facts of any English caption; `None` if it names none of this world's shapes.
 pub fn parse_caption(caption: &str) -> Option<Facts> {
     let lower = caption.to_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).collect();

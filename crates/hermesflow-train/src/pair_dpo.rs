@@ -1,16 +1,17 @@
-//! Pair-DPO as an [`Objective`]: which pairs a step sees, what is drawn for them, and the model's
+//! Pair-DPO as an [`Objective`]: which pairs a step sees, what is drawn at random for them, and the model's
 //! log-probabilities of both sides.
 //!
-//! 1. One record gives both halves of a pair; the released code shuffled them apart.
-//! 2. Mask and prompt dropout are drawn once per pair and step, for win and lose together; the released
-//!    code drew the dropout twice.
-//! 3. A side is one call to the model per micro batch (of a small model: per two pairs), wins before losses.
-//! 4. The reference's caption log-probabilities carry no randomness: they are computed once, at the start, or recalled
-//!    from a [`CaptionMemory`]: in the parts in which the first epoch's steps see the pairs, wherever a run is continued,
-//!    so that a policy that is still its reference differs from it by exactly nothing. Its image log-probabilities follow
-//!    each step's masks.
-//! 5. `masks_per_pair` > 1 (a departure; 1 is the paper) averages log π(image) over several masks before
-//!    the σ, which lowers the variance of a step and costs as many passes.
+//! 1. Both halves of a pair come from one record; the released code shuffled captions and images separately.
+//! 2. Masks and prompt dropout are drawn once per pair and step and apply to win and lose alike; the released code drew
+//!    the    dropout twice.
+//! 3. Each side is one call to the model per micro batch (per two pairs for a small model), winners before losers.
+//! 4. The reference's log-probabilities of captions involve no randomness, so they are computed once, when the run
+//!    starts,    or recalled from a [`CaptionMemory`]. They are computed in the same groups of pairs as the first
+//!    epoch's steps, also    when a run is resumed, so that a policy that still equals its reference differs from it by
+//!    exactly zero. The    reference's log-probabilities of images depend on each step's masks and are computed in
+//!    every step.
+//! 5. `masks_per_pair` > 1 (an extension; the paper uses 1) averages log π(image) over several masks before the σ. This
+//!    lowers the variance of a step and costs as many passes.
 
 use std::path::Path;
 
@@ -27,22 +28,22 @@ use crate::metrics::Metrics;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
 use crate::{Error, Result};
 
-/// Pairs of a small model's batch that are worked on as one: enough to fill its products.
+/// Pairs of a small model's micro batch that are computed together: enough to keep its matrix products busy.
 const PART: usize = 2;
 
-/// One record, ready for training: texts, and images as codes.
+/// One record, ready for training: its texts, and its images as codes of the image tokenizer.
 ///
-/// Texts go to the model as they are: captions must stand as it writes them in a reply (Show-o's begin
-/// with a space, which records do not keep), and the question as it was asked.
+/// Texts are given to the model unchanged. A caption must therefore be spelled as the model would write it in a reply
+/// (Show-o's replies begin with a space, which records do not store), and the question as it was asked.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TrainingPair {
     /// The record's id.
     pub id: String,
-    /// The codes of the record's own image, which the captions are about.
+    /// The codes of the record's own image, which the captions describe.
     pub image: Vec<u32>,
-    /// The question that the captions were sampled under.
+    /// The question that the captions were sampled for.
     pub question: String,
-    /// The record's caption, from which the images were imagined.
+    /// The record's caption, from which the images were generated.
     pub caption: String,
     /// The preferred caption.
     pub caption_win: String,
@@ -54,15 +55,15 @@ pub struct TrainingPair {
     pub image_lose: Vec<u32>,
 }
 
-/// Which sides take part.
+/// The sides of a pair that training compares: captions (understanding), images (generation) or both.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sides {
-    /// Captions and images: the method.
+    /// Captions and images: the paper's method.
     Both,
-    /// Captions only: a control.
+    /// Captions only, as a control.
     Und,
-    /// Images only: a control.
+    /// Images only, as a control.
     Gen,
 }
 
@@ -76,33 +77,35 @@ impl Sides {
     }
 }
 
-/// The settings of Pair-DPO and its controls.
+/// The settings of Pair-DPO and of its controls. The defaults are the paper's.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PairDpoSettings {
-    /// The seed of order, masks and dropout.
+    /// The seed of the order of pairs, of masks and of prompt dropout. Default: 0.
     pub seed: u64,
-    /// Pairs per micro batch.
+    /// Pairs per micro batch, at least 1. Default: 4.
     pub batch_size: usize,
-    /// Which sides take part.
+    /// The sides that take part. Default: both.
     pub sides: Sides,
-    /// The comparison, or the likelihood of the wins alone.
+    /// The loss of a side: the comparison of win and lose, or the likelihood of the wins alone. Default: the
+    /// comparison.
     pub objective: LossKind,
-    /// β.
+    /// β, the strength of the comparison, above 0. Default: 0.2.
     pub beta: f64,
-    /// λ of the captions; 0 is the paper.
+    /// λ of the captions: the weight of DPO-Positive's anchor, which penalises a winner that becomes less likely than
+    /// under the reference; 0 (the default) is the paper's loss.
     pub lambda_und: f64,
-    /// λ of the images; 0 is the paper.
+    /// λ of the images, as [`Self::lambda_und`]. Default: 0.
     pub lambda_gen: f64,
-    /// The weight of the captions' loss; 1 is the paper.
+    /// The weight of the captions' loss in the sum of both, 0 or more. Default: 1.
     pub weight_und: f64,
-    /// The weight of the images' loss; 1 is the paper.
+    /// The weight of the images' loss in the sum of both, 0 or more. Default: 1.
     pub weight_gen: f64,
-    /// Mask draws per pair and step; 1 is the paper.
+    /// Masks that are drawn per pair and step, at least 1; more lower the variance and cost as many passes. Default: 1.
     pub masks_per_pair: usize,
-    /// How the images of a pair are masked.
+    /// How the positions to be masked in a pair's images are drawn. Default: the paper's.
     pub masking: Masking,
-    /// The probability that a pair's prompt is replaced by the empty text.
+    /// The probability that the prompt of a pair's images is replaced by the empty text, from 0 to 1. Default: 0.1.
     pub prompt_dropout: f64,
 }
 
@@ -127,7 +130,10 @@ impl Default for PairDpoSettings {
 }
 
 impl PairDpoSettings {
-    /// Checks the ranges.
+    /// Checks that every setting is in its range.
+    ///
+    /// # Errors
+    /// [`Error::Setting`] names the first key that is not, its value and the range.
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
         let at_least_one = |key, value: usize| check(value > 0, key, "must be at least 1".into());
@@ -146,19 +152,25 @@ impl PairDpoSettings {
     }
 }
 
-/// Remembers the reference's caption log-probabilities from one start of a run to the next.
+/// A store for the reference's log-probabilities of captions, so that a run that is started again need not compute
+/// them.
 ///
-/// Pairs come in the chunks in which they are computed: in other company a number may round differently.
+/// Pairs are looked up and stored in the groups in which they are computed, because a number may round differently in
+/// another group.
 pub trait CaptionMemory {
-    /// What was remembered of these pairs under the very same reference.
+    /// The stored log-probabilities of these pairs' captions under exactly this reference, one per pair in order;
+    /// `None` if they are not stored.
     fn recall(&mut self, pairs: &[&TrainingPair]) -> Option<Vec<Pair<f32>>>;
 
-    /// Remembers it.
+    /// Stores the log-probabilities of these pairs' captions, one per pair in order.
+    ///
+    /// # Errors
+    /// If they cannot be stored.
     fn remember(&mut self, pairs: &[&TrainingPair], log_probs: &[Pair<f32>])
     -> std::result::Result<(), ObjectiveError>;
 }
 
-/// Remembers nothing.
+/// A [`CaptionMemory`] that stores nothing.
 struct Forgetful;
 
 impl CaptionMemory for Forgetful {
@@ -171,24 +183,29 @@ impl CaptionMemory for Forgetful {
     }
 }
 
-/// Pair-DPO over prepared pairs.
+/// Pair-DPO of a policy against a reference over prepared pairs.
 pub struct PairDpo<M> {
     policy: M,
     reference: M,
     pairs: Vec<TrainingPair>,
     settings: PairDpoSettings,
     order: Order,
-    /// Pairs that are worked on as one; a batch of a small model is several, side by side.
+    /// Pairs that are computed together; a micro batch of a small model is several such parts, in parallel.
     part: usize,
-    /// Per pair log π_ref of its winning and losing caption; empty if captions take no part.
+    /// For each pair, log π_ref of its winning and losing caption; empty if captions take no part.
     reference_captions: Vec<Pair<f32>>,
 }
 
 impl<M: PairModel> PairDpo<M> {
-    /// The objective of `policy` against the frozen `reference`, which should be loaded without trainable
-    /// variables so that it keeps no graph.
+    /// The objective of training `policy` against a frozen `reference`. Load the reference without trainable variables,
+    /// so that no graph is kept for it.
     ///
-    /// If captions take part, `on_reference(done, all)` follows the pass over all pairs.
+    /// If captions take part, this computes the reference's log-probabilities of all captions and calls
+    /// `on_reference(done, all)` as it goes on.
+    ///
+    /// # Errors
+    /// If a setting is out of range, there are no pairs, a pair lacks the codes of an image that takes part, or the
+    /// model fails.
     pub fn new(
         policy: M,
         reference: M,
@@ -199,7 +216,10 @@ impl<M: PairModel> PairDpo<M> {
         Self::remembering(policy, reference, pairs, settings, &mut Forgetful, on_reference)
     }
 
-    /// As [`Self::new`], where `memory` may know the reference's caption log-probabilities already.
+    /// Like [`Self::new`], but takes the reference's log-probabilities of captions from `memory` where it has them.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and if `memory` cannot store new values.
     pub fn remembering(
         policy: M,
         reference: M,
@@ -243,22 +263,17 @@ impl<M: PairModel> PairDpo<M> {
         Ok(Self { part, policy, reference, pairs, settings, order, reference_captions })
     }
 
-    /// The model being trained.
+    /// The model that is trained.
     pub fn policy(&self) -> &M {
         &self.policy
     }
 
-    /// The model being trained.
-    pub fn into_policy(self) -> M {
-        self.policy
-    }
-
-    /// The model being trained and the reference.
+    /// The trained model and the reference.
     pub fn into_models(self) -> (M, M) {
         (self.policy, self.reference)
     }
 
-    /// The log-probabilities of the caption side of the pairs at `indices`.
+    /// The log-probabilities of the captions of the pairs at `indices`.
     fn understanding(&self, indices: &[usize]) -> Result<PairLogProbs> {
         let pairs: Vec<&TrainingPair> = indices.iter().map(|&index| &self.pairs[index]).collect();
         let policy = captions(&self.policy, &pairs)?;
@@ -270,7 +285,7 @@ impl<M: PairModel> PairDpo<M> {
         Ok(PairLogProbs { policy, reference })
     }
 
-    /// The log-probabilities of the image side of the pairs at `indices`, under their draws.
+    /// The log-probabilities of the images of the pairs at `indices`, with the masks and dropout of `draws`.
     fn generation(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<PairLogProbs> {
         let pairs: Vec<&TrainingPair> = indices.iter().map(|&index| &self.pairs[index]).collect();
         let policy = images(&self.policy, &pairs, draws)?;
@@ -320,8 +335,12 @@ impl<M: PairModel> PairDpo<M> {
         Ok(Step { losses, metrics })
     }
 
-    /// What the loss of some pairs is computed from, under their draws: the log-probabilities of their captions and of
-    /// their images, where these take part.
+    /// The log-probabilities that the loss of some pairs is computed from: of their captions and of their images,
+    /// `None` for a side that takes no part. `indices` are positions in the list of pairs; `draws` has one draw for
+    /// each.
+    ///
+    /// # Errors
+    /// If the model fails.
     pub fn log_probs(&self, indices: &[usize], draws: &[ImageDraw]) -> Result<[Option<PairLogProbs>; 2]> {
         let sides = self.settings.sides;
         Ok([
@@ -358,10 +377,10 @@ impl<M: PairModel> Objective for PairDpo<M> {
     }
 }
 
-/// log π of both captions of each pair, in one call.
+/// log π of both captions of each pair, in one call to the model.
 ///
 /// # Shapes
-/// Each `[pairs]`.
+/// `[pairs]` each
 fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tensor>> {
     let example = |pair: &TrainingPair, caption: &String| CaptionExample {
         image: pair.image.clone(),
@@ -374,10 +393,10 @@ fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tens
     halves(&model.caption_log_probs(&examples)?, pairs.len())
 }
 
-/// log π of both images of each pair under the pair's draw, averaged over its masks, in one call.
+/// log π of both images of each pair, averaged over the masks of the pair's draw, in one call to the model.
 ///
 /// # Shapes
-/// Each `[pairs]`.
+/// `[pairs]` each
 fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw]) -> Result<Pair<Tensor>> {
     let of = |image: for<'a> fn(&'a TrainingPair) -> &'a Vec<u32>| {
         pairs.iter().zip(draws).flat_map(move |(pair, draw)| {

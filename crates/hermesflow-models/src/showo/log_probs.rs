@@ -1,7 +1,9 @@
-//! Log-probabilities of captions given images and of images given captions (SPEC §3), packed.
+//! Log-probabilities of captions given images, and of images given captions: the terms `log π(caption | image)` and
+//! `log π(image | caption)` of Pair-DPO (HermesFlow, arXiv 2502.12148).
 //!
-//! Examples about one image share its block, examples with one question share that too, images of one
-//! prompt share its text; the vocabulary head runs only on rows that carry a label.
+//! All examples of a call go through the decoder as one packed batch. Examples about the same image share its tokens,
+//! those with the same question share these too, and images of the same prompt share its text. The vocabulary head runs
+//! only on rows that predict a label.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -15,7 +17,8 @@ use super::sequence::Packed;
 use crate::model::{CaptionExample, ImageExample};
 use crate::{Error, Result};
 
-/// Rows that carry a label, and the example each belongs to.
+/// The rows of a packed batch whose next-token prediction is scored: for each label its row, its target token and the
+/// example that it belongs to.
 #[derive(Debug, Default)]
 pub struct Labelled {
     rows: Vec<u32>,
@@ -24,27 +27,29 @@ pub struct Labelled {
 }
 
 impl Labelled {
-    /// The hidden state of `row` predicts `target`, for this example.
+    /// Adds a label: the hidden state of `row` is to predict the token `target`, and its log-probability counts towards
+    /// `example` (from 0).
     pub fn push(&mut self, row: usize, target: u32, example: usize) {
         self.rows.push(row as u32);
         self.targets.push(target);
         self.examples.push(example as u32);
     }
 
-    /// Labels per example.
+    /// The number of labels of each of the first `examples` examples.
     pub fn counts(&self, examples: usize) -> Vec<usize> {
         let mut counts = vec![0; examples];
         self.examples.iter().for_each(|&example| counts[example as usize] += 1);
         counts
     }
 
-    /// The sums of the labels' log-probabilities over the whole vocabulary.
+    /// For each example, the sum of its labels' log-probabilities (natural logarithm, softmax over the whole
+    /// vocabulary).
     ///
     /// # Shapes
     /// `[examples]`, f32
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a token of `packed` or a target is outside the vocabulary, or a tensor operation fails.
     pub fn sums(&self, phi: &Phi, packed: &Packed, examples: usize) -> Result<Tensor> {
         let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
         let log_probs = phi.log_probs(&ops::gather_rows(&hidden, &self.rows)?, &self.targets)?;
@@ -57,7 +62,8 @@ impl Labelled {
     }
 }
 
-/// Sums over each caption's tokens and its closing `<|eot|>`, and how many those are.
+/// For each example, the log-probability of its caption and the closing `<|eot|>`, and the number of tokens in that
+/// sum.
 pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Tensor, Vec<usize>)> {
     if model.config.w_clip_vit {
         let message = "the likelihood of captions is not computed for the CLIP variant of Show-o (w_clip_vit): it reads \
@@ -101,7 +107,7 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
     Ok((labels.sums(&model.phi, &packed, examples.len())?, counts))
 }
 
-/// Sums over each image's masked positions.
+/// For each example, the sum of the log-probabilities of the true codes at its masked positions.
 pub(super) fn images(model: &Showo, examples: &[ImageExample]) -> Result<Tensor> {
     let (mut packed, mut labels) = (Packed::default(), Labelled::default());
     let mut texts: HashMap<&str, Range<usize>> = HashMap::new();

@@ -1,4 +1,5 @@
-//! The model as it is trained and compared with: how its likelihoods are computed, and a digest of all that decides them.
+//! Show-o as a policy or reference of Pair-DPO: how its log-probabilities are computed, and a digest of everything that
+//! decides them.
 
 use hermesflow_nn::device::{multiplies_bf16, uses_kernels};
 use hermesflow_nn::ops::Products;
@@ -7,16 +8,19 @@ use super::Showo;
 use crate::{Error, Result};
 
 impl Showo {
-    /// The model as Pair-DPO trains it or compares with it: with these products, and by whole blocks, but for a small one
-    /// in f32 on the CPU, which goes on operator by operator.
+    /// A copy of the model that computes log-probabilities as Pair-DPO needs them, for the policy as well as for the
+    /// reference.
     ///
-    /// A policy and the reference that it begins from compute the same likelihoods, bit for bit, whatever type the
-    /// reference is held in: products that do not take its weights get them widened to f32, which is what is trained.
+    /// `products` is the precision of its matrix products. Each decoder block runs as one operator with its own
+    /// backward pass, except in a small model in f32 on the CPU, which runs operator by operator. If `products` cannot
+    /// use weights of the type that the model holds, the copy holds them in f32. A policy and the reference that it
+    /// started from therefore give the same log-probabilities, bit for bit, whatever type the reference is stored in.
     ///
-    /// The gradients of its likelihoods come from [`hermesflow_nn::gradients::backward`] only.
+    /// Use [`hermesflow_nn::gradients::backward`] to differentiate them; candle's own backward pass does not know these
+    /// blocks.
     ///
     /// # Errors
-    /// When a weight cannot be widened.
+    /// If a weight cannot be converted to f32.
     pub fn training(&self, products: Products) -> Result<Self> {
         let held = match products.take(self.dtype()) {
             true => self.clone(),
@@ -27,17 +31,18 @@ impl Showo {
         Ok(Self { phi, ..held })
     }
 
-    /// The model, whose whole blocks ([`Self::training`]) keep for the backward pass their inputs only, if `on`, and compute
-    /// the rest again: the same numbers for less memory and more time. One that runs operator by operator stays as it is.
+    /// A copy of the model whose decoder blocks, if `on`, keep only their inputs for the backward pass and recompute
+    /// the rest: the same numbers for less memory and more time. A model that runs operator by operator (see
+    /// [`Self::training`]) is returned unchanged.
     pub fn checkpointing(&self, on: bool) -> Self {
         Self { phi: self.phi.clone().checkpointing(on), ..self.clone() }
     }
 
-    /// Everything that decides the model's likelihoods, piece by piece, for a digest: configurations, tokenizer, weights
-    /// as they are held, and how they are multiplied.
+    /// Passes everything that decides the model's log-probabilities to `see`, piece by piece, to be hashed:
+    /// configurations, tokenizer, weights in the type that they are held in, and the precision of the matrix products.
     ///
     /// # Errors
-    /// When a weight cannot be read.
+    /// If a weight cannot be read or a configuration cannot be written as JSON.
     pub fn each_part(&self, mut see: impl FnMut(&[u8])) -> Result<()> {
         let parse = |e: serde_json::Error| Error::Invalid(format!("a configuration cannot be written: {e}"));
         see(&serde_json::to_vec(&self.config).map_err(parse)?);
@@ -54,7 +59,8 @@ impl Showo {
         Ok(())
     }
 
-    /// Which operators compute its likelihoods, where they are not the CPU's kernels: they round otherwise.
+    /// The operators that compute the log-probabilities, where these are not the CPU's kernels, which round
+    /// differently.
     fn operators(&self) -> Option<String> {
         let device = self.phi.device();
         (!uses_kernels(device)).then(|| format!("compositions on {}", hermesflow_nn::device::describe(device)))
