@@ -6,8 +6,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use hermesflow_models::preprocess;
-use hermesflow_models::showo::clip::{PROJECTOR_PARAMETERS, Projector};
 use hermesflow_models::showo::pretrain::random_magvit;
+use hermesflow_models::showo::projector::{PROJECTOR_PARAMETERS, Projector};
 use hermesflow_models::showo::reply::{Question, Sample, decode};
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{ClipVision, Magvit, MagvitConfig, Phi, Showo, ShowoTokenizer, read_configs};

@@ -4,6 +4,7 @@
 //! layout), a checkpoint with `logits.safetensors`, `rules/`, `image/`, `tokenizer/`, or a scorer. Everything is read from the folder; nothing
 //! here knows the numbers of a particular case.
 
+mod case;
 pub mod check;
 pub mod logits;
 pub mod model;

@@ -14,8 +14,8 @@ use hermesflow_train::loss::{PairLogProbs, pair_dpo};
 use hermesflow_train::{AdamW, AdamWSettings, Pair, Schedule};
 
 use crate::Result;
+use crate::case::Loaded;
 use crate::check::{Report, ids, integers, largest, values};
-use crate::model::Loaded;
 
 /// One side of the recorded batch.
 struct Side {

@@ -16,8 +16,8 @@ use hermesflow_train::loss::{PairLogProbs, pair_dpo};
 use hermesflow_train::{PairDpo, PairDpoSettings, Sides, TrainingPair};
 use serde_json::json;
 
+use crate::case::Loaded;
 use crate::check::{Report, ids, integers};
-use crate::model::Loaded;
 use crate::pair_dpo::compare_gradients;
 use crate::{Error, Result};
 

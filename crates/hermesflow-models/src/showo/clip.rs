@@ -15,14 +15,10 @@ use hermesflow_nn::{parallel, sizes};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
+use super::affine::Affine;
 use super::config::read_json;
-use super::phi::Affine;
 use crate::preprocess::{Centre, fit_square};
 use crate::{Error, Result};
-
-/// The projector's parameters in a Show-o checkpoint.
-pub const PROJECTOR_PARAMETERS: [&str; 4] =
-    ["mm_projector.0.weight", "mm_projector.0.bias", "mm_projector.2.weight", "mm_projector.2.bias"];
 
 /// The side of a picture, at most.
 const MOST_PIXELS: usize = 4096;
@@ -313,38 +309,6 @@ impl ClipVision {
             xs = (xs + block.fc2.linear(&active?)?)?;
         }
         Ok(xs.reshape((images, tokens, hidden))?.narrow(1, 1, count)?.contiguous()?)
-    }
-}
-
-/// Two layers from the tower's features to the decoder's embeddings: `mm_projector` of a Show-o checkpoint.
-#[derive(Debug, Clone)]
-pub struct Projector {
-    first: Affine,
-    second: Affine,
-}
-
-impl Projector {
-    /// Takes the weights: from features of `width` to embeddings of `hidden`.
-    ///
-    /// # Errors
-    /// Says what is missing or mis-shaped.
-    pub fn new(weights: &Weights, width: usize, hidden: usize) -> Result<Self> {
-        let root = weights.scope("mm_projector");
-        Ok(Self {
-            first: Affine::load(&root.pp(0), &[hidden, width])?,
-            second: Affine::load(&root.pp(2), &[hidden, hidden])?,
-        })
-    }
-
-    /// Embeddings of features.
-    ///
-    /// # Shapes
-    /// `[patches, width]` → `[patches, hidden]`
-    ///
-    /// # Errors
-    /// When shapes do not fit.
-    pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
-        self.second.linear(&ops::gelu_erf(&self.first.linear(features)?)?)
     }
 }
 

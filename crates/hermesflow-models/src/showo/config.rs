@@ -5,14 +5,11 @@ use std::path::{Path, PathBuf};
 use hermesflow_nn::{foreign, sizes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
+use super::magvit::MagvitConfig;
 use crate::{Error, Result};
 
 /// Tokens of an image, at most.
 const MOST_TOKENS: usize = 1 << 14;
-/// Levels of an image tokenizer, and what each may have of channels and of blocks.
-const MOST_LEVELS: usize = 8;
-const MOST_PER_LEVEL: usize = 64;
-
 /// The tokens that Show-o adds behind the text vocabulary, in order.
 pub const ADDED_TOKENS: [&str; 10] =
     ["[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"];
@@ -260,127 +257,6 @@ impl PhiConfig {
         }
         if self.hidden_act != "gelu_new" {
             return Err(Error::config(path, format!("hidden_act {:?} is not gelu_new", self.hidden_act)));
-        }
-        Ok(())
-    }
-}
-
-/// `config.json` of the MAGVIT-v2 image tokenizer; absent keys have the published values.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct MagvitConfig {
-    /// The class that wrote the file.
-    #[serde(rename = "_class_name", default = "magvit_class")]
-    pub class_name: String,
-    /// Channels at full resolution.
-    #[serde(default = "d128")]
-    pub ch: usize,
-    /// Channel multipliers per level, where encoder and decoder share them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ch_mult: Option<Vec<usize>>,
-    /// Residual blocks per level, where encoder and decoder share them.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub num_res_blocks: Option<Vec<usize>>,
-    /// Bits of a code.
-    #[serde(default = "d13")]
-    pub z_channels: usize,
-    /// Side of the images it was trained on.
-    #[serde(default = "d256")]
-    pub resolution: usize,
-    /// Groups of every GroupNorm.
-    #[serde(default = "d32", skip_serializing_if = "is_32")]
-    pub norm_groups: usize,
-}
-
-impl Default for MagvitConfig {
-    /// The published one.
-    fn default() -> Self {
-        Self {
-            class_name: magvit_class(),
-            ch: d128(),
-            ch_mult: None,
-            num_res_blocks: None,
-            z_channels: d13(),
-            resolution: d256(),
-            norm_groups: d32(),
-        }
-    }
-}
-
-fn magvit_class() -> String {
-    "MAGVITv2".into()
-}
-fn d128() -> usize {
-    128
-}
-fn d13() -> usize {
-    13
-}
-fn d256() -> usize {
-    256
-}
-fn is_32(groups: &usize) -> bool {
-    *groups == 32
-}
-
-/// The levels of an encoder or decoder.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Levels {
-    /// Channels per level, from full resolution down.
-    pub channels: Vec<usize>,
-    /// Residual blocks per level.
-    pub blocks: Vec<usize>,
-}
-
-impl MagvitConfig {
-    /// The levels of the encoder.
-    pub fn encoder(&self) -> Levels {
-        self.levels(&[1, 2, 2, 4, 4], &[4, 3, 4, 3, 4])
-    }
-
-    /// The levels of the decoder.
-    pub fn decoder(&self) -> Levels {
-        self.levels(&[1, 1, 2, 2, 4], &[4, 4, 3, 4, 3])
-    }
-
-    fn levels(&self, mult: &[usize], blocks: &[usize]) -> Levels {
-        let mult = self.ch_mult.as_deref().unwrap_or(mult);
-        Levels {
-            channels: mult.iter().map(|m| m * self.ch).collect(),
-            blocks: self.num_res_blocks.as_deref().unwrap_or(blocks).to_vec(),
-        }
-    }
-
-    /// Pixels per token side.
-    pub fn downsampling(&self) -> usize {
-        1 << (self.encoder().channels.len() - 1)
-    }
-
-    /// Checks the numbers against each other.
-    ///
-    /// # Errors
-    /// Says which numbers disagree; `path` is named.
-    pub fn validate(&self, path: &Path) -> Result<()> {
-        let sized = sizes::check(&[("ch", self.ch, sizes::WIDTH), ("resolution", self.resolution, sizes::WIDTH)]);
-        let each = |name: &'static str, list: &Option<Vec<usize>>| {
-            let list = list.as_deref().unwrap_or_default();
-            sizes::check(&[(&format!("the length of {name}"), list.len(), 0..=MOST_LEVELS)])?;
-            list.iter().try_for_each(|number| sizes::check(&[(name, *number, 1..=MOST_PER_LEVEL)]))
-        };
-        sized
-            .and_then(|()| each("ch_mult", &self.ch_mult))
-            .and_then(|()| each("num_res_blocks", &self.num_res_blocks))
-            .map_err(|message| Error::config(path, message))?;
-        for levels in [self.encoder(), self.decoder()] {
-            if levels.channels.is_empty() || levels.channels.len() != levels.blocks.len() {
-                return Err(Error::config(path, "ch_mult and num_res_blocks must have one number per level"));
-            }
-            if self.norm_groups == 0 || levels.channels.iter().any(|c| c % self.norm_groups != 0) {
-                let message = format!("channels {:?} do not divide into {} groups", levels.channels, self.norm_groups);
-                return Err(Error::config(path, message));
-            }
-        }
-        if self.z_channels == 0 || self.z_channels > 24 {
-            return Err(Error::config(path, format!("z_channels {} is not within 1 … 24", self.z_channels)));
         }
         Ok(())
     }

@@ -4,17 +4,18 @@
 //! [`Segment`]s say which keys each run of queries sees. There is no padding and no mask.
 //! Weight paths mirror the checkpoint's names.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::{D, DType, Device, Tensor};
+use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Cached, DecoderBlock, Products, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
+use super::affine::Affine;
 pub use super::cache::{KvCache, Placement};
-use super::clip::PROJECTOR_PARAMETERS;
 use super::config::{PhiConfig, ShowoConfig};
-use crate::{Error, Result};
+use super::projector::PROJECTOR_PARAMETERS;
+use super::rotary::Rotary;
+use crate::Result;
 
 /// Endings of names that a checkpoint may have beside the decoder's parameters.
 pub(super) fn ignored(showo: &ShowoConfig) -> Vec<&'static str> {
@@ -44,37 +45,6 @@ pub fn parameter_shapes(showo: &ShowoConfig, phi: &PhiConfig) -> Vec<(String, Ve
     pair("showo.model.final_layernorm".into(), vec![hidden]);
     pair("showo.lm_head".into(), vec![vocab, hidden]);
     shapes
-}
-
-/// A weight and a bias: an affine map or the parameters of a LayerNorm.
-#[derive(Debug, Clone)]
-pub(super) struct Affine {
-    weight: Tensor,
-    bias: Tensor,
-}
-
-impl Affine {
-    pub(super) fn load(scope: &Scope, shape: &[usize]) -> Result<Self> {
-        Ok(Self { weight: scope.get("weight", shape)?, bias: scope.get("bias", &shape[..1])? })
-    }
-
-    pub(super) fn linear(&self, xs: &Tensor) -> Result<Tensor> {
-        Ok(ops::linear(xs, &self.weight, Some(&self.bias))?)
-    }
-
-    /// Several maps, each of its own input, in one go.
-    fn all<const N: usize>(maps: [(&Self, &Tensor); N]) -> Result<[Tensor; N]> {
-        let results = ops::linear_all(&maps.map(|(map, xs)| (xs, &map.weight, &map.bias)))?;
-        results.try_into().map_err(|_| Error::Invalid("as many results as maps".into()))
-    }
-
-    pub(super) fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {
-        Ok(ops::layer_norm(xs, &self.weight, &self.bias, eps)?)
-    }
-
-    fn pair(&self) -> ops::Affine {
-        ops::Affine { weight: self.weight.clone(), bias: self.bias.clone() }
-    }
 }
 
 #[derive(Debug, Clone)]
@@ -135,17 +105,12 @@ pub struct Phi {
     blocks: Vec<Block>,
     final_layernorm: Affine,
     lm_head: Affine,
-    inverse_frequencies: Vec<f64>,
+    rotary: Rotary,
     /// How likelihoods are computed by whole blocks; none is operator by operator.
     whole: Option<Products>,
     /// Whether whole blocks keep their inputs only.
     checkpointing: bool,
-    /// The angles of the last pass on a GPU: the steps of decoding an image have the same positions.
-    tables: Arc<Mutex<Option<Tables>>>,
 }
-
-/// Positions, a type, and their angles' cosines and sines.
-type Tables = (Vec<u32>, DType, (Tensor, Tensor));
 
 impl Phi {
     /// Takes the weights (their dtype and device are the model's).
@@ -160,19 +125,15 @@ impl Phi {
         let blocks = (0..config.num_hidden_layers)
             .map(|layer| Block::load(&model.pp("layers").pp(layer), config))
             .collect::<Result<_>>()?;
-        let rotary_dim = config.rotary_dim();
-        let inverse_frequencies =
-            (0..rotary_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect();
         Ok(Self {
             config: config.clone(),
             embed_tokens: model.pp("embed_tokens").get("weight", &[vocab, hidden])?,
             blocks,
             final_layernorm: Affine::load(&model.pp("final_layernorm"), &[hidden])?,
             lm_head: Affine::load(&root.pp("lm_head"), &[vocab, hidden])?,
-            inverse_frequencies,
+            rotary: Rotary::new(config),
             whole: None,
             checkpointing: false,
-            tables: Arc::default(),
         })
     }
 
@@ -255,7 +216,7 @@ impl Phi {
         cache: Option<(&KvCache, &Placement)>,
     ) -> Result<Tensor> {
         let (tokens, _) = xs.dims2()?;
-        let (cos, sin) = self.rotary_tables(positions, xs.dtype())?;
+        let (cos, sin) = self.rotary.tables(positions, xs.dtype(), self.device())?;
         let (heads, head_dim, eps) =
             (self.config.num_attention_heads, self.config.head_dim(), self.config.layer_norm_eps);
         let scale = 1.0 / (head_dim as f32).sqrt();
@@ -336,7 +297,7 @@ impl Phi {
         let Affine { weight, bias } = &self.lm_head;
         Ok(match self.whole {
             Some(products) => ops::head_log_prob(hidden, weight, bias, targets, products)?,
-            None => ops::log_prob(&widen(&self.logits(hidden, None)?)?, targets)?,
+            None => ops::log_prob(&self.logits(hidden, None)?.to_dtype(DType::F32)?, targets)?,
         })
     }
 
@@ -355,50 +316,4 @@ impl Phi {
         let bias = self.lm_head.bias.narrow(0, columns.start, columns.len())?;
         Ok(ops::linear(hidden, &weight, Some(&bias))?)
     }
-
-    fn rotary_tables(&self, positions: &[u32], dtype: DType) -> Result<(Tensor, Tensor)> {
-        {
-            let last = self.tables.lock().unwrap_or_else(PoisonError::into_inner);
-            if let Some((known, of, tables)) = last.as_ref()
-                && known == positions
-                && *of == dtype
-            {
-                return Ok(tables.clone());
-            }
-        }
-        let half = self.inverse_frequencies.len();
-        let mut cos = Vec::with_capacity(positions.len() * half);
-        let mut sin = Vec::with_capacity(positions.len() * half);
-        // Where each position stands first: the sequences of a batch have the same ones.
-        let mut known: HashMap<u32, usize> = HashMap::new();
-        for &position in positions {
-            if let Some(&at) = known.get(&position) {
-                cos.extend_from_within(at..at + half);
-                sin.extend_from_within(at..at + half);
-                continue;
-            }
-            known.insert(position, cos.len());
-            for &frequency in &self.inverse_frequencies {
-                // The reference multiplies f32 position and f32 frequency.
-                let angle = position as f32 * frequency as f32;
-                cos.push(angle.cos());
-                sin.push(angle.sin());
-            }
-        }
-        let table = |values: Vec<f32>| -> Result<Tensor> {
-            Ok(Tensor::from_vec(values, (positions.len(), half), self.device())?.to_dtype(dtype)?)
-        };
-        let tables = (table(cos)?, table(sin)?);
-        if !self.device().is_cpu() {
-            *self.tables.lock().unwrap_or_else(PoisonError::into_inner) =
-                Some((positions.into(), dtype, tables.clone()));
-        }
-        Ok(tables)
-    }
-}
-
-/// The log-probabilities' usual dtype: logits are widened before softmax.
-pub(super) fn widen(logits: &Tensor) -> Result<Tensor> {
-    debug_assert!(logits.dim(D::Minus1).is_ok());
-    Ok(logits.to_dtype(DType::F32)?)
 }

@@ -12,8 +12,8 @@ use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::clip::{ClipConfig, ClipVision};
-use super::config::{MagvitConfig, PhiConfig, ShowoConfig};
-use super::magvit::Magvit;
+use super::config::{PhiConfig, ShowoConfig};
+use super::magvit::{Magvit, MagvitConfig};
 use super::phi;
 use crate::{Error, Result};
 

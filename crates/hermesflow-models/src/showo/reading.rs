@@ -6,7 +6,8 @@ use std::ops::Range;
 use image::RgbImage;
 
 use super::Showo;
-use super::clip::{ClipVision, Projector};
+use super::clip::ClipVision;
+use super::projector::Projector;
 use super::sequence::{Packed, SYSTEM_PROMPT, conversation_text, question_text};
 use crate::model::{ImageView, UnifiedModel};
 use crate::preprocess::{Centre, fit_square};

@@ -17,7 +17,6 @@ use hermesflow_nn::{sizes, weights};
 use super::check_finite;
 use super::layers::RmsNorm;
 use super::llama::{Block, Llama, Projection, Sizes, Table};
-use super::llama_files::cache_bytes;
 use super::memory;
 use crate::{Error, Result};
 
@@ -43,7 +42,7 @@ impl Llama {
         let fault = |message: String| Error::file(path, format!("{message}; convert the model again"));
         let (sizes, blocks, eps) = metadata.sizes(&content).map_err(fault)?;
         let bytes = weight_bytes(&content, &shapes(&content, &sizes, blocks)).map_err(fault)?;
-        memory::require(path, bytes.saturating_add(cache_bytes(&sizes, blocks, DType::F32)))?;
+        memory::require(path, bytes.saturating_add(sizes.cache_bytes(blocks, DType::F32)))?;
 
         let mut tensor = |name: &str| {
             let read = decoded(|| content.tensor(&mut reader, &format!("{name}.weight"), device));

@@ -18,6 +18,9 @@ use super::first_largest;
 use super::layers::{Linear, RmsNorm};
 use crate::Result;
 
+/// Tokens that memory is reserved for when a model is loaded: a prompt and five replies of 512 each.
+const CACHE_ROWS: usize = 6 * 512;
+
 /// The sizes of a model, whatever file they were read from.
 #[derive(Debug, Clone)]
 pub(super) struct Sizes {
@@ -50,6 +53,11 @@ impl Sizes {
             }
             None => Ok(()),
         }
+    }
+
+    /// Bytes of the keys and values of [`CACHE_ROWS`] tokens in `blocks` decoder blocks, held as `dtype`.
+    pub fn cache_bytes(&self, blocks: usize, dtype: DType) -> u64 {
+        (2 * blocks * CACHE_ROWS * self.key_heads * self.head * dtype.size_in_bytes()) as u64
     }
 }
 

@@ -14,9 +14,6 @@ use super::llama::{Block, Llama, Projection, Sizes, Table};
 use super::memory;
 use crate::{Error, Result};
 
-/// Rows of the cache that are reckoned with: a prompt and five replies of 512 tokens.
-const ROWS: usize = 6 * 512;
-
 #[derive(Debug, Deserialize)]
 struct Config {
     model_type: String,
@@ -111,11 +108,6 @@ impl Config {
     }
 }
 
-/// Bytes of the cache.
-pub(super) fn cache_bytes(sizes: &Sizes, blocks: usize, dtype: DType) -> u64 {
-    (2 * blocks * ROWS * sizes.key_heads * sizes.head * dtype.size_in_bytes()) as u64
-}
-
 impl Llama {
     /// Loads a model folder with weights as `dtype`, or a GGUF file (given itself, or alone in its folder).
     ///
@@ -134,7 +126,7 @@ impl Llama {
         let generation: Generation = optional_json(folder, "generation_config.json")?.unwrap_or_default();
         let fault = |message: String| Error::file(&folder.join("config.json"), message);
         let sizes = config.sizes(generation).map_err(fault)?;
-        let needed = weight_bytes(folder, dtype)? + cache_bytes(&sizes, config.num_hidden_layers, DType::F32);
+        let needed = weight_bytes(folder, dtype)? + sizes.cache_bytes(config.num_hidden_layers, DType::F32);
         if device.is_cpu() {
             memory::require(folder, needed)?;
         }

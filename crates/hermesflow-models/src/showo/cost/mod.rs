@@ -10,10 +10,9 @@ pub mod training;
 use candle_core::DType;
 use hermesflow_nn::ops;
 
-use super::Magvit;
-use super::config::{MagvitConfig, PhiConfig, ShowoConfig};
+use super::config::{PhiConfig, ShowoConfig};
 use super::imagine;
-use super::magvit;
+use super::magvit::{self, Magvit, MagvitConfig};
 use super::phi;
 use super::reply;
 use crate::Result;
