@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use hermesflow_nn::{foreign, sizes};
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
-use super::magvit::MagvitConfig;
+pub use super::magvit::MagvitConfig;
 use crate::{Error, Result};
 
 /// Tokens of an image, at most.

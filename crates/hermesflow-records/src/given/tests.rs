@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-use super::choices::{meant, options};
+use super::choices::meant;
 use super::*;
 
 fn records() -> Vec<InitialRecord> {

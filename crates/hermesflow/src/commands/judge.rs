@@ -129,9 +129,7 @@ pub fn run(args: Args) -> Result<()> {
 
 fn similarity(args: SimilarityArgs) -> Result<()> {
     let mut settings = JudgeSettings { bertscore_layer: args.layer, ..JudgeSettings::default() };
-    if let Some(model) = args.model {
-        (settings.bert, settings.sbert, settings.bertscore) = (model.clone(), model.clone(), model);
-    }
+    settings.set(args.judge.model(), args.model);
     let judge = Judges::alone(settings, &Progress::stderr()).similarity(args.judge)?;
     let scores = judge.similarities(&args.reference, &args.candidates)?;
     if args.json {
@@ -151,7 +149,7 @@ fn similarity(args: SimilarityArgs) -> Result<()> {
 
 fn choice(args: ChoiceArgs) -> Result<()> {
     let mut settings = JudgeSettings::default();
-    settings.sbert = args.model.unwrap_or(settings.sbert);
+    settings.set(args.judge.model(), args.model);
     let judge = Judges::alone(settings, &Progress::stderr()).matcher(args.judge)?;
     let choosing = Choosing { reply: &args.reply, choices: &args.choices };
     let meant = judges::meant(&*judge, &[choosing])?.into_iter().next().flatten().map(|at| args.choices[at].as_str());
@@ -166,8 +164,8 @@ fn choice(args: ChoiceArgs) -> Result<()> {
 fn questions(args: QuestionsArgs) -> Result<()> {
     let mut settings = JudgeSettings { beams: args.beams, ..JudgeSettings::default() };
     settings.validate()?;
-    settings.llama = args.model.unwrap_or(settings.llama);
-    settings.unifiedqa = args.filter_model.unwrap_or(settings.unifiedqa);
+    settings.set(args.writer.model(), args.model);
+    settings.set(args.filter.model(), args.filter_model);
     let judges = Judges::alone(settings, &Progress::stderr());
     let filter = judges.filter(args.filter)?;
     let writer = judges.writer(args.writer)?;

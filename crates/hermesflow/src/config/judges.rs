@@ -1,147 +1,92 @@
-//! Who judges texts: which judge each stage asks, and where their models come from.
+//! The judges of a run: which judge each stage asks, and where their models come from.
+//!
+//! A judge is a variant of one of the four enums here. A judge with weights also has a key in [`JudgeSettings`], with its
+//! default, and a line in its enum's `model`. [`crate::judges`] loads them.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
-/// How near a caption is to the true one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+use super::{ImageJudge, RunConfig};
+
+/// The measure of how similar a caption is to the true one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Similarity {
     /// `lexical` for the embedded model, `bert` for all others
     Auto,
-    /// Words and word pairs; needs no model
+    /// Overlap of words and word pairs; needs no model
     Lexical,
-    /// The cosine of BERT's [CLS] states, as the original
+    /// Cosine of BERT's [CLS] states, as in the original
     Bert,
-    /// The cosine of sentence embeddings
+    /// Cosine of sentence embeddings
     Sbert,
     /// BERTScore's F1
     Bertscore,
 }
 
-/// Which choice a free reply means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// The judge that finds the choice which a free reply means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Matcher {
     /// `lexical` for the embedded model, `sbert` for all others
     Auto,
-    /// The same words, else the nearest letters; needs no model
+    /// The choice with the same words, else the one with the most similar spelling; needs no model
     Lexical,
-    /// The nearest sentence embedding, as the original
+    /// The choice with the nearest sentence embedding, as in the original
     Sbert,
 }
 
-/// Who writes the questions.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// The source of the questions that images are judged by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Writer {
     /// `scenes` for the embedded model, `llama` for all others
     Auto,
-    /// A rule-based writer that parses captions of the scenes world
+    /// Rules that parse captions of the scenes world
     Scenes,
-    /// A rule-based writer that reads any English caption; needs no model
+    /// Rules that read any English caption; needs no model
     Template,
-    /// TIFA's fine-tuned Llama 2, as the original
+    /// TIFA's fine-tuned Llama 2, as in the original
     Llama,
-    /// Nobody: they are given in a file
+    /// Questions that a file holds already
     File,
 }
 
-/// Which questions are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+/// The filter that decides which questions are kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
     /// `unifiedqa` for the writer `llama`, else `none`
     Auto,
-    /// All of them
+    /// Keep all questions
     None,
-    /// Those that UnifiedQA answers rightly from the caption alone, as the original
+    /// Keep those that UnifiedQA answers correctly from the caption alone, as in the original
     Unifiedqa,
 }
 
-impl Similarity {
-    /// The judge that `auto` stands for.
-    pub fn resolved(self, embedded: bool) -> Self {
-        match self {
-            Self::Auto if embedded => Self::Lexical,
-            Self::Auto => Self::Bert,
-            named => named,
-        }
-    }
-}
-
-impl Matcher {
-    /// The judge that `auto` stands for.
-    pub fn resolved(self, embedded: bool) -> Self {
-        match self {
-            Self::Auto if embedded => Self::Lexical,
-            Self::Auto => Self::Sbert,
-            named => named,
-        }
-    }
-}
-
-impl Writer {
-    /// The writer that `auto` stands for.
-    pub fn resolved(self, embedded: bool) -> Self {
-        match self {
-            Self::Auto if embedded => Self::Scenes,
-            Self::Auto => Self::Llama,
-            named => named,
-        }
-    }
-}
-
-impl Filter {
-    /// The filter that `auto` stands for.
-    pub fn resolved(self, writer: Writer) -> Self {
-        match self {
-            Self::Auto if writer == Writer::Llama => Self::Unifiedqa,
-            Self::Auto => Self::None,
-            named => named,
-        }
-    }
-}
-
-/// Where the questions come from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct AskSettings {
-    /// Who writes them.
-    pub writer: Writer,
-    /// Which of them are kept.
-    pub filter: Filter,
-    /// `writer: file`: questions in the form of `vqa_data.json`, of TIFA's benchmark or of JourneyDB's annotation.
-    pub file: Option<PathBuf>,
-}
-
-impl Default for AskSettings {
-    fn default() -> Self {
-        Self { writer: Writer::Auto, filter: Filter::Auto, file: None }
-    }
-}
-
-/// The judges' models: names on the hub (`organisation/model`, with `@revision` where one is wanted) or folders.
+/// The models of judges with weights: names on the hub (`organisation/model`, or `organisation/model@revision`) or
+/// folders.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct JudgeSettings {
-    /// The model of `similarity: bert`.
+    /// The model of `pair.similarity: bert`.
     pub bert: String,
-    /// The model of `similarity: sbert` and of `matcher: sbert`.
+    /// The model of `pair.similarity: sbert` and of `answer.matcher: sbert`.
     pub sbert: String,
-    /// The model of `similarity: bertscore`.
+    /// The model of `pair.similarity: bertscore`: a BERT or an MPNet.
     pub bertscore: String,
-    /// The layer that BERTScore reads, where the model's name does not tell.
+    /// The layer whose states BERTScore compares, from 1; by default the one that BERTScore's authors chose for the model.
     pub bertscore_layer: Option<usize>,
-    /// The F1 of unrelated captions, which becomes 0; none is no rescaling.
+    /// The F1 of unrelated captions, to which BERTScore is rescaled as 0; without it, scores are not rescaled.
     pub bertscore_baseline: Option<f64>,
-    /// The model of `filter: unifiedqa`.
+    /// The model of `ask.filter: unifiedqa`.
     pub unifiedqa: String,
-    /// The model of `writer: llama`: safetensors, or a `.gguf` file with its tokenizer.json beside it.
+    /// The model of `ask.writer: llama`: a folder of safetensors, or a `.gguf` file with its tokenizer.json beside it.
     pub llama: String,
-    /// Beams of its search; 1 is greedy.
+    /// Beams of the search with which `ask.writer: llama` writes, from 1 (greedy) to 64.
     pub beams: usize,
 }
 
@@ -161,15 +106,172 @@ impl Default for JudgeSettings {
     }
 }
 
+/// A key of [`JudgeSettings`] that names a model.
+#[derive(Debug, Clone, Copy)]
+pub struct ModelKey {
+    /// The whole key, for example `judges.bert`.
+    pub name: &'static str,
+    /// The model that settings give it.
+    pub get: fn(&JudgeSettings) -> &String,
+    /// The model that settings give it, to be changed.
+    pub get_mut: fn(&mut JudgeSettings) -> &mut String,
+}
+
+/// The [`ModelKey`] of a field of [`JudgeSettings`].
+macro_rules! key {
+    ($field:ident) => {
+        Some(ModelKey {
+            name: concat!("judges.", stringify!($field)),
+            get: |settings| &settings.$field,
+            get_mut: |settings| &mut settings.$field,
+        })
+    };
+}
+
+impl Similarity {
+    /// The judge itself, where `auto` stands for one.
+    pub fn resolved(self, embedded: bool) -> Self {
+        match self {
+            Self::Auto if embedded => Self::Lexical,
+            Self::Auto => Self::Bert,
+            named => named,
+        }
+    }
+
+    /// The key of its model; `None` for a judge without weights.
+    pub fn model(self) -> Option<ModelKey> {
+        match self {
+            Self::Auto | Self::Lexical => None,
+            Self::Bert => key!(bert),
+            Self::Sbert => key!(sbert),
+            Self::Bertscore => key!(bertscore),
+        }
+    }
+}
+
+impl Matcher {
+    /// The judge itself, where `auto` stands for one.
+    pub fn resolved(self, embedded: bool) -> Self {
+        match self {
+            Self::Auto if embedded => Self::Lexical,
+            Self::Auto => Self::Sbert,
+            named => named,
+        }
+    }
+
+    /// The key of its model; `None` for a judge without weights.
+    pub fn model(self) -> Option<ModelKey> {
+        match self {
+            Self::Auto | Self::Lexical => None,
+            Self::Sbert => key!(sbert),
+        }
+    }
+}
+
+impl Writer {
+    /// The writer itself, where `auto` stands for one.
+    pub fn resolved(self, embedded: bool) -> Self {
+        match self {
+            Self::Auto if embedded => Self::Scenes,
+            Self::Auto => Self::Llama,
+            named => named,
+        }
+    }
+
+    /// The key of its model; `None` for a writer without weights.
+    pub fn model(self) -> Option<ModelKey> {
+        match self {
+            Self::Auto | Self::Scenes | Self::Template | Self::File => None,
+            Self::Llama => key!(llama),
+        }
+    }
+}
+
+impl Filter {
+    /// The filter itself, where `auto` stands for one.
+    pub fn resolved(self, writer: Writer) -> Self {
+        match self {
+            Self::Auto if writer == Writer::Llama => Self::Unifiedqa,
+            Self::Auto => Self::None,
+            named => named,
+        }
+    }
+
+    /// The key of its model; `None` for a filter without weights.
+    pub fn model(self) -> Option<ModelKey> {
+        match self {
+            Self::Auto | Self::None => None,
+            Self::Unifiedqa => key!(unifiedqa),
+        }
+    }
+}
+
+/// The keys of the models of all judges, each once.
+pub fn model_keys() -> Vec<ModelKey> {
+    let similarities = Similarity::value_variants().iter().map(|judge| judge.model());
+    let matchers = Matcher::value_variants().iter().map(|judge| judge.model());
+    let writers = Writer::value_variants().iter().map(|judge| judge.model());
+    let filters = Filter::value_variants().iter().map(|judge| judge.model());
+    each_once(similarities.chain(matchers).chain(writers).chain(filters))
+}
+
+fn each_once(keys: impl Iterator<Item = Option<ModelKey>>) -> Vec<ModelKey> {
+    let mut found: Vec<ModelKey> = Vec::new();
+    for key in keys.flatten() {
+        if found.iter().all(|other| other.name != key.name) {
+            found.push(key);
+        }
+    }
+    found
+}
+
+impl RunConfig {
+    /// The keys of the models of the judges that this run asks, each once.
+    pub fn judge_models(&self) -> Vec<ModelKey> {
+        let of_images = [self.answer.matcher.model(), self.ask.writer.model(), self.ask.filter.model()];
+        let of_images = of_images.into_iter().filter(|_| self.pair.judge == ImageJudge::Itself);
+        each_once([self.pair.similarity.model()].into_iter().chain(of_images))
+    }
+}
+
+/// The questions that images are judged by.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AskSettings {
+    /// The source of the questions.
+    pub writer: Writer,
+    /// The filter that decides which of them are kept.
+    pub filter: Filter,
+    /// For `writer: file`: a file of questions in the form of `vqa_data.json`, of TIFA's benchmark or of JourneyDB's
+    /// annotation.
+    pub file: Option<PathBuf>,
+}
+
+impl Default for AskSettings {
+    fn default() -> Self {
+        Self { writer: Writer::Auto, filter: Filter::Auto, file: None }
+    }
+}
+
 impl JudgeSettings {
-    /// Checks the ranges.
+    /// Gives a judge this model, where the judge has one and a model is given.
+    pub fn set(&mut self, key: Option<ModelKey>, model: Option<String>) {
+        if let (Some(key), Some(model)) = (key, model) {
+            *(key.get_mut)(self) = model;
+        }
+    }
+
+    /// Checks that every number is in its range.
     ///
     /// # Errors
-    /// Names the key and what is expected.
+    /// Names the key, its value and the range.
     pub fn validate(&self) -> Result<()> {
-        ensure!(self.beams > 0, "judges.beams: must be at least 1 (greedy)");
+        ensure!(self.beams > 0, "judges.beams: 0 beams; use 1 (greedy) or more");
         if let Some(baseline) = self.bertscore_baseline {
-            ensure!((-1.0..1.0).contains(&baseline), "judges.bertscore_baseline: {baseline} is not an F1 below 1");
+            ensure!(
+                (-1.0..1.0).contains(&baseline),
+                "judges.bertscore_baseline: {baseline} is no F1 to rescale from; use one from -1 to below 1"
+            );
         }
         Ok(())
     }

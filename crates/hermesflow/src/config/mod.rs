@@ -243,8 +243,13 @@ impl Default for PairSettings {
     }
 }
 
-/// The keys that hold a text or a path: behind the file their values are taken as they stand.
-pub const TEXTS: [&str; 14] = [
+/// The keys whose value on the command line is a text or a path and is not read as YAML.
+pub fn texts() -> Vec<&'static str> {
+    TEXTS.into_iter().chain(judges::model_keys().into_iter().map(|key| key.name)).collect()
+}
+
+/// Those of [`texts`] that do not name a judge's model.
+const TEXTS: [&str; 9] = [
     "output",
     "data.root",
     "model.showo",
@@ -254,11 +259,6 @@ pub const TEXTS: [&str; 14] = [
     "model.device",
     "caption.question",
     "ask.file",
-    "judges.bert",
-    "judges.sbert",
-    "judges.bertscore",
-    "judges.unifiedqa",
-    "judges.llama",
 ];
 
 impl RunConfig {
@@ -310,7 +310,7 @@ impl RunConfig {
             (tree, warnings) = original::translate(tree, overrides)?;
         } else {
             for argument in overrides {
-                overrides::apply(&mut tree, argument, &TEXTS)?;
+                overrides::apply(&mut tree, argument, &texts())?;
             }
         }
         let mut config: Self = overrides::read(&tree)?;

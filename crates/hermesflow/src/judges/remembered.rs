@@ -1,4 +1,4 @@
-//! A judge that is loaded when it is asked something new, and remembers what it said.
+//! A judge that is loaded only when it is asked something new: answers that it gave before are read from disk.
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::HashSet;
@@ -13,7 +13,7 @@ use serde::de::DeserializeOwned;
 use crate::cache::scores::ScoreCache;
 use crate::digest::digest;
 
-/// A judge of the kind `J`, its model not loaded before it is needed.
+/// A judge of the type `J` with its stored answers; its model is loaded when first needed.
 pub struct Remembered<J> {
     name: &'static str,
     cache: Option<RefCell<ScoreCache>>,
@@ -22,7 +22,7 @@ pub struct Remembered<J> {
 }
 
 impl<J> Remembered<J> {
-    /// A judge that `load` makes.
+    /// A judge that `load` loads when it is needed, with the answers in `cache`; `name` appears in messages.
     pub fn new(name: &'static str, cache: Option<ScoreCache>, load: impl Fn() -> Result<J> + 'static) -> Self {
         Self { name, cache: cache.map(RefCell::new), load: Box::new(load), judge: OnceCell::new() }
     }
@@ -39,7 +39,8 @@ impl<J> Remembered<J> {
         Error::Judge { judge: self.name, message: format!("{error:#}") }
     }
 
-    /// The values of keys: those that are known, and for the others what `ask` says, given their numbers.
+    /// The answers under `keys`: the stored ones, and for the other keys those that `ask` gets from the judge, given
+    /// their indices.
     fn values<T: Serialize + DeserializeOwned + Clone>(
         &self,
         keys: &[String],
@@ -59,7 +60,7 @@ impl<J> Remembered<J> {
                 *value = entries.iter().find(|(key, _)| *key == keys[at]).map(|(_, value)| value.clone());
             }
         }
-        let missing = || Error::Judge { judge: self.name, message: "it said too little".into() };
+        let missing = || Error::Judge { judge: self.name, message: "it returned fewer results than inputs".into() };
         values.into_iter().map(|value| value.ok_or_else(missing)).collect()
     }
 }
@@ -78,7 +79,7 @@ impl<J: ChoiceMatcher> ChoiceMatcher for Remembered<J> {
     fn choose(&self, replies: &[Choosing<'_>]) -> hermesflow_score::Result<Vec<Option<usize>>> {
         let key = |one: &Choosing<'_>| digest([one.reply].into_iter().chain(one.choices.iter().map(String::as_str)));
         let keys: Vec<String> = replies.iter().map(key).collect();
-        // A single `Option` would read a remembered "none of them" as nothing known.
+        // As numbers, because a stored `None` could not be told from an answer that is not stored.
         let meant = self.values(&keys, |judge, new| {
             let asked: Vec<Choosing<'_>> = new.iter().map(|&at| replies[at]).collect();
             Ok(judge.choose(&asked)?.into_iter().map(|meant| meant.map_or(-1, |at| at as i64)).collect())
@@ -124,7 +125,7 @@ mod tests {
 
     use super::*;
 
-    /// Counts what it is asked.
+    /// Counts how many texts it is asked about.
     struct Counting(Rc<RefCell<Vec<usize>>>);
 
     impl CaptionSimilarity for Counting {

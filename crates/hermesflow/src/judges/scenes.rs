@@ -7,12 +7,12 @@ use image::RgbImage;
 
 use crate::run::stage::text_number;
 
-/// Reads captions of the scenes world and asks about all that they say; nothing about other captions.
+/// Writes questions about everything that a caption of the scenes world says, and none about other captions.
 ///
-/// The same caption gets the same questions in every iteration.
+/// A caption gets the same questions in every iteration.
 #[derive(Debug, Clone, Copy)]
 pub struct SceneWriter {
-    /// Decides which wrong choices are offered.
+    /// The seed that decides which wrong choices are offered.
     pub seed: u64,
 }
 
@@ -33,7 +33,8 @@ impl QuestionWriter for SceneWriter {
     }
 }
 
-/// The share of a caption's statements that the oracle sees in a picture, rounded to three decimals.
+/// The share of a caption's statements that the oracle finds true of a picture, rounded to three decimals; 0 for a
+/// caption that names no shape of the scenes world.
 pub fn oracle(picture: &RgbImage, caption: &str) -> f64 {
     parse_caption(caption)
         .map_or(0.0, |facts| three_decimals(hermesflow_scenes::oracle::judge(picture, &facts).fact_accuracy()))

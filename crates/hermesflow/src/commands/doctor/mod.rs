@@ -15,10 +15,7 @@ use hermesflow_records::{InitialRecord, Table};
 use super::ConfigArgs;
 use super::run;
 use super::train;
-use crate::config::{
-    CLIP, EMBEDDED, Filter, ImageJudge, MAGVIT, Matcher, ModelSettings, ObjectiveName, PHI, RunConfig, Similarity,
-    Writer,
-};
+use crate::config::{CLIP, EMBEDDED, ImageJudge, MAGVIT, ModelSettings, ObjectiveName, PHI, RunConfig};
 use crate::files;
 use crate::models;
 use crate::models::hub::{Hub, Parts};
@@ -192,29 +189,11 @@ impl Findings {
         if config.train.objective == ObjectiveName::ContinuePretraining {
             return Ok(());
         }
-        let names = &config.judges;
-        let mut judges = Vec::new();
-        match config.pair.similarity {
-            Similarity::Bert => judges.push(("judges.bert", &names.bert)),
-            Similarity::Sbert => judges.push(("judges.sbert", &names.sbert)),
-            Similarity::Bertscore => judges.push(("judges.bertscore", &names.bertscore)),
-            Similarity::Auto | Similarity::Lexical => {}
-        }
-        if config.pair.judge == ImageJudge::Itself {
-            if config.answer.matcher == Matcher::Sbert {
-                judges.push(("judges.sbert", &names.sbert));
-            }
-            if config.ask.writer == Writer::Llama {
-                judges.push(("judges.llama", &names.llama));
-            }
-            if config.ask.filter == Filter::Unifiedqa {
-                judges.push(("judges.unifiedqa", &names.unifiedqa));
-            }
-        }
-        judges.dedup();
+        let judges = config.judge_models();
         let mut there = Vec::new();
-        for (key, name) in &judges {
-            if self.present("judges", key, name, Parts::Text)?.is_some() {
+        for key in &judges {
+            let name = (key.get)(&config.judges);
+            if self.present("judges", key.name, name, Parts::Text)?.is_some() {
                 there.push(name.as_str());
             }
         }

@@ -70,7 +70,7 @@ pub fn translate(mut tree: Value, arguments: &[String]) -> Result<(Value, Vec<St
     let Translation { into: mut out, mut warnings, .. } = Translation::of(Reader::new(tree), &given)?;
     merge(&mut out, over);
     for argument in &ours {
-        overrides::apply(&mut out, argument, &super::TEXTS)?;
+        overrides::apply(&mut out, argument, &super::texts())?;
     }
     ensure!(
         out.get("model").is_some_and(|model| model.get("showo").is_some()),
