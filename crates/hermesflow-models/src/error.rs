@@ -1,11 +1,11 @@
-//! Everything that can go wrong while a model is loaded or used.
+//! Errors of loading and using a model.
 
 use std::path::PathBuf;
 
 /// The result of a model operation.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A model could not be loaded or used.
+/// Why a model could not be loaded or used.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tensor operation failed.
@@ -16,10 +16,10 @@ pub enum Error {
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A configuration file is not what it should be.
+    /// A configuration file is malformed or contradicts itself or the weights.
     #[error("{path}: {message}")]
     Config {
         /// The file.
@@ -27,7 +27,7 @@ pub enum Error {
         /// What is wrong, and what to do.
         message: String,
     },
-    /// Weights could not be loaded.
+    /// A file of weights could not be loaded.
     #[error(transparent)]
     Weights(#[from] hermesflow_nn::weights::Error),
     /// An image could not be read.
@@ -35,7 +35,7 @@ pub enum Error {
     Image {
         /// The file.
         path: PathBuf,
-        /// What the decoder said.
+        /// The decoder's message.
         message: String,
     },
     /// The tokenizer could not be loaded or used.
@@ -43,16 +43,16 @@ pub enum Error {
     Tokenizer {
         /// The file.
         path: PathBuf,
-        /// What is wrong.
+        /// What is wrong, and what to do.
         message: String,
     },
-    /// The model's logits are no numbers to draw from.
+    /// The model computed NaN or infinite logits; the text names what was being generated.
     #[error(
-        "{0}: the model's logits are not all finite numbers; its weights, or settings such as imagine.guidance, \
-         a temperature or model.dtype, lead beyond what can be computed with"
+        "{0}: the model's logits are not all finite numbers; its weights are broken, or a setting such as \
+         imagine.guidance, a temperature or model.dtype makes them overflow"
     )]
     NotFinite(&'static str),
-    /// A request that the model cannot serve.
+    /// A request that the model cannot serve: what is wrong, and what to do.
     #[error("{0}")]
     Invalid(String),
 }

@@ -1,29 +1,31 @@
-//! Extrapolation as geometry: an image's codes as a grid that grows, and the windows that the model fills.
+//! Extrapolation (outpainting) as geometry: a grid of image codes that grows, and the square windows of it that the
+//! model fills.
 //!
-//! As Show-o does it (`inference_t2i.py`): one step to the right keeps the last `W/2 − offset` columns of the grid
-//! as the left part of a window of W×W codes, lets the model make the `W/2 + offset` columns beside them, and joins
-//! these to the grid; the other three directions likewise. The whole grid is decoded at last as one picture.
+//! As in Show-o's `inference_t2i.py`, for an image of W×W codes: to extend the picture to the right, take the last `W/2
+//! − offset` columns of the grid as the left part of a W×W window, let the model fill in the `W/2 + offset` columns
+//! beside them, and append these to the grid; likewise for the other directions. Finally the whole grid is decoded as
+//! one picture. Two differences from the original:
 //!
-//! 1. Downwards the original joins the wrong half (`image_left_part`, whose shape cannot be joined); here the grid
-//!    grows down as it grows up.
-//! 2. The original can go on along one axis only. Here a grid that is wider than a window is extended up or down by
-//!    several windows in a row, each keeping what the one before made (and likewise to the sides of a tall one).
+//! 1. To extend downwards, the original appends the wrong half (`image_left_part`, which does not even have the right
+//!    shape); here it works like the other directions.
+//! 2. The original can extend along one axis only. Here a grid that is wider than a window is extended up or down by a
+//!    row of several windows, each of which overlaps with the one before; likewise a tall grid to the sides.
 
 use std::fmt;
 use std::str::FromStr;
 
 use crate::{Error, Result};
 
-/// Where a picture is continued.
+/// The side on which a picture is extended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Direction {
-    /// Beyond its left edge.
+    /// Beyond the left edge.
     Left,
-    /// Beyond its right edge.
+    /// Beyond the right edge.
     Right,
-    /// Beyond its upper edge.
+    /// Beyond the upper edge.
     Up,
-    /// Beyond its lower edge.
+    /// Beyond the lower edge.
     Down,
 }
 
@@ -52,16 +54,16 @@ impl FromStr for Direction {
     }
 }
 
-/// The upper left corner of a window.
+/// The upper left corner of a window, counted in codes from 0.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Corner {
-    /// Its row.
+    /// The row of the grid.
     pub row: usize,
-    /// Its column.
+    /// The column of the grid.
     pub column: usize,
 }
 
-/// Codes in rows and columns; `None` is to be made.
+/// Image codes in rows and columns; `None` is a code that is still to be generated.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Grid {
     height: usize,
@@ -70,39 +72,42 @@ pub struct Grid {
 }
 
 impl Grid {
-    /// The codes of one square image.
+    /// The grid of one square image, whose codes are given row by row.
     ///
     /// # Errors
-    /// When they are not a square.
+    /// If the number of codes is not a square.
     pub fn square(codes: &[u32]) -> Result<Self> {
         let side = codes.len().isqrt();
         if side == 0 || side * side != codes.len() {
-            return Err(Error::Invalid(format!("{} image codes are not a square", codes.len())));
+            return Err(Error::Invalid(format!(
+                "an image has {} codes, which is not the square of a side",
+                codes.len()
+            )));
         }
         Ok(Self { height: side, width: side, codes: codes.iter().copied().map(Some).collect() })
     }
 
-    /// Rows.
+    /// The number of rows.
     pub fn height(&self) -> usize {
         self.height
     }
 
-    /// Columns.
+    /// The number of columns.
     pub fn width(&self) -> usize {
         self.width
     }
 
-    /// Row by row.
+    /// The codes, row by row.
     pub fn codes(&self) -> &[Option<u32>] {
         &self.codes
     }
 
-    /// All codes, row by row, if all are known.
+    /// The codes, row by row; `None` if one is still to be generated.
     pub fn complete(&self) -> Option<Vec<u32>> {
         self.codes.iter().copied().collect()
     }
 
-    /// The grid with `by` more unknown rows or columns on one side.
+    /// A copy of the grid with `by` unknown rows or columns added on one side.
     #[must_use]
     pub fn extended(&self, direction: Direction, by: usize) -> Self {
         let (more_rows, more_columns) = match direction {
@@ -120,8 +125,8 @@ impl Grid {
         Self { height, width, codes }
     }
 
-    /// The windows of `side`×`side` codes that fill what [`Grid::extended`] by `side − kept` has added: one, or where
-    /// the grid is larger than a window, several in a row that overlap by `kept`.
+    /// The windows of `side`×`side` codes that cover the part which [`Grid::extended`] by `side − kept` has added: one
+    /// window, or, along an edge longer than a window, several in a row that overlap by `kept`.
     pub fn windows(&self, direction: Direction, side: usize, kept: usize) -> Vec<Corner> {
         let starts = |size: usize| {
             let last = size - side;
@@ -140,13 +145,14 @@ impl Grid {
         }
     }
 
-    /// The codes of a window, row by row.
+    /// The codes of the window of `side`×`side` codes at `at`, row by row.
     pub fn window(&self, at: Corner, side: usize) -> Vec<Option<u32>> {
         let rows = at.row..at.row + side;
         rows.flat_map(|row| &self.codes[row * self.width + at.column..][..side]).copied().collect()
     }
 
-    /// Fills the unknown codes of a window from its `side`×`side` codes.
+    /// Sets the unknown codes of the window at `at` from its `side`×`side` codes, which are given row by row; known
+    /// codes stay.
     pub fn fill(&mut self, at: Corner, side: usize, codes: &[u32]) {
         for (row, made) in codes.chunks_exact(side).enumerate() {
             let first = (at.row + row) * self.width + at.column;
@@ -157,16 +163,16 @@ impl Grid {
     }
 }
 
-/// The rows or columns of a window that are kept from the picture: `side/2 − offset`.
+/// The number of rows or columns of a window of `side` codes that overlap with the picture: `side/2 − offset`.
 ///
 /// # Errors
-/// When nothing would be kept, or nothing made.
+/// If nothing of the window would overlap, or nothing would be left to generate.
 pub fn kept(side: usize, offset: i64) -> Result<usize> {
     let half = (side / 2) as i64;
     let most = half - 1;
     let least = half - side as i64 + 1;
     if !(least..=most).contains(&offset) {
-        let message = format!("an image is {side}×{side} codes here, so the offset must be between {least} and {most}");
+        let message = format!("with images of {side}×{side} codes it must be between {least} and {most}");
         return Err(Error::Invalid(format!("offset {offset}: {message}")));
     }
     Ok((half - offset) as usize)

@@ -1,7 +1,8 @@
-//! Unified multimodal models: one transformer that both understands and makes images.
+//! Unified multimodal models: one transformer that understands images and generates them.
 //!
-//! [`UnifiedModel`] is what curation needs (captions, answers, images), [`PairModel`] what training
-//! needs (per-example log-probabilities). [`showo`] is the first backbone.
+//! A backbone implements two traits. [`UnifiedModel`] is what data curation needs: captions, answers to questions about
+//! images, and images from text. [`PairModel`] is what training needs: log-probabilities that can be differentiated.
+//! [`showo`] is the first backbone.
 
 pub mod error;
 pub mod grid;

@@ -1,6 +1,6 @@
-//! Mask schedules: what share of an image's tokens is masked at time t, in decoding and in training.
+//! Mask schedules: the share of an image's tokens that is masked at time t, in decoding and in training.
 //!
-//! Show-o's four (`models/sampling.py`), each falling from 1 at t = 0 to about 0 at t = 1:
+//! Show-o has four (`models/sampling.py`), each of which falls from 1 at t = 0 to about 0 at t = 1:
 //!
 //! | name | share |
 //! |---|---|
@@ -9,28 +9,28 @@
 //! | `pow2`, `pow0.5`, … | `1 − t^exponent` |
 //! | `sigmoid` | `(σ(end/τ) − σ((start + t·(end − start))/τ)) / (σ(end/τ) − σ(start/τ))` |
 //!
-//! The last three are cut to [1e-6, 1] (sigmoid: [clip_min, 1]), as there.
+//! As in Show-o, the last three are clipped to [1e-6, 1] (sigmoid: to [clip_min, 1]).
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// What is masked at time t.
+/// The share of tokens that is masked at time t.
 ///
-/// Written as its name, or with parameters as the original's `mask_schedule` section:
-/// `{schedule: sigmoid, params: {start: -3, end: 3, tau: 1}}`.
+/// In a configuration it is written as its name, or with parameters as in Show-o's `mask_schedule` section: `{schedule:
+/// sigmoid, params: {start: -3, end: 3, tau: 1}}`. Default: `cosine`.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 #[serde(try_from = "Written", into = "Written")]
 pub enum MaskSchedule {
-    /// `cos(πt/2)`: the released models' schedule.
+    /// `cos(πt/2)`: the schedule of the released models.
     #[default]
     Cosine,
-    /// `1 − t`.
+    /// `1 − t`
     Linear,
-    /// `1 − t^exponent`.
+    /// `1 − t^exponent`, with this exponent, which is above 0.
     Pow(f64),
-    /// A piece of the logistic curve.
+    /// A section of the logistic curve.
     Sigmoid(SigmoidParams),
 }
 
@@ -76,6 +76,8 @@ macro_rules! ratio {
 
 impl MaskSchedule {
     ratio!(
+        /// The share that is masked at time `t` in [0, 1], computed in f32 in the order of Show-o's code. Decoding
+        /// counts with it, because rounding decides some counts (16·cos(π/3) is 7.9999995 in f32).
         /// The share that is masked at time `t` in [0, 1], in f32 and in the original's order of operations: what
         /// decoding counts with (16·cos(π/3) is 7.9999995 there).
         ratio_f32,
@@ -83,6 +85,7 @@ impl MaskSchedule {
     );
 
     ratio!(
+        /// The share that is masked at time `t` in [0, 1], computed in f64; training counts with it.
         /// The share that is masked at time `t` in [0, 1]: what training counts with.
         ratio,
         f64
@@ -91,7 +94,7 @@ impl MaskSchedule {
     /// Checks the parameters.
     ///
     /// # Errors
-    /// Says which does not make a schedule, and what would.
+    /// Says which parameter makes no schedule, and what it must be.
     pub fn validate(self) -> Result<(), String> {
         match self {
             Self::Cosine | Self::Linear => Ok(()),
@@ -99,16 +102,18 @@ impl MaskSchedule {
             Self::Pow(exponent) => Err(format!("pow{exponent}: the exponent must be above 0, as in pow2")),
             Self::Sigmoid(SigmoidParams { start, end, tau, clip_min }) => {
                 if !(tau.is_finite() && tau > 0.0) {
-                    return Err(format!("sigmoid: tau {tau} is not above 0"));
+                    return Err(format!("sigmoid: tau is {tau}; it must be above 0"));
                 }
                 if !(0.0..=1.0).contains(&clip_min) {
-                    return Err(format!("sigmoid: clip_min {clip_min} is not between 0 and 1"));
+                    return Err(format!("sigmoid: clip_min is {clip_min}; it must be between 0 and 1"));
                 }
                 let sigmoid = |x: f64| 1.0 / (1.0 + (-x as f32).exp());
                 if start < end && sigmoid(start / tau) < sigmoid(end / tau) {
                     return Ok(());
                 }
-                Err(format!("sigmoid: the curve does not rise from {start} to {end} (tau {tau})"))
+                Err(format!(
+                    "sigmoid: the curve does not rise from start {start} to end {end} with tau {tau}; use a larger end"
+                ))
             }
         }
     }
@@ -144,7 +149,7 @@ impl FromStr for MaskSchedule {
     }
 }
 
-/// How a schedule stands in a configuration.
+/// The forms of a schedule in a configuration.
 #[derive(Serialize, Deserialize)]
 #[serde(
     untagged,
@@ -185,7 +190,7 @@ impl TryFrom<Written> for MaskSchedule {
                 let schedule = Self::Sigmoid(params);
                 schedule.validate().map(|()| schedule)
             }
-            (schedule, Some(_)) => Err(format!("{schedule} has no params; only sigmoid has")),
+            (schedule, Some(_)) => Err(format!("{schedule} has no params, only sigmoid has; remove them")),
         }
     }
 }

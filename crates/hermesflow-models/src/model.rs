@@ -1,4 +1,4 @@
-//! The two traits between the method and a backbone.
+//! The two traits that a backbone implements, and the requests that they take.
 
 use std::path::Path;
 
@@ -7,12 +7,12 @@ use image::RgbImage;
 
 use crate::{MaskSchedule, Result};
 
-/// How one token is drawn from the logits: temperature, then top-k, then softmax, then one draw.
+/// How one token is drawn from the logits: divide by the temperature, keep the `top_k` largest, softmax, one draw.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampling {
-    /// Only the `top_k` most likely tokens are drawn from; 1 is greedy, 0 is the whole vocabulary.
+    /// The number of most likely tokens that are drawn from; 1 is greedy, 0 means the whole vocabulary.
     pub top_k: usize,
-    /// Logits are divided by this first.
+    /// The number that logits are divided by, above 0.
     pub temperature: f64,
 }
 
@@ -21,58 +21,59 @@ impl Sampling {
     pub const GREEDY: Self = Self { top_k: 1, temperature: 1.0 };
 }
 
-/// One reply to write about an image.
+/// A request for one reply about an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ReplyRequest {
     /// The question, without the `USER:`/`ASSISTANT:` frame.
     pub question: String,
-    /// How tokens are drawn.
+    /// How its tokens are drawn.
     pub sampling: Sampling,
-    /// The seed of this reply's draws.
+    /// The seed of the reply's random draws.
     pub seed: u64,
-    /// The reply ends at `<|eot|>` or after this many tokens.
+    /// The largest number of tokens; a reply ends here or at `<|eot|>`.
     pub max_new_tokens: usize,
 }
 
-/// An image as a model reads it to understand it.
+/// An image in the form in which a model understands it.
 #[derive(Debug, Clone)]
 pub enum ImageView {
-    /// The codes of its image tokenizer.
+    /// Codes of the image tokenizer.
     Codes(Vec<u32>),
     /// Features of a vision encoder, `[patches, width]`.
     Features(Tensor),
 }
 
-/// What was written.
+/// A reply about an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
-    /// The text.
+    /// The text, without `<|eot|>`.
     pub text: String,
-    /// The sum of the log-probabilities of its tokens and the closing `<|eot|>`, whatever it was drawn under.
+    /// The sum of the log-probabilities (natural logarithm, temperature 1, whole vocabulary) of the reply's tokens and
+    /// the closing `<|eot|>`, whatever sampling they were drawn with.
     pub log_prob: f64,
 }
 
-/// One image to make.
+/// A request for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImagineJob {
-    /// The text to imagine.
+    /// The text that describes the image.
     pub prompt: String,
-    /// The seed of this image's draws.
+    /// The seed of the image's random draws.
     pub seed: u64,
-    /// The codes that stay as they are, position by position; `None` is to be made. Empty: all N are.
+    /// The codes that are given, position by position; `None` is to be generated. An empty list generates all.
     pub known: Vec<Option<u32>>,
 }
 
-/// The settings of MaskGIT parallel decoding.
+/// The settings of MaskGIT parallel decoding (arXiv 2202.04200). The defaults are those of the released curation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct ImagineOptions {
-    /// Denoising steps T.
+    /// The number T of denoising steps. Default: 50.
     pub steps: usize,
-    /// Classifier-free guidance g in `(1+g)·cond − g·uncond`; 0 runs no unconditional pass.
+    /// The scale g of classifier-free guidance, `(1+g)·cond − g·uncond`; 0 skips the unconditional pass. Default: 5.
     pub guidance: f64,
-    /// The scale of the Gumbel noise on the confidence, before it decays.
+    /// The factor of the Gumbel noise that is added to the confidence, before it decays. Default: 1.
     pub temperature: f64,
-    /// How many tokens stay masked after each step.
+    /// The number of tokens that stay masked after each step. Default: cosine.
     pub schedule: MaskSchedule,
 }
 
@@ -83,21 +84,31 @@ impl Default for ImagineOptions {
     }
 }
 
-/// A model that understands and makes images.
+/// A model that understands images and generates them.
 pub trait UnifiedModel {
-    /// The side of the square images that the model encodes and makes, in pixels.
+    /// The side of the square images that the model encodes and generates, in pixels.
     fn resolution(&self) -> usize;
 
-    /// Tokens per image (N).
+    /// The number N of tokens per image.
     fn image_tokens(&self) -> usize;
 
-    /// Image codes (0 … codebook−1, N per image) of square images at the model's resolution.
+    /// The codes of square images at the model's resolution: N per image, from 0 to the size of the codebook − 1.
+    ///
+    /// # Errors
+    /// If an image has another size.
     fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>>;
 
-    /// The pictures that codes stand for.
+    /// The images that codes stand for, at the model's resolution.
+    ///
+    /// # Errors
+    /// If an image does not have N codes, or a code is outside the codebook.
     fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>>;
 
-    /// The pictures of `height`×`width` codes each, row by row: larger than the model itself makes them.
+    /// The images of grids of `height`×`width` codes each, given row by row; they may be larger than the model's
+    /// resolution.
+    ///
+    /// # Errors
+    /// If a grid has another number of codes, or a code is outside the codebook.
     fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>>;
 
     /// The part of a picture that replies read, at the size at which they do: what need be kept of it.
@@ -109,46 +120,59 @@ pub trait UnifiedModel {
     /// Pictures of any size as replies read them.
     fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
 
-    /// Whether a question with a reply of so many tokens at most fits the model's positions, behind an image.
+    /// Checks that a question and a reply of up to `max_new_tokens` tokens fit the model's positions, after an image.
     ///
     /// # Errors
-    /// When it does not: [`UnifiedModel::reply`] would refuse it.
+    /// If they do not; [`UnifiedModel::reply`] would refuse them.
     fn check_question(&self, question: &str, max_new_tokens: usize) -> Result<()>;
 
-    /// Replies to several requests about one image, whose prefix is computed once.
+    /// Replies to several requests about one image, whose tokens are processed once.
+    ///
+    /// # Errors
+    /// If a request does not fit the model's positions, or logits are not finite.
     fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>>;
 
-    /// Replies to requests about several images, each image's prefix computed once.
+    /// Replies to requests about several images; the tokens of each image are processed once.
+    ///
+    /// # Errors
+    /// As [`UnifiedModel::reply`].
     fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
     }
 
-    /// Whether a prompt is too long to be imagined as a whole: [`UnifiedModel::imagine`] leaves its end out.
+    /// Whether a prompt is too long, so that [`UnifiedModel::imagine`] leaves out its end.
+    ///
+    /// # Errors
+    /// If the tokenizer fails.
     fn cuts(&self, prompt: &str) -> Result<bool>;
 
-    /// The codes of one image per job, its known ones kept; jobs with the same prompt share its text prefix.
+    /// The codes of one image per job, with the job's known codes kept. Jobs with equal prompts share the tokens of the
+    /// text.
+    ///
+    /// # Errors
+    /// If the known codes of a job do not fit an image, or logits are not finite.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;
 }
 
-/// `log π(caption | image)` of one caption.
+/// One caption whose log-probability given an image, `log π(caption | image)`, is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CaptionExample {
     /// The image's codes.
     pub image: Vec<u32>,
-    /// The question that the caption was sampled under.
+    /// The question that the caption was sampled for.
     pub question: String,
-    /// The caption.
+    /// The caption, spelled as the model would write it in a reply.
     pub caption: String,
 }
 
-/// `log π(image | prompt)` at the masked positions of one image.
+/// One image whose log-probability given a prompt, `log π(image | prompt)`, is asked for at some masked positions.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageExample {
     /// The prompt; empty for the unconditional case.
     pub prompt: String,
     /// The image's codes.
     pub image: Vec<u32>,
-    /// The positions that are masked, and whose true tokens are scored.
+    /// The positions that are masked and whose true codes are scored.
     pub masked: Vec<u32>,
 }
 
@@ -157,19 +181,28 @@ pub trait PairModel: Sync {
     /// All trainable parameters, sorted by name.
     fn parameters(&self) -> Vec<(String, Var)>;
 
-    /// Sum of the log-probabilities of the caption's tokens and the closing `<|eot|>`.
+    /// For each example, the sum of the log-probabilities of its caption's tokens and the closing `<|eot|>`.
     ///
     /// # Shapes
-    /// `[examples]`, f32.
+    /// `[examples]`, f32
+    ///
+    /// # Errors
+    /// If an image or a text does not fit the model.
     fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor>;
 
-    /// Sum of the log-probabilities (softmax over the whole vocabulary) of the true tokens at the
-    /// masked positions, all seen in one pass.
+    /// For each example, the sum of the log-probabilities (softmax over the whole vocabulary) of the true codes at the
+    /// masked positions, from one pass over the image.
     ///
     /// # Shapes
-    /// `[examples]`, f32.
+    /// `[examples]`, f32
+    ///
+    /// # Errors
+    /// If an image does not fit the model, or a masked position lies outside of it.
     fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor>;
 
-    /// Writes the configuration files of its published layout, which stand beside the weights.
+    /// Writes the model's configuration files, in its published layout, into a folder of weights.
+    ///
+    /// # Errors
+    /// If a file cannot be written; it is named.
     fn describe(&self, folder: &Path) -> Result<()>;
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use hermesflow_models::preprocess;
 use hermesflow_models::showo::pretrain::random_magvit;
 use hermesflow_models::showo::projector::{PROJECTOR_PARAMETERS, Projector};
-use hermesflow_models::showo::reply::{Question, Sample, decode};
+use hermesflow_models::showo::reply::{QuestionRows, Sample, write_replies};
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{ClipVision, Magvit, MagvitConfig, Phi, Showo, ShowoTokenizer, read_configs};
 use hermesflow_models::{
@@ -125,7 +125,7 @@ fn the_sequence_its_logits_and_the_reply_are_the_originals() {
     let request = request(QUESTION, 1, theirs.len());
     let mut sample = [Sample::new(0, &request)];
     let eot = model.tokenizer().special.eot;
-    decode(&phi, &packed, &[Question { block, rows }], &mut sample, eot).unwrap();
+    write_replies(&phi, &packed, &[QuestionRows { block, rows }], &mut sample, eot).unwrap();
     assert_eq!(sample[0].tokens, theirs);
 
     let reply = model.reply(&image, &[request]).unwrap().remove(0);

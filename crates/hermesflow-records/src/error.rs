@@ -1,64 +1,64 @@
-//! What can go wrong with records, said with the file, the place and the remedy.
+//! Errors of reading and writing records. Each names the file, the place in it and what to do.
 
 use std::path::{Path, PathBuf};
 
-/// Records could not be read or written.
+/// Why records could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file is missing.
+    /// A file does not exist.
     #[error("{}: does not exist; {remedy}", path.display())]
     Missing {
         /// The file.
         path: PathBuf,
-        /// What makes it.
+        /// How to make the file.
         remedy: &'static str,
     },
-    /// A file cannot be read or written.
+    /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
-    /// A file is not JSON, or a record is not what it should be.
-    #[error("{}, line {line}, record {record}: {message}; mend or remove this record", path.display())]
+    /// A file is not JSON, or a record lacks a field or has one of another type.
+    #[error("{}, line {line}, record {record}: {message}; correct or remove this record", path.display())]
     Broken {
         /// The file.
         path: PathBuf,
         /// The line, from 1.
         line: usize,
-        /// The record: its id, or `number n` (from 1) where that cannot be read.
+        /// The record's id, or `number n` (from 1) if it has no readable id.
         record: String,
         /// What is wrong.
         message: String,
     },
     /// Two records share an id.
-    #[error("{}, lines {first} and {second}: the id {id} is there twice; remove one of the two records", path.display())]
+    #[error("{}, lines {first} and {second}: the id {id} occurs twice; remove one of the two records", path.display())]
     Duplicate {
         /// The file.
         path: PathBuf,
-        /// The line of the first one, from 1.
+        /// The line of the first of them, from 1.
         first: usize,
-        /// The line of the second one.
+        /// The line of the second one, from 1.
         second: usize,
         /// The id.
         id: String,
     },
-    /// A file is not what it was when it was looked through.
+    /// A file was changed between the time when it was indexed and when a record was read.
     #[error("{}, line {line}: changed while it was in use; run the command again", path.display())]
     Changed {
         /// The file.
         path: PathBuf,
-        /// The line of the record that is not what it was, from 1.
+        /// The line of the record that changed, from 1.
         line: usize,
     },
-    /// A file holds no record.
-    #[error("{}: holds no record; {remedy}", path.display())]
+    /// A file contains no record.
+    #[error("{}: contains no record; {remedy}", path.display())]
     Empty {
         /// The file.
         path: PathBuf,
-        /// What makes it.
+        /// How to make the file.
         remedy: &'static str,
     },
 }

@@ -1,8 +1,8 @@
-//! FNV-1a: a number for bytes that is the same on every machine and in every version.
+//! FNV-1a, a hash that is the same on every machine and in every version.
 
 use std::io;
 
-/// FNV-1a of 64 bits over what is written into it.
+/// The 64-bit FNV-1a hash of the bytes that are written into it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fnv1a(u64);
 
@@ -13,12 +13,12 @@ impl Default for Fnv1a {
 }
 
 impl Fnv1a {
-    /// The number of bytes.
+    /// The hash of some bytes.
     pub fn of(bytes: &[u8]) -> u64 {
         Self::default().and(bytes).0
     }
 
-    /// The number of all that was written.
+    /// The hash of everything written so far.
     pub fn number(self) -> u64 {
         self.0
     }

@@ -1,41 +1,41 @@
-//! The id of a record: what joins the files of a run and names a record's folder of images.
+//! The id of a record, which joins the files of a run and names a record's folder of images.
 
 use std::fmt;
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-/// The longest id in bytes: file systems allow names of 255, and suffixes must still fit.
+/// The longest id in bytes. File systems allow names of 255 bytes, and suffixes must fit too.
 const LONGEST: usize = 200;
 
-/// An id, as a JSON text or whole number, written back as it was read.
+/// The id of a record: a JSON string or a whole number, written back as it was read.
 ///
-/// The number 7 and the text "7" are the same id: they would name the same folder.
+/// The number 7 and the string "7" are the same id, because both would name the same folder.
 #[derive(Debug, Clone)]
 pub struct RecordId {
     text: String,
     number: bool,
 }
 
-/// Why a text cannot be an id: it must be able to name a folder.
+/// Why a text cannot be an id, which must be able to name a folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum InvalidId {
-    /// Nothing, `.` or `..`.
+    /// The text is empty, `.` or `..`.
     #[error("the id names no folder")]
     NoName,
-    /// A path separator or a control character.
+    /// The text contains a path separator or a control character.
     #[error("the id holds a path separator or a control character")]
     Separator,
-    /// More bytes than a file name may have.
+    /// The text is longer than 200 bytes.
     #[error("the id is longer than {LONGEST} bytes")]
     TooLong,
 }
 
 impl RecordId {
-    /// An id that is written as a text.
+    /// An id that is written as a string.
     ///
     /// # Errors
-    /// Why the text can name no folder.
+    /// If the text cannot name a folder.
     pub fn new(text: impl Into<String>) -> Result<Self, InvalidId> {
         let text = text.into();
         match text.as_str() {
@@ -46,19 +46,19 @@ impl RecordId {
         }
     }
 
-    /// The id as text; a safe file name.
+    /// The id as text, which is a safe file name.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The id in eight bytes.
+    /// The id as a hash of eight bytes.
     pub fn key(&self) -> IdKey {
         IdKey::of(&self.text)
     }
 }
 
-/// A text in eight bytes: enough to see an id again among millions. That two ids of a file have one key is less likely
-/// than an error of the disk, and would be taken for an id that is there twice.
+/// A hash of eight bytes of an id, by which it is recognised among millions. A collision within one file is less likely
+/// than a disk error; it would be reported as a duplicate id.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct IdKey(u64);
 

@@ -1,4 +1,4 @@
-//! Records, their files and the preference rules: pure data, no tensors.
+//! The records of a run, their files, and the rules by which preference pairs are chosen: data only, no tensors.
 
 mod error;
 mod fnv;
@@ -14,7 +14,7 @@ mod whole;
 
 pub use error::{Error, Result};
 pub use fnv::Fnv1a;
-pub use given::{Found, Given, QuestionForm, journeydb_questions};
+pub use given::{QuestionCounts, QuestionFile, QuestionForm, journeydb_questions};
 pub use id::{IdKey, InvalidId, RecordId};
 pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, three_decimals};
 pub use read::read;

@@ -4,7 +4,7 @@ use std::fmt;
 
 use crate::{InitialRecord, PairRecord};
 
-/// A candidate and its score.
+/// A candidate (a caption, or the path of an image) and its score.
 pub type Scored = (String, f64);
 
 /// A record with everything that competes for its pair.
@@ -12,24 +12,24 @@ pub type Scored = (String, f64);
 pub struct Candidates {
     /// The record.
     pub record: InitialRecord,
-    /// Captions with their similarity to the true one.
+    /// The captions, with their similarity to the true one.
     pub captions: Vec<Scored>,
-    /// Images, by path, with their accuracy.
+    /// The paths of the images, with their accuracy from 0 to 1.
     pub images: Vec<Scored>,
 }
 
 /// Why a record gives no pair.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum DropReason {
-    /// The model wrote no captions, as where the image cannot be read.
+    /// The model wrote no captions, for example because the image cannot be read.
     NoCaptions,
-    /// Its images were not judged: no questions, or no images.
+    /// The images have no scores, because there are no questions or no images.
     NoAnswers,
-    /// The best caption is no better than the worst, or says the same.
+    /// The best and the worst caption have equal scores or the same text.
     CaptionsTie,
-    /// All images are equally good.
+    /// All images have equal scores.
     ImagesTie,
-    /// Even the best image is not good enough.
+    /// The score of the best image is not above the threshold.
     BestImageBelowThreshold,
 }
 
@@ -45,12 +45,12 @@ impl fmt::Display for DropReason {
     }
 }
 
-/// A score as it is written: the nearest number of three decimals, ties to the even one as Python's `round` has it.
+/// A score rounded to three decimals, ties to even, as Python's `round` does.
 pub fn three_decimals(score: f64) -> f64 {
     format!("{score:.3}").parse().unwrap_or(score)
 }
 
-/// The first of the highest and the first of the lowest; scores that are no number compete for nothing.
+/// The first candidate of the highest and the first of the lowest score. Scores that are NaN are ignored.
 fn extremes(candidates: &[Scored]) -> Option<(&Scored, &Scored)> {
     let mut candidates = candidates.iter().filter(|one| !one.1.is_nan());
     let first = candidates.next()?;
@@ -66,11 +66,11 @@ fn extremes(candidates: &[Scored]) -> Option<(&Scored, &Scored)> {
     Some((best, worst))
 }
 
-/// The pair of a record in its first round: best against worst, if both sides have a clear winner and the best
-/// image's accuracy is above `min_accuracy`.
+/// The pair of a record in its first iteration: the best candidate against the worst, if both sides have a clear winner
+/// and the best image's accuracy is above `min_accuracy`.
 ///
 /// # Errors
-/// Why there is none.
+/// Why the record gives no pair.
 pub fn first_round(candidates: &Candidates, min_accuracy: f64) -> Result<PairRecord, DropReason> {
     let (caption_win, caption_lose) = extremes(&candidates.captions).ok_or(DropReason::NoCaptions)?;
     let (image_win, image_lose) = extremes(&candidates.images).ok_or(DropReason::NoAnswers)?;
@@ -102,9 +102,9 @@ pub fn first_round(candidates: &Candidates, min_accuracy: f64) -> Result<PairRec
     })
 }
 
-/// The pair of a record in a later round. Per side: where the new best beats the old win, it wins against that; where
-/// it beats the old loser only, it wins against the old loser; else the old pair is carried over. So it is, too,
-/// where two captions say the same: they give no preference.
+/// The pair of a record in a later iteration. On each side, a new best that beats the old winner becomes the winner
+/// against it; one that beats only the old loser becomes the winner against the old loser; otherwise the old pair
+/// stays. The old captions also stay if the new two have the same text, which expresses no preference.
 pub fn later_round(old: &PairRecord, captions: &[Scored], images: &[Scored]) -> PairRecord {
     let mut pair = old.clone();
     let win = (old.caption_win.clone(), old.bert_score_win);

@@ -1,5 +1,5 @@
-//! Reading records: a JSON array or JSON Lines; and, as the Python scripts write them, a bare run of `{…},`
-//! objects or an array with a trailing comma. One record at a time, whatever the file's size.
+//! Reading records: a JSON array or JSON Lines and, as the Python scripts write them, a sequence of `{…},` objects or
+//! an array with a trailing comma. Records are read one at a time, whatever the size of the file.
 
 use std::fs::File;
 use std::io::{Empty, ErrorKind, Read, empty};
@@ -10,16 +10,16 @@ use serde_json::{Deserializer, Value};
 
 use crate::{Error, Result};
 
-/// Messages show no more characters of an id than this; a valid one has no more.
+/// The number of characters of an id that messages show; a valid id has no more.
 const SHOWN: usize = 200;
 
 /// Bytes that are read at a time.
 const PIECE: usize = 1 << 18;
 
-/// Reads all records of a file, in order. `remedy` says what makes the file where it is missing.
+/// Reads all records of a file, in order. `remedy` says how to make the file if it is missing.
 ///
 /// # Errors
-/// Names the file, the line and the record of what cannot be read.
+/// If the file is missing or a record cannot be read; the file, the line and the record are named.
 pub fn read<R: DeserializeOwned>(path: &Path, remedy: &'static str) -> Result<Vec<R>> {
     let mut scan = Scan::open(path, remedy)?;
     let mut records = Vec::new();
@@ -29,27 +29,27 @@ pub fn read<R: DeserializeOwned>(path: &Path, remedy: &'static str) -> Result<Ve
     Ok(records)
 }
 
-/// Where a record stands in its file.
+/// The place of a record in its file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// The line on which it begins, from 1.
+    /// The line on which the record begins, from 1.
     pub line: usize,
-    /// The bytes before it.
+    /// The number of bytes before the record.
     pub offset: u64,
-    /// Its bytes.
+    /// The number of bytes of the record.
     pub length: usize,
 }
 
-/// The records of a file, read one after the other; a piece of the file is in memory.
+/// Reads the records of a file one after another; only a piece of the file is in memory.
 pub(crate) struct Scan<'p, F> {
     path: &'p Path,
     file: F,
     piece: usize,
     ended: bool,
-    /// What was read; what is still to come begins at `at`.
+    /// The text read so far; the unparsed part begins at `at`.
     text: String,
     at: usize,
-    /// Bytes behind the text that are no character, or not yet.
+    /// Bytes after the text that are not (yet) a character.
     tail: Vec<u8>,
     offset: u64,
     line: usize,
@@ -59,7 +59,7 @@ pub(crate) struct Scan<'p, F> {
 }
 
 impl<'p> Scan<'p, File> {
-    /// The records of the file `path`; `remedy` says what makes it where it is missing.
+    /// A scan of the file `path`; `remedy` says how to make the file if it is missing.
     ///
     /// # Errors
     /// Names the file when it cannot be opened.
@@ -71,7 +71,7 @@ impl<'p> Scan<'p, File> {
         }
     }
 
-    /// How many more there are likely to be of what the file held `count` of up to here; a million at most.
+    /// An estimate, at most a million, of how many records follow the `count` ones read so far.
     pub fn expected(&self, count: usize) -> usize {
         let bytes = self.file.metadata().map_or(0, |metadata| metadata.len());
         let left = bytes.saturating_sub(self.offset) as f64 / self.offset.max(1) as f64 * count as f64;
@@ -80,14 +80,14 @@ impl<'p> Scan<'p, File> {
 }
 
 impl<'p> Scan<'p, Empty> {
-    /// The records of a part of the file `path` that begins on `line`.
+    /// A scan of a part of the file `path` that begins on `line`.
     pub fn part(text: String, line: usize, path: &'p Path) -> Self {
         Self { text, line, ended: true, ..Self::new(empty(), path) }
     }
 }
 
 impl<'p, F: Read> Scan<'p, F> {
-    /// The records that `file` gives; `path` is named in errors.
+    /// A scan of `file`; `path` is named in errors.
     pub fn new(file: F, path: &'p Path) -> Self {
         Self {
             path,
@@ -105,7 +105,7 @@ impl<'p, F: Read> Scan<'p, F> {
         }
     }
 
-    /// The next record and its place; none behind the last one.
+    /// The next record and its place; `None` after the last one.
     ///
     /// # Errors
     /// Names the line and the record of what cannot be read.
@@ -154,7 +154,7 @@ impl<'p, F: Read> Scan<'p, F> {
         Ok(Some((place, record)))
     }
 
-    /// What was read from.
+    /// The file.
     pub fn into_file(self) -> F {
         self.file
     }
@@ -163,12 +163,12 @@ impl<'p, F: Read> Scan<'p, F> {
         &self.text[self.at..]
     }
 
-    /// Reads another piece; whether there was more.
+    /// Reads another piece; returns whether there was more.
     fn fill(&mut self) -> Result<bool> {
         self.text.drain(..std::mem::take(&mut self.at));
         let before = self.text.len();
         while !self.ended && self.text.len() == before {
-            // A record that is longer than a piece is not looked at once per piece.
+            // The pieces grow with the record, so that a long record is not parsed once per piece.
             let wanted = self.piece.max(before);
             let read = self.file.by_ref().take(wanted as u64).read_to_end(&mut self.tail);
             self.ended = read.map_err(Error::io(self.path))? < wanted;
@@ -178,7 +178,7 @@ impl<'p, F: Read> Scan<'p, F> {
                     text.len()
                 }
                 Err(error) => {
-                    // The beginning of a character may go on; anything else is the end of what can be read.
+                    // An incomplete character may be completed by the next piece; anything else is not UTF-8.
                     self.ended |= error.error_len().is_some();
                     let good = error.valid_up_to();
                     self.text.push_str(std::str::from_utf8(&self.tail[..good]).unwrap_or_default());
@@ -210,7 +210,7 @@ impl<'p, F: Read> Scan<'p, F> {
         }
     }
 
-    /// Passes white space.
+    /// Skips white space.
     fn blank(&mut self) -> Result<()> {
         self.pass_all(char::is_whitespace)
     }
@@ -223,7 +223,7 @@ impl<'p, F: Read> Scan<'p, F> {
         found
     }
 
-    /// The next record's number, where it has no id.
+    /// The next record's number, for messages about a record without an id.
     fn number(&self) -> String {
         format!("number {}", self.records + 1)
     }
@@ -233,22 +233,22 @@ impl<'p, F: Read> Scan<'p, F> {
     }
 }
 
-/// The record that a text is, if it is one.
+/// The record that is the whole of a text; `None` if it is none.
 pub(crate) fn only<R: DeserializeOwned>(text: &str) -> Option<R> {
     element(text).ok().filter(|(_, length)| *length == text.len()).map(|(record, _)| record)
 }
 
 /// Why a text does not begin with a record.
 enum Fault {
-    /// It ends before the record does.
+    /// The text ends before the record does.
     CutOff,
-    /// It is not JSON, so many lines below its first one.
+    /// The text is not JSON; the error is this many lines below the first one.
     NotJson { line: usize, message: String },
-    /// It is something else.
+    /// The text is JSON but not a record.
     NoRecord { id: Option<String>, message: String },
 }
 
-/// The record that a text begins with, and its bytes.
+/// The record that a text begins with, and its length in bytes.
 fn element<R: DeserializeOwned>(text: &str) -> std::result::Result<(R, usize), Fault> {
     if text.starts_with('{') {
         let mut stream = Deserializer::from_str(text).into_iter();
@@ -256,7 +256,7 @@ fn element<R: DeserializeOwned>(text: &str) -> std::result::Result<(R, usize), F
             return Ok((record, stream.byte_offset()));
         }
     }
-    // What is wrong is said of any JSON; and of a name that is there twice the second counts.
+    // Parsed as any JSON for the error message; of a repeated name the second counts.
     let mut stream = Deserializer::from_str(text).into_iter::<Value>();
     let value = match stream.next() {
         Some(Ok(value)) => value,
@@ -277,12 +277,12 @@ fn element<R: DeserializeOwned>(text: &str) -> std::result::Result<(R, usize), F
 }
 
 fn lines(text: &str) -> usize {
-    // Counted in bytes, many are counted at once.
+    // Sums of bytes are vectorised.
     let breaks = |part: &[u8]| usize::from(part.iter().map(|byte| u8::from(*byte == b'\n')).sum::<u8>());
     text.as_bytes().chunks(255).map(breaks).sum()
 }
 
-/// A name as messages show it: the beginning of one that is too long to be an id.
+/// A name for messages; one that is too long to be an id is shortened.
 fn shortened(name: String) -> String {
     match name.char_indices().nth(SHOWN) {
         Some((end, _)) => format!("{}…", &name[..end]),
@@ -290,7 +290,7 @@ fn shortened(name: String) -> String {
     }
 }
 
-/// serde_json's message without its place, which counts from the record's beginning.
+/// serde_json's message without its place, which is counted from the beginning of the record.
 fn without_place(message: &str) -> &str {
     message.find(" at line ").map_or(message, |at| &message[..at])
 }

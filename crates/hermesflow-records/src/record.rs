@@ -1,4 +1,4 @@
-//! The records of every file of a run, as the released scripts name their fields.
+//! The records of all files of a run. Fields have the names that the released scripts use.
 
 use std::fmt;
 
@@ -7,19 +7,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::RecordId;
 
-/// A record that others are joined to.
+/// A record that can be joined to others.
 pub trait Identified {
-    /// Its id.
+    /// The record's id.
     fn id(&self) -> &RecordId;
 }
 
-/// A record of one of the files.
+/// A record of one of the files of a run.
 pub trait Record: Identified + Serialize + DeserializeOwned {
-    /// Reads the same JSON and refuses the same, but keeps the id alone: what it costs to look through a file.
+    /// Accepts and rejects the same JSON as the record but keeps only the id, so that indexing a file costs little
+    /// memory.
     type Outline: Identified + DeserializeOwned;
 }
 
-/// What a field of an [`Record::Outline`] is read as.
+/// The type that a field of a [`Record::Outline`] is read as.
 trait Outlined {
     type As: DeserializeOwned;
 }
@@ -40,7 +41,7 @@ impl<T: Outlined> Outlined for Vec<T> {
     type As = Vec<T::As>;
 }
 
-/// A text that is not kept.
+/// A string that is not kept.
 struct SomeText;
 
 impl<'de> Deserialize<'de> for SomeText {
@@ -66,7 +67,7 @@ macro_rules! records {
         $(#[$doc])*
         #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
         pub struct $name {
-            /// What joins it to the other files.
+            /// The id, by which the record is joined to those of other files.
             pub id: RecordId,
             $($(#[$fdoc])* pub $field: $type),+
         }
@@ -95,61 +96,62 @@ macro_rules! records {
 }
 
 records! {
-    /// `initial_data.json`: an image and its true caption.
+    /// A record of `initial_data.json`: an image and its true caption.
     InitialRecord {
-        /// The image, relative to the data root.
+        /// The path of the image, relative to the data root.
         img_path: String,
-        /// The text that the image was made from.
+        /// The text that the image was generated from.
         prompt: String,
         /// The true caption.
         caption: String,
     }
 
-    /// `understanding_caption_results.json`: the model's captions.
+    /// A record of `understanding_caption_results.json`: the model's captions of an image.
     CaptionRecord {
-        /// The image, relative to the data root.
+        /// The path of the image, relative to the data root.
         img_path: String,
-        /// The text that the image was made from.
+        /// The text that the image was generated from.
         prompt: String,
         /// The true caption.
         caption: String,
-        /// The candidates, one per sampling setting.
+        /// The model's captions, one per sampling setting.
         caption_mmu: Vec<String>,
     }
 
-    /// `vqa_data.json`: one question about one caption.
+    /// A record of `vqa_data.json`: one question about one caption.
     QuestionRecord {
-        /// The image, relative to the data root.
+        /// The path of the image, relative to the data root.
         img_path: String,
-        /// The text that the image was made from.
+        /// The text that the image was generated from.
         prompt: String,
         /// The true caption.
         caption: String,
-        /// What the question is about.
+        /// The word or phrase of the caption that the question is about.
         element: String,
-        /// The question.
+        /// The question, without its choices.
         question: String,
-        /// What may be answered.
+        /// The answers to choose from.
         choices: Vec<String>,
-        /// The right choice.
+        /// The right answer, which is one of the choices.
         answer: String,
     }
 
-    /// `generation_vqa_results.json`: how well the images of a caption answer its questions.
+    /// A record of `generation_vqa_results.json`: how many questions about a caption the images generated from it
+    /// answer rightly.
     AnswerRecord {
         /// The true caption.
         caption: String,
-        /// How many questions there were.
+        /// The number of questions.
         question_number: usize,
-        /// The share of right answers per image, rounded to three decimals.
+        /// The share of right answers of each image, rounded to three decimals.
         result: Vec<f64>,
     }
 
-    /// `pair_dpo_data.json`: the best and the worst of a record.
+    /// A record of `pair_dpo_data.json`: the preferred and the rejected caption and image of a record.
     PairRecord {
-        /// The image, relative to the data root.
+        /// The path of the image, relative to the data root.
         img_path: String,
-        /// The text that the image was made from.
+        /// The text that the image was generated from.
         prompt: String,
         /// The true caption.
         caption: String,
@@ -161,9 +163,9 @@ records! {
         bert_score_win: f64,
         /// The similarity of the rejected caption.
         bert_score_lose: f64,
-        /// The preferred image, relative to the data root.
+        /// The path of the preferred image, relative to the data root.
         image_win: String,
-        /// The rejected image, relative to the data root.
+        /// The path of the rejected image, relative to the data root.
         image_lose: String,
         /// The accuracy of the preferred image.
         vqa_score_win: f64,

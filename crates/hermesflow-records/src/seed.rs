@@ -1,9 +1,9 @@
-//! Seeds: every candidate of a run has its own, so any part can be repeated alone.
+//! Seeds of random numbers: every candidate of a run has its own, so any part of a run can be repeated alone.
 
-/// A seed for one part of a run, such as (stage, iteration, record, candidate): SplitMix64 folded over `parts`.
+/// The seed of one part of a run, for example of (stage, iteration, record, candidate): SplitMix64 folded over `parts`.
 ///
-/// The order of the parts counts, and the numbers never change between versions: the files of a run depend on them.
-/// `base` is mixed twice, so that it and the first part cannot cancel or change places.
+/// The order of the parts matters. The seeds never change between versions, because the files of a run depend on them.
+/// `base` is mixed twice, so that it and the first part cannot cancel or be exchanged.
 pub fn derive_seed(base: u64, parts: &[u64]) -> u64 {
     let mix = |mut z: u64| {
         z = z.wrapping_add(0x9e37_79b9_7f4a_7c15);

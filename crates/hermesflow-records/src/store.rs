@@ -1,6 +1,6 @@
-//! The file of a stage's results: append-only JSON Lines while it works, one whole array at the end.
+//! The file of a stage's results: JSON Lines that are appended while the stage works, and one JSON array at the end.
 //!
-//! A line is the unit that a kill can cost.
+//! If the program is killed, at most the last line is lost.
 
 use std::collections::HashMap;
 use std::fs::{self, File, OpenOptions};
@@ -107,7 +107,7 @@ impl<R: Record> Store<R> {
         };
         let before = file.metadata().map_err(Error::io(&self.working))?.len();
         if let Err(source) = file.write_all(&lines) {
-            // On a full disk a part may have been written; a torn line must not end up in the middle.
+            // On a full disk a part may have been written; an incomplete line must not be followed by others.
             let _ = file.set_len(before);
             return Err(Error::io(&self.working)(source));
         }
@@ -141,7 +141,7 @@ impl<R: Record> Store<R> {
                 parts.read(kept.offset, kept.length as usize)
             };
             let bytes = read().map_err(Error::io(path))?;
-            // Written anew and not copied: whoever wrote it, the file is of one form.
+            // Serialised again instead of copied, so that all records have the same form.
             let record = std::str::from_utf8(&bytes).ok().and_then(only::<R>);
             let record = record.ok_or_else(|| Error::io(path)(ErrorKind::InvalidData.into()))?;
             file.push(&record)?;

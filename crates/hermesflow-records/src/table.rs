@@ -1,4 +1,4 @@
-//! A file of records on the disk: memory holds where they are, not what they say.
+//! A file of records on disk, of which memory holds only the places of the records.
 
 use std::fs::File;
 use std::io::{self, BufReader, Read, Seek};
@@ -10,33 +10,34 @@ use std::sync::{Mutex, PoisonError};
 use crate::read::{Place, Scan};
 use crate::{Error, IdKey, Identified, Record, RecordId, Result};
 
-/// So many entries tell how many there will be: a list that grows by doubling leaves as much behind as it needs.
+/// After this many entries, the number of further ones is estimated, because a list that grows by doubling leaves as
+/// much unused memory as it needs.
 pub(crate) const FEW: usize = 256;
 
-/// The records of a file, read when they are wanted, in entries of one record or of all that stand together under one
-/// id. An entry takes 28 bytes of memory.
+/// The records of a file, read when they are needed, in entries of one record or of all consecutive records of one id.
+/// An entry takes 28 bytes of memory.
 ///
-/// The file is looked through as a whole when it is opened, so that what is broken is said before any work is done.
+/// The whole file is checked when it is opened, so that errors are reported before any work is done.
 #[derive(Debug)]
 pub struct Table<R> {
     path: PathBuf,
     file: Mutex<Parts>,
-    entries: Vec<Entry>,
-    /// The entries' numbers, by key and then by number.
+    entries: Vec<Span>,
+    /// The indices of the entries, sorted by key and then by index.
     by_key: Vec<u32>,
     records: PhantomData<fn() -> R>,
 }
 
-/// Where an entry is.
+/// The place of an entry.
 #[derive(Debug, Clone, Copy)]
-struct Entry {
+struct Span {
     key: IdKey,
     offset: u64,
     length: u32,
     line: u32,
 }
 
-impl Entry {
+impl Span {
     /// # Errors
     /// For a record of 4 GB or beyond 4 billion lines.
     fn new(key: IdKey, place: Place, path: &Path) -> Result<Self> {
@@ -45,7 +46,7 @@ impl Entry {
         Ok(Self { key, offset: place.offset, length: fit(place.length)?, line: fit(place.line)? })
     }
 
-    /// Takes a record in that stands behind the entry, if its length stays within bounds.
+    /// Adds a record that follows the entry, if the length stays within bounds.
     fn extend(&mut self, place: Place) -> bool {
         let length = u32::try_from(place.offset + place.length as u64 - self.offset);
         self.length = length.unwrap_or(self.length);
@@ -54,15 +55,15 @@ impl Entry {
 }
 
 impl<R: Record> Table<R> {
-    /// Every record an entry; there may be none. `remedy` says what makes the file where it is missing.
+    /// A table with one entry per record; there may be none. `remedy` says how to make the file if it is missing.
     ///
     /// # Errors
-    /// Names the file, the line and the record of what cannot be read.
+    /// If the file is missing or a record cannot be read; the file, the line and the record are named.
     pub fn open(path: &Path, remedy: &'static str) -> Result<Self> {
         Self::of(path, remedy, |_, _| false)
     }
 
-    /// As [`Table::open`], with records that follow each other under one id as one entry.
+    /// Like [`Table::open`], but consecutive records of one id form one entry.
     ///
     /// # Errors
     /// As [`Table::open`].
@@ -70,17 +71,17 @@ impl<R: Record> Table<R> {
         Self::of(path, remedy, |last, key| last == key)
     }
 
-    /// As [`Table::open`], of a file in which every id is there once, and at least one is.
+    /// Like [`Table::open`], for a file with at least one record, in which every id occurs once.
     ///
     /// # Errors
-    /// As [`Table::open`], and for an empty file or an id that is there twice.
+    /// As [`Table::open`], and if the file is empty or an id occurs twice.
     pub fn unique(path: &Path, remedy: &'static str) -> Result<Self> {
         let table = Self::open(path, remedy)?;
         if table.is_empty() {
             return Err(Error::Empty { path: path.into(), remedy });
         }
         let same = |pair: &&[u32]| table.entry(pair[0]).key == table.entry(pair[1]).key;
-        // Of several the one that comes first in the file.
+        // Of several duplicates the first in the file.
         let twice = table.by_key.windows(2).filter(same).min_by_key(|pair| pair[1]).map(|pair| [pair[0], pair[1]]);
         let Some(twice) = twice else { return Ok(table) };
         let [first, second] = twice.map(|number| table.entry(number).line as usize);
@@ -92,7 +93,7 @@ impl<R: Record> Table<R> {
 
     fn of(path: &Path, remedy: &'static str, together: impl Fn(IdKey, IdKey) -> bool) -> Result<Self> {
         let mut scan = Scan::open(path, remedy)?;
-        let mut entries: Vec<Entry> = Vec::new();
+        let mut entries: Vec<Span> = Vec::new();
         while let Some((place, outline)) = scan.next::<R::Outline>()? {
             let key = outline.id().key();
             let last = entries.last_mut().filter(|last| together(last.key, key));
@@ -100,7 +101,7 @@ impl<R: Record> Table<R> {
                 if entries.len() == FEW {
                     entries.reserve_exact(scan.expected(FEW));
                 }
-                entries.push(Entry::new(key, place, path)?);
+                entries.push(Span::new(key, place, path)?);
             }
         }
         entries.shrink_to_fit();
@@ -115,48 +116,48 @@ impl<R: Record> Table<R> {
         self.by_key.sort_unstable_by_key(|number| (self.entries[*number as usize].key, *number));
     }
 
-    fn entry(&self, number: u32) -> &Entry {
+    fn entry(&self, number: u32) -> &Span {
         &self.entries[number as usize]
     }
 
-    /// How many entries there are.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// Whether there is none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.entries.is_empty()
     }
 
-    /// The keys of the entries, in the file's order.
+    /// The keys of the entries, in the order of the file.
     pub fn keys(&self) -> impl ExactSizeIterator<Item = IdKey> {
         self.entries.iter().map(|entry| entry.key)
     }
 
-    /// Forgets the entries whose key is not wanted; those behind them move up.
+    /// Removes the entries with unwanted keys; later ones move up.
     pub fn retain(&mut self, wanted: impl Fn(IdKey) -> bool) {
         self.entries.retain(|entry| wanted(entry.key));
         self.sort();
     }
 
-    /// The numbers of the entries in chunks of `size`; the last one may be shorter.
+    /// The indices of the entries in chunks of `size`; the last chunk may be shorter.
     pub fn chunks(&self, size: usize) -> impl Iterator<Item = Range<usize>> {
         let end = self.len();
         (0..end).step_by(size.max(1)).map(move |start| start..end.min(start + size.max(1)))
     }
 
-    /// The records of the entries of these numbers.
+    /// The records of the entries with these indices.
     ///
     /// # Errors
-    /// When the file cannot be read, or is not what it was.
+    /// If the file cannot be read or has changed.
     pub fn read(&self, numbers: Range<usize>) -> Result<Vec<R>> {
         let mut records = Vec::with_capacity(numbers.len());
         self.entries[numbers].iter().try_for_each(|entry| self.read_entry(entry, &mut records))?;
         Ok(records)
     }
 
-    /// The entries' numbers of a key.
+    /// The indices of the entries with a key.
     fn numbers(&self, key: IdKey) -> impl Iterator<Item = u32> {
         let start = self.by_key.partition_point(|number| self.entry(*number).key < key);
         self.by_key[start..].iter().copied().take_while(move |number| self.entry(*number).key == key)
@@ -167,7 +168,7 @@ impl<R: Record> Table<R> {
         self.numbers(key).next().is_some()
     }
 
-    /// All records of an id, in the file's order.
+    /// All records of an id, in the order of the file.
     ///
     /// # Errors
     /// As [`Table::read`].
@@ -178,7 +179,7 @@ impl<R: Record> Table<R> {
         Ok(records)
     }
 
-    fn read_entry(&self, entry: &Entry, records: &mut Vec<R>) -> Result<()> {
+    fn read_entry(&self, entry: &Span, records: &mut Vec<R>) -> Result<()> {
         let changed = || Error::Changed { path: self.path.clone(), line: entry.line as usize };
         let read = self.file.lock().unwrap_or_else(PoisonError::into_inner).read(entry.offset, entry.length as usize);
         let text = String::from_utf8(read.map_err(Error::io(&self.path))?).map_err(|_| changed())?;
@@ -194,7 +195,7 @@ impl<R: Record> Table<R> {
     }
 }
 
-/// Reads parts of a file; those that follow each other come from one buffer.
+/// Reads parts of a file; consecutive ones come from one buffer.
 #[derive(Debug)]
 pub(crate) struct Parts {
     file: BufReader<File>,
@@ -274,10 +275,10 @@ mod tests {
         let path = folder.path().join("data.json");
         assert!(said(&path).contains("data.json: does not exist; make it"), "{}", said(&path));
         std::fs::write(&path, "[]").unwrap();
-        assert!(said(&path).contains("data.json: holds no record; make it"), "{}", said(&path));
+        assert!(said(&path).contains("data.json: contains no record; make it"), "{}", said(&path));
         assert!(Table::<AnswerRecord>::open(&path, "").unwrap().is_empty());
         let (_folder, path) = file("2 1 7 1 2 1");
-        assert!(said(&path).contains("data.json, lines 3 and 5: the id 1 is there twice"), "{}", said(&path));
+        assert!(said(&path).contains("data.json, lines 3 and 5: the id 1 occurs twice"), "{}", said(&path));
         assert_eq!(numbers(&Table::<AnswerRecord>::open(&path, "").unwrap().of_id(&id("1")).unwrap()), [1, 3, 5]);
     }
 
@@ -295,7 +296,7 @@ mod tests {
         let (_folder, path) = file("1 2 3");
         let table = Table::<AnswerRecord>::open(&path, "").unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        // Renamed over, as this program writes: the file that was opened is read on.
+        // Replaced by renaming, as this program does: the opened file can still be read.
         let other = path.with_extension("other");
         std::fs::write(&other, "[]").unwrap();
         std::fs::rename(&other, &path).unwrap();

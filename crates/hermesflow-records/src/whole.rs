@@ -9,8 +9,8 @@ use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// A JSON array, a record a line, that is written record by record under a temporary name: memory need not hold it, and
-/// a file that exists is whole.
+/// A JSON array with one record per line. It is written record by record under a temporary name and renamed when it is
+/// whole, so memory need not hold it.
 #[derive(Debug)]
 pub struct ArrayFile {
     path: PathBuf,
@@ -20,10 +20,10 @@ pub struct ArrayFile {
 }
 
 impl ArrayFile {
-    /// Begins a file, making its folder.
+    /// Starts a file and makes its folder if need be.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// If the file cannot be created; it is named.
     pub fn create(path: &Path) -> Result<Self> {
         make_parent(path)?;
         let temporary = temporary(path);
@@ -34,7 +34,7 @@ impl ArrayFile {
     /// Adds a record.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// If the file cannot be written; it is named.
     pub fn push<R: Serialize>(&mut self, record: &R) -> Result<()> {
         let before: &[u8] = if self.records == 0 { b"[\n" } else { b",\n" };
         self.records += 1;
@@ -43,28 +43,28 @@ impl ArrayFile {
         written.map_err(|error| Error::io(&self.path)(error.into()))
     }
 
-    /// How many records it holds.
+    /// The number of records so far.
     pub fn len(&self) -> usize {
         self.records
     }
 
-    /// Whether it holds none.
+    /// Whether there is no record yet.
     pub fn is_empty(&self) -> bool {
         self.records == 0
     }
 
-    /// Closes the array, writes it through to the disk and gives it its name.
+    /// Closes the array, flushes it to disk and gives the file its name.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// If the file cannot be written; it is named.
     pub fn finish(self) -> Result<()> {
         self.close()?.publish()
     }
 
-    /// Closes the array and writes it through to the disk, under its temporary name still.
+    /// Closes the array and flushes it to disk, still under the temporary name.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// If the file cannot be written; it is named.
     pub fn close(mut self) -> Result<ClosedArray> {
         let mut close = || {
             self.file.write_all(if self.records == 0 { b"[]\n" } else { b"\n]\n" })?;
@@ -76,37 +76,36 @@ impl ArrayFile {
     }
 }
 
-/// An [`ArrayFile`] that is whole, but does not have its name yet.
+/// An [`ArrayFile`] that is complete but does not have its final name yet.
 #[derive(Debug)]
 pub struct ClosedArray(ArrayFile);
 
 impl ClosedArray {
-    /// Where its bytes are.
+    /// The path under which the bytes are.
     pub fn temporary(&self) -> &Path {
         &self.0.temporary
     }
 
-    /// Gives it its name.
+    /// Gives the file its final name.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// If the file cannot be renamed; it is named.
     pub fn publish(self) -> Result<()> {
         fs::rename(&self.0.temporary, &self.0.path).map_err(Error::io(&self.0.path))
     }
 }
 
 impl Drop for ArrayFile {
-    /// What was not published goes; after that there is nothing of that name.
+    /// Removes the temporary file if it was not published.
     fn drop(&mut self) {
         let _ = fs::remove_file(&self.temporary);
     }
 }
 
-/// Writes a file under a temporary name, through to the disk, and renames it, making its folder: a file that exists is
-/// whole.
+/// Writes a file under a temporary name, flushes it to disk and renames it; makes its folder if need be.
 ///
 /// # Errors
-/// Names the file that cannot be written.
+/// If the file cannot be written; it is named.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     make_parent(path)?;
     let temporary = temporary(path);
@@ -122,16 +121,16 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
-/// What the names of files and folders end with that are not whole yet.
+/// The ending of the names of files and folders that are not complete yet.
 pub const TEMPORARY: &str = ".hermesflow-tmp";
 
-/// The name of a file or folder that is not whole yet: nobody else's, and the same one when it is written again, so that
-/// what a kill left behind is written over.
+/// The name of an incomplete file or folder. It is the same every time, so that what a killed program left is
+/// overwritten.
 pub fn temporary(path: &Path) -> PathBuf {
     beside(path, TEMPORARY)
 }
 
-/// A hidden name beside that of a file or folder, which ends with what it is for.
+/// A hidden name beside a file or folder: a dot, its name, and an ending.
 pub fn beside(path: &Path, ending: &str) -> PathBuf {
     let mut name = OsString::from(".");
     name.push(path.file_name().unwrap_or_default());

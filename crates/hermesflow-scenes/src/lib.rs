@@ -14,13 +14,13 @@ pub mod text;
 
 pub use questions::{QuestionKind, SceneQuestion, picture_questions, questions};
 pub use scene::{
-    Background, Category, Colour, Group, Kind, Object, Relation, SIDE, Scene, Shape, Size, Split, crowd, scene,
+    Background, Category, Colour, Group, Object, Relation, SIDE, Scene, SceneKind, Shape, Size, Split, crowd, scene,
 };
 pub use text::{Claim, Facts, parse_caption};
 
 /// The text of a multiple-choice question as the model is asked it: `Question:… Choice:['a', 'b']`, the choices as a
 /// list in Python's notation.
-pub fn prompt(question: &str, choices: &[String]) -> String {
+fn prompt(question: &str, choices: &[String]) -> String {
     let quoted: Vec<String> = choices.iter().map(|choice| format!("'{choice}'")).collect();
     format!("Question:{question} Choice:[{}]", quoted.join(", "))
 }

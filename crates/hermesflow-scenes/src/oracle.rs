@@ -2,7 +2,7 @@
 //!
 //! 1. The background is the most frequent of the three background colours.
 //! 2. A pixel is *ink* of colour c if, in RGB space, it lies close to the line from the background to c and nearer to
-//!    c:    the blurred edge of a shape then counts as part of it and not as another colour.
+//!    c: the blurred edge of a shape then counts as part of it and not as another colour.
 //! 3. Connected ink is an object; fewer than 10 pixels are ignored.
 //! 4. An object has the shape whose outline (sharp or blurred) overlaps it best, or no shape if none overlaps well.
 //!
@@ -49,7 +49,7 @@ pub struct SeenObject {
 
 /// What the oracle found in a picture.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Seen {
+pub struct SeenPicture {
     /// The background colour that is most frequent; `None` if it covers less than a quarter of the picture.
     pub background: Option<Background>,
     /// The objects, ordered by their topmost and then leftmost pixel.
@@ -91,7 +91,7 @@ enum Ink {
 }
 
 /// Finds the background and the objects of a picture. A picture of another size is scaled to 64×64 first.
-pub fn see(picture: &RgbImage) -> Seen {
+pub fn see(picture: &RgbImage) -> SeenPicture {
     let scaled;
     let picture = if picture.dimensions() == (SIDE as u32, SIDE as u32) {
         picture
@@ -103,7 +103,7 @@ pub fn see(picture: &RgbImage) -> Seen {
     let (background, behind) = find_background(&pixels);
     let ink: Vec<Ink> = pixels.iter().map(|pixel| ink_of(*pixel, behind)).collect();
     let objects = components(&ink).into_iter().filter(|part| part.len() >= SPECK).map(|part| describe(&part, &ink));
-    Seen { background, objects: objects.collect() }
+    SeenPicture { background, objects: objects.collect() }
 }
 
 fn distance(a: [f32; 3], b: [f32; 3]) -> f32 {
@@ -301,7 +301,7 @@ fn outlines() -> &'static [Outline] {
 ///
 /// The statements, and the GenEval category that each counts towards:
 /// - for every group of one object: an object of its shape is there (*single object* if the caption has one group, else
-///   *two   objects*);
+///   *two objects*);
 /// - for every group: the picture has exactly the stated number of objects of its shape and colour (*counting*);
 /// - the colour, if stated: an object of that shape has it (*colors* if the caption has one group, else *attribute
 ///   binding*);

@@ -215,7 +215,7 @@ impl Category {
 /// The kind of a scene, which decides how many objects it has and what its captions mention.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Kind {
+pub enum SceneKind {
     /// One object.
     Single,
     /// Two different objects in one row or one column; captions state their relation.
@@ -232,14 +232,14 @@ pub enum Kind {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Scene {
     /// The kind of scene.
-    pub kind: Kind,
+    pub kind: SceneKind,
     /// The colour of the background.
     pub background: Background,
     /// All objects, ordered by group.
     pub objects: Vec<Object>,
     /// The groups of equal objects, in the order in which captions mention them.
     pub groups: Vec<Group>,
-    /// Where group 0 is relative to group 1; only in scenes of the kind [`Kind::Relation`].
+    /// Where group 0 is relative to group 1; only in scenes of the kind [`SceneKind::Relation`].
     pub relation: Option<Relation>,
 }
 
@@ -328,7 +328,7 @@ pub fn crowd(seed: u64, index: u64) -> Scene {
             objects.push(Object { shape, colour, size: one(Size::ALL, random), row, column });
         }
     }
-    Scene { kind: Kind::Mixed, background, objects, groups: vec![], relation: None }
+    Scene { kind: SceneKind::Mixed, background, objects, groups: vec![], relation: None }
 }
 
 fn one<T: Copy>(all: &[T], random: &mut ChaCha8Rng) -> T {
@@ -337,11 +337,11 @@ fn one<T: Copy>(all: &[T], random: &mut ChaCha8Rng) -> T {
 
 fn draw(random: &mut ChaCha8Rng) -> Scene {
     let kind = match random.random_range(0..100) {
-        0..18 => Kind::Single,
-        18..50 => Kind::Relation,
-        50..70 => Kind::Counting,
-        70..85 => Kind::Binding,
-        _ => Kind::Mixed,
+        0..18 => SceneKind::Single,
+        18..50 => SceneKind::Relation,
+        50..70 => SceneKind::Counting,
+        70..85 => SceneKind::Binding,
+        _ => SceneKind::Mixed,
     };
     let background = one(Background::ALL, random);
     let group = |count, random: &mut ChaCha8Rng| Group {
@@ -351,21 +351,21 @@ fn draw(random: &mut ChaCha8Rng) -> Scene {
         size: one(Size::ALL, random),
     };
     let mut groups = match kind {
-        Kind::Single => vec![group(1, random)],
-        Kind::Counting => vec![group(random.random_range(2..=4), random)],
-        Kind::Relation | Kind::Binding => vec![group(1, random), group(1, random)],
-        Kind::Mixed => vec![group(2, random), group(1, random)],
+        SceneKind::Single => vec![group(1, random)],
+        SceneKind::Counting => vec![group(random.random_range(2..=4), random)],
+        SceneKind::Relation | SceneKind::Binding => vec![group(1, random), group(1, random)],
+        SceneKind::Mixed => vec![group(2, random), group(1, random)],
     };
     if groups.len() == 2 {
         while (groups[0].colour, groups[0].shape) == (groups[1].colour, groups[1].shape) {
             groups[1] = group(groups[1].count, random);
         }
     }
-    if kind == Kind::Binding {
+    if kind == SceneKind::Binding {
         groups[1].size = if groups[0].size == Size::Small { Size::Large } else { Size::Small };
     }
     let (cells, relation) = match kind {
-        Kind::Relation => related_cells(random),
+        SceneKind::Relation => related_cells(random),
         _ => {
             let mut cells: Vec<(usize, usize)> = (0..GRID * GRID).map(|at| (at / GRID, at % GRID)).collect();
             cells.shuffle(random);

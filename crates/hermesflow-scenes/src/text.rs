@@ -7,7 +7,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::scene::{Background, Colour, Group, Kind, Relation, Scene, Shape, Size};
+use crate::scene::{Background, Colour, Group, Relation, Scene, SceneKind, Shape, Size};
 
 /// A group of equal objects that a caption mentions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -70,7 +70,7 @@ impl Scene {
     /// A caption of the scene. Different seeds give paraphrases that differ in wording and in how much they mention.
     pub fn caption(&self, seed: u64) -> String {
         let mut random = ChaCha8Rng::seed_from_u64(seed ^ 0x6361_7074_696f_6e73);
-        let sizes = self.kind == Kind::Binding || random.random_bool(0.4);
+        let sizes = self.kind == SceneKind::Binding || random.random_bool(0.4);
         let claim = |group: &Group| Claim {
             count: group.count,
             colour: Some(group.colour),

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 
 use hermesflow_scenes::oracle::{caption_facts_score, judge, see};
 use hermesflow_scenes::{
-    Category, Kind, QuestionKind, Scene, Split, parse_caption, picture_questions, questions, scene,
+    Category, QuestionKind, Scene, SceneKind, Split, parse_caption, picture_questions, questions, scene,
 };
 use image::{Rgb, RgbImage};
 use rand::{Rng, SeedableRng};
@@ -56,7 +56,8 @@ fn combinations_of_the_splits_never_meet() {
     let (train, dev, held) = (keys(Split::Train), keys(Split::Dev), keys(Split::HeldOut));
     assert!(train.is_disjoint(&held) && train.is_disjoint(&dev) && dev.is_disjoint(&held));
     for split in [Split::Train, Split::Dev, Split::HeldOut] {
-        for kind in [Kind::Single, Kind::Relation, Kind::Counting, Kind::Binding, Kind::Mixed] {
+        for kind in [SceneKind::Single, SceneKind::Relation, SceneKind::Counting, SceneKind::Binding, SceneKind::Mixed]
+        {
             assert!((0..500).any(|i| scene(split, 1, i).kind == kind), "{split:?} has no {kind:?}");
         }
     }
@@ -87,7 +88,7 @@ fn captions_say_what_is_true_and_are_read_back() {
 
 #[test]
 fn a_wrong_caption_scores_less() {
-    let scene = scenes(40).find(|scene| scene.kind == Kind::Relation).unwrap();
+    let scene = scenes(40).find(|scene| scene.kind == SceneKind::Relation).unwrap();
     let caption = scene.caption(1);
     let word = scene.groups[0].colour.word();
     let wrong = caption.replace(word, if word == "red" { "blue" } else { "red" });

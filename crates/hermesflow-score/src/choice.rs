@@ -1,4 +1,4 @@
-//! Questions with choices: how they are put to the model, and which choice a reply means.
+//! Multiple-choice questions: how they are put to the model, and which choice a reply means.
 
 use crate::chrf::{chrf_of, words};
 use crate::numbers::in_digits;
@@ -10,13 +10,14 @@ impl ChoiceMatcher for Lexical {
     }
 }
 
-/// A question with its choices in Python's list notation, as the released script writes it.
+/// A question with its choices as a list in Python's notation, as the released script writes it: `Question:…
+/// Choice:['a', 'b']`.
 pub fn prompt(question: &str, choices: &[String]) -> String {
     let choices: Vec<String> = choices.iter().map(|choice| python_repr(choice)).collect();
     format!("Question:{question} Choice:[{}]", choices.join(", "))
 }
 
-/// Python's `repr` of a string: single quotes, unless the text holds one and no double quote.
+/// Python's `repr` of a string: single quotes, unless the text contains one and no double quote.
 fn python_repr(text: &str) -> String {
     let quote = if text.contains('\'') && !text.contains('"') { '"' } else { '\'' };
     let mut repr = String::from(quote);
@@ -37,7 +38,8 @@ fn python_repr(text: &str) -> String {
     repr
 }
 
-/// The number of the choice that a reply is, letter by letter; failing that, of the only one that it is but for case.
+/// The index of the choice that a reply equals exactly, or else of the only one that it equals except for case;
+/// surrounding spaces are ignored.
 pub fn equal(reply: &str, choices: &[String]) -> Option<usize> {
     let reply = reply.trim();
     let folded = reply.to_lowercase();
@@ -45,16 +47,17 @@ pub fn equal(reply: &str, choices: &[String]) -> Option<usize> {
     choices.iter().position(same).or_else(|| only(choices.iter().map(|choice| choice.trim().to_lowercase() == folded)))
 }
 
-/// Two choices that a judge cannot tell apart: they are equal but for case, punctuation, articles and number words.
+/// Two choices that a matcher cannot tell apart, because they differ at most in case, punctuation, articles and number
+/// words; `None` if there are no such two.
 pub fn alike(choices: &[String]) -> Option<[&str; 2]> {
     let normal: Vec<Vec<String>> = choices.iter().map(|choice| normalized(choice)).collect();
     let earlier = |at: usize| normal[..at].iter().position(|other| *other == normal[at]).map(|other| [other, at]);
     (0..normal.len()).find_map(earlier).map(|pair| pair.map(|at| choices[at].as_str()))
 }
 
-/// The number of the choice that a free reply means: the one it [equals](equal), else the only one that it equals case,
-/// punctuation, articles and number words aside, else the only one it contains, else the nearest by letters; none if it
-/// shares nothing with any of them, or equals several.
+/// The index of the choice that a free reply means: the one that it [equals](equal); else the only one that it equals
+/// except for case, punctuation, articles and number words; else the only one that it contains; else the one with the
+/// most similar spelling ([`crate::chrf`]). `None` if it shares no letters with any choice, or equals several.
 pub fn choice(reply: &str, choices: &[String]) -> Option<usize> {
     if let Some(equal) = equal(reply, choices) {
         return Some(equal);
@@ -79,7 +82,7 @@ pub fn choice(reply: &str, choices: &[String]) -> Option<usize> {
     best.map(|(number, _)| number)
 }
 
-/// The place of the only true one.
+/// The index of the only true value.
 fn only(all: impl Iterator<Item = bool>) -> Option<usize> {
     let mut places = all.enumerate().filter(|(_, is)| *is).map(|(place, _)| place);
     places.next().filter(|_| places.next().is_none())

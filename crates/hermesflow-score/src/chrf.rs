@@ -1,16 +1,17 @@
-//! chrF++ (Popović 2017): the mean F₂ over character n-grams (1–6) and word n-grams (1–2).
+//! chrF++ (Popović 2017), a similarity of texts by their spelling: the mean F₂ over character n-grams of lengths 1 to 6
+//! and word n-grams of lengths 1 and 2.
 
 use std::collections::HashMap;
 use std::hash::Hash;
 
-/// The longest word n-grams.
+/// The length of the longest word n-grams.
 const WORDS: usize = 2;
-/// The longest character n-grams.
+/// The length of the longest character n-grams.
 const CHARACTERS: usize = 6;
 /// Recall counts β times as much as precision.
 const BETA: f64 = 2.0;
 
-/// chrF++, 0 … 1, of texts in lower case and without punctuation.
+/// The chrF++ of a candidate against a true text, from 0 to 1; case and punctuation are ignored.
 pub fn chrf(truth: &str, candidate: &str) -> f64 {
     chrf_of(&words(truth), &words(candidate))
 }
@@ -26,23 +27,23 @@ pub(crate) fn chrf_of(truth: &[String], candidate: &[String]) -> f64 {
     scores.iter().sum::<f64>() / scores.len().max(1) as f64
 }
 
-/// Lower-case words and numbers.
+/// The words and numbers of a text, in lower case.
 pub fn words(text: &str) -> Vec<String> {
     let lower = text.to_lowercase();
     lower.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty()).map(str::to_owned).collect()
 }
 
-/// What two lists have in common, each entry as often as it is in both.
+/// The overlap of two lists; an entry counts as often as it occurs in both.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Overlap {
-    /// The share of the candidate's entries.
+    /// The share of the candidate's entries that are in both.
     pub precision: f64,
-    /// The share of the true one's entries.
+    /// The share of the true list's entries that are in both.
     pub recall: f64,
 }
 
 impl Overlap {
-    /// Nothing where both lists are empty.
+    /// The overlap of two lists; `None` if both are empty.
     pub fn new<T: Hash + Eq>(
         truth: impl IntoIterator<Item = T>,
         candidate: impl IntoIterator<Item = T>,
@@ -65,7 +66,7 @@ impl Overlap {
             .then(|| Self { precision: share(candidate_count), recall: share(truth_count) })
     }
 
-    /// F_β.
+    /// The F_β score.
     pub fn f(self, beta: f64) -> f64 {
         let Self { precision, recall } = self;
         let sum = beta * beta * precision + recall;

@@ -1,25 +1,25 @@
-//! How near a caption is to the true one, by its words alone: no weights, nothing to download.
+//! The similarity of a caption to the true one by its words alone; no weights, nothing to download.
 //!
-//! A caption that keeps the true one's phrasing but gets a fact wrong shares more letters with it than an honest
+//! A caption that keeps the true one's phrasing but gets a fact wrong shares more letters with it than a correct
 //! paraphrase does, which is what chrF++ ([`crate::chrf`]) rewards. [`similarity`] therefore
 //!
-//! 1. looks at *content* only: words that carry no fact (articles, "a picture of", "there is") are left out, and
-//!    plural endings with them;
-//! 2. tells relations one way: "B to the right of A" is read as "A to the left of B";
-//! 3. compares single words, and pairs of words in their order within a clause (skip-bigrams, as ROUGE-S has them: Lin
-//!    2004), which say what belongs to what: "red circle", "red … left", "circle … square";
+//! 1. compares *content* only: words that state no fact (articles, "a picture of", "there is") and plural endings are
+//!    dropped;
+//! 2. states relations one way: "B to the right of A" is read as "A to the left of B";
+//! 3. compares single words, and pairs of words in their order within a clause (skip-bigrams, as in ROUGE-S: Lin 2004),
+//!    which say what belongs together: "red circle", "red … left", "circle … square";
 //! 4. takes the mean of F₁ and the larger of precision and recall. A paraphrase that says less loses recall, one that
 //!    says more loses precision, but a wrong fact loses both.
 //!
-//! Measured on 200 scenes, as the tests below do it: against captions with two colours, two shapes, two sizes or a
-//! relation exchanged, a paraphrase is ranked above in 100, 100, 98 and 100 % (ties count half), where chrF++ has 94,
-//! 86, 76 and 87 %. Of ten paraphrases with up to two facts made wrong, the one put first has 97 % of its facts right
-//! (chrF++: 74 %).
+//! Measured on 200 scenes by the tests below: against captions with two colours, two shapes, two sizes or a relation
+//! exchanged, a paraphrase ranks higher in 100, 100, 98 and 100 % of the cases (ties count half), with chrF++ in 94,
+//! 86, 76 and 87 %. Of ten paraphrases with up to two wrong facts each, the one ranked first has 97 % of its facts
+//! right (chrF++: 74 %).
 
 use crate::chrf::{Overlap, chrf_of, words};
 use crate::{CaptionSimilarity, Result};
 
-/// The judge that looks at words and letters only.
+/// The judge of captions and choices that compares words and spelling only.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Lexical;
 
@@ -29,13 +29,13 @@ impl CaptionSimilarity for Lexical {
     }
 }
 
-/// The share of spelling in the similarity.
+/// The weight of spelling in the similarity.
 const SPELLING: f64 = 0.05;
 
-/// How far apart the words of a pair may be.
+/// The largest distance between the words of a pair.
 const REACH: usize = 9;
 
-/// Words that carry no fact.
+/// Words that state no fact.
 const EMPTY_WORDS: &[&str] = &[
     "a",
     "an",
@@ -62,13 +62,13 @@ const EMPTY_WORDS: &[&str] = &[
     "depicting",
 ];
 
-/// Words that begin another clause; pairs do not reach across.
+/// Words that begin a new clause; pairs do not extend across it.
 const CLAUSES: &[&str] = &["and", "with", "in", "on", "against", "front"];
 
-/// Relations that are told the other way round.
+/// Relations that are restated the other way round.
 const INVERSES: &[(&str, &str)] = &[("right", "left"), ("below", "above")];
 
-/// The similarity of a candidate to the true caption, 0 … 1.
+/// The similarity of a candidate to the true caption, from 0 to 1.
 pub fn similarity(truth: &str, candidate: &str) -> f64 {
     let (truth_clauses, candidate_clauses) = (clauses(truth), clauses(candidate));
     let (truth_content, candidate_content) = (truth_clauses.concat(), candidate_clauses.concat());
@@ -83,7 +83,7 @@ pub fn similarity(truth: &str, candidate: &str) -> f64 {
     (1.0 - SPELLING) * 0.5 * (singles + pairs) + SPELLING * spelling
 }
 
-/// Pairs of words, in their order.
+/// The pairs of words of each clause, in order.
 fn pairs(clauses: &[Vec<String>]) -> impl Iterator<Item = (&String, &String)> {
     clauses.iter().flat_map(|clause| {
         (0..clause.len()).flat_map(move |first| {
@@ -92,7 +92,7 @@ fn pairs(clauses: &[Vec<String>]) -> impl Iterator<Item = (&String, &String)> {
     })
 }
 
-/// The words that carry facts, in the singular, clause by clause.
+/// The words that state facts, in the singular, clause by clause.
 fn clauses(text: &str) -> Vec<Vec<String>> {
     let mut clauses = vec![Vec::new()];
     for word in words(text) {
@@ -106,7 +106,7 @@ fn clauses(text: &str) -> Vec<Vec<String>> {
     clauses.into_iter().map(one_way).collect()
 }
 
-/// "B right A" as "A left B".
+/// Restates "B right A" as "A left B".
 fn one_way(clause: Vec<String>) -> Vec<String> {
     let inverse = |word: &String| INVERSES.iter().find(|(name, _)| name == word).map(|(_, inverse)| *inverse);
     let relation = clause.iter().enumerate().find_map(|(at, word)| inverse(word).map(|inverse| (at, inverse)));
@@ -137,7 +137,7 @@ mod tests {
 
     #[test]
     fn similarity_by_hand() {
-        // "left" and "above" aside all 4 of 5 words agree; of 10 pairs each, the 6 without them do.
+        // Except for "left" and "above", 4 of 5 words agree; of 10 pairs each, the 6 without these do.
         let wrong = similarity("a red circle left of a blue square", "a red circle above a blue square");
         assert!((0.95 * 0.7..0.95 * 0.7 + 0.05).contains(&wrong), "{wrong}");
         assert_eq!(similarity("a red circle", ""), 0.0);
@@ -169,7 +169,7 @@ mod tests {
         }
     }
 
-    /// Captions with two colours, shapes or sizes exchanged, or a relation turned round.
+    /// Captions with two colours, shapes or sizes exchanged, or with a relation inverted.
     fn swaps(caption: &str) -> Vec<(usize, String)> {
         const COLOURS: &[&str] = &["red", "green", "blue", "yellow", "purple", "orange"];
         const SHAPES: &[&str] = &["circle", "square", "triangle", "cross"];

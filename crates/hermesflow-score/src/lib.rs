@@ -1,8 +1,8 @@
-//! Text judges: caption similarity, question writing and filtering, choice matching.
+//! Judges of texts: the similarity of captions, writing and filtering of questions, and the choice that a reply means.
 //!
-//! The traits take whole batches, so that a neural judge can run them at once. [`Lexical`] is the judge of captions and
-//! choices that needs no weights; [`neural`] holds those that have weights; [`tifa`] the rules around a question writer
-//! and its filter.
+//! The traits take whole batches, which a neural judge processes at once. [`Lexical`] judges captions and replies
+//! without weights; [`neural`] has the judges with weights, [`template`] a question writer without weights, and
+//! [`tifa`] the rules around a question writer and its filter.
 
 pub mod choice;
 pub mod chrf;
@@ -16,23 +16,23 @@ use std::path::{Path, PathBuf};
 
 pub use lexical::Lexical;
 
-/// A judge could not judge.
+/// Why a judge could not judge.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A judge's model failed.
     #[error("{judge}: {message}")]
     Judge {
-        /// The judge, as configurations name it.
+        /// The judge's name in configurations.
         judge: &'static str,
         /// What went wrong.
         message: String,
     },
-    /// A file of a judge's model is missing or not what it should be.
+    /// A file of a judge's model is missing or malformed.
     #[error("{path}: {message}")]
     File {
-        /// The file, or the folder in which it should be.
+        /// The file, or the folder that lacks it.
         path: PathBuf,
-        /// What is wrong, and what mends it.
+        /// What is wrong, and what to do.
         message: String,
     },
     /// A judge's weights could not be loaded.
@@ -52,73 +52,73 @@ impl Error {
 /// The result of judging.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A question about a caption.
+/// A multiple-choice question about a caption.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Question {
-    /// What it is about.
+    /// The word or phrase of the caption that it asks about.
     pub element: String,
-    /// The question.
+    /// The question, without its choices.
     pub question: String,
-    /// What may be answered.
+    /// The answers to choose from.
     pub choices: Vec<String>,
-    /// The right choice.
+    /// The right answer, which is one of the choices.
     pub answer: String,
 }
 
-/// How near captions are to a true one.
+/// Measures how similar captions are to a true one.
 pub trait CaptionSimilarity {
-    /// A score per candidate; the nearer, the higher.
+    /// The similarity of each candidate to `reference`; higher is more similar. The range depends on the judge.
     ///
     /// # Errors
-    /// Why the judge cannot judge.
+    /// If the judge's model fails.
     fn similarities(&self, reference: &str, candidates: &[String]) -> Result<Vec<f64>>;
 }
 
-/// A free reply and the choices that it may mean.
+/// A reply in free words, and the choices that it may mean.
 #[derive(Debug, Clone, Copy)]
 pub struct Choosing<'a> {
-    /// What was replied.
+    /// The reply.
     pub reply: &'a str,
-    /// The choices.
+    /// The answers to choose from.
     pub choices: &'a [String],
 }
 
-/// Which choices free replies mean.
+/// Finds the choices that replies mean.
 pub trait ChoiceMatcher {
-    /// The number of the choice per reply, or none where it means none of them.
+    /// For each reply, the index of the choice that it means; `None` if it means none of them.
     ///
     /// # Errors
-    /// Why the judge cannot judge.
+    /// If the judge's model fails.
     fn choose(&self, replies: &[Choosing<'_>]) -> Result<Vec<Option<usize>>>;
 }
 
 /// Writes questions about captions.
 pub trait QuestionWriter {
-    /// The questions of every caption.
+    /// The questions about each caption.
     ///
     /// # Errors
-    /// Why the writer cannot write.
+    /// If the writer's model fails.
     fn write(&self, captions: &[&str]) -> Result<Vec<Vec<Question>>>;
 }
 
-/// What a reader of the caption alone answers to a question about it.
+/// The answers of a model that reads only the caption to one question.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct CaptionAnswer {
-    /// Given the choices.
+    /// The answer given the choices.
     pub multiple_choice: String,
-    /// In its own words.
+    /// The answer without seeing the choices.
     pub free_form: String,
 }
 
 /// Keeps the questions that can be answered from the caption alone.
 pub trait QuestionFilter {
-    /// What the reader answers to each question.
+    /// The answers to each question, given only the caption.
     ///
     /// # Errors
-    /// Why the reader cannot answer.
+    /// If the filter's model fails.
     fn answers(&self, caption: &str, questions: &[Question]) -> Result<Vec<CaptionAnswer>>;
 
-    /// The questions, each once, whose answers [`tifa::agrees`] with.
+    /// The questions, without repetitions, whose right answers [agree](tifa::agrees) with the answers from the caption.
     ///
     /// # Errors
     /// As [`QuestionFilter::answers`].

@@ -1,6 +1,6 @@
-//! English numbers in words, as digits.
+//! English number words as digits.
 
-/// Zero to nineteen.
+/// The words for zero to nineteen.
 pub(crate) const SMALL: [&str; 20] = [
     "zero",
     "one",
@@ -23,11 +23,12 @@ pub(crate) const SMALL: [&str; 20] = [
     "eighteen",
     "nineteen",
 ];
-/// Twenty to ninety.
+/// The words for twenty to ninety.
 pub(crate) const TENS: [&str; 8] = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"];
 const SCALES: [(&str, u64); 2] = [("thousand", 1_000), ("million", 1_000_000)];
 
-/// Lower-case words in which every number in words is one word of digits: "twenty", "one", "dogs" → "21", "dogs".
+/// Replaces every number in words, among words in lower case, by one word of digits: "twenty", "one", "dogs" → "21",
+/// "dogs".
 pub(crate) fn in_digits(words: &[String]) -> Vec<String> {
     let (mut digits, mut at) = (Vec::with_capacity(words.len()), 0);
     while at < words.len() {
@@ -41,7 +42,7 @@ pub(crate) fn in_digits(words: &[String]) -> Vec<String> {
     digits
 }
 
-/// The only number that the words name in words, if there is exactly one.
+/// The number that the words contain in words, if there is exactly one.
 pub(crate) fn only_number(words: &[String]) -> Option<u64> {
     let (mut found, mut at) = (None, 0);
     while at < words.len() {
@@ -61,7 +62,7 @@ pub(crate) fn only_number(words: &[String]) -> Option<u64> {
 fn number(words: &[String]) -> Option<(u64, usize)> {
     let (mut total, mut scale, mut at) = (0, u64::MAX, 0);
     loop {
-        // A group below a thousand; "thousand" alone is one of them.
+        // A number below a thousand; "thousand" alone counts as one thousand.
         let behind_and = usize::from(at > 0 && words.get(at).is_some_and(|word| word == "and"));
         let group = below_thousand(&words[at + behind_and..]);
         let behind = at + group.map_or(0, |(_, length)| behind_and + length);

@@ -1,7 +1,7 @@
-//! TIFA (Hu et al. 2023, arXiv 2303.11897): reading what a question writer replies, and which questions are kept.
+//! TIFA (Hu et al. 2023, arXiv 2303.11897): the questions in a question writer's reply, and which of them are kept.
 //!
-//! A reply goes on from `Entities:` in the prompt. Behind six lines that list what the caption names it holds, for
-//! every element, `About {element} ({type}):` and then questions of three lines, `Q: `, `Choices: ` and `A: `.
+//! A reply continues the prompt's `Entities:`. After six lines that list what the caption names come, for every
+//! element, `About {element} ({type}):` and questions of three lines each, `Q: `, `Choices: ` and `A: `.
 
 use std::collections::HashSet;
 
@@ -9,7 +9,7 @@ use crate::chrf::words;
 use crate::numbers::{in_digits, only_number};
 use crate::{CaptionAnswer, Question};
 
-/// The types of elements that the writer was taught; questions about others are left out.
+/// The types of elements that the writer was trained on; questions about others are dropped.
 const TYPES: [&str; 13] = [
     "object",
     "human",
@@ -26,13 +26,13 @@ const TYPES: [&str; 13] = [
     "other",
 ];
 
-/// The lines before the first question.
+/// The number of lines before the first question.
 const PREAMBLE: usize = 6;
 
-/// A free answer must agree with the right one by more than this.
+/// A free answer agrees with the right one if their word F₁ is above this.
 const WORD_F1: f64 = 0.6;
 
-/// The questions of a writer's reply, up to its first blank line. Questions without choices are left out.
+/// The questions of a writer's reply, up to its first blank line. Questions without choices are dropped.
 pub fn parse_reply(reply: &str) -> Vec<Question> {
     let reply = reply.replace("\r\n", "\n");
     let reply = reply.split("\n\n").next().unwrap_or_default();
@@ -64,21 +64,21 @@ pub fn parse_reply(reply: &str) -> Vec<Question> {
     questions
 }
 
-/// The first of every question that is asked in the same words.
+/// The first of all questions with the same wording.
 pub fn deduplicated(questions: Vec<Question>) -> Vec<Question> {
     let mut seen = HashSet::new();
     questions.into_iter().filter(|question| seen.insert(question.question.clone())).collect()
 }
 
-/// Whether a reader of the caption agrees with a question's answer: it picks the same choice and, unless that is yes
-/// or no, answers freely with nearly the same words.
+/// Whether the answers from the caption alone confirm a question's right answer: the choice is the same and, unless
+/// that is "yes" or "no", the word F₁ of the free answer is above 0.6.
 pub fn agrees(question: &Question, answer: &CaptionAnswer) -> bool {
     answer.multiple_choice.trim() == question.answer.trim()
         && (["yes", "no"].contains(&question.answer.trim()) || word_f1(&question.answer, &answer.free_form) > WORD_F1)
 }
 
-/// F₁ of the words of a free answer against the right one; numbers in words count as digits. Where the right answer is
-/// a number and the free one names one number in words, that number is what was answered.
+/// The F₁ of the words of a free answer against the right one; number words count as digits. If the right answer is a
+/// number and the free one contains exactly one number in words, only that number counts.
 pub fn word_f1(right: &str, free: &str) -> f64 {
     let free = words(free);
     let is_number = !right.trim().is_empty() && right.trim().chars().all(|c| c.is_ascii_digit());

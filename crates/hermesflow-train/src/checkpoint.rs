@@ -1,13 +1,13 @@
-//! `checkpoint-{step}/`: everything that a killed run needs to continue bit for bit.
+//! Checkpoints: the folder `checkpoint-{step}/` with everything that a killed run needs to be resumed bit for bit.
 //!
-//! | file | what |
+//! | file | contents |
 //! |---|---|
-//! | `config.json`, `pytorch_model.safetensors` | the model in its published layout: the folder can be opened as one |
+//! | `config.json`, `pytorch_model.safetensors` | the model in its published layout; the folder can be loaded as a model |
 //! | `optimizer.safetensors` | both moments of every parameter |
-//! | `state.json` | the step, which is also the position in the data and the state of the random numbers (see [`crate::draws`]), and the settings of the run with their hash |
+//! | `state.json` | the step, which also says which data and random numbers come next (see [`crate::draws`]), and the settings of the run with their hash |
 //!
-//! A checkpoint is written under a name that starts with a dot, brought to the disk and renamed, so a
-//! folder called `checkpoint-{step}` is always whole. Old ones are renamed away before they are removed.
+//! A checkpoint is written under a name that starts with a dot, flushed to disk and renamed, so a folder called
+//! `checkpoint-{step}` is always complete. Old ones are renamed before they are removed.
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,26 +26,26 @@ const MODEL: &str = "pytorch_model.safetensors";
 const OPTIMIZER: &str = "optimizer.safetensors";
 const STATE: &str = "state.json";
 
-/// `state.json`.
+/// The contents of `state.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct State {
-    /// Steps made.
+    /// The number of steps made.
     pub step: usize,
-    /// Micro batches drawn so far: the next one's number.
+    /// The number of the next micro batch, which is the number of those drawn so far.
     pub next_micro_batch: u64,
-    /// The hash of `settings` (FNV-1a of their JSON text, 16 hexadecimal digits).
+    /// The hash of `settings` (see [`hash`]).
     pub settings_hash: String,
     /// Everything that decides the run's numbers.
     pub settings: Value,
 }
 
 impl State {
-    /// The state after `step` steps under `settings`.
+    /// The state after `step` steps with `settings`.
     pub fn new(step: usize, next_micro_batch: u64, settings: Value) -> Self {
         Self { step, next_micro_batch, settings_hash: hash(&settings), settings }
     }
 
-    /// Refuses settings other than those of this state, naming the keys that differ.
+    /// Refuses settings that differ from those of this state, and names the keys that differ.
     fn check(&self, settings: &Value, path: &Path) -> Result<()> {
         if self.settings_hash == hash(settings) {
             return Ok(());
@@ -59,10 +59,10 @@ impl State {
     }
 }
 
-/// FNV-1a, 64 bits, of a value's JSON text, which memory need not hold.
+/// The 64-bit FNV-1a hash of a value's JSON text, as 16 hexadecimal digits. The text need not fit into memory.
 pub fn hash<T: Serialize + ?Sized>(value: &T) -> String {
     let mut hash = Fnv1a::default();
-    // Only keys that are no text could fail, and nothing here has such.
+    // Serialisation fails only for maps whose keys are not strings, which do not occur here.
     let _ = serde_json::to_writer(&mut hash, value);
     format!("{:016x}", hash.number())
 }
@@ -84,6 +84,9 @@ fn compare(key: &str, there: &Value, here: &Value, differences: &mut Vec<String>
 }
 
 /// Writes `checkpoint-{step}` into `folder` and returns its path; `describe` adds the model's configuration.
+///
+/// # Errors
+/// If a file cannot be written, or `describe` fails.
 pub fn save(
     folder: &Path,
     optimizer: &AdamW,
@@ -115,7 +118,10 @@ pub fn save(
     Ok(done)
 }
 
-/// Restores parameters and optimizer from `checkpoint` and returns its state.
+/// Restores parameters and optimizer from a checkpoint and returns its state.
+///
+/// # Errors
+/// If a file is missing or malformed, the settings differ from `settings`, or a tensor does not fit.
 pub fn load(checkpoint: &Path, optimizer: &mut AdamW, settings: &Value) -> Result<State> {
     let path = checkpoint.join(STATE);
     let text = fs::read_to_string(&path).map_err(Error::file(&path))?;
@@ -131,7 +137,10 @@ pub fn load(checkpoint: &Path, optimizer: &mut AdamW, settings: &Value) -> Resul
     Ok(state)
 }
 
-/// The whole checkpoints of a folder with their steps, oldest first.
+/// The complete checkpoints of a folder with their steps, oldest first; none if there is no such folder.
+///
+/// # Errors
+/// If the folder cannot be read.
 pub fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     if !folder.exists() {
         return Ok(Vec::new());
@@ -152,7 +161,10 @@ pub fn list(folder: &Path) -> Result<Vec<(usize, PathBuf)>> {
     Ok(found)
 }
 
-/// Removes all but the newest `keep` checkpoints, and what killed runs left half written.
+/// Removes all but the newest `keep` checkpoints (at least one is kept), and incomplete ones that killed runs left.
+///
+/// # Errors
+/// If a folder cannot be read or removed.
 pub fn keep_last(folder: &Path, keep: usize) -> Result<()> {
     let found = list(folder)?;
     for (_, path) in &found[..found.len().saturating_sub(keep.max(1))] {
@@ -168,7 +180,10 @@ pub fn keep_last(folder: &Path, keep: usize) -> Result<()> {
     Ok(())
 }
 
-/// Renames a checkpoint out of sight, then removes it: killed in between, no half one is left visible.
+/// Renames a checkpoint to a hidden name, then removes it, so that a kill in between leaves no incomplete checkpoint.
+///
+/// # Errors
+/// If the folder cannot be renamed or removed.
 pub fn discard(path: &Path) -> Result<()> {
     if let (true, Some(name)) = (path.exists(), path.file_name().and_then(|name| name.to_str())) {
         let hidden = path.with_file_name(format!(".{name}.old"));

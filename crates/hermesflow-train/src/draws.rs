@@ -1,7 +1,7 @@
-//! Every random number of a training run, as a function of (seed, purpose, index).
+//! All random numbers of a training run, as a function of (seed, purpose, index).
 //!
-//! Nothing is carried from step to step, so the step number *is* the position in the data and the
-//! state of the random numbers: a run that continues from step s draws what it would have drawn.
+//! No state is carried from step to step: the step number alone says which data and random numbers come next, so a
+//! resumed run draws what it would have drawn without the interruption.
 
 use hermesflow_models::MaskSchedule;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
@@ -10,20 +10,20 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// What a stream of random numbers is for; streams of different purposes never meet.
+/// The purpose of a stream of random numbers; streams of different purposes are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u64)]
 pub enum Purpose {
     /// The order of the examples in an epoch.
     Order = 1,
-    /// Mask and prompt dropout of one image comparison.
+    /// Masks and prompt dropout of one comparison of images.
     Image = 2,
-    /// Free for an objective of another crate (pretraining draws its masks from it).
+    /// Free for objectives of other crates (pretraining draws its masks from it).
     Objective = 3,
 }
 
-/// The stream of `(seed, purpose, first, second)`. All four are the key itself, so two different
-/// quadruples never share a stream.
+/// The stream of random numbers of `(seed, purpose, first, second)`. These four are the generator's key, so different
+/// ones never share a stream.
 pub fn stream(seed: u64, purpose: Purpose, first: u64, second: u64) -> ChaCha8Rng {
     let mut key = [0u8; 32];
     for (slot, word) in key.chunks_exact_mut(8).zip([seed, purpose as u64, first, second]) {
@@ -32,10 +32,9 @@ pub fn stream(seed: u64, purpose: Purpose, first: u64, second: u64) -> ChaCha8Rn
     ChaCha8Rng::from_seed(key)
 }
 
-/// Which example of a data set of `len` the `number`-th example of a run is: a fresh permutation of
-/// all of them per epoch.
+/// The order in which a run sees the examples of a data set: a new permutation of all of them in every epoch.
 ///
-/// The permutation of the current epoch is kept, because neighbouring numbers share it.
+/// The permutation of the current epoch is kept, because consecutive examples share it.
 #[derive(Debug, Clone)]
 pub struct Order {
     seed: u64,
@@ -45,12 +44,12 @@ pub struct Order {
 }
 
 impl Order {
-    /// The order of a data set of `len` examples (at least one).
+    /// The order of a data set of `len` examples, at least one.
     pub fn new(seed: u64, len: usize) -> Self {
         Self { seed, len, epoch: 0, permutation: permutation(seed, 0, len) }
     }
 
-    /// The index of the run's `number`-th example, counted from 0.
+    /// The index in the data set of the run's `number`-th example, from 0.
     pub fn index(&mut self, number: u64) -> usize {
         let epoch = number / self.len as u64;
         if epoch != self.epoch {
@@ -91,18 +90,17 @@ impl Masking {
         check(share(region), "mask_contiguous_region_prob", format!("{region} is not a probability"))
     }
 
-    /// How many of `tokens` are masked at time `t` in [0, 1]: `max(1, round(N·share(t)))`, with the cosine
-    /// `max(1, round(N·cos(πt/2)))`.
+    /// The number of masked tokens of `tokens` at time `t` in [0, 1]: `max(1, round(tokens·share(t)))`, ties to even.
     pub fn count(&self, t: f64, tokens: usize) -> usize {
         let share = self.mask_schedule.ratio(t).max(self.min_masking_rate);
         let count = (tokens as f64 * share).round_ties_even() as usize;
         count.clamp(1, tokens.max(1))
     }
 
-    /// The masked positions of an image at time `t`, in rising order.
+    /// The masked positions of an image of `tokens` tokens at time `t` in [0, 1], ascending.
     pub fn draw(&self, rng: &mut impl Rng, t: f64, tokens: usize) -> Vec<u32> {
         let count = self.count(t, tokens);
-        // No number is drawn for a choice that is not there: the draws of the default stay what they were.
+        // Nothing is drawn if there is no choice, so that the default's draws do not depend on this setting.
         let region = self.mask_contiguous_region_prob;
         if region > 0.0 && rng.random::<f64>() < region {
             rectangle(rng, tokens.isqrt(), count)
@@ -112,10 +110,10 @@ impl Masking {
     }
 }
 
-/// The positions of a random rectangle of about `count` codes in an image of `side`² codes, in rising order.
+/// The positions of a random rectangle of at least `count` codes in an image of `side`² codes, ascending.
 ///
-/// As the original: its height is uniform in `⌈count/side⌉ ..= min(side, count)`, its width `⌈count/height⌉`, its
-/// place uniform. Never fewer than `count`, up to `height − 1` more.
+/// As in the original, the height is uniform in `⌈count/side⌉ ..= min(side, count)`, the width is `⌈count/height⌉`, and
+/// the place is uniform. The rectangle has up to `height − 1` more codes than `count`.
 pub fn rectangle(rng: &mut impl Rng, side: usize, count: usize) -> Vec<u32> {
     let height = rng.random_range(count.div_ceil(side)..=side.min(count));
     let width = count.div_ceil(height).min(side);
@@ -125,7 +123,7 @@ pub fn rectangle(rng: &mut impl Rng, side: usize, count: usize) -> Vec<u32> {
     rows.flat_map(|row| (left..left + width).map(move |column| (row * side + column) as u32)).collect()
 }
 
-/// `count` different positions below `tokens`, in rising order, every set equally likely.
+/// `count` different positions below `tokens`, ascending; every set is equally likely.
 pub fn positions(rng: &mut impl Rng, tokens: usize, count: usize) -> Vec<u32> {
     let mut all: Vec<u32> = (0..tokens as u32).collect();
     let (chosen, _) = all.partial_shuffle(rng, count);
@@ -134,27 +132,27 @@ pub fn positions(rng: &mut impl Rng, tokens: usize, count: usize) -> Vec<u32> {
     chosen
 }
 
-/// The mask of one image of `tokens` tokens under a seed of its own: t ~ U(0, 1), then [`Masking::draw`]. For
-/// objectives that keep their own seeds (pretraining).
+/// The masked positions of an image of `tokens` tokens, as a function of `seed`: t ~ U(0, 1), then [`Masking::draw`].
+/// For objectives with seeds of their own, such as pretraining.
 pub fn mask_positions(tokens: usize, seed: u64, masking: &Masking) -> Vec<u32> {
     let mut rng = stream(seed, Purpose::Objective, 0, 0);
     let t = rng.random::<f64>();
     masking.draw(&mut rng, t, tokens)
 }
 
-/// What is drawn for one image comparison; win and lose share all of it.
+/// The random draw of one comparison of images, shared by win and lose.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageDraw {
-    /// The prompt is replaced by the empty text.
+    /// Whether the prompt is replaced by the empty text.
     pub drop_prompt: bool,
-    /// Masked positions, one set per mask draw.
+    /// The masked positions of each mask.
     pub masks: Vec<Vec<u32>>,
 }
 
-/// The draw of the run's `example`-th comparison.
+/// The draw of the run's `example`-th comparison, from 0, for images of `tokens` tokens.
 ///
-/// Of `masks` > 1 draws, the j-th takes its time from the j-th of `masks` equal parts of [0, 1): each
-/// time is still uniform when averaged over them, and their mean varies less. One mask is t ~ U(0, 1).
+/// If there are several masks, the j-th of `masks` draws its time from the j-th of as many equal parts of [0, 1).
+/// Averaged over masks the time is still uniform, and its mean varies less. A single mask draws t ~ U(0, 1).
 pub fn image_draw(
     seed: u64,
     example: u64,

@@ -1,11 +1,11 @@
-//! What can go wrong while training.
+//! Errors of training.
 
 use std::path::{Path, PathBuf};
 
-/// The result of anything in this crate.
+/// The result of training.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// What can go wrong while training.
+/// Why training failed or cannot start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A tensor operation failed.
@@ -21,18 +21,18 @@ pub enum Error {
     Weights(#[from] hermesflow_nn::weights::Error),
 
     /// An objective from another crate failed.
-    #[error("the objective failed at step {step}, micro batch {micro}: {source}")]
+    #[error("the objective failed at step {step}, micro batch {micro} (from 0): {source}")]
     Objective {
-        /// The step, from 0.
+        /// The step, from 1.
         step: usize,
         /// The micro batch of the step, from 0.
         micro: usize,
-        /// What the objective said.
+        /// The objective's error.
         source: Box<dyn std::error::Error + Send + Sync>,
     },
 
-    /// What the reference said of captions could not be remembered.
-    #[error("the reference's captions: {0}")]
+    /// The reference's log-probabilities of captions could not be stored.
+    #[error("the reference's log-probabilities of captions cannot be stored: {0}")]
     Memory(#[source] Box<dyn std::error::Error + Send + Sync>),
 
     /// A file could not be read or written.
@@ -40,27 +40,27 @@ pub enum Error {
     File {
         /// The file or folder.
         path: PathBuf,
-        /// What the system said.
+        /// The error of the operating system.
         source: std::io::Error,
     },
 
-    /// A JSON file of a training folder could not be understood.
+    /// A JSON file of a training folder is malformed.
     #[error("{}: not a {what}: {source}", path.display())]
     Json {
         /// The file.
         path: PathBuf,
-        /// What it should have been.
+        /// What the file should be.
         what: &'static str,
-        /// What the parser said.
+        /// The parser's error.
         source: serde_json::Error,
     },
 
     /// A setting is outside its range or disagrees with another one.
     #[error("setting `{key}`: {problem}")]
     Setting {
-        /// The key as the configuration spells it.
+        /// The key as configurations spell it.
         key: &'static str,
-        /// What is wrong, with the value.
+        /// What is wrong: the value and its range.
         problem: String,
     },
 
@@ -73,7 +73,7 @@ pub enum Error {
         problem: String,
     },
 
-    /// The loss or the gradient norm became infinite or NaN; the parameters were not touched.
+    /// The loss or the norm of the gradient became infinite or NaN; no parameter was changed by that step.
     #[error(
         "{what} is {value} at step {step}; the last checkpoint is intact (a lower learning rate or `max_grad_norm`, with \
          another output folder, may help)"
@@ -81,55 +81,56 @@ pub enum Error {
     NotFinite {
         /// "the loss" or "the gradient norm".
         what: &'static str,
-        /// Its value.
+        /// The value.
         value: f64,
         /// The step, from 1.
         step: usize,
     },
 
-    /// A trainable parameter took no part in a step: its graph is cut somewhere.
+    /// A trainable parameter received no gradient in a step, because an operator between it and the loss has no
+    /// backward pass.
     #[error("parameter {name} received no gradient: an operator on its way to the loss has no backward pass")]
     NoGradient {
-        /// The parameter.
+        /// The parameter's name.
         name: String,
     },
 
-    /// Two trainable parameters carry the same name.
+    /// Two trainable parameters have the same name.
     #[error("two trainable parameters are named {name}")]
     DuplicateParameter {
         /// The name.
         name: String,
     },
 
-    /// A checkpoint's tensors do not fit the model or the optimizer.
+    /// A tensor of a checkpoint is missing, unexpected, or of another type or shape than the model's.
     #[error("{}: tensor {name}: {problem}", path.display())]
     CheckpointTensor {
         /// The file.
         path: PathBuf,
         /// The tensor's name.
         name: String,
-        /// What is wrong, with the shapes.
+        /// What is wrong, with types and shapes.
         problem: String,
     },
 
-    /// A run cannot continue from a checkpoint written under other settings.
+    /// A run cannot be resumed from a checkpoint that was written with other settings.
     #[error(
         "{} was written under other settings, so the run cannot continue from it ({differences}); \
          restore the settings or choose another output folder",
         path.display()
     )]
     OtherSettings {
-        /// The checkpoint.
+        /// The folder of the checkpoint.
         path: PathBuf,
-        /// The keys that differ with both values.
+        /// The keys that differ, with both values.
         differences: String,
     },
 
-    /// No checkpoint of a folder can be read.
+    /// None of a folder's checkpoints can be read; the error of the newest.
     #[error("{0}; no checkpoint of this folder can be read: remove them to train from the beginning")]
     NoCheckpoint(Box<Self>),
 
-    /// The metrics file ends before the checkpoint's step.
+    /// The metrics file has fewer lines than the checkpoint has steps.
     #[error(
         "{} holds {lines} whole lines but the checkpoint is at step {step}; restore the file, or remove the \
          training folder to start again",
@@ -138,15 +139,15 @@ pub enum Error {
     MetricsTooShort {
         /// The metrics file.
         path: PathBuf,
-        /// Whole lines in it.
+        /// The number of complete lines in it.
         lines: usize,
-        /// Steps that the checkpoint has made.
+        /// The number of steps that the checkpoint has made.
         step: usize,
     },
 }
 
 impl Error {
-    /// For `map_err`: an I/O error with its path.
+    /// A function for `map_err` that adds the path to an I/O error.
     pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { path, source }

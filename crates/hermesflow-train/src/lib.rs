@@ -1,18 +1,17 @@
-//! Optimise anything that gives pair log-probabilities: the Pair-DPO loss, one training loop, its
-//! optimizer, schedule, metrics and checkpoints.
+//! Training: the Pair-DPO loss, one training loop for anything that has a loss, and its optimizer, schedule, metrics
+//! and checkpoints.
 //!
 //! The files in the order in which a step uses them:
 //!
 //! 1. [`pair_dpo`]: prepared pairs, and which of them a step sees; asks a model for log-probabilities;
-//! 2. [`draws`]: every random number of a run as a function of (seed, purpose, index);
-//! 3. [`loss`]: the pure loss, log-probabilities in, per-pair loss and rewards out;
+//! 2. [`draws`]: all random numbers of a run as a function of (seed, purpose, index);
+//! 3. [`loss`]: the loss itself, from log-probabilities to losses and rewards per pair;
 //! 4. [`trainer`]: the loop that Pair-DPO, its controls and pretraining share ([`Objective`]);
-//! 5. [`schedule`] and [`optimizer`]: the learning rate of a step, and AdamW with explicit groups;
-//! 6. [`metrics`] and [`watch`]: one JSON line per step, and the alarm on a falling likelihood;
-//! 7. [`checkpoint`]: folders from which a killed run continues bit for bit.
+//! 5. [`schedule`] and [`optimizer`]: the learning rate of a step, and AdamW with explicit parameter groups;
+//! 6. [`metrics`] and [`watch`]: one JSON line per step, and an alarm on a falling likelihood;
+//! 7. [`checkpoint`]: folders from which a killed run is resumed bit for bit.
 //!
-//! No backbone is named here: a model is anything that implements
-//! [`PairModel`](hermesflow_models::PairModel).
+//! No backbone is named here: a model is anything that implements [`PairModel`](hermesflow_models::PairModel).
 
 pub mod checkpoint;
 pub mod draws;

@@ -23,7 +23,7 @@
 use candle_core::{DType, Result, Tensor};
 use serde::{Deserialize, Serialize};
 
-/// A preferred and a rejected one of the same kind.
+/// Two of the same kind, of which one is preferred.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pair<T> {
     /// The preferred one.
@@ -32,20 +32,23 @@ pub struct Pair<T> {
     pub lose: T,
 }
 
-/// Log-probabilities of one side (captions or images) of a batch.
+/// The log-probabilities of one side (captions or images) of a batch.
 ///
 /// # Shapes
-/// Each tensor is `[pairs]`, f32.
+/// `[pairs]` each, f32
 #[derive(Debug, Clone)]
 pub struct PairLogProbs {
-    /// Under the model being trained, with its graph.
+    /// Log-probabilities under the trained model, with their graph.
     pub policy: Pair<Tensor>,
-    /// Under the frozen reference.
+    /// Log-probabilities under the frozen reference.
     pub reference: Pair<Tensor>,
 }
 
 impl PairLogProbs {
-    /// The parts of a batch as one, without their graphs.
+    /// Joins parts of a batch, without their graphs.
+    ///
+    /// # Errors
+    /// If `parts` is empty, or a tensor operation fails.
     pub fn detached(parts: &[&Self]) -> Result<Self> {
         let joined = |of: fn(&Self) -> &Pair<Tensor>| -> Result<Pair<Tensor>> {
             let column = |one: fn(&Pair<Tensor>) -> &Tensor| {
@@ -57,17 +60,17 @@ impl PairLogProbs {
     }
 }
 
-/// The loss of one side of a batch.
+/// The loss of one side of a batch. Only `loss` is meant to be differentiated.
 ///
 /// # Shapes
-/// Each tensor is `[pairs]`, f32. Only `loss` is meant to be differentiated.
+/// `[pairs]` each, f32
 #[derive(Debug, Clone)]
 pub struct SideLoss {
-    /// The loss per pair.
+    /// The loss of each pair.
     pub loss: Tensor,
-    /// δ = log π − log π_ref.
+    /// δ = log π − log π_ref of each pair.
     pub delta: Pair<Tensor>,
-    /// β·δ, TRL's rewards (without the anchor).
+    /// β·δ of each pair: the rewards of TRL's `DPOTrainer`, without the anchor.
     pub rewards: Pair<Tensor>,
 }
 
@@ -82,7 +85,10 @@ pub enum LossKind {
 }
 
 impl LossKind {
-    /// This loss of one side. `anchor` is λ.
+    /// This loss of one side; `anchor` is λ.
+    ///
+    /// # Errors
+    /// If the tensors have different shapes.
     pub fn side(self, log_probs: &PairLogProbs, beta: f64, anchor: f64) -> Result<SideLoss> {
         match self {
             Self::PairDpo => pair_dpo(log_probs, beta, anchor),
@@ -91,7 +97,10 @@ impl LossKind {
     }
 }
 
-/// `−log σ(β(δ_win − δ_lose − λ·max(0, −δ_win)))` per pair.
+/// The Pair-DPO loss of each pair, `−log σ(β(δ_win − δ_lose − λ·max(0, −δ_win)))`; `anchor` is λ.
+///
+/// # Errors
+/// If the tensors have different shapes.
 pub fn pair_dpo(log_probs: &PairLogProbs, beta: f64, anchor: f64) -> Result<SideLoss> {
     let delta = deltas(log_probs)?;
     let mut margin = (&delta.win - &delta.lose)?;
@@ -105,10 +114,13 @@ pub fn pair_dpo(log_probs: &PairLogProbs, beta: f64, anchor: f64) -> Result<Side
     Ok(SideLoss { loss, delta, rewards })
 }
 
-/// `−(β/2)·log π(win)` per pair: the likelihood of the wins alone, in Pair-DPO's units.
+/// The likelihood of the winners alone, scaled like Pair-DPO: `−(β/2)·log π(win)` of each pair.
 ///
-/// Pair-DPO pulls on `log π(win)` with strength β·σ(−Δ), which is β/2 where it begins (Δ = 0). So this
-/// loss pulls on the wins as hard as Pair-DPO does in its first step, and never lets go.
+/// The gradient of Pair-DPO with respect to `log π(win)` has strength β·σ(−Δ), which is β/2 at the start (Δ = 0). This
+/// loss pulls on the winners as hard as Pair-DPO does in its first step, and never less.
+///
+/// # Errors
+/// If the tensors have different shapes.
 pub fn sft_wins(log_probs: &PairLogProbs, beta: f64) -> Result<SideLoss> {
     let delta = deltas(log_probs)?;
     let loss = log_probs.policy.win.affine(-0.5 * beta, 0.0)?;
@@ -116,10 +128,14 @@ pub fn sft_wins(log_probs: &PairLogProbs, beta: f64) -> Result<SideLoss> {
     Ok(SideLoss { loss, delta, rewards })
 }
 
-/// The scalar to differentiate: per pair the weighted sum of its sides, then the mean over pairs.
+/// The loss to differentiate: for each pair the weighted sum of its sides, then the mean over pairs; `None` if there is
+/// no side.
 ///
 /// # Shapes
-/// `[pairs]` each → a scalar.
+/// `[pairs]` each → a scalar
+///
+/// # Errors
+/// If the sides have different numbers of pairs.
 pub fn total(sides: &[(f64, &SideLoss)]) -> Result<Option<Tensor>> {
     let mut sum: Option<Tensor> = None;
     for (weight, side) in sides {
@@ -132,12 +148,14 @@ pub fn total(sides: &[(f64, &SideLoss)]) -> Result<Option<Tensor>> {
     sum.map(|per_pair| per_pair.mean_all()).transpose()
 }
 
-/// `log σ(x) = −softplus(−x)`, finite for every finite x, smooth for the gradient too.
+/// `log σ(x) = −softplus(−x)`, finite for every finite x and smooth in its gradient.
 ///
-/// softplus(y) = m + ln(e^−m + e^(y−m)) for any m; with m = max(0, y), a constant to the graph, no
-/// exponential exceeds 1, and the derivative is e^(y−m) / (e^−m + e^(y−m)) = σ(y) without a kink.
-/// (`ln(sigmoid(x))`, as released, is −∞ from x ≈ −104 on; |x| has no defined slope at 0, where every
-/// run begins.)
+/// For any m, softplus(y) = m + ln(e^−m + e^(y−m)). With m = max(0, y) as a constant no exponential exceeds 1, and the
+/// derivative is e^(y−m) / (e^−m + e^(y−m)) = σ(y) without a kink. (`ln(sigmoid(x))`, as in the released code, is −∞
+/// for x below about −104, and |x| has no derivative at 0, where every run starts.)
+///
+/// # Errors
+/// If a tensor operation fails.
 pub fn log_sigmoid(x: &Tensor) -> Result<Tensor> {
     let y = x.neg()?;
     let m = y.detach().relu()?;
@@ -250,7 +268,7 @@ mod tests {
         // δ_win = −2, δ_lose = −4, λ 5: x = −1.6, σ(−x) = .832018; win β(1+λ)σ, lose βσ.
         let (win, lose) = gradient(-2.0, -4.0, 5.0);
         near(&[win, lose], &[-0.998_422, 0.166_404], 1e-5);
-        // Above its reference the win has no anchor: x = .4, σ(−x) = .401312.
+        // A winner above its reference has no anchor: x = .4, σ(−x) = .401312.
         let (win, lose) = gradient(1.0, -1.0, 5.0);
         near(&[win, lose], &[-0.080_262, 0.080_262], 1e-6);
     }

@@ -1,8 +1,9 @@
-//! What a step reports: one JSON line per step, with TRL's names per side.
+//! The metrics of a step: one JSON line per step, with TRL's names for each side.
 //!
-//! `und/` is the caption side, `gen/` the image side; each has `rewards/{chosen,rejected,margins,
-//! accuracies}`, `logps/{chosen,rejected}` as in TRL's `DPOTrainer`, and `delta/{chosen,rejected}` =
-//! log π − log π_ref, the two numbers that tell a win from a win by default (see [`crate::watch`]).
+//! `und/` is the side of captions, `gen/` that of images. Each has `rewards/{chosen,rejected,margins,accuracies}` and
+//! `logps/{chosen,rejected}` as in TRL's `DPOTrainer`, and `delta/{chosen,rejected}` = log π − log π_ref, which show
+//! whether a comparison is won because the winner becomes more likely or only because the loser becomes less likely
+//! (see [`crate::watch`]).
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -15,27 +16,27 @@ use serde_json::{Map, Value};
 use crate::loss::{PairLogProbs, SideLoss};
 use crate::{Error, Result};
 
-/// Named numbers of one step or micro batch, in the order of their names.
+/// Named numbers of one step or micro batch, ordered by name.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Metrics(BTreeMap<String, f64>);
 
 impl Metrics {
-    /// No numbers yet.
+    /// Metrics without numbers.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Sets one number, to the nine digits that an f32 has: what is read back is what was observed.
+    /// Sets one number, rounded to the precision of f32 so that it is read back exactly.
     pub fn insert(&mut self, name: impl Into<String>, value: f64) {
         self.0.insert(name.into(), nine_digits(value));
     }
 
-    /// One number.
+    /// The number of this name; `None` if there is none.
     pub fn get(&self, name: &str) -> Option<f64> {
         self.0.get(name).copied()
     }
 
-    /// All of them, in the order of their names.
+    /// All names and numbers, ordered by name.
     pub fn iter(&self) -> impl Iterator<Item = (&str, f64)> {
         self.0.iter().map(|(name, value)| (name.as_str(), *value))
     }
@@ -53,7 +54,10 @@ impl Metrics {
         means
     }
 
-    /// Adds the numbers of one side of a batch under `prefix` (`und` or `gen`).
+    /// Adds the metrics of one side of a batch under `prefix` (`und` or `gen`).
+    ///
+    /// # Errors
+    /// If a tensor cannot be read.
     pub fn insert_side(&mut self, prefix: &str, log_probs: &PairLogProbs, side: &SideLoss) -> Result<()> {
         let chosen = side.rewards.win.to_vec1::<f32>()?;
         let rejected = side.rewards.lose.to_vec1::<f32>()?;
@@ -89,19 +93,19 @@ fn mean(values: &[f32]) -> f64 {
 /// One line of the metrics file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct StepRecord {
-    /// Steps made, this one included: the first line says 1.
+    /// The number of the step, from 1.
     pub step: usize,
-    /// Epochs seen, this step included.
+    /// The number of epochs seen, this step included.
     pub epoch: f64,
-    /// The loss, the mean over the step's micro batches.
+    /// The mean loss over the step's micro batches.
     pub loss: f64,
-    /// The norm of the whole gradient before clipping.
+    /// The Euclidean norm of all gradients before clipping.
     pub grad_norm: f64,
-    /// The learning rate that this step used.
+    /// The learning rate of this step.
     pub learning_rate: f64,
-    /// What the objective reported.
+    /// The objective's metrics.
     pub metrics: Metrics,
-    /// What the run says loudly at this step, if anything.
+    /// Warnings about this step.
     pub warnings: Vec<String>,
 }
 
@@ -143,7 +147,7 @@ impl StepRecord {
             metrics: BTreeMap<String, Option<f64>>,
         }
         let Raw { step, epoch, loss, grad_norm, learning_rate, warnings, metrics } = serde_json::from_str(line)?;
-        // JSON has no infinity; it is written as null.
+        // JSON has no infinity and no NaN; both are written as null.
         let metrics = metrics.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect();
         Ok(Self { step, epoch, loss, grad_norm, learning_rate, metrics: Metrics(metrics), warnings })
     }

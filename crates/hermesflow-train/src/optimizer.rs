@@ -1,12 +1,12 @@
-//! AdamW (Loshchilov & Hutter, 1711.05101) with explicit groups, f32 moments and a state that can be
+//! AdamW (Loshchilov & Hutter, arXiv 1711.05101) with explicit parameter groups, f32 moments and a state that can be
 //! saved.
 //!
-//! Weight decay falls on matrices only: never on biases, norms or embeddings. A parameter's group
-//! follows from its name and rank (see [`decays`]); the released code's list of exceptions matched no
-//! layer, so everything decayed.
+//! Weight decay applies to matrices only, never to biases, norms or embeddings. A parameter's group follows from its
+//! name and rank (see [`decays`]). The list of exceptions in the released code matches no layer, so there everything
+//! decays.
 //!
-//! The moments lie beside the parameters, or on the host ([`StatePlace`]) so that a GPU need hold weights and gradients
-//! only. Both give the same numbers, and a state that was saved of one is restored into the other.
+//! The moments are stored beside the parameters, or in the host's memory ([`StatePlace`]) so that a GPU need hold only
+//! weights and gradients. Both give the same numbers, and a state saved from one can be restored into the other.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -76,12 +76,13 @@ impl StatePlace {
     }
 }
 
-/// Whether a parameter decays: rank 2 or more (matrices, convolutions), and not an embedding by name.
+/// Whether a parameter has weight decay: if its rank is at least 2 (matrices, convolutions) and it is not an embedding
+/// by its name.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
     shape.len() >= 2 && !name.split('.').any(|part| part.starts_with("embed") || part.ends_with("embedding"))
 }
 
-/// The summed gradients of a step, one per parameter, in the parameters' order.
+/// The sums of the gradients of a step's micro batches, one per parameter, in the order of the parameters.
 #[derive(Debug)]
 pub struct Gradients {
     sums: Vec<Option<Tensor>>,
@@ -89,11 +90,14 @@ pub struct Gradients {
 }
 
 impl Gradients {
-    /// Adds what one micro batch's backward pass found.
+    /// Adds the gradients of one micro batch.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
     pub fn add(&mut self, parameters: &[(String, Var)], found: &GradStore) -> Result<()> {
         for (sum, (_, var)) in self.sums.iter_mut().zip(parameters) {
             if let Some(gradient) = found.get(var) {
-                // A gradient's own graph (the backward pass keeps one) is of no use.
+                // Without the gradient's own graph, which candle's backward pass keeps.
                 let gradient = gradient.detach().to_device(self.place.of(var.device()))?;
                 *sum = Some(match sum.take() {
                     None => gradient,
@@ -104,7 +108,7 @@ impl Gradients {
         Ok(())
     }
 
-    /// The gradients, if every parameter has one.
+    /// The gradients; an error if a parameter has none.
     fn complete(&self, parameters: &[(String, Var)]) -> Result<Vec<Tensor>> {
         self.sums
             .iter()
@@ -113,7 +117,10 @@ impl Gradients {
             .collect()
     }
 
-    /// The Euclidean norm of all gradients as one vector.
+    /// The Euclidean norm of all gradients together.
+    ///
+    /// # Errors
+    /// If a tensor operation fails.
     pub fn norm(&self) -> Result<f64> {
         let present: Vec<&Tensor> = self.sums.iter().flatten().collect();
         Ok(global_norm(&present)?)
@@ -138,12 +145,18 @@ struct Moments {
 }
 
 impl AdamW {
-    /// An optimizer whose moments are zero and lie beside the parameters, which are kept in the order of their names.
+    /// An optimizer whose moments are zero and stored beside the parameters.
+    ///
+    /// # Errors
+    /// If a setting is out of range, two parameters have the same name, or memory runs out.
     pub fn new(parameters: Vec<(String, Var)>, settings: AdamWSettings) -> Result<Self> {
         Self::with_state(parameters, settings, StatePlace::Device)
     }
 
-    /// As [`Self::new`], with its state in this place.
+    /// Like [`Self::new`], with the moments in this place.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
     pub fn with_state(mut parameters: Vec<(String, Var)>, settings: AdamWSettings, place: StatePlace) -> Result<Self> {
         settings.validate()?;
         parameters.sort_by(|a, b| a.0.cmp(&b.0));
@@ -166,18 +179,20 @@ impl AdamW {
         &self.parameters
     }
 
-    /// Steps made.
+    /// The number of steps made.
     pub fn steps(&self) -> usize {
         self.step
     }
 
-    /// Empty sums, for the micro batches of one step.
+    /// Empty sums of gradients, for the micro batches of one step.
     pub fn gradients(&self) -> Gradients {
         Gradients { sums: vec![None; self.parameters.len()], place: self.place }
     }
 
-    /// One step. Every gradient is multiplied by `scale` first (1 / micro batches, times the clipping
-    /// factor). A parameter without a gradient is an error, and then nothing is changed.
+    /// Makes one step. Every gradient is first multiplied by `scale` (1 / micro batches, times the clipping factor).
+    ///
+    /// # Errors
+    /// If a parameter has no gradient, in which case nothing is changed, or a tensor operation fails.
     pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, scale: f64) -> Result<()> {
         let gradients = gradients.complete(&self.parameters)?;
         let AdamWSettings { beta1, beta2, eps, .. } = self.settings;
@@ -213,7 +228,10 @@ impl AdamW {
             .collect()
     }
 
-    /// Takes over the moments of a file that holds what [`Self::state`] gave after `step` steps.
+    /// Restores the moments from a file that contains [`Self::state`] after `step` steps.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or a tensor is missing, unexpected or of another shape.
     pub fn restore(&mut self, path: &Path, step: usize) -> Result<()> {
         let targets: Vec<(String, &Var)> = self
             .parameters
@@ -229,7 +247,7 @@ impl AdamW {
     }
 }
 
-/// Sets every variable from the tensor of its name in a file, one after the other: all fit, or nothing is changed.
+/// Sets each variable from the tensor of its name in a file. Either all of them fit, or nothing is changed.
 pub(crate) fn set_all(targets: &[(String, &Var)], path: &Path) -> Result<()> {
     let problem =
         |name: &str, problem: String| Error::CheckpointTensor { path: path.into(), name: name.into(), problem };

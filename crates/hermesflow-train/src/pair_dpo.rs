@@ -3,12 +3,12 @@
 //!
 //! 1. Both halves of a pair come from one record; the released code shuffled captions and images separately.
 //! 2. Masks and prompt dropout are drawn once per pair and step and apply to win and lose alike; the released code drew
-//!    the    dropout twice.
+//!    the dropout twice.
 //! 3. Each side is one call to the model per micro batch (per two pairs for a small model), winners before losers.
 //! 4. The reference's log-probabilities of captions involve no randomness, so they are computed once, when the run
-//!    starts,    or recalled from a [`CaptionMemory`]. They are computed in the same groups of pairs as the first
-//!    epoch's steps, also    when a run is resumed, so that a policy that still equals its reference differs from it by
-//!    exactly zero. The    reference's log-probabilities of images depend on each step's masks and are computed in
+//!    starts, or recalled from a [`CaptionMemory`]. They are computed in the same groups of pairs as the first
+//!    epoch's steps, also when a run is resumed, so that a policy that still equals its reference differs from it by
+//!    exactly zero. The reference's log-probabilities of images depend on each step's masks and are computed in
 //!    every step.
 //! 5. `masks_per_pair` > 1 (an extension; the paper uses 1) averages log π(image) over several masks before the σ. This
 //!    lowers the variance of a step and costs as many passes.
@@ -55,15 +55,15 @@ pub struct TrainingPair {
     pub image_lose: Vec<u32>,
 }
 
-/// The sides of a pair that training compares: captions (understanding), images (generation) or both.
+/// Which sides take part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Sides {
-    /// Captions and images: the paper's method.
+    /// Captions and images: the method.
     Both,
-    /// Captions only, as a control.
+    /// Captions only: a control.
     Und,
-    /// Images only, as a control.
+    /// Images only: a control.
     Gen,
 }
 
@@ -77,35 +77,33 @@ impl Sides {
     }
 }
 
-/// The settings of Pair-DPO and of its controls. The defaults are the paper's.
+/// The settings of Pair-DPO and its controls.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PairDpoSettings {
-    /// The seed of the order of pairs, of masks and of prompt dropout. Default: 0.
+    /// The seed of order, masks and dropout.
     pub seed: u64,
-    /// Pairs per micro batch, at least 1. Default: 4.
+    /// Pairs per micro batch.
     pub batch_size: usize,
-    /// The sides that take part. Default: both.
+    /// Which sides take part.
     pub sides: Sides,
-    /// The loss of a side: the comparison of win and lose, or the likelihood of the wins alone. Default: the
-    /// comparison.
+    /// The comparison, or the likelihood of the wins alone.
     pub objective: LossKind,
-    /// β, the strength of the comparison, above 0. Default: 0.2.
+    /// β.
     pub beta: f64,
-    /// λ of the captions: the weight of DPO-Positive's anchor, which penalises a winner that becomes less likely than
-    /// under the reference; 0 (the default) is the paper's loss.
+    /// λ of the captions; 0 is the paper.
     pub lambda_und: f64,
-    /// λ of the images, as [`Self::lambda_und`]. Default: 0.
+    /// λ of the images; 0 is the paper.
     pub lambda_gen: f64,
-    /// The weight of the captions' loss in the sum of both, 0 or more. Default: 1.
+    /// The weight of the captions' loss; 1 is the paper.
     pub weight_und: f64,
-    /// The weight of the images' loss in the sum of both, 0 or more. Default: 1.
+    /// The weight of the images' loss; 1 is the paper.
     pub weight_gen: f64,
-    /// Masks that are drawn per pair and step, at least 1; more lower the variance and cost as many passes. Default: 1.
+    /// Mask draws per pair and step; 1 is the paper.
     pub masks_per_pair: usize,
-    /// How the positions to be masked in a pair's images are drawn. Default: the paper's.
+    /// How the images of a pair are masked.
     pub masking: Masking,
-    /// The probability that the prompt of a pair's images is replaced by the empty text, from 0 to 1. Default: 0.1.
+    /// The probability that a pair's prompt is replaced by the empty text.
     pub prompt_dropout: f64,
 }
 
@@ -130,10 +128,7 @@ impl Default for PairDpoSettings {
 }
 
 impl PairDpoSettings {
-    /// Checks that every setting is in its range.
-    ///
-    /// # Errors
-    /// [`Error::Setting`] names the first key that is not, its value and the range.
+    /// Checks the ranges.
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
         let at_least_one = |key, value: usize| check(value > 0, key, "must be at least 1".into());
@@ -328,7 +323,7 @@ impl<M: PairModel> PairDpo<M> {
                 }
             }
             let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();
-            // A part's mean over its own pairs, as its share of the mean over all.
+            // The part's mean over its own pairs, weighted by its share of the batch.
             let share = indices.len() as f64 / settings.batch_size as f64;
             losses.extend(total(&weighted)?.map(|loss| loss.affine(share, 0.0)).transpose()?);
         }

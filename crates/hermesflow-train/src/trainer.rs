@@ -1,9 +1,9 @@
-//! The one training loop: Pair-DPO, its controls and pretraining are [`Objective`]s in it.
+//! The training loop, in which Pair-DPO, its controls and pretraining are [`Objective`]s.
 //!
-//! A step: the mean gradient over the micro batches, clipped by its global norm; AdamW at the
-//! schedule's learning rate; a line of metrics; every so often a checkpoint. The loop keeps no state
-//! but the step number and the optimizer, so a run that continues from a checkpoint is, byte for byte,
-//! the run that was never killed.
+//! In a step, the gradients of the micro batches are averaged and clipped by their global norm; AdamW updates the
+//! parameters with the schedule's learning rate; a line of metrics is written and, every so often, a checkpoint. The
+//! loop keeps no other state than the step number and the optimizer, so a run resumed from a checkpoint writes the same
+//! bytes as one that was never interrupted.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -20,46 +20,51 @@ use crate::schedule::Schedule;
 use crate::watch::{LikelihoodFalls, LikelihoodWatch, WatchSettings};
 use crate::{Error, Result};
 
-/// The file of a training folder that holds one JSON line per step.
+/// The name of the metrics file in a training folder; it has one JSON line per step.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 
-/// Which micro batch of a run is meant.
+/// A micro batch of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
     /// The step, from 0.
     pub step: usize,
     /// The micro batch of the step, from 0.
     pub micro: usize,
-    /// Micro batches per step.
+    /// The number of micro batches per step.
     pub micros: usize,
 }
 
 impl Position {
-    /// The run-wide number of this micro batch.
+    /// The number of this micro batch in the whole run, from 0.
     pub fn number(self) -> u64 {
         self.step as u64 * self.micros as u64 + self.micro as u64
     }
 
-    /// The run-wide number of the `index`-th example of this micro batch, if each holds `batch_size`.
+    /// The number in the whole run, from 0, of the `index`-th example of this micro batch, if each has `batch_size`
+    /// examples.
     ///
-    /// Draw data and random numbers by it, and 1 micro batch of 4 sees what 4 micro batches of 1 see.
+    /// An objective that draws data and random numbers by it sees the same with 1 micro batch of 4 as with 4 micro
+    /// batches of 1.
     pub fn example(self, index: usize, batch_size: usize) -> u64 {
         self.number() * batch_size as u64 + index as u64
     }
 }
 
-/// What a micro batch gives.
+/// The loss and the metrics of a micro batch.
 #[derive(Debug, Clone)]
 pub struct Step {
-    /// The mean loss over the micro batch in summands, each a scalar with a graph of its own; they are
-    /// differentiated side by side.
+    /// The mean loss over the micro batch, as a sum of scalars with separate graphs, which are differentiated in
+    /// parallel.
     pub losses: Vec<Tensor>,
-    /// What there is to report.
+    /// The metrics to report.
     pub metrics: Metrics,
 }
 
 impl Step {
-    /// The whole loss.
+    /// The whole loss, a scalar.
+    ///
+    /// # Errors
+    /// If there is no loss, or a tensor operation fails.
     pub fn loss(&self) -> Result<Tensor> {
         Ok(Tensor::stack(&self.losses, 0)?.sum_all()?)
     }
@@ -74,16 +79,23 @@ pub trait Objective {
     fn parameters(&self) -> Vec<(String, Var)>;
 
     /// The loss of one micro batch. All randomness must follow from the seed and the position.
+    ///
+    /// # Errors
+    /// If the loss cannot be computed.
     fn micro_batch(&mut self, at: Position) -> std::result::Result<Step, ObjectiveError>;
 
-    /// Epochs of the data that are over when `at` is reached.
+    /// The number of epochs of the data that are complete when `at` is reached.
     fn epoch(&self, at: Position) -> f64;
 
-    /// Everything that decides this objective's numbers (settings, seed, a digest of its data): a run
-    /// continues only under the same.
+    /// Everything that decides the objective's numbers: settings, seed, a digest of its data. A run can only be resumed
+    /// with the same.
     fn settings(&self) -> Value;
 
-    /// Writes the model's configuration into a checkpoint, so that the folder can be opened as a model.
+    /// Writes the model's configuration into a checkpoint, so that the folder can be loaded as a model. By default
+    /// nothing is written.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
     fn describe(&self, folder: &Path) -> std::result::Result<(), ObjectiveError> {
         let _ = folder;
         Ok(())
@@ -145,47 +157,47 @@ impl TrainerSettings {
         Ok(())
     }
 
-    /// What decides the numbers of a run: not where the optimizer's state lies, nor how often and how many checkpoints
-    /// are written.
+    /// The settings that decide the numbers of a run. Where the optimizer's state is, and how often and how many
+    /// checkpoints are written, do not.
     fn decisive(&self, objective: Value) -> Value {
         json!({
             "schedule": self.schedule,
             "optimizer": self.optimizer,
             "accumulation": self.accumulation,
             "max_grad_norm": self.max_grad_norm,
-            // Whether a run stops there leaves its steps as they are.
+            // Whether a run stops at an alarm does not change its steps.
             "watch": self.watch.map(|watch| WatchSettings { stop: false, ..watch }),
             "objective": objective,
         })
     }
 }
 
-/// What a step tells the caller.
+/// What the loop reports after a step.
 #[derive(Debug, Clone)]
 pub struct StepReport {
-    /// The line that was written.
+    /// The line of the metrics file.
     pub record: StepRecord,
-    /// Steps of the whole run.
+    /// The number of steps of the whole run.
     pub total_steps: usize,
-    /// Sides whose winning likelihood keeps falling.
+    /// The sides whose winning likelihood keeps falling.
     pub falls: Vec<LikelihoodFalls>,
-    /// The checkpoint that was written after this step.
+    /// The checkpoint written after this step, if any.
     pub checkpoint: Option<PathBuf>,
 }
 
 /// How a run ended.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Outcome {
-    /// All steps are made.
+    /// All steps were made.
     Finished,
-    /// The likelihood watch stopped it after this many steps, with a checkpoint.
+    /// The likelihood watch stopped the run, with a checkpoint.
     LikelihoodFell {
-        /// Steps made.
+        /// The number of steps made.
         step: usize,
     },
-    /// The callback interrupted it after this many steps; no checkpoint was written for that.
+    /// The caller stopped the run; no checkpoint was written for that.
     Interrupted {
-        /// Steps made.
+        /// The number of steps made.
         step: usize,
     },
 }
@@ -199,7 +211,8 @@ struct Newest {
 }
 
 impl Newest {
-    /// Restores parameters and optimizer from it. Those that cannot be read go: the steps to them are made again.
+    /// Restores parameters and optimizer from the newest readable checkpoint. Newer, unreadable ones are removed, and
+    /// their steps are made again.
     fn load(folder: &Path, optimizer: &mut AdamW, decisive: &Value) -> Result<Self> {
         let mut found = Self::default();
         let mut newest = None;
@@ -209,7 +222,7 @@ impl Newest {
                     found.passed_over.iter().try_for_each(|(path, _)| checkpoint::discard(path))?;
                     return Ok(Self { resumed: Some(path), step: state.step, ..found });
                 }
-                // Of other settings, and not broken.
+                // The checkpoint is readable but was made with other settings.
                 Err(error @ Error::OtherSettings { .. }) => return Err(error),
                 Err(error) => {
                     found.passed_over.push((path, error.to_string()));
@@ -217,12 +230,12 @@ impl Newest {
                 }
             }
         }
-        // Without one that can be read the parameters are not what the run began with any more.
+        // Failed attempts may have changed the parameters, so the run cannot start from the beginning either.
         newest.map_or(Ok(found), |error| Err(Error::NoCheckpoint(Box::new(error))))
     }
 }
 
-/// A run in a training folder.
+/// A training run in a folder.
 pub struct Trainer<O> {
     objective: O,
     settings: TrainerSettings,
@@ -237,7 +250,12 @@ pub struct Trainer<O> {
 }
 
 impl<O: Objective> Trainer<O> {
-    /// A run in `folder`: from the folder's newest checkpoint that can be read if it has any, else from the beginning.
+    /// A run in `folder`, which is made if need be. It continues from the folder's newest readable checkpoint if there
+    /// is one.
+    ///
+    /// # Errors
+    /// If a setting is out of range, the folder cannot be written, its checkpoints were made with other settings, or
+    /// none of them can be read.
     pub fn new(objective: O, settings: TrainerSettings, folder: &Path) -> Result<Self> {
         settings.validate()?;
         std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
@@ -259,17 +277,17 @@ impl<O: Objective> Trainer<O> {
         Ok(Self { objective, settings, decisive, optimizer, metrics, watch, stopped, folder, resumed, passed_over })
     }
 
-    /// Newer checkpoints than the one that this run continues from, which could not be read, and why.
+    /// Newer checkpoints than the one that this run continues from, which could not be read, each with the reason.
     pub fn passed_over(&self) -> &[(PathBuf, String)] {
         &self.passed_over
     }
 
-    /// The checkpoint that this run continues from.
+    /// The checkpoint that this run continues from; `None` if it starts from the beginning.
     pub fn resumed_from(&self) -> Option<&Path> {
         self.resumed.as_deref()
     }
 
-    /// Steps made.
+    /// The number of steps made.
     pub fn steps(&self) -> usize {
         self.optimizer.steps()
     }
@@ -279,12 +297,15 @@ impl<O: Objective> Trainer<O> {
         &self.objective
     }
 
-    /// The objective, its parameters as they are now.
+    /// The objective, with its parameters as they are now.
     pub fn into_objective(self) -> O {
         self.objective
     }
 
-    /// Makes the remaining steps and tells `on_step` of each; it may break the run off.
+    /// Makes the remaining steps and calls `on_step` after each, which can stop the run.
+    ///
+    /// # Errors
+    /// As [`Self::step`].
     pub fn run(&mut self, mut on_step: impl FnMut(&StepReport) -> ControlFlow<()>) -> Result<Outcome> {
         while self.steps() < self.settings.schedule.total_steps && !self.stopped {
             let report = self.step()?;
@@ -296,7 +317,11 @@ impl<O: Objective> Trainer<O> {
         Ok(if ended { Outcome::LikelihoodFell { step: self.steps() } } else { Outcome::Finished })
     }
 
-    /// Makes one step, with its metrics and, if it is due, its checkpoint.
+    /// Makes one step and writes its metrics and, if it is due, its checkpoint.
+    ///
+    /// # Errors
+    /// If the objective fails, the loss or the gradient is not finite, a parameter has no gradient, or a file cannot be
+    /// written.
     pub fn step(&mut self) -> Result<StepReport> {
         let (step, micros) = (self.steps(), self.settings.accumulation);
         let mut sums = self.optimizer.gradients();
@@ -317,7 +342,7 @@ impl<O: Objective> Trainer<O> {
         }
         let grad_norm = sums.norm()? / micros as f64;
         finite("the gradient norm", grad_norm, step)?;
-        // PyTorch's clip_grad_norm_: its 1e-6 included.
+        // As PyTorch's clip_grad_norm_, including its 1e-6.
         let clip = self.settings.max_grad_norm.map_or(1.0, |limit| (limit / (grad_norm + 1e-6)).min(1.0));
         let learning_rate = self.settings.schedule.learning_rate(step);
         self.optimizer.step(&sums, learning_rate, clip / micros as f64)?;

@@ -1,9 +1,9 @@
-//! The likelihood watch: says loudly that the winning likelihood keeps falling.
+//! The likelihood watch: warns when the likelihood of the winners keeps falling.
 //!
-//! The plain loss can win every comparison by making both sides unlikely: accuracies shine while
-//! δ_win = log π(win) − log π_ref(win) falls without end and the images fill with clutter. The mean of
-//! δ_win over a window of steps is compared with a threshold and with the window before it, because a
-//! single step's number depends on which masks were drawn.
+//! The loss without an anchor can win every comparison by making both sides less likely: accuracies look perfect while
+//! δ_win = log π(win) − log π_ref(win) falls without end and generated images deteriorate. The watch compares the mean
+//! of δ_win over a window of steps with a threshold and with the window before, because the number of a single step
+//! depends on which masks were drawn.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
 
-/// The watched numbers: δ_win of both sides.
+/// The names of the watched metrics: δ_win of both sides.
 pub const WATCHED: [&str; 2] = ["und/delta/chosen", "gen/delta/chosen"];
 
 /// When the watch speaks, and whether the run stops.
@@ -34,16 +34,16 @@ impl Default for WatchSettings {
     }
 }
 
-/// The likelihood of the wins of one side keeps falling.
+/// The report that the likelihood of the winners of one side keeps falling.
 #[derive(Debug, Clone, PartialEq)]
 pub struct LikelihoodFalls {
-    /// The metric: `und/delta/chosen` or `gen/delta/chosen`.
+    /// The name of the metric: `und/delta/chosen` or `gen/delta/chosen`.
     pub metric: &'static str,
-    /// Steps per window.
+    /// The number of steps of a window.
     pub window: usize,
-    /// Its mean over the last window.
+    /// The mean of the metric over the last window, in nats.
     pub mean: f64,
-    /// Its mean over the window before.
+    /// The mean over the window before, in nats.
     pub before: f64,
 }
 
@@ -72,12 +72,13 @@ struct Recent {
 }
 
 impl LikelihoodWatch {
-    /// A watch that has seen nothing.
+    /// A watch that has seen no step.
     pub fn new(settings: WatchSettings) -> Self {
         Self { settings, recent: BTreeMap::new() }
     }
 
-    /// Takes in one step. A side that keeps falling is reported again only after another window.
+    /// Takes in the metrics of one step and returns the sides whose winning likelihood keeps falling. A side is
+    /// reported again only after another window.
     pub fn observe(&mut self, metrics: &Metrics) -> Vec<LikelihoodFalls> {
         let window = self.settings.window.max(1);
         let mut events = Vec::new();

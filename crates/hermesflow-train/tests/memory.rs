@@ -38,7 +38,7 @@ fn pairs() -> Vec<TrainingPair> {
 /// A run of three steps in a folder, with blocks kept or computed again and the optimizer's state in this place.
 fn trainer(folder: &Path, accumulation: usize, again: bool, place: StatePlace) -> Trainer<PairDpo<Showo>> {
     let player = player();
-    let policy = player.trainable().unwrap().training(Products::Bf16).unwrap().checkpointing(again);
+    let policy = player.trainable().unwrap().training(Products::Bf16).unwrap().recompute(again);
     let reference = player.frozen().unwrap().training(Products::Bf16).unwrap();
     let settings = PairDpoSettings { batch_size: 2, ..PairDpoSettings::default() };
     let objective = PairDpo::new(policy, reference, pairs(), settings, |_, _| {}).unwrap();

@@ -28,8 +28,8 @@ fn pairs(count: u32) -> Vec<TrainingPair> {
 }
 
 /// The differences of the first step, und and gen.
-fn deltas(player: &Showo, products: Products, checkpointing: bool, masks_per_pair: usize) -> Vec<f64> {
-    let policy = player.trainable().unwrap().training(products).unwrap().checkpointing(checkpointing);
+fn deltas(player: &Showo, products: Products, recompute: bool, masks_per_pair: usize) -> Vec<f64> {
+    let policy = player.trainable().unwrap().training(products).unwrap().recompute(recompute);
     let reference = player.frozen().unwrap().training(products).unwrap();
     let settings = PairDpoSettings { batch_size: 5, masks_per_pair, ..PairDpoSettings::default() };
     let mut objective = PairDpo::new(policy, reference, pairs(7), settings, |_, _| {}).unwrap();
@@ -48,9 +48,9 @@ fn every_difference_is_exactly_zero_before_the_first_step() {
         for &dtype in if bits == 5 { &dtypes[..] } else { &dtypes[..2] } {
             let player = small::held(&model, dtype);
             for products in [Products::F32, Products::Bf16] {
-                for checkpointing in [false, width == 48] {
-                    let found = deltas(&player, products, checkpointing, masks);
-                    assert_eq!(found, [0.0; 4], "width {width}, {dtype:?}, {products:?}, {checkpointing}");
+                for recompute in [false, width == 48] {
+                    let found = deltas(&player, products, recompute, masks);
+                    assert_eq!(found, [0.0; 4], "width {width}, {dtype:?}, {products:?}, {recompute}");
                 }
             }
         }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use crate::{Error, Result};
 
-/// `case.json`.
+/// The description of a case, `case.json`.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Case {
     special_ids: HashMap<String, u32>,
@@ -43,7 +43,7 @@ pub(crate) struct ScheduleNumbers {
     pub(crate) total_steps: usize,
 }
 
-/// A case with its recorded tensors, which stay on the host, and its models.
+/// A case with its recorded tensors, which stay in the host's memory, and its models.
 pub(crate) struct Loaded {
     pub(crate) folder: PathBuf,
     pub(crate) case: Case,
@@ -65,7 +65,7 @@ impl Loaded {
         let file = folder.join("trace.safetensors");
         let trace = candle_core::safetensors::load(&file, &Device::Cpu).map_err(|e| Error::file(&file, e))?;
         let (mut config, phi_config) = read_configs(&folder.join("showo"))?;
-        // The original counts the text without its first token.
+        // The original's limit does not count the first token.
         config.max_text_len = case.max_text_len + 1;
         let weights = Weights::load(&folder.join("showo"), DType::F32, device)?;
         let id = |name: &str| {
@@ -95,12 +95,13 @@ impl Loaded {
         self.trace.iter().collect()
     }
 
-    /// Tokens per image segment, `<|soi|>` and `<|eoi|>` included.
+    /// The number of tokens of an image, `<|soi|>` and `<|eoi|>` included.
     pub(crate) fn segment(&self) -> usize {
         self.case.num_vq_tokens + 2
     }
 
-    /// Packs one recorded imagine row (padding on the left): its first row, and the length of the padding.
+    /// Packs one recorded row of an image from text, padded on the left; returns its first row and the length of the
+    /// padding.
     pub(crate) fn pack_imagine(&self, packed: &mut Packed, row: &[u32]) -> Result<(usize, usize)> {
         let padding = row.iter().take_while(|id| **id == self.pad).count();
         let text = row.len().checked_sub(self.segment()).filter(|end| *end > padding);
@@ -111,7 +112,7 @@ impl Loaded {
         Ok((first, padding))
     }
 
-    /// Packs one recorded understanding row (padding on the right): its first row, and its length.
+    /// Packs one recorded row of a reply about an image, padded on the right; returns its first row and its length.
     pub(crate) fn pack_understanding(&self, packed: &mut Packed, row: &[u32]) -> Result<(usize, usize)> {
         let length = row.len() - row.iter().rev().take_while(|id| **id == self.pad).count();
         let block = self.segment() + 1;

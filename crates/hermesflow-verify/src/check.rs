@@ -1,36 +1,36 @@
-//! What a replay reports, and how tensors are compared: by value, never by cosine.
+//! The report of a replay, and the comparison of tensors: always value by value, never by cosine.
 
 use candle_core::{DType, Tensor};
 use serde::Serialize;
 
 use crate::{Error, Result};
 
-/// How one comparison ended.
+/// How a comparison ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Verdict {
-    /// Within its tolerance.
+    /// The error is within its tolerance.
     Passed,
-    /// Outside, or not comparable.
+    /// The error is outside of its tolerance, or the values cannot be compared.
     Failed,
-    /// Nothing in this build can replay it; never counts as passed.
+    /// This build cannot replay the comparison; it never counts as passed.
     Skipped,
 }
 
-/// One comparison.
+/// One comparison of recorded values with values computed now.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Check {
-    /// The case folder's name.
+    /// The name of the case's folder.
     pub case: String,
     /// What is compared.
     pub what: String,
-    /// The largest error; for exact comparisons, how many values differ.
+    /// The largest absolute error, or for exact comparisons the number of values that differ.
     pub largest_error: f64,
-    /// The largest that is allowed.
+    /// The largest error that passes.
     pub tolerance: f64,
-    /// Within it or not.
+    /// How the comparison ended.
     pub verdict: Verdict,
-    /// Where it went wrong, or what was left out.
+    /// What went wrong or what was left out; empty otherwise.
     pub note: String,
 }
 
@@ -38,29 +38,32 @@ pub struct Check {
 #[derive(Debug, Clone)]
 pub struct Report {
     case: String,
-    /// In the order they were made.
+    /// The checks, in the order in which they were made.
     pub checks: Vec<Check>,
 }
 
 impl Report {
-    /// No checks yet.
+    /// A report without checks.
     pub fn new(case: impl Into<String>) -> Self {
         Self { case: case.into(), checks: Vec::new() }
     }
 
-    /// A comparison by its largest error; an error that is no number fails.
+    /// Adds a comparison by its largest error. An error that is NaN fails.
     pub fn within(&mut self, what: impl Into<String>, largest_error: f64, tolerance: f64) {
         let verdict = if largest_error <= tolerance { Verdict::Passed } else { Verdict::Failed };
         self.push(what, largest_error, tolerance, verdict, String::new());
     }
 
-    /// A comparison that must be exact: how many values differ.
+    /// Adds a comparison that must be exact; its error is the number of values that differ.
     pub fn equal<T: PartialEq>(&mut self, what: impl Into<String>, ours: &[T], recorded: &[T]) {
         let differing = ours.iter().zip(recorded).filter(|(a, b)| a != b).count() + ours.len().abs_diff(recorded.len());
         self.within(what, differing as f64, 0.0);
     }
 
-    /// Two tensors, value by value; shapes that differ fail.
+    /// Adds a comparison of two tensors, value by value. Different shapes fail.
+    ///
+    /// # Errors
+    /// If the tensors cannot be read.
     pub fn close(&mut self, what: impl Into<String>, ours: &Tensor, recorded: &Tensor, tolerance: f64) -> Result<()> {
         if ours.dims() != recorded.dims() {
             let note = format!("shape {:?}, recorded {:?}", ours.dims(), recorded.dims());
@@ -71,12 +74,12 @@ impl Report {
         Ok(())
     }
 
-    /// A failure that is no number.
+    /// Adds a failure that has no error as a number.
     pub fn fail(&mut self, what: impl Into<String>, note: impl Into<String>) {
         self.push(what, f64::NAN, 0.0, Verdict::Failed, note.into());
     }
 
-    /// Something that this build cannot replay.
+    /// Adds something that this build cannot replay.
     pub fn skip(&mut self, what: impl Into<String>, note: impl Into<String>) {
         self.push(what, 0.0, 0.0, Verdict::Skipped, note.into());
     }
@@ -87,31 +90,43 @@ impl Report {
     }
 }
 
-/// All values of a tensor as f32.
+/// All values of a tensor as f32, in row-major order.
+///
+/// # Errors
+/// If the tensor cannot be read.
 pub fn values(tensor: &Tensor) -> Result<Vec<f32>> {
     Ok(tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?)
 }
 
-/// The largest absolute difference; NaN if any value is.
+/// The largest absolute difference of two tensors; NaN if any value is NaN.
+///
+/// # Errors
+/// If a tensor cannot be read.
 pub fn largest_difference(ours: &Tensor, recorded: &Tensor) -> Result<f64> {
     Ok(largest(values(ours)?.into_iter().zip(values(recorded)?).map(|(a, b)| f64::from(a) - f64::from(b))))
 }
 
-/// The largest absolute number; NaN if any is.
+/// The largest absolute value; NaN if any value is NaN, 0 if there is none.
 pub fn largest(differences: impl Iterator<Item = f64>) -> f64 {
     differences
         .map(f64::abs)
         .fold(0.0, |most, next| if most.is_nan() || next.is_nan() { f64::NAN } else { most.max(next) })
 }
 
-/// Rows of integers.
+/// The rows (along the last dimension) of a tensor of integers.
+///
+/// # Errors
+/// If the tensor cannot be read.
 pub fn integers(tensor: &Tensor) -> Result<Vec<Vec<i64>>> {
     let wide = tensor.dims().last().copied().unwrap_or(1).max(1);
     let flat = tensor.to_dtype(DType::I64)?.flatten_all()?.to_vec1::<i64>()?;
     Ok(flat.chunks(wide).map(<[i64]>::to_vec).collect())
 }
 
-/// Token ids: integers that are not negative.
+/// The rows of a tensor of token ids; `what` is named in errors.
+///
+/// # Errors
+/// If an id is negative or too large.
 pub fn ids(tensor: &Tensor, what: &str) -> Result<Vec<Vec<u32>>> {
     let narrow = |id: i64| u32::try_from(id).map_err(|_| Error::Case(format!("{what} holds the id {id}")));
     integers(tensor)?.into_iter().map(|row| row.into_iter().map(narrow).collect()).collect()

@@ -1,8 +1,8 @@
-//! Replays recorded numbers against this build.
+//! Replays recorded numbers with this build and compares the results.
 //!
-//! A case is a folder: a model case (`case.json`, `trace.safetensors` and checkpoints in the published
-//! layout), a checkpoint with `logits.safetensors`, `rules/`, `image/`, `tokenizer/`, or a scorer. Everything is read from the folder; nothing
-//! here knows the numbers of a particular case.
+//! A case is a folder: a model case (`case.json`, `trace.safetensors` and checkpoints in the published layout), a
+//! checkpoint with `logits.safetensors`, `rules/`, `image/`, `tokenizer/`, or the model of a judge of texts. All
+//! expected numbers are read from the folder.
 
 mod case;
 pub mod check;
@@ -24,10 +24,10 @@ pub use check::{Check, Report, Verdict};
 /// The result of a replay.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A case could not be replayed.
+/// Why a case could not be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// A file cannot be read.
+    /// A file is missing or malformed.
     #[error("{path}: {message}")]
     File {
         /// The file.
@@ -35,7 +35,7 @@ pub enum Error {
         /// What is wrong.
         message: String,
     },
-    /// The case's numbers contradict each other.
+    /// The numbers of a case contradict each other: what is wrong.
     #[error("{0}")]
     Case(String),
     /// A tensor operation failed.
@@ -97,14 +97,15 @@ fn kinds(folder: &Path) -> Vec<Kind> {
     kinds
 }
 
-/// Replays a case folder, or every case below a folder, in the order of their names, on a device.
+/// Replays a case folder, or every case below a folder in the order of names, on a device; `on_case` is called before
+/// each.
 ///
-/// A case that cannot be replayed is a failed check that says why. The tolerances are those of the CPU whatever the
-/// device: models and products are in f32, and a GPU only adds in another order. With another `dtype` (bf16) the model cases
-/// are replayed with matrices in it, within tolerances of their own; everything else stays in f32.
+/// A case that cannot be replayed gives a failed check that says why. The tolerances are those of the CPU on every
+/// device: models and products are in f32, and a GPU only adds in another order. With `dtype` bf16, model cases are
+/// replayed with their matrices in bf16, within tolerances of their own; everything else stays in f32.
 ///
 /// # Errors
-/// When the folder cannot be read.
+/// If the folder cannot be read.
 pub fn verify(path: &Path, device: &Device, dtype: DType, mut on_case: impl FnMut(&Path)) -> Result<Vec<Check>> {
     let mut checks = Vec::new();
     walk(path, &mut |folder, kind| {

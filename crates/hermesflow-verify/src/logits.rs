@@ -1,5 +1,5 @@
-//! Checkpoints of any size: logits and pictures that PyTorch made from the same weights (`benches/full_size.py` records
-//! them), beside `showo/` and `vq/` in the published layout. The models are loaded one after the other.
+//! Cases of any size: logits and images that PyTorch computed from the same weights (`benches/full_size.py` records
+//! them), beside `showo/` and `vq/` in the published layout. The two models are loaded one after the other.
 
 use std::path::Path;
 
@@ -13,14 +13,14 @@ use crate::{Error, Result};
 
 /// The file of the recorded numbers.
 pub(crate) const FILE: &str = "logits.safetensors";
-/// What two f32 implementations of a billion parameters may differ by.
+/// The largest difference between two f32 implementations of a billion parameters: of logits, and of pixels.
 const LOGITS: f64 = 2e-3;
 const PICTURES: f64 = 1e-3;
 
 /// Replays one folder.
 ///
 /// # Errors
-/// When files are missing, broken or contradictory.
+/// If a file is missing, broken or contradicts another.
 pub fn replay(folder: &Path, device: &Device, report: &mut Report) -> Result<()> {
     let file = folder.join(FILE);
     let recorded = candle_core::safetensors::load(&file, &Device::Cpu).map_err(|e| Error::file(&file, e))?;

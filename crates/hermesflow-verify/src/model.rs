@@ -1,11 +1,11 @@
-//! Model cases: the image tokenizer, both sequence forms, decoding, Pair-DPO and its training.
+//! Model cases: the image tokenizer, both forms of sequences, decoding, Pair-DPO and its training.
 
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_models::showo::imagine::Denoiser;
 use hermesflow_models::showo::maskgit::{Decoding, Draws};
-use hermesflow_models::showo::reply::{Question, Sample, decode};
+use hermesflow_models::showo::reply::{QuestionRows, Sample, write_replies};
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{Phi, load_magvit};
 use hermesflow_models::{ReplyRequest, Sampling};
@@ -18,7 +18,7 @@ use crate::{Error, Result, pair_dpo, pairs};
 /// Replays one model case on a device.
 ///
 /// # Errors
-/// When files are missing, broken or contradictory.
+/// If a file is missing, broken or contradicts another.
 pub fn replay(folder: &Path, device: &Device, dtype: DType, report: &mut Report) -> Result<()> {
     let loaded = Loaded::new(folder, device)?;
     if dtype != DType::F32 {
@@ -37,13 +37,13 @@ pub fn replay(folder: &Path, device: &Device, dtype: DType, report: &mut Report)
     Ok(())
 }
 
-/// The largest error of logits whose matrices are in 16 bits, as a share of the largest recorded one.
+/// The largest error of logits with matrices in 16 bits, as a share of the largest recorded one.
 const NARROW_LOGITS: f64 = 2e-2;
-/// The same of probabilities after guidance, which multiplies the logits' errors.
+/// The largest error of probabilities after guidance, which multiplies the errors of logits.
 const NARROW_PROBABILITIES: f64 = 0.15;
 
-/// Replays what a model does with its matrices in 16 bits: what is continuous. What follows from a choice between two numbers
-/// that are nearly equal is left out.
+/// Replays what a model computes with its matrices in 16 bits, as far as it is continuous. Results of a choice between
+/// nearly equal numbers are left out.
 fn narrow(loaded: &Loaded, dtype: DType, report: &mut Report) -> Result<()> {
     let weights = Weights::load(&loaded.folder.join("showo"), dtype, &loaded.device)?;
     let phi = Phi::new(&weights, &loaded.config, &loaded.phi_config)?;
@@ -54,7 +54,7 @@ fn narrow(loaded: &Loaded, dtype: DType, report: &mut Report) -> Result<()> {
     pair_dpo::replay_narrow(loaded, report)
 }
 
-/// The largest error that logits may have.
+/// The largest error that passes for logits.
 fn logits_tolerance(phi: &Phi, recorded: &Tensor) -> Result<f64> {
     if phi.dtype() == DType::F32 {
         return Ok(1e-4);
@@ -69,7 +69,7 @@ fn image_tokenizer(loaded: &Loaded, report: &mut Report) -> Result<()> {
     report.close("vq encoder", &encoded, recorded, 1e-4)?;
     let codes = vq.quantize(&encoded)?;
     let wanted = ids(loaded.get("vq.code")?, "vq.code")?;
-    // A code may differ where the encoder's output is zero but for rounding.
+    // A code may differ where the encoder's output is zero up to rounding.
     let (b, bits, h, w) = recorded.dims4()?;
     let outputs = recorded.reshape((b, bits, h * w))?.to_vec3::<f32>()?;
     let settled = |image: usize, at: usize| outputs[image].iter().all(|channel| channel[at].abs() >= 1e-5);
@@ -82,7 +82,7 @@ fn image_tokenizer(loaded: &Loaded, report: &mut Report) -> Result<()> {
     report.close("vq decoder", &vq.decode(&vq.features(&wanted)?)?, loaded.get("vq.decoded")?, 1e-4)
 }
 
-/// What our packed segments let each token see, as a recorded mask has it: 1 for each visible key.
+/// Which keys each token of packed segments attends to, in the form of a recorded mask.
 fn visibility(packed: &Packed, first: usize, length: usize) -> Vec<Vec<bool>> {
     let mut sees = vec![vec![false; length]; length];
     for segment in packed.segments.iter().filter(|s| (first..first + length).contains(&s.queries.start)) {
@@ -96,7 +96,7 @@ fn visibility(packed: &Packed, first: usize, length: usize) -> Vec<Vec<bool>> {
     sees
 }
 
-/// How many recorded entries contradict our visibility, padding left out.
+/// The number of recorded entries that contradict our visibility, without padding.
 fn contradictions(recorded: &[Vec<i64>], ours: &[Vec<bool>], padding: usize) -> usize {
     let differs = |row: usize, column: usize| (recorded[row + padding][column + padding] != 0) != ours[row][column];
     (0..ours.len())
@@ -160,16 +160,16 @@ fn greedy(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
     let row = rows.first().ok_or_else(|| Error::Case("mmu.ids is empty".into()))?;
     let (mut packed, block) = (Packed::default(), loaded.segment() + 1);
     let (first, length) = loaded.pack_understanding(&mut packed, row)?;
-    let question = Question { block: first..first + block, rows: first + block..first + length };
+    let question = QuestionRows { block: first..first + block, rows: first + block..first + length };
     let request = ReplyRequest {
         question: String::new(),
         sampling: Sampling::GREEDY,
         seed: 0,
         max_new_tokens: loaded.case.max_new_tokens,
     };
-    // The recorded reply goes on behind an end of text, if there is one; so do we.
+    // The recorded reply continues after an end-of-text token, so this one must too.
     let mut sample = [Sample::new(0, &request)];
-    decode(phi, &packed, &[question], &mut sample, u32::MAX)?;
+    write_replies(phi, &packed, &[question], &mut sample, u32::MAX)?;
     report.equal("mmu greedy reply, cached (differing)", &sample[0].tokens, &wanted);
     let mut sequence = row[..length].to_vec();
     for _ in 0..loaded.case.max_new_tokens {
@@ -184,7 +184,7 @@ fn greedy(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// The recorded draws of one step of one image.
+/// The recorded random draws of one step of one image.
 struct Recorded {
     codes: Vec<u32>,
     uniforms: Vec<f32>,
@@ -216,7 +216,7 @@ fn denoise(loaded: &Loaded, phi: &Phi, report: &mut Report) -> Result<()> {
     let denoiser = Denoiser::new(phi, &loaded.config, &loaded.frames, &texts, uncond)?;
     let mut images = vec![Decoding::new(tokens, timesteps, generation_temperature); texts.len()];
     let mut worst = 0f64;
-    // In 16 bits the next steps may have other positions masked.
+    // In 16 bits, later steps may mask other positions.
     let steps = if phi.dtype() == DType::F32 { timesteps } else { timesteps.min(1) };
     for step in 0..steps {
         let recorded = loaded.get(&format!("gen.{step}.probs"))?;

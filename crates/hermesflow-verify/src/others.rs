@@ -1,4 +1,4 @@
-//! Cases without a model: pictures and the text tokenizer.
+//! Cases without a model: images and the text tokenizer.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -24,7 +24,7 @@ struct ImageCase {
     expected: String,
 }
 
-/// Resizing and cropping: at most one level anywhere.
+/// Replays resizing and cropping; a pixel may differ by one level.
 pub(crate) fn images(folder: &Path, report: &mut Report) -> Result<()> {
     let cases: Vec<ImageCase> = read(&folder.join("cases.json"))?;
     if cases.is_empty() {
@@ -59,7 +59,7 @@ struct TextCase {
     decoded: String,
 }
 
-/// Ids and decoded texts, after the ten tokens are added.
+/// Replays token ids and decoded texts, after the ten tokens are added.
 pub(crate) fn tokenizer(folder: &Path, report: &mut Report) -> Result<()> {
     let expected: TokenizerCases = read(&folder.join("expected.json"))?;
     let text_tokens = expected.vocab - ADDED_TOKENS.len();

@@ -1,4 +1,4 @@
-//! The Pair-DPO part of a model case: log-probabilities, losses, gradients, and the training trace.
+//! The Pair-DPO part of a model case: log-probabilities, losses, gradients, and a trace of training.
 
 use std::collections::HashMap;
 
@@ -49,7 +49,7 @@ fn batch(loaded: &Loaded, side: &str, which: &str) -> Result<Batch> {
             false => (loaded.pack_understanding(&mut packed, row)?.0, 0),
         };
         for (position, &label) in labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
-            // An image label stands on its own position, a text label on the token that the one before predicts.
+            // An image label is predicted at its own position, a text label at the position before it.
             let row = first + position - padding - usize::from(!image);
             labelled.push(row, label as u32, at);
         }
@@ -104,9 +104,10 @@ pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
     training(loaded, &sides, &references, report)
 }
 
-/// Log-probabilities and gradients as a large model trains where products take bf16: those of a policy in f32, by whole blocks.
+/// Replays log-probabilities and gradients as a large model computes them in training with products in bf16: those of a
+/// policy in f32, with whole blocks as operators.
 ///
-/// Log-probabilities within 1 % of the largest, gradients within 5 % of each tensor's largest number.
+/// Log-probabilities may differ by 1 % of the largest, gradients by 5 % of each tensor's largest number.
 pub(crate) fn replay_narrow(loaded: &Loaded, report: &mut Report) -> Result<()> {
     let sides = [recorded_side(loaded, "t2i")?, recorded_side(loaded, "mmu")?];
     let of_reference = |side: &str| -> Result<Pair<Tensor>> {
@@ -132,7 +133,8 @@ pub(crate) fn replay_narrow(loaded: &Loaded, report: &mut Report) -> Result<()> 
     compare_gradients(loaded, &weights, &found, "gradients, products in bf16", 5e-2, report)
 }
 
-/// The same as a large model trains: by blocks with a backward pass of their own.
+/// The losses and gradients as a large model computes them in training: with blocks that have a backward pass of their
+/// own.
 fn by_whole_blocks(
     loaded: &Loaded,
     sides: &[Side; 2],
@@ -151,7 +153,7 @@ fn by_whole_blocks(
     compare_gradients(loaded, &weights, &found, "gradients by whole blocks", 1e-3, report)
 }
 
-/// Each parameter's gradient, relative to the largest number of it.
+/// Compares each parameter's gradient, relative to the largest number of it.
 pub(crate) fn compare_gradients(
     loaded: &Loaded,
     weights: &Weights,
@@ -200,9 +202,9 @@ fn side_losses(
     sides.iter().zip(references).map(|(side, reference)| mean(side, reference)).collect()
 }
 
-/// The recorded optimizer steps on that same batch. The losses are held to 1e-4 over the first five
-/// steps; Adam's division by a small second moment amplifies rounding from step to step, so the final
-/// weights are held to 1 % of what the learning rates of all steps could move a weight.
+/// Replays the recorded optimizer steps on the same batch. Losses must agree to 1e-4 over the first five steps. Adam's
+/// division by a small second moment amplifies rounding from step to step, so the final weights may differ by 1 % of
+/// what the learning rates of all steps could move a weight.
 fn training(loaded: &Loaded, sides: &[Side; 2], references: &[Pair<Tensor>; 2], report: &mut Report) -> Result<()> {
     let case = &loaded.case;
     let schedule = Schedule {

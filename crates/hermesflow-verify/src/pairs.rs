@@ -1,10 +1,11 @@
-//! The Pair-DPO part of a model case once more, as training computes it: texts and codes go in as a [`TrainingPair`], and
-//! the log-probabilities come out of the very functions that a step of the trainer calls, with its own tokenizing, packing,
+//! The Pair-DPO part of a model case again, as training computes it: texts and codes go in as a [`TrainingPair`], and
+//! the log-probabilities come out of the functions that a step of the trainer calls, with its tokenizing, packing,
 //! masks, labels and reference.
 //!
-//! The recorded rows are ids of a vocabulary without a tokenizer. One is made for the case: each id is a character of its
-//! own, spaces and the frame around a question are nothing. And the original trains its captions without the `<|sot|>`
-//! under which it samples them (a fault that is mended here): the token that stands in its place is taken for it.
+//! The recorded rows are ids of a vocabulary without a tokenizer. One is made for the case: each id becomes one
+//! character, and spaces and the frame around a question become nothing. The original trains its captions without the
+//! `<|sot|>` with which it samples them (a fault that is corrected here); the token that stands in its place is taken
+//! as `<|sot|>`.
 
 use candle_core::{DType, Tensor};
 use hermesflow_models::showo::{Showo, ShowoTokenizer, load_magvit, reply_text};
@@ -50,7 +51,7 @@ pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
     compare_gradients(loaded, &weights, &found, "gradients, as training computes them", 1e-3, report)
 }
 
-/// What stands between the image and the question of recorded captions.
+/// The token between the image and the question of recorded captions.
 fn start_of_captions(loaded: &Loaded) -> Result<u32> {
     let rows = ids(loaded.get("dpo.mmu.win")?, "dpo.mmu.win")?;
     let start = rows.first().and_then(|row| row.get(loaded.segment() + 1)).copied();
@@ -68,7 +69,7 @@ fn compare(loaded: &Loaded, side: &str, ours: &PairLogProbs, report: &mut Report
     Ok(())
 }
 
-/// A model of the case with the tokenizer that is made for it, whose texts start with this token.
+/// A model of the case with the tokenizer that is made for it, whose texts start with the token `sot`.
 fn model(loaded: &Loaded, weights: Weights, sot: u32) -> Result<Showo> {
     let config = loaded.config.clone();
     let eot = loaded.special.eot;
@@ -104,7 +105,7 @@ fn text(ids: &[u32]) -> String {
     ids.iter().copied().map(character).collect()
 }
 
-/// Recorded rows of one side as training would get them.
+/// The recorded rows of one side in the form in which training receives them.
 struct Batch {
     pairs: Vec<TrainingPair>,
     draws: Vec<ImageDraw>,
@@ -147,7 +148,7 @@ impl Batch {
         let (mut pairs, mut draws) = (Vec::new(), Vec::new());
         for (number, (win, lose)) in wins.into_iter().zip(losses).enumerate() {
             agree("t2i", number, (&win.prompt, &win.masked), (&lose.prompt, &lose.masked))?;
-            // A prompt that was left away is drawn, not given.
+            // A dropped prompt is part of the random draw, not of the pair.
             let drop_prompt = win.prompt.is_empty();
             let caption = if drop_prompt { text(&[0, 1]) } else { win.prompt };
             draws.push(ImageDraw { masks: vec![win.masked], drop_prompt });
@@ -219,7 +220,7 @@ fn image(loaded: &Loaded, row: &[u32], labels: &[i64]) -> Result<Image> {
     }
     let mut prompt = text(&row[padding + 2..start - 1]);
     if start - padding == loaded.config.max_text_len {
-        prompt.push(character(0)); // it may have gone on
+        prompt.push(character(0)); // the recorded prompt may have been cut
     }
     Ok(Image { codes: codes(loaded, &whole)?, prompt, masked })
 }

@@ -1,4 +1,4 @@
-//! Replies of a question writer: what is read from them, and what the filter keeps.
+//! Replies of a question writer: the questions that are read from them, and those that the filter keeps.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ struct Case {
     kept: Vec<Value>,
 }
 
-/// The recorded answers in place of a reader.
+/// Answers with the recorded ones instead of a model's.
 struct Recorded<'a>(&'a HashMap<String, CaptionAnswer>);
 
 impl QuestionFilter for Recorded<'_> {

@@ -1,10 +1,9 @@
-//! The preference rules, in their first round and in a later one.
+//! The preference rules in a first and in a later iteration.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use hermesflow_records::{Candidates, first_round, later_round};
-use hermesflow_records::{InitialRecord, PairRecord, RecordId};
+use hermesflow_records::{Candidates, InitialRecord, PairRecord, RecordId, Scored, first_round, later_round};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -12,10 +11,7 @@ use crate::Result;
 use crate::check::Report;
 use crate::others::read;
 
-/// A candidate and its score.
-type Scored = (String, f64);
-
-/// The threshold that the cases were made with.
+/// The accuracy threshold of the recorded cases.
 const MIN_ACCURACY: f64 = 0.6;
 
 #[derive(Deserialize)]
@@ -62,7 +58,7 @@ struct Carried {
 }
 
 impl CandidateLists {
-    /// The candidates of a record, joined by id; images are named by number behind a prefix.
+    /// The candidates of a record, joined by id. An image's name is `prefix` and its number.
     fn of(&self, id: &RecordId, prefix: &str) -> (Vec<Scored>, Vec<Scored>) {
         let captions = self.captions.iter().find(|captions| captions.id == *id);
         let captions = captions.map_or(vec![], |c| c.caption_mmu.iter().cloned().zip(c.similarity.clone()).collect());
@@ -85,7 +81,7 @@ pub(crate) fn replay(folder: &Path, report: &mut Report) -> Result<()> {
         }
     }
     report.within("first round: pairs (differing)", differing(&pairs, &cases.expected_pairs), 0.0);
-    // The wording is free, the grouping is not: equal reasons here are equal reasons there.
+    // Reasons may be worded differently, but records with equal reasons must have equal recorded reasons.
     let mut wrong = dropped.len().abs_diff(cases.expected_dropped.len());
     let mut meaning: HashMap<&String, &String> = HashMap::new();
     for (id, reason) in &dropped {
@@ -124,7 +120,7 @@ pub(crate) fn replay(folder: &Path, report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// How many pairs differ in any field; images are compared by name.
+/// The number of pairs that differ in any field; images are compared by name.
 fn differing(ours: &[PairRecord], recorded: &[Value]) -> f64 {
     let same = |ours: &PairRecord, recorded: &Value| -> bool {
         let Ok(Value::Object(ours)) = serde_json::to_value(ours) else { return false };

@@ -1,4 +1,5 @@
-//! The judges of text with weights: token ids, states, similarities and replies, by the `model_type` of `config.json`.
+//! Judges of texts with weights: token ids, hidden states, similarities and replies; `config.json`'s `model_type` says
+//! which.
 
 use std::path::Path;
 
@@ -11,16 +12,17 @@ use crate::Result;
 use crate::check::{Report, largest};
 use crate::others::read;
 
-/// States and logits, which sum over the hidden size.
+/// The largest error of hidden states and logits, which are sums over the hidden size.
 const STATES: f64 = 1e-4;
-/// The same where they are large: a share of the largest. T5 does not scale its attention scores, so with large weights
-/// the rounding of the weights to f32 alone moves its logits by a hundred-thousandth of the largest.
+/// The largest error of large hidden states and logits, as a share of the largest. T5 does not scale its attention
+/// scores, so with large weights the rounding of the weights to f32 alone moves its logits by a hundred-thousandth of
+/// the largest.
 const SHARE: f64 = 2e-5;
-/// Cosines, and vectors of length one.
+/// The largest error of cosines, and of vectors of length one.
 const COSINES: f64 = 1e-5;
-/// Mean log-probabilities.
+/// The largest error of mean log-probabilities.
 const SCORES: f64 = 1e-4;
-/// The beams of the recorded search.
+/// The number of beams of the recorded search.
 const BEAMS: usize = 5;
 
 #[derive(Deserialize)]
@@ -42,7 +44,7 @@ pub(crate) fn replay(folder: &Path, device: &Device, report: &mut Report) -> Res
     }
 }
 
-/// A number per entry of both, rows of different lengths being no numbers.
+/// The difference of each pair of entries; rows of different lengths give NaN.
 fn differences<'a>(
     ours: impl IntoIterator<Item = Vec<f64>>,
     recorded: impl IntoIterator<Item = &'a Vec<f64>>,
@@ -53,7 +55,7 @@ fn differences<'a>(
     })
 }
 
-/// Rows against recorded rows; another number of rows fails.
+/// Compares rows with recorded rows; another number of rows fails.
 fn rows(report: &mut Report, what: &str, ours: Vec<Vec<f64>>, recorded: &[Vec<f64>], tolerance: f64) {
     if ours.is_empty() || ours.len() != recorded.len() {
         report.fail(what, format!("{} rows, recorded {}", ours.len(), recorded.len()));
@@ -62,7 +64,7 @@ fn rows(report: &mut Report, what: &str, ours: Vec<Vec<f64>>, recorded: &[Vec<f6
     report.within(what, largest(differences(ours, recorded)), tolerance);
 }
 
-/// What states and logits may be off by.
+/// The largest error that passes for hidden states and logits of this size.
 fn of_size(recorded: &[Vec<f64>]) -> f64 {
     STATES.max(SHARE * largest(recorded.iter().flatten().copied()))
 }
@@ -135,7 +137,7 @@ struct ReplyCase {
     first_logits: Vec<f64>,
 }
 
-/// The most new ids that a recording allowed: none is told, so the longest that was recorded.
+/// The largest number of new ids: no case states its limit, so the longest recorded reply.
 fn longest(lengths: impl Iterator<Item = usize>) -> usize {
     lengths.max().unwrap_or(0)
 }

@@ -1,6 +1,6 @@
-//! From files to pixels: PNG, JPEG and WebP by their content, upright, within limits.
+//! From image files to pixels: PNG, JPEG and WebP, recognised by their content, turned upright, within limits of size.
 //!
-//! Whatever a decoder does with a picture, panics included, is an error that names it.
+//! Whatever goes wrong in a decoder, panics included, becomes an error that names the file.
 
 use std::borrow::Cow;
 use std::io::Cursor;
@@ -13,41 +13,43 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use crate::{Error, Result};
 
-/// More pixels are refused: a small file can claim any size and would take all memory.
+/// Larger images are refused: a small file can claim any size and would exhaust memory.
 const MOST_PIXELS: u64 = 100_000_000;
 
-/// What a decoder may allocate: 16 bits of red, green, blue and alpha of [`MOST_PIXELS`], and its own tables.
+/// The memory that a decoder may allocate: [`MOST_PIXELS`] pixels of 16-bit red, green, blue and alpha, and some
+/// tables.
 const MOST_BYTES: u64 = 1 << 30;
 
-/// Larger pictures are decoded one after the other: each may take all that [`MOST_BYTES`] allows.
+/// Images with more pixels are decoded one at a time, since each may take all of [`MOST_BYTES`].
 const LARGE: u64 = 16_000_000;
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Reads a picture, upright as its EXIF orientation says.
+/// Reads an image file and turns it upright by its EXIF orientation.
 ///
 /// # Errors
-/// Names the file when it is missing or not a picture.
+/// If the file is missing or is not an image; the file is named.
 pub fn open(path: &Path) -> Result<DynamicImage> {
     decode(&read(path)?, path)
 }
 
-/// The bytes of a picture's file.
+/// Reads the bytes of an image file.
 ///
 /// # Errors
-/// Names the file when it is missing or too large for a picture.
+/// If the file is missing or larger than an image may be; the file is named.
 pub fn read(path: &Path) -> Result<Vec<u8>> {
     let io = |source| Error::io(path, source);
     let size = std::fs::metadata(path).map_err(io)?.len();
     if size > MOST_BYTES {
-        return Err(broken(path, &format!("{size} bytes are more than a picture has")));
+        return Err(broken(path, &format!("{size} bytes are more than an image may have, {MOST_BYTES}")));
     }
     std::fs::read(path).map_err(io)
 }
 
-/// Decodes a picture, PNG, JPEG or WebP by its content, upright as its EXIF orientation says; `path` is named in errors.
+/// Decodes a PNG, JPEG or WebP image, recognised by its content, and turns it upright by its EXIF orientation. `path`
+/// is named in errors.
 ///
 /// # Errors
-/// When it is not a picture, is cut off, or is a larger one than is read.
+/// If the bytes are no such image, are cut off, or have more than 100 million pixels.
 pub fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
     within(path, || {
         let bytes = ended(bytes);
@@ -55,14 +57,14 @@ pub fn decode(bytes: &[u8], path: &Path) -> Result<DynamicImage> {
         let (width, height) = decoder.dimensions();
         let large = u64::from(width) * u64::from(height) > LARGE;
         let _alone = large.then(|| ALONE.lock().unwrap_or_else(PoisonError::into_inner));
-        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // a broken note, not a broken picture
+        let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms); // broken metadata, not a broken image
         let mut picture = DynamicImage::from_decoder(decoder).map_err(|e| broken(path, &e))?;
         picture.apply_orientation(orientation);
         Ok(picture)
     })
 }
 
-/// Looks at a picture without decoding its pixels: whether it is one, and of a size that is read.
+/// Checks, without decoding pixels, that the bytes begin an image of an accepted format and size.
 ///
 /// # Errors
 /// As [`decode`].
@@ -70,7 +72,7 @@ pub fn check_header(bytes: &[u8], path: &Path) -> Result<()> {
     within(path, || decoder(bytes, path).map(drop))
 }
 
-/// As [`check_header`], of a file of which the beginning is read.
+/// Checks a file as [`check_header`] does, reading only its beginning.
 ///
 /// # Errors
 /// As [`open`].
@@ -83,7 +85,7 @@ pub fn look(path: &Path) -> Result<()> {
     })
 }
 
-/// What a decoder makes of a picture; its panics are errors.
+/// Runs a decoder; its panics become errors.
 fn within<T>(path: &Path, decode: impl FnOnce() -> Result<T>) -> Result<T> {
     contained(decode).map_err(|fault| broken(path, &fault))?
 }
@@ -93,9 +95,9 @@ fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
     let reader = ImageReader::new(Cursor::new(bytes)).with_guessed_format();
     let mut reader = reader.map_err(|source| Error::io(path, source))?;
     match reader.format() {
-        // Its decoder paints what is missing grey and says nothing.
+        // The decoder would silently fill missing parts with grey.
         Some(ImageFormat::Jpeg) if !jpeg_ends(bytes) => return Err(broken(path, &"the JPEG is cut off")),
-        // Its decoder reserves what a chunk claims to hold.
+        // The decoder allocates as much as a chunk claims to contain.
         Some(ImageFormat::WebP) if !chunks_fit(bytes.get(12..).unwrap_or_default()) => {
             return Err(broken(path, &"the WebP is cut off"));
         }
@@ -114,13 +116,13 @@ fn decoder<'a>(bytes: &'a [u8], path: &Path) -> Result<impl ImageDecoder + 'a> {
 fn check_size(width: u32, height: u32, path: &Path) -> Result<()> {
     if u64::from(width) * u64::from(height) > MOST_PIXELS {
         let most = MOST_PIXELS / 1_000_000;
-        let message = format!("{width}×{height} pixels are more than the {most} million that are read");
+        let message = format!("{width}×{height} pixels are more than the {most} million that are supported");
         return Err(broken(path, &message));
     }
     Ok(())
 }
 
-/// Whether the marker of the end follows the first scan; before it are segments, which may hold a whole thumbnail.
+/// Whether a JPEG's end marker follows its first scan. Segments before the scan may contain a whole thumbnail.
 fn jpeg_ends(bytes: &[u8]) -> bool {
     let mut at = 2;
     while let Some(&[0xff, marker, high, low]) = bytes.get(at..at + 4) {
@@ -133,7 +135,7 @@ fn jpeg_ends(bytes: &[u8]) -> bool {
     false
 }
 
-/// A WebP without what stands behind it; other pictures as they are.
+/// A WebP without whatever follows it in the file; other images unchanged.
 fn riff(bytes: &[u8]) -> &[u8] {
     match bytes.first_chunk() {
         Some(&[b'R', b'I', b'F', b'F', a, b, c, d]) => {
@@ -144,7 +146,7 @@ fn riff(bytes: &[u8]) -> &[u8] {
     }
 }
 
-/// Whether all chunks of a WebP lie within it, those of its frames too.
+/// Whether all chunks of a WebP, those of its frames included, lie within the file.
 fn chunks_fit(mut rest: &[u8]) -> bool {
     while let Some((&[k, i, n, d, a, b, c, e], body)) = rest.split_first_chunk() {
         let size = u32::from_le_bytes([a, b, c, e]) as usize;
@@ -160,7 +162,8 @@ fn chunks_fit(mut rest: &[u8]) -> bool {
 /// The chunk that ends a PNG.
 const IEND: [u8; 12] = [0, 0, 0, 0, b'I', b'E', b'N', b'D', 0xae, 0x42, 0x60, 0x82];
 
-/// A picture with its end: of a PNG whose pixels are whole what stands behind them, cut off or not, does not matter.
+/// An image with its end. If all pixels of a PNG are there, whatever follows them, cut off or not, is replaced by the
+/// end.
 fn ended(bytes: &[u8]) -> Cow<'_, [u8]> {
     const SIGNATURE: &[u8] = b"\x89PNG\r\n\x1a\n";
     if !bytes.starts_with(SIGNATURE) {
@@ -180,7 +183,7 @@ fn ended(bytes: &[u8]) -> Cow<'_, [u8]> {
     if pixels { [&bytes[..at], &IEND].concat().into() } else { bytes.into() }
 }
 
-/// An unreadable picture; the decoders' messages can be several lines.
+/// The error of an unreadable image. Decoders' messages may have several lines, which are joined.
 fn broken(path: &Path, message: &dyn std::fmt::Display) -> Error {
     let message = message.to_string().split_whitespace().collect::<Vec<_>>().join(" ");
     Error::Image { path: path.to_path_buf(), message }

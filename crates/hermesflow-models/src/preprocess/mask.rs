@@ -1,4 +1,4 @@
-//! Mask pictures: which codes of an image are to be painted anew.
+//! Mask images of inpainting: which codes of an image are to be generated again.
 
 use std::path::Path;
 
@@ -9,22 +9,23 @@ use super::fit_square;
 use super::load;
 use crate::Result;
 
-/// A mask picture, and which codes of an image it covers.
+/// A mask image, and the image codes that it covers.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mask {
-    /// The mask in shades of grey, fitted as the picture that it lies on.
+    /// The mask in shades of grey, cropped and scaled like the image that it belongs to.
     pub picture: RgbImage,
-    /// Row by row, `grid`² of them: whether a code is to be painted anew (white in the picture).
+    /// Row by row, `grid`² values: whether a code is to be generated again (white in the mask).
     pub painted: Vec<bool>,
 }
 
-/// Reads a mask picture (white: paint; black: keep) for an image of `side`² pixels and `grid`² codes.
+/// Reads a mask image (white: generate; black: keep) for an image of `side`² pixels and `grid`² codes.
 ///
-/// As the original: shades of grey by Pillow's weights, fitted as pictures are, then reduced to the grid bicubically
-/// without antialiasing (torch's `interpolate`, a = −0.75); a code is painted from 0.5 up.
+/// As in Show-o: shades of grey by Pillow's weights, cropped and scaled as images are, then reduced to the grid
+/// bicubically without antialiasing (torch's `interpolate`, a = −0.75); a code is generated if its shade is at least
+/// 0.5.
 ///
 /// # Errors
-/// Names the file when it is missing or not a picture.
+/// If the file is missing or is not an image; the file is named.
 pub fn load_mask(path: &Path, side: usize, grid: usize) -> Result<Mask> {
     let mut grey = load(path)?;
     for pixel in grey.pixels_mut() {
@@ -37,12 +38,12 @@ pub fn load_mask(path: &Path, side: usize, grid: usize) -> Result<Mask> {
     Ok(Mask { picture, painted })
 }
 
-/// `side`² values as `grid`² ones: torch's bicubic `interpolate` without antialiasing, corners not aligned.
+/// Scales `side`² values to `grid`²: torch's bicubic `interpolate` without antialiasing, corners not aligned.
 fn reduce(values: &[f32], side: usize, grid: usize) -> Vec<f32> {
     const A: f32 = -0.75;
     let near = |x: f32| ((A + 2.0) * x - (A + 3.0)) * x * x + 1.0;
     let far = |x: f32| ((A * x - 5.0 * A) * x + 8.0 * A) * x - 4.0 * A;
-    // Four neighbours of every target with their weights; beyond the edge stands the edge.
+    // Four neighbours of every target with their weights; edge values are repeated beyond the edge.
     let taps: Vec<[(usize, f32); 4]> = (0..grid)
         .map(|target| {
             let place = (target as f32 + 0.5) * (side as f32 / grid as f32) - 0.5;
@@ -124,7 +125,7 @@ mod tests {
     fn a_mask_is_white_where_codes_are_painted() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("mask.png");
-        // Twice as wide as high: the middle counts. Its left half is white, its lower right a bright yellow.
+        // Twice as wide as high, so the middle is cropped: its left half is white, its lower right bright yellow.
         let mask = RgbImage::from_fn(64, 32, |x, y| match (x < 32, y < 16) {
             (true, _) => image::Rgb([255; 3]),
             (false, true) => image::Rgb([0, 0, 255]),    // 29 of 255

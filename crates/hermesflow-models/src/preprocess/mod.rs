@@ -1,4 +1,4 @@
-//! From picture files to the square RGB images that the models read.
+//! From image files to the square RGB images that models read.
 
 use std::path::Path;
 
@@ -15,45 +15,45 @@ pub use mask::{Mask, load_mask};
 
 use crate::{Error, Result};
 
-/// How many times longer than wide a picture may be before its ends, far from the centre that is read, are cut off:
-/// fitting a line of one pixel to the model's resolution would take gigabytes.
+/// Images whose long side is more than this many times the short one lose their ends first. These lie far outside of
+/// the central square, and scaling a line one pixel wide would take gigabytes.
 const LONGEST: u32 = 64;
 
-/// Where the centre begins of a margin that cannot be halved.
+/// The rounding of the central crop's first row or column where the margin is odd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Centre {
     /// Half to even, as torchvision crops.
     HalfToEven,
-    /// Rounded down, as transformers crops.
+    /// Down, as transformers crops.
     Down,
 }
 
-/// Reads a picture, upright as its EXIF orientation says, and converts it to RGB (alpha is dropped, not blended).
+/// Reads an image file, turns it upright by its EXIF orientation and converts it to RGB; alpha is dropped, not blended.
 ///
 /// # Errors
-/// Names the file when it is missing or not a picture.
+/// If the file is missing or is not an image; the file is named.
 pub fn load(path: &Path) -> Result<RgbImage> {
     Ok(open(path)?.into_rgb8())
 }
 
-/// Reads a picture and fits it to `side`² as torchvision does.
+/// Reads an image file and crops and scales it to `side`² pixels as torchvision does (see [`fit_square`]).
 ///
 /// # Errors
-/// Names the file when it is missing or not a picture.
+/// If the file is missing or is not an image; the file is named.
 pub fn load_square(path: &Path, side: usize) -> Result<RgbImage> {
     fit_square(load(path)?, side, Centre::HalfToEven)
 }
 
-/// Resizes the short side to `side` (bicubic, a = −0.5, with antialiasing, as Pillow does) and cuts
-/// the centre `side`² out.
+/// Scales an image so that its short side has `side` pixels (bicubic, a = −0.5, with antialiasing, as Pillow does) and
+/// crops the central `side`² pixels.
 ///
 /// # Errors
-/// When the picture has no pixels.
+/// If the image has no pixels.
 pub fn fit_square(picture: RgbImage, side: usize, centre: Centre) -> Result<RgbImage> {
     let picture = without_ends(picture);
     let (width, height) = picture.dimensions();
     if width == 0 || height == 0 {
-        return Err(Error::Invalid("the picture has no pixels".into()));
+        return Err(Error::Invalid("the image has no pixels".into()));
     }
     let side = side as u32;
     if (width, height) == (side, side) {
@@ -63,7 +63,7 @@ pub fn fit_square(picture: RgbImage, side: usize, centre: Centre) -> Result<RgbI
     let scale = |long: u32, short: u32| ((u64::from(side) * u64::from(long)) / u64::from(short)) as u32;
     let (new_width, new_height) =
         if width <= height { (side, scale(height, width)) } else { (scale(width, height), side) };
-    // Across first, then down, with whole levels between, as Pillow does: overshoot is cut in between.
+    // Horizontally, then vertically, rounded to 8 bits in between as in Pillow, so that overshoot is clipped.
     let across = convolve(picture, new_width, height)?;
     let resized = convolve(across, new_width, new_height)?;
     let offset = |long: u32| {
@@ -74,7 +74,7 @@ pub fn fit_square(picture: RgbImage, side: usize, centre: Centre) -> Result<RgbI
     Ok(image::imageops::crop_imm(&resized, offset(new_width), offset(new_height), side, side).to_image())
 }
 
-/// The middle of a picture that is more than [`LONGEST`] times as long as wide.
+/// The middle of an image that is more than [`LONGEST`] times as long as wide; other images unchanged.
 fn without_ends(picture: RgbImage) -> RgbImage {
     let (width, height) = picture.dimensions();
     let (new_width, new_height) =
@@ -90,10 +90,10 @@ fn convolve(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage> {
     if picture.dimensions() == (width, height) {
         return Ok(picture);
     }
-    let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize a picture: {e}"));
+    let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize an image: {e}"));
     let (old_width, old_height) = picture.dimensions();
     let mut resized = RgbImage::new(width, height);
-    // One type of pixel, named: the untyped form compiles all of them into this crate, which takes a minute.
+    // With the pixel type given: the untyped API compiles all pixel types into this crate, which takes a minute.
     let source = TypedImageRef::<U8x3>::from_buffer(old_width, old_height, &picture).map_err(|e| failed(&e))?;
     let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut resized).map_err(|e| failed(&e))?;
     let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));

@@ -1,4 +1,4 @@
-//! A weight with its bias.
+//! A weight with its bias, loaded together.
 
 use candle_core::Tensor;
 use hermesflow_nn::ops;
@@ -6,7 +6,7 @@ use hermesflow_nn::weights::Scope;
 
 use crate::{Error, Result};
 
-/// A weight and a bias: an affine map or the parameters of a LayerNorm.
+/// A weight and a bias: an affine map, or the parameters of a LayerNorm.
 #[derive(Debug, Clone)]
 pub(super) struct Affine {
     pub(super) weight: Tensor,
@@ -22,10 +22,10 @@ impl Affine {
         Ok(ops::linear(xs, &self.weight, Some(&self.bias))?)
     }
 
-    /// Several maps, each of its own input, in one go.
+    /// Applies several maps, each to its own input, in one call.
     pub(super) fn all<const N: usize>(maps: [(&Self, &Tensor); N]) -> Result<[Tensor; N]> {
         let results = ops::linear_all(&maps.map(|(map, xs)| (xs, &map.weight, &map.bias)))?;
-        results.try_into().map_err(|_| Error::Invalid("as many results as maps".into()))
+        results.try_into().map_err(|_| Error::Invalid(format!("not {N} results of {N} affine maps")))
     }
 
     pub(super) fn norm(&self, xs: &Tensor, eps: f64) -> Result<Tensor> {

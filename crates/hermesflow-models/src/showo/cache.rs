@@ -1,4 +1,4 @@
-//! Keys and values of earlier tokens, and where those of new ones go.
+//! The key/value cache: keys and values of earlier tokens, and where those of new tokens are stored.
 
 use candle_core::{Device, Tensor};
 use hermesflow_nn::ops;
@@ -8,27 +8,28 @@ use crate::{Error, Result};
 /// Where the keys and values of new tokens go in a [`KvCache`].
 #[derive(Debug, Clone)]
 pub enum Placement {
-    /// Consecutive rows from here on.
+    /// Consecutive rows that start here.
     Rows(usize),
-    /// Runs of new tokens: `(first token, count, first row)`.
+    /// Runs of new tokens, each `(first token, number of tokens, first row)`.
     Runs(Vec<(usize, usize, usize)>),
-    /// One new token for each of `samples` regions of `size` rows that begin at `start`: row `column` of each.
+    /// One new token for each of `samples` regions of `size` rows; the first region begins at row `start`, and the
+    /// token goes to row `column` of its region.
     Column {
-        /// First row of the first region.
+        /// The first row of the first region.
         start: usize,
-        /// Regions.
+        /// The number of regions.
         samples: usize,
-        /// Rows per region.
+        /// The rows of each region.
         size: usize,
         /// The row within each region.
         column: usize,
     },
-    /// Behind the cache's rows, for this pass only: nothing is kept.
+    /// After the cache's rows, for this pass only: nothing is stored.
     Behind,
 }
 
 impl Placement {
-    /// The row of each of `tokens` new tokens, on the device, where they are not one run of rows.
+    /// The row of each of `tokens` new tokens as a tensor on the device; `None` if they are one run of rows.
     ///
     /// # Shapes
     /// `[tokens]`
@@ -53,13 +54,13 @@ impl Placement {
             }
         };
         if rows.len() != tokens {
-            return Err(Error::Invalid(format!("places for {} of {tokens} tokens", rows.len())));
+            return Err(Error::Invalid(format!("rows for {} of {tokens} new tokens", rows.len())));
         }
         Ok(Some(Tensor::from_vec(rows, tokens, device)?))
     }
 }
 
-/// Keys and values of earlier tokens, per layer `[rows, heads, head_dim]`.
+/// The keys and values of earlier tokens, for each layer `[rows, heads, head_dim]`.
 #[derive(Debug)]
 pub struct KvCache {
     pub(super) layers: Vec<(Tensor, Tensor)>,

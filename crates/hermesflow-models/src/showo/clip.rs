@@ -1,9 +1,10 @@
-//! The CLIP vision tower (arXiv 2103.00020 §2.4) and the projector through which the CLIP variant of Show-o
-//! (arXiv 2408.12528 §4) understands pictures.
+//! The CLIP vision tower (arXiv 2103.00020 §2.4) by whose features the CLIP variant of Show-o (arXiv 2408.12528 §4)
+//! understands images.
 //!
-//! A ViT: patches and a class token with learned positions, `pre_layrnorm` (the checkpoint's spelling), then blocks.
-//! As LLaVA reads it: the hidden states before the last block, without the class token, so that block and
-//! `post_layernorm` are never computed. Weight paths mirror the checkpoint's names.
+//! A vision transformer: embeddings of patches and a class token with learned positions, a LayerNorm called
+//! `pre_layrnorm` (the checkpoint's spelling), then blocks. As in LLaVA, the features are the hidden states before the
+//! last block, without the class token, so the last block and `post_layernorm` are never computed. Fields are named
+//! like the checkpoint's weights.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -20,37 +21,37 @@ use super::config::read_json;
 use crate::preprocess::{Centre, fit_square};
 use crate::{Error, Result};
 
-/// The side of a picture, at most.
+/// The largest side of an image, in pixels.
 const MOST_PIXELS: usize = 4096;
-/// Pictures that go through the tower at once.
+/// Images that go through the tower as one batch.
 const BATCH: usize = 8;
-/// Mean and deviation of each channel, as CLIP was trained.
+/// The mean and the standard deviation of each channel by which CLIP's inputs are normalised.
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
 const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
-/// `config.json` of a `CLIPVisionModel`, or the `vision_config` in that of a `CLIPModel`.
+/// The `config.json` of a `CLIPVisionModel`, or the `vision_config` in that of a `CLIPModel`.
 ///
-/// Absent keys have the values that transformers leaves out.
+/// Absent keys have transformers' defaults.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct ClipConfig {
-    /// The kind of model; only `clip_vision_model`.
+    /// The kind of model; only `clip_vision_model` is accepted.
     pub model_type: String,
-    /// Width of the residual stream.
+    /// The width of the residual stream. Default: 768.
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// The width of the MLP. Default: 3072.
     pub intermediate_size: usize,
-    /// Blocks, the last of which is not computed.
+    /// The number of blocks, the last of which is not computed. Default: 12.
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// The number of attention heads. Default: 12.
     pub num_attention_heads: usize,
-    /// Side of the square pictures that it reads.
+    /// The side of the square input images, in pixels. Default: 224.
     pub image_size: usize,
-    /// Side of a patch.
+    /// The side of a patch, in pixels. Default: 32.
     pub patch_size: usize,
-    /// The activation of the MLP: `quick_gelu` or `gelu`.
+    /// The activation of the MLP: `quick_gelu` (the default) or `gelu`.
     pub hidden_act: String,
-    /// Epsilon of every LayerNorm.
+    /// The epsilon of every LayerNorm. Default: 1e-5.
     pub layer_norm_eps: f64,
 }
 
@@ -70,17 +71,17 @@ impl Default for ClipConfig {
     }
 }
 
-/// `config.json` of a `CLIPModel`: text and vision towers.
+/// The `config.json` of a `CLIPModel`, which has a text and a vision tower.
 #[derive(Debug, Deserialize)]
 struct Towers {
     vision_config: ClipConfig,
 }
 
 impl ClipConfig {
-    /// Reads the `config.json` of a folder.
+    /// Reads the `config.json` of a model folder.
     ///
     /// # Errors
-    /// Names the file when it is missing, malformed or of another kind of model.
+    /// If the file is missing, malformed or of another kind of model; the file is named.
     pub fn read(folder: &Path) -> Result<Self> {
         let file = folder.join("config.json");
         let json: serde_json::Value = read_json(&file)?;
@@ -93,10 +94,10 @@ impl ClipConfig {
         Ok(config)
     }
 
-    /// Checks the numbers against each other.
+    /// Checks the numbers against each other; `path` is named in errors.
     ///
     /// # Errors
-    /// Says which numbers disagree; `path` is named.
+    /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let fault = |message: String| Err(Error::config(path, message));
         let sized = sizes::check(&[
@@ -126,7 +127,7 @@ impl ClipConfig {
         Ok(())
     }
 
-    /// Patches of a picture.
+    /// The number of patches of an image.
     pub fn patches(&self) -> usize {
         (self.image_size / self.patch_size).pow(2)
     }
@@ -161,7 +162,7 @@ impl Block {
     }
 }
 
-/// The vision tower up to the hidden states that Show-o reads.
+/// The vision tower, up to the hidden states that Show-o reads.
 #[derive(Debug, Clone)]
 pub struct ClipVision {
     config: ClipConfig,
@@ -174,19 +175,20 @@ pub struct ClipVision {
 }
 
 impl ClipVision {
-    /// Loads a `CLIPModel` or `CLIPVisionModel` folder; a text tower in it is left aside.
+    /// Loads a folder of a `CLIPModel` or `CLIPVisionModel`; a text tower in it is ignored. Weights are held as
+    /// `dtype`.
     ///
     /// # Errors
-    /// Names the file that is missing, broken or does not fit.
+    /// If a file is missing, broken or does not fit the configuration; the file is named.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config = ClipConfig::read(folder)?;
         Self::new(&Weights::load(folder, dtype, device)?, config)
     }
 
-    /// Takes the weights.
+    /// Builds the tower from its weights.
     ///
     /// # Errors
-    /// Says what is missing or mis-shaped.
+    /// If a weight is missing or has another shape than the configuration asks for.
     pub fn new(weights: &Weights, config: ClipConfig) -> Result<Self> {
         let root = weights.scope("vision_model");
         let embeddings = root.pp("embeddings");
@@ -206,7 +208,7 @@ impl ClipVision {
         })
     }
 
-    /// Names and shapes of all parameters of a `CLIPVisionModel`, the unused last block among them.
+    /// Names and shapes of all parameters of a `CLIPVisionModel`, the unused last block included.
     pub fn parameter_shapes(config: &ClipConfig) -> Vec<(String, Vec<usize>)> {
         let (hidden, mlp, patch) = (config.hidden_size, config.intermediate_size, config.patch_size);
         let embeddings = "vision_model.embeddings";
@@ -234,18 +236,18 @@ impl ClipVision {
         shapes
     }
 
-    /// Its configuration.
+    /// The tower's configuration.
     pub fn config(&self) -> &ClipConfig {
         &self.config
     }
 
-    /// The features of pictures of any size, read as `CLIPImageProcessor` reads them.
+    /// The features of images of any size, which are preprocessed as by transformers' `CLIPImageProcessor`.
     ///
     /// # Shapes
-    /// `[patches, hidden]` for each picture
+    /// `[patches, hidden]` for each image
     ///
     /// # Errors
-    /// When a picture has no pixels.
+    /// If an image has no pixels.
     pub fn features(&self, pictures: &[RgbImage]) -> Result<Vec<Tensor>> {
         let chunks: Vec<&[RgbImage]> = pictures.chunks(BATCH).collect();
         let features = parallel::map(self.small, &chunks, |chunk| -> Result<Vec<Tensor>> {
@@ -256,10 +258,10 @@ impl ClipVision {
         Ok(features.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
-    /// The square that it reads of a picture.
+    /// The part of an image that the tower reads, at the size at which it reads it.
     ///
     /// # Errors
-    /// When the picture has no pixels.
+    /// If the image has no pixels.
     pub fn square(&self, picture: &RgbImage) -> Result<RgbImage> {
         fit_square(picture.clone(), self.config.image_size, Centre::Down)
     }
@@ -267,7 +269,7 @@ impl ClipVision {
     /// The pixels of each patch as one row, in the order of the patch embedding's weight.
     ///
     /// # Shapes
-    /// `[pictures · patches, 3 · patch²]`
+    /// `[images · patches, 3 · patch²]`
     fn patch_matrix(&self, squares: &[RgbImage]) -> Result<Tensor> {
         let patch = self.config.patch_size;
         let side = self.config.image_size / patch;

@@ -1,4 +1,4 @@
-//! The configuration files of a Show-o checkpoint; every size comes from them.
+//! The configuration files of a Show-o checkpoint, from which every size is taken.
 
 use std::path::{Path, PathBuf};
 
@@ -8,36 +8,38 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 pub use super::magvit::MagvitConfig;
 use crate::{Error, Result};
 
-/// Tokens of an image, at most.
+/// The largest number of tokens of an image.
 const MOST_TOKENS: usize = 1 << 14;
-/// The tokens that Show-o adds behind the text vocabulary, in order.
+/// The tokens that Show-o adds after the text vocabulary, in the order of their ids.
 pub const ADDED_TOKENS: [&str; 10] =
     ["[PAD]", "<|soi|>", "<|eoi|>", "<|sov|>", "<|eov|>", "<|t2i|>", "<|mmu|>", "<|t2v|>", "<|v2v|>", "<|lvg|>"];
 
-/// `config.json` of class `Showo`.
+/// The `config.json` of class `Showo`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ShowoConfig {
-    /// The class that wrote the file.
+    /// The Python class that wrote the file.
     #[serde(rename = "_class_name", default = "showo_class")]
     pub class_name: String,
-    /// Text tokens, added tokens, image tokens and the mask token.
+    /// The size of the whole vocabulary: text tokens, added tokens, image tokens and the mask token.
     pub vocab_size: usize,
-    /// Text tokens without the added ones.
+    /// The number of text tokens, without the added ones.
     pub llm_vocab_size: usize,
-    /// Image tokens.
+    /// The number of image tokens.
     pub codebook_size: usize,
-    /// Tokens per image (N).
+    /// The number N of tokens per image.
     pub num_vq_tokens: usize,
-    /// The id of the mask token; the last of the vocabulary where the file does not say.
+    /// The id of the mask token. Default: the last id of the vocabulary.
     #[serde(default)]
     pub mask_token_id: Option<u32>,
-    /// Whether understanding reads CLIP features in place of image tokens.
+    /// Whether the model understands images by CLIP features instead of image tokens. Default: false.
     #[serde(default)]
     pub w_clip_vit: bool,
-    /// Where the Phi configuration is: a path relative to this file, or a hub name.
+    /// Where the Phi configuration is: a path relative to this file, or a name on the hub. Default:
+    /// `microsoft/phi-1_5`.
     #[serde(default = "phi_name")]
     pub llm_model_path: String,
-    /// The longest text part of an imagine sequence, `<|t2i|>` included; longer texts are cut.
+    /// The largest number of tokens of the text part of an image's sequence, `<|t2i|>` included; longer texts are cut.
+    /// Default: 129.
     #[serde(default = "text_length", skip_serializing_if = "is_text_length")]
     pub max_text_len: usize,
 }
@@ -59,7 +61,7 @@ fn is_text_length(length: &usize) -> bool {
 }
 
 impl ShowoConfig {
-    /// The published one with so many tokens per image, which understands CLIP features if `clip`.
+    /// The published configuration with `num_vq_tokens` tokens per image; with `clip`, that of the CLIP variant.
     pub fn published(num_vq_tokens: usize, clip: bool) -> Self {
         Self {
             class_name: showo_class(),
@@ -74,35 +76,35 @@ impl ShowoConfig {
         }
     }
 
-    /// The id of image code 0.
+    /// The token id of image code 0.
     pub fn image_offset(&self) -> u32 {
         (self.llm_vocab_size + ADDED_TOKENS.len()) as u32
     }
 
-    /// The id of the mask token.
+    /// The token id of the mask.
     pub fn mask_token(&self) -> u32 {
         self.mask_token_id.unwrap_or(self.vocab_size as u32 - 1)
     }
 
-    /// The id of an added token.
+    /// The token id of one of [`ADDED_TOKENS`]; `None` for another name.
     pub fn added_token(&self, name: &str) -> Option<u32> {
         ADDED_TOKENS.iter().position(|token| *token == name).map(|at| (self.llm_vocab_size + at) as u32)
     }
 
-    /// The side of the square token grid.
+    /// The side of an image in codes.
     pub fn grid_side(&self) -> usize {
         self.num_vq_tokens.isqrt()
     }
 
-    /// The side of the model's square pictures in pixels, under its image tokenizer.
+    /// The side of the model's square images in pixels, with the image tokenizer `vq`.
     pub fn resolution(&self, vq: &MagvitConfig) -> usize {
         self.grid_side() * vq.downsampling()
     }
 
-    /// Checks the numbers against each other.
+    /// Checks the numbers against each other; `path` is named in errors.
     ///
     /// # Errors
-    /// Says which numbers disagree; `path` is named.
+    /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let sized = sizes::check(&[
             ("vocab_size", self.vocab_size, sizes::IDS),
@@ -113,7 +115,7 @@ impl ShowoConfig {
         ]);
         sized.map_err(|message| Error::config(path, message))?;
         if self.grid_side().pow(2) != self.num_vq_tokens {
-            let message = format!("num_vq_tokens {} is not the square of a side", self.num_vq_tokens);
+            let message = format!("num_vq_tokens is {}; it must be the square of a side", self.num_vq_tokens);
             return Err(Error::config(path, message));
         }
         let needed = self.llm_vocab_size + ADDED_TOKENS.len() + self.codebook_size + 1;
@@ -128,43 +130,46 @@ impl ShowoConfig {
             return Err(Error::config(path, message));
         }
         if self.mask_token() as usize >= self.vocab_size {
-            return Err(Error::config(path, format!("mask_token_id {} is outside the vocabulary", self.mask_token())));
+            return Err(Error::config(
+                path,
+                format!("mask_token_id is {}; it must be below vocab_size", self.mask_token()),
+            ));
         }
         Ok(())
     }
 }
 
-/// `config.json` of the Phi decoder inside.
+/// The `config.json` of the Phi decoder in Show-o. Absent keys have the values of Phi-1.5.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PhiConfig {
-    /// Width of the residual stream.
+    /// The width of the residual stream. Default: 2048.
     #[serde(default = "d2048")]
     pub hidden_size: usize,
-    /// Width of the MLP.
+    /// The width of the MLP. Default: 8192.
     #[serde(default = "d8192")]
     pub intermediate_size: usize,
-    /// Blocks.
+    /// The number of blocks. Default: 24.
     #[serde(default = "d24")]
     pub num_hidden_layers: usize,
-    /// Attention heads.
+    /// The number of attention heads. Default: 32.
     #[serde(default = "d32")]
     pub num_attention_heads: usize,
-    /// Must be absent or equal to the attention heads.
+    /// Must be absent or equal to the number of attention heads.
     #[serde(default)]
     pub num_key_value_heads: Option<usize>,
-    /// Epsilon of every LayerNorm.
+    /// The epsilon of every LayerNorm. Default: 1e-5.
     #[serde(default = "eps")]
     pub layer_norm_eps: f64,
-    /// Base of the rotary frequencies.
+    /// The base of the rotary frequencies. Default: 10,000.
     #[serde(default = "theta")]
     pub rope_theta: f64,
-    /// The share of each head that is rotated.
+    /// The share of each head's dimensions that is rotated. Default: 0.5.
     #[serde(default = "half")]
     pub partial_rotary_factor: f64,
-    /// The activation of the MLP; only `gelu_new`.
+    /// The activation of the MLP; only `gelu_new` is accepted.
     #[serde(default = "gelu_new")]
     pub hidden_act: String,
-    /// Positions that the decoder was trained on: tokens of a sequence at most.
+    /// The largest number of tokens of a sequence. Default: 2048.
     #[serde(default = "d2048", skip_serializing_if = "is_2048")]
     pub max_position_embeddings: usize,
 }
@@ -198,7 +203,7 @@ fn gelu_new() -> String {
 }
 
 impl Default for PhiConfig {
-    /// Phi-1.5.
+    /// The configuration of Phi-1.5.
     fn default() -> Self {
         Self {
             hidden_size: d2048(),
@@ -216,20 +221,20 @@ impl Default for PhiConfig {
 }
 
 impl PhiConfig {
-    /// Width of one head.
+    /// The width of one head.
     pub fn head_dim(&self) -> usize {
         self.hidden_size / self.num_attention_heads
     }
 
-    /// Rotated dimensions of each head.
+    /// The number of rotated dimensions of each head.
     pub fn rotary_dim(&self) -> usize {
         (self.head_dim() as f64 * self.partial_rotary_factor) as usize
     }
 
-    /// Checks the numbers against each other.
+    /// Checks the numbers against each other; `path` is named in errors.
     ///
     /// # Errors
-    /// Says which numbers disagree; `path` is named.
+    /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let sized = sizes::check(&[
             ("hidden_size", self.hidden_size, sizes::WIDTH),
@@ -248,15 +253,26 @@ impl PhiConfig {
         }
         let factor = self.partial_rotary_factor;
         if !(factor > 0.0 && factor <= 1.0 && self.rotary_dim() > 0) {
-            let message =
-                format!("partial_rotary_factor {factor} is no share of the {} numbers of a head", self.head_dim());
+            let message = format!(
+                "partial_rotary_factor is {factor}; it must rotate some of a head's {} dimensions",
+                self.head_dim()
+            );
             return Err(Error::config(path, message));
         }
         if !self.rotary_dim().is_multiple_of(2) {
-            return Err(Error::config(path, format!("the rotary dimension {} is odd", self.rotary_dim())));
+            return Err(Error::config(
+                path,
+                format!(
+                    "partial_rotary_factor rotates {} dimensions of a head; their number must be even",
+                    self.rotary_dim()
+                ),
+            ));
         }
         if self.hidden_act != "gelu_new" {
-            return Err(Error::config(path, format!("hidden_act {:?} is not gelu_new", self.hidden_act)));
+            return Err(Error::config(
+                path,
+                format!("hidden_act is {:?}; only gelu_new is supported", self.hidden_act),
+            ));
         }
         Ok(())
     }
@@ -265,7 +281,7 @@ impl PhiConfig {
 /// Reads a JSON configuration file.
 ///
 /// # Errors
-/// Names the file when it is missing or malformed.
+/// If the file is missing or malformed; it is named.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
     if let Some(what) = foreign::stands_in(&bytes) {
@@ -275,10 +291,10 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     serde_json::from_str(&text).map_err(|e| Error::config(path, e.to_string()))
 }
 
-/// Finds the Phi configuration that a Show-o configuration points to.
+/// Reads the Phi configuration that a Show-o configuration points to. `microsoft/phi-1_5` needs no file.
 ///
 /// # Errors
-/// When the path leads nowhere and the name is not known by heart.
+/// If the path leads nowhere and is no known name.
 pub fn read_phi_config(showo_folder: &Path, config: &ShowoConfig) -> Result<PhiConfig> {
     let named = Path::new(&config.llm_model_path);
     let candidates: [PathBuf; 2] = [showo_folder.join(named), named.to_path_buf()];
@@ -296,7 +312,7 @@ pub fn read_phi_config(showo_folder: &Path, config: &ShowoConfig) -> Result<PhiC
     Err(Error::config(
         showo_folder.join("config.json"),
         format!(
-            "llm_model_path {:?} is neither a folder with a config.json nor {:?}",
+            "llm_model_path is {:?}; it must be a folder with a config.json, or {:?}",
             config.llm_model_path,
             phi_name()
         ),

@@ -1,4 +1,4 @@
-//! The files of a checkpoint: reading, checking against each other, writing.
+//! The files of a checkpoint: reading them, checking them against each other, writing them.
 
 use std::path::Path;
 
@@ -11,10 +11,10 @@ use super::phi::{self, Phi};
 use super::tokenizer::ShowoTokenizer;
 use crate::{Error, Result};
 
-/// The Show-o and Phi configurations of a checkpoint folder.
+/// Reads the Show-o and Phi configurations of a checkpoint folder.
 ///
 /// # Errors
-/// Names the file that is missing or inconsistent.
+/// If a file is missing or contradicts itself; it is named.
 pub fn read_configs(showo: &Path) -> Result<(ShowoConfig, PhiConfig)> {
     let file = showo.join("config.json");
     let config: ShowoConfig = config::read_json(&file)?;
@@ -25,27 +25,27 @@ pub fn read_configs(showo: &Path) -> Result<(ShowoConfig, PhiConfig)> {
 
 /// The configurations of a checkpoint whose files fit each other.
 #[derive(Debug, Clone)]
-pub struct Facts {
-    /// Of the model.
+pub struct CheckpointConfigs {
+    /// The configuration of Show-o.
     pub showo: ShowoConfig,
-    /// Of its decoder.
+    /// The configuration of its decoder.
     pub phi: PhiConfig,
-    /// Of its image tokenizer.
+    /// The configuration of its image tokenizer.
     pub vq: MagvitConfig,
 }
 
-impl Facts {
-    /// The side of its pictures in pixels.
+impl CheckpointConfigs {
+    /// The side of the model's square images, in pixels.
     pub fn resolution(&self) -> usize {
         self.showo.resolution(&self.vq)
     }
 }
 
-/// Checks the files of a checkpoint against each other by their headers; no weights are read.
+/// Checks the files of a checkpoint against each other by their headers, without reading weights.
 ///
 /// # Errors
-/// Names the file that is missing, broken or does not fit.
-pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
+/// If a file is missing, broken or does not fit the others; it is named.
+pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<CheckpointConfigs> {
     let (config, phi) = read_configs(showo)?;
     let magvit = read_magvit_config(vq)?;
     check_bits(&config, &magvit, showo)?;
@@ -57,13 +57,13 @@ pub fn check_files(showo: &Path, vq: &Path, tokenizer: &Path) -> Result<Facts> {
         let found: Vec<_> = weights::tensor_infos(folder)?.into_iter().map(|entry| (entry.name, entry.shape)).collect();
         weights::check(folder, &found, &expected, &ignored)?;
     }
-    Ok(Facts { showo: config, phi, vq: magvit })
+    Ok(CheckpointConfigs { showo: config, phi, vq: magvit })
 }
 
-/// The side of a model's pictures, at most.
+/// The largest side of a model's images, in pixels.
 const MOST_PIXELS: usize = 4096;
 
-/// Checks that an image tokenizer's codes are those of a model, and the side of its pictures.
+/// Checks that an image tokenizer's codes are those of a model, and the size of the images.
 pub(super) fn check_bits(config: &ShowoConfig, vq: &MagvitConfig, origin: &Path) -> Result<()> {
     let bits = vq.z_channels;
     if 1usize << bits != config.codebook_size {
@@ -77,26 +77,27 @@ pub(super) fn check_bits(config: &ShowoConfig, vq: &MagvitConfig, origin: &Path)
     }
     let side = config.resolution(vq);
     if side > MOST_PIXELS {
-        let message = format!("its pictures would have a side of {side} pixels, more than {MOST_PIXELS}");
+        let message =
+            format!("its images would have {side}×{side} pixels; at most {MOST_PIXELS}×{MOST_PIXELS} are supported");
         return Err(Error::config(origin, message));
     }
     Ok(())
 }
 
-/// Checks the weights of a checkpoint folder against its configurations.
+/// Checks weights against the configurations of a checkpoint folder.
 ///
 /// # Errors
-/// Lists what is missing, unexpected or mis-shaped.
+/// Lists the weights that are missing, unexpected or of another shape.
 pub fn check_showo(folder: &Path, config: &ShowoConfig, weights: &Weights) -> Result<()> {
     Phi::new(weights, config, &config::read_phi_config(folder, config)?)?;
     Ok(())
 }
 
-/// Writes the configurations of a checkpoint folder: `config.json`, and `phi/config.json` where the decoder is not the
-/// published Phi-1.5, which the original's Python knows by its name.
+/// Writes the configurations of a checkpoint folder: `config.json`, and `phi/config.json` unless the decoder has the
+/// configuration of the published Phi-1.5, which Show-o's Python code knows by its name.
 ///
 /// # Errors
-/// Names the file that cannot be written.
+/// If a file cannot be written; it is named.
 pub fn write_configs(folder: &Path, config: &ShowoConfig, phi: &PhiConfig) -> Result<()> {
     let published = *phi == PhiConfig::default();
     let llm_model_path = if published { config::phi_name() } else { "phi".into() };
@@ -106,19 +107,19 @@ pub fn write_configs(folder: &Path, config: &ShowoConfig, phi: &PhiConfig) -> Re
     write_json(&folder.join("config.json"), &ShowoConfig { llm_model_path, ..config.clone() })
 }
 
-/// Loads an image tokenizer folder.
+/// Loads a folder of an image tokenizer, in f32.
 ///
 /// # Errors
-/// Names the file that is missing or does not fit.
+/// If a file is missing or does not fit the others; it is named.
 pub fn load_magvit(folder: &Path, device: &Device) -> Result<Magvit> {
     let config = read_magvit_config(folder)?;
     Magvit::new(&Weights::load(folder, DType::F32, device)?, &config)
 }
 
-/// The configuration of an image tokenizer folder.
+/// Reads the configuration of a folder of an image tokenizer.
 ///
 /// # Errors
-/// Names the file that is missing or inconsistent.
+/// If the file is missing or contradicts itself; it is named.
 pub fn read_magvit_config(folder: &Path) -> Result<MagvitConfig> {
     let file = folder.join("config.json");
     let config: MagvitConfig = config::read_json(&file)?;
@@ -126,10 +127,10 @@ pub fn read_magvit_config(folder: &Path) -> Result<MagvitConfig> {
     Ok(config)
 }
 
-/// Writes a configuration, making its folder.
+/// Writes a configuration as JSON and makes its folder if need be.
 ///
 /// # Errors
-/// Names the file that cannot be written.
+/// If the file cannot be written; it is named.
 pub fn write_json(path: &Path, value: &impl serde::Serialize) -> Result<()> {
     let io = |source| Error::io(path, source);
     if let Some(folder) = path.parent() {

@@ -1,4 +1,4 @@
-//! Images from text: the prompt's keys and values are computed once, for all images and all steps.
+//! Images from text. Keys and values of the prompt are computed once, for all images of it and all steps.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -18,22 +18,23 @@ use super::sequence::{Frames, Packed};
 use crate::model::{ImagineJob, ImagineOptions};
 use crate::{Error, Result};
 
-/// Images that are denoised as one batch.
+/// The largest number of images that are denoised as one batch.
 const BATCH: usize = 32;
-/// Tokens that go through the decoder at once, at most, unless one image has more: on the CPU, and on a GPU.
+/// The largest number of tokens that go through the decoder at once, on the CPU and on a GPU, unless one image has
+/// more.
 const BATCH_TOKENS: usize = 8192;
 const BATCH_TOKENS_ON_GPU: usize = 34_000;
 
-/// Images that are denoised as one batch: what the memory of a pass allows.
-pub fn batch(config: &ShowoConfig, options: &ImagineOptions, on_gpu: bool) -> usize {
+/// The number of images that are denoised as one batch.
+pub(super) fn batch(config: &ShowoConfig, options: &ImagineOptions, on_gpu: bool) -> usize {
     let passes = if options.guidance == 0.0 { 1 } else { 2 };
     let tokens = if on_gpu { BATCH_TOKENS_ON_GPU } else { BATCH_TOKENS };
     (tokens / (passes * (config.num_vq_tokens + 2))).clamp(1, BATCH)
 }
 
-/// Codes of one image per job.
+/// The codes of one image per job.
 pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
-    // Batches of nearly the same number.
+    // Batches of nearly equal size.
     let batches = jobs.len().div_ceil(batch(&model.config, options, !model.phi.device().is_cpu())).max(1);
     let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
     let images = parallel::map(model.works_apart(), &batches, |jobs| imagine_batch(model, jobs, options));
@@ -53,19 +54,25 @@ fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -
     let uncond = (options.guidance != 0.0).then(|| model.frames.imagine_text(&[]));
     let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
     let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
-    // From one of the pool's own threads, as replies.
+    // On a thread of the pool, as in `reply_batch`.
     rayon::scope(|_| denoiser.run(images, options.steps.max(1), options.guidance, draws))
 }
 
-/// What is known of an image before its first step.
+/// The state of an image before its first step: its known codes.
 fn begin(model: &Showo, job: &ImagineJob, options: &ImagineOptions) -> Result<Decoding> {
     let ShowoConfig { num_vq_tokens: tokens, codebook_size: codebook, .. } = model.config;
     let known = if job.known.is_empty() { vec![None; tokens] } else { job.known.clone() };
     if known.len() != tokens {
-        return Err(Error::Invalid(format!("{} codes are given as known, an image has {tokens}", known.len())));
+        return Err(Error::Invalid(format!(
+            "{} codes are given as known; an image of this model has {tokens}",
+            known.len()
+        )));
     }
     if let Some(code) = known.iter().flatten().find(|&&code| code as usize >= codebook) {
-        return Err(Error::Invalid(format!("code {code} is given as known, the codebook ends at {}", codebook - 1)));
+        return Err(Error::Invalid(format!(
+            "code {code} is given as known; codes of this model go up to {}",
+            codebook - 1
+        )));
     }
     Ok(Decoding::resume(known, options.steps.max(1), options.temperature, options.schedule))
 }
@@ -76,18 +83,18 @@ pub struct Denoiser<'a> {
     config: &'a ShowoConfig,
     frames: &'a Frames,
     cache: KvCache,
-    /// The rows of each image's text prefix.
+    /// The cached rows of each image's text.
     prefixes: Vec<Range<usize>>,
     uncond: Option<Range<usize>>,
     prefix_rows: usize,
 }
 
 impl<'a> Denoiser<'a> {
-    /// Computes the prefixes. `texts` are whole text parts (`<|t2i|> … <|eot|>`), one per image; equal ones are
-    /// computed once.
+    /// Computes keys and values of the texts. `texts` are whole text parts (`<|t2i|> … <|eot|>`), one per image; equal
+    /// ones are computed once. `uncond` is the text part of the unconditional pass, if there is guidance.
     ///
     /// # Errors
-    /// When a token is outside the vocabulary.
+    /// If a token is outside the vocabulary.
     pub fn new(
         phi: &'a Phi,
         config: &'a ShowoConfig,
@@ -113,11 +120,11 @@ impl<'a> Denoiser<'a> {
         Ok(Self { phi, config, frames, cache, prefixes, uncond, prefix_rows })
     }
 
-    /// All steps; the final codes of every image. Where the CPU's kernels do not run, codes are drawn on the device, by the
-    /// same numbers.
+    /// Makes all steps; returns the final codes of every image. Where the CPU's kernels are not used, codes are drawn
+    /// on the device, with the same random numbers.
     ///
     /// # Errors
-    /// When a tensor operation fails, or the logits are no numbers.
+    /// If a tensor operation fails, or logits are not finite.
     pub fn run(
         &mut self,
         mut images: Vec<Decoding>,
@@ -151,7 +158,7 @@ impl<'a> Denoiser<'a> {
         Ok(())
     }
 
-    /// As [`Self::step`]; only what was drawn comes to the host.
+    /// Like [`Self::step`], but only the drawn codes are copied to the host.
     fn step_on_device(&self, images: &mut [Decoding], guidance: f64, draws: &mut [SeededDraws]) -> Result<()> {
         let drawn = match self.masked_logits(images)? {
             None => Vec::new(),
@@ -167,11 +174,11 @@ impl<'a> Denoiser<'a> {
         Ok(())
     }
 
-    /// Probabilities over the codebook at the masked positions, after guidance and softmax: one row of
-    /// codebook size per masked position, images in order.
+    /// The probabilities of all codes at the masked positions, after guidance and softmax: one row per masked position,
+    /// images in order.
     ///
     /// # Errors
-    /// When a tensor operation fails.
+    /// If a tensor operation fails.
     pub fn probabilities(&self, images: &[Decoding], guidance: f64) -> Result<Vec<f32>> {
         let Some((cond, uncond)) = self.masked_logits(images)? else {
             return Ok(Vec::new()); // all codes are known
@@ -195,11 +202,11 @@ impl<'a> Denoiser<'a> {
         Ok(probabilities)
     }
 
-    /// Logits over the codebook at the masked positions, images in order: with the text and, where there is guidance, those
-    /// without; none where all codes are known.
+    /// The logits of all codes at the masked positions, images in order: with the text and, if there is guidance,
+    /// without it; `None` if all codes are known.
     ///
     /// # Shapes
-    /// `[masked, codebook]` in f32
+    /// `[masked, codebook]`, f32
     fn masked_logits(&self, images: &[Decoding]) -> Result<Option<(Tensor, Option<Tensor>)>> {
         let codebook = self.config.codebook_size;
         let (mut packed, mut rows) = (Packed::default(), Vec::new());
@@ -215,7 +222,7 @@ impl<'a> Denoiser<'a> {
         if rows.is_empty() {
             return Ok(None);
         }
-        // Keys of this step stand behind the prefixes.
+        // The keys of this step follow those of the prefixes.
         let segments: Arc<[Segment]> = packed
             .segments
             .iter()
@@ -238,7 +245,7 @@ impl<'a> Denoiser<'a> {
     }
 }
 
-/// The number that decides the code of each masked position, images in order.
+/// The random number that decides the code of each masked position, images in order.
 fn marks(images: &[Decoding], draws: &mut [SeededDraws]) -> Vec<f32> {
     let of = |(image, draws): (&Decoding, &mut SeededDraws)| image.masked().map(|_| draws.mark()).collect::<Vec<_>>();
     images.iter().zip(draws).flat_map(of).collect()

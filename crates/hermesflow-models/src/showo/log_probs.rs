@@ -127,7 +127,12 @@ pub(super) fn images(model: &Showo, examples: &[ImageExample]) -> Result<Tensor>
         for &position in &example.masked {
             match codes.get_mut(position as usize) {
                 Some(code) => *code = None,
-                None => return Err(Error::Invalid(format!("masked position {position} is outside the image"))),
+                None => {
+                    return Err(Error::Invalid(format!(
+                        "masked position {position} is outside an image of {} codes",
+                        example.image.len()
+                    )));
+                }
             }
         }
         let ids = model.frames.imagine_image(codes.into_iter());

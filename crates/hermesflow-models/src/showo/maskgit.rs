@@ -1,30 +1,30 @@
-//! MaskGIT parallel decoding (arXiv 2202.04200), as Show-o samples.
+//! MaskGIT parallel decoding (arXiv 2202.04200) as in Show-o.
 //!
-//! Each of T steps: sample every masked position; keep the known ones; re-mask the
-//! `mask_len = max(1, min(unknown−1, ⌊N·share((step+1)/T)⌋))` positions of lowest confidence
-//! `log p(sampled) + temperature·gumbel`, where the share is that of a [`MaskSchedule`] (cosine unless
-//! chosen otherwise). The temperature is multiplied by `1−(step+1)/T` at every step, cumulatively (the
-//! released sampler). The codes after the last step are the image.
+//! Each of T steps draws a code for every masked position, keeps the known codes, and masks again the `mask_len =
+//! max(1, min(unknown−1, ⌊N·share((step+1)/T)⌋))` positions of the lowest confidence `log p(drawn) +
+//! temperature·gumbel`, where the share is that of a [`MaskSchedule`] (default: cosine). As in the released sampler,
+//! the temperature is multiplied by `1−(step+1)/T` in every step, cumulatively. The codes after the last step are the
+//! image.
 //!
-//! Decoding may begin with known codes (inpainting, extrapolation): they have infinite confidence and
-//! are never touched. N still counts *all* positions, as in the original: while the schedule asks for more
-//! masked positions than there are unknown ones, each step settles one.
+//! Decoding may start from known codes (inpainting, extrapolation), which have infinite confidence and never change. As
+//! in Show-o, N counts all positions, known ones too: as long as the schedule asks for more masked positions than there
+//! are unknown ones, each step fixes exactly one.
 
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::MaskSchedule;
 
-/// Where the random numbers of decoding come from: a seed, or a recorded trace.
+/// The source of decoding's random numbers: a seed, or a recorded trace.
 pub trait Draws {
-    /// Draws one code from probabilities (they sum to about one) for a position.
+    /// Draws a code for a position from probabilities, which sum to about 1.
     fn code(&mut self, position: usize, probabilities: &[f32]) -> u32;
 
-    /// The uniform number behind the Gumbel noise of a position.
+    /// The uniform number in [0, 1) from which a position's Gumbel noise is computed.
     fn uniform(&mut self, position: usize) -> f32;
 }
 
-/// Draws from a seeded generator.
+/// Draws from a seeded generator (ChaCha8).
 #[derive(Debug, Clone)]
 pub struct SeededDraws(ChaCha8Rng);
 
@@ -34,7 +34,7 @@ impl SeededDraws {
         Self(ChaCha8Rng::seed_from_u64(seed))
     }
 
-    /// The share of all weight, in `[0, 1)`, that decides a position's code.
+    /// A uniform number in [0, 1): the share of the total probability at which the code of a position is found.
     pub fn mark(&mut self) -> f32 {
         self.0.random()
     }
@@ -51,7 +51,7 @@ impl Draws for SeededDraws {
     }
 }
 
-/// The first index whose cumulative weight exceeds `mark`.
+/// The first index at which the cumulative weight exceeds `mark`.
 pub(super) fn draw_index(weights: &[f32], mark: f32) -> usize {
     let mut sum = 0.0;
     let mut last = 0;
@@ -80,23 +80,23 @@ pub struct Decoding {
 }
 
 impl Decoding {
-    /// All of `tokens` positions unknown, under the cosine schedule.
+    /// An image of `tokens` unknown positions, to be decoded in `steps` steps with the cosine schedule.
     pub fn new(tokens: usize, steps: usize, temperature: f64) -> Self {
         Self::resume(vec![None; tokens], steps, temperature, MaskSchedule::Cosine)
     }
 
-    /// From codes of which some are known; these are never touched.
+    /// An image of which some codes are known; these never change.
     pub fn resume(codes: Vec<Option<u32>>, steps: usize, temperature: f64, schedule: MaskSchedule) -> Self {
         let last = codes.iter().map(|code| code.unwrap_or(0)).collect();
         Self { codes, temperature, schedule, steps, step: 0, last, finite: true }
     }
 
-    /// Known codes; `None` is masked.
+    /// The codes that are known so far; `None` is masked.
     pub fn codes(&self) -> &[Option<u32>] {
         &self.codes
     }
 
-    /// Whether all probabilities of what was drawn were numbers.
+    /// Whether all probabilities of drawn codes were numbers.
     pub fn is_finite(&self) -> bool {
         self.finite
     }
@@ -106,7 +106,7 @@ impl Decoding {
         self.codes.iter().enumerate().filter(|(_, code)| code.is_none()).map(|(at, _)| at)
     }
 
-    /// One step. `probabilities` has one row of codebook size per masked position, ascending.
+    /// Makes one step. `probabilities` has one row of `codebook` numbers per masked position, ascending.
     pub fn advance(&mut self, probabilities: &[f32], codebook: usize, draws: &mut impl Draws) {
         let draw = |(position, row): (usize, &[f32])| {
             let code = draws.code(position, row);
@@ -116,7 +116,7 @@ impl Decoding {
         self.advance_by(&drawn, draws);
     }
 
-    /// One step, with the code that was drawn for each masked position, ascending, and its probability.
+    /// Makes one step with a code, and its probability, that was drawn for each masked position, ascending.
     pub fn advance_by(&mut self, drawn: &[(u32, f32)], draws: &mut impl Draws) {
         self.finite &= !drawn.iter().any(|(_, probability)| probability.is_nan());
         let masked: Vec<usize> = self.masked().collect();
@@ -134,7 +134,7 @@ impl Decoding {
             let gumbel = -log(-log(draws.uniform(position)));
             confidence[position] += self.temperature as f32 * gumbel;
         }
-        // In f32, as the original: 16·cos(π/3) is 7.9999995 there, and 7 stay masked.
+        // In f32, as in the original: 16·cos(π/3) is 7.9999995 in f32, so 7 positions stay masked.
         let share = self.schedule.ratio_f32(ratio as f32);
         let scheduled = (sampled.len() as f32 * share).floor() as usize;
         let mask_len = scheduled.min(masked.len().saturating_sub(1)).max(1);
@@ -148,13 +148,13 @@ impl Decoding {
         self.step += 1;
     }
 
-    /// The codes of the last step, masked positions included.
+    /// The codes drawn in the last step, those of masked positions included.
     pub fn into_codes(self) -> Vec<u32> {
         self.last
     }
 }
 
-/// Guidance and softmax over one row of image logits, in place: `(1+g)·cond − g·uncond`.
+/// Classifier-free guidance, `(1+g)·cond − g·uncond`, and softmax over one row of logits, in place.
 pub fn guided_softmax(cond: &mut [f32], uncond: Option<&[f32]>, guidance: f64) {
     if let Some(uncond) = uncond {
         let g = guidance as f32;
@@ -183,7 +183,7 @@ mod tests {
         let mut draws = SeededDraws::new(3);
         let counts = (0..8).map(|_| {
             let rows = image.masked().count();
-            // No two alike: of equal confidences, none is below the other.
+            // All different, because of equal confidences none is below the other.
             let probabilities: Vec<f32> = (0..rows * 4).map(|at| 0.2 + at as f32 / 1000.0).collect();
             image.advance(&probabilities, 4, &mut draws);
             image.masked().count()
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn the_schedule_counts_all_positions_and_known_ones_are_never_masked() {
         assert_eq!(masked(vec![None; 16], MaskSchedule::Cosine).0, [15, 14, 13, 11, 8, 6, 3, 1]);
-        // max(1, min(unknown - 1, ...)) of six unknown: one is settled per step until the last is left.
+        // max(1, min(unknown - 1, ...)) of six unknown positions: one is fixed per step until one is left.
         let codes: Vec<Option<u32>> = (0..16).map(|at| (at % 8 > 2).then_some(at % 4)).collect();
         let (counts, image) = masked(codes.clone(), MaskSchedule::Cosine);
         assert_eq!(counts, [5, 4, 3, 2, 1, 1, 1, 1]);

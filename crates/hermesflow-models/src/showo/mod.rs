@@ -1,5 +1,5 @@
-//! Show-o (arXiv 2408.12528): a Phi decoder over text, image and mask tokens, and a MAGVIT-v2 image
-//! tokenizer; its CLIP variant understands the features of a CLIP vision tower instead of image tokens.
+//! Show-o (arXiv 2408.12528): a Phi decoder over text, image and mask tokens, and a MAGVIT-v2 image tokenizer. Its CLIP
+//! variant understands images by the features of a CLIP vision tower instead of image tokens.
 
 mod affine;
 mod cache;
@@ -33,7 +33,8 @@ pub use clip::{ClipConfig, ClipVision};
 pub use config::{PhiConfig, ShowoConfig};
 use files::check_bits;
 pub use files::{
-    Facts, check_files, check_showo, load_magvit, read_configs, read_magvit_config, write_configs, write_json,
+    CheckpointConfigs, check_files, check_showo, load_magvit, read_configs, read_magvit_config, write_configs,
+    write_json,
 };
 pub use magvit::{Magvit, MagvitConfig};
 pub use phi::Phi;
@@ -46,20 +47,20 @@ use crate::model::{
 };
 use crate::{Error, Result};
 
-/// The files of a model in memory, as an embedded asset carries them.
+/// The files of a model that is compiled into a program.
 #[derive(Debug, Clone, Copy)]
 pub struct Embedded<'a> {
-    /// `config.json` of the Show-o model.
+    /// The `config.json` of Show-o.
     pub showo_config: &'a str,
-    /// `config.json` of its Phi decoder.
+    /// The `config.json` of its Phi decoder.
     pub phi_config: &'a str,
-    /// Its weights as safetensors.
+    /// The weights of the decoder, as safetensors.
     pub showo_weights: &'a [u8],
-    /// `config.json` of the image tokenizer.
+    /// The `config.json` of the image tokenizer.
     pub vq_config: &'a str,
-    /// Its weights as safetensors.
+    /// The weights of the image tokenizer, as safetensors.
     pub vq_weights: &'a [u8],
-    /// `tokenizer.json`, without the ten added tokens.
+    /// The `tokenizer.json` of the text tokenizer, without the ten added tokens.
     pub tokenizer: &'a [u8],
 }
 
@@ -77,10 +78,10 @@ pub struct Showo {
 }
 
 impl Showo {
-    /// Puts a model together.
+    /// Builds a model from its parts.
     ///
     /// # Errors
-    /// When weights and configurations do not fit each other.
+    /// If weights and configurations do not fit each other.
     pub fn new(
         config: ShowoConfig,
         phi_config: PhiConfig,
@@ -96,11 +97,11 @@ impl Showo {
         Ok(Self { config, phi_config, weights, phi, tokenizer, vq, frames, clip: None })
     }
 
-    /// Loads a Show-o folder, an image tokenizer folder and a `tokenizer.json`; the decoder's matrices are held as
-    /// `dtype`, the image tokenizer in f32.
+    /// Loads a model from a Show-o folder, a folder of an image tokenizer and a `tokenizer.json`. The decoder's
+    /// matrices are held as `dtype`, the image tokenizer in f32.
     ///
     /// # Errors
-    /// Names the file that is missing, broken or does not fit.
+    /// If a file is missing, broken or does not fit the others; it is named.
     pub fn load(showo: &Path, vq: &Path, tokenizer: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let (config, phi_config) = read_configs(showo)?;
         let weights = Weights::load(showo, dtype, device)?;
@@ -112,7 +113,7 @@ impl Showo {
     /// Loads a model from memory.
     ///
     /// # Errors
-    /// When the parts do not fit each other.
+    /// If the parts do not fit each other.
     pub fn embedded(files: &Embedded, dtype: DType, device: &Device) -> Result<Self> {
         let origin = Path::new("embedded model");
         let parse = |e: serde_json::Error| Error::config(origin, e.to_string());
@@ -125,10 +126,10 @@ impl Showo {
         Self::new(config, phi_config, weights, tokenizer, Magvit::new(&vq_weights, &vq_config)?)
     }
 
-    /// The same model with other weights (trainable, frozen, a snapshot, or loaded from elsewhere).
+    /// A copy of the model with other weights: trainable, frozen, copied or loaded from elsewhere.
     ///
     /// # Errors
-    /// When they do not fit the configuration.
+    /// If they do not fit the configuration.
     pub fn with_weights(&self, weights: Weights) -> Result<Self> {
         let phi = Phi::new(&weights, &self.config, &self.phi_config)?;
         let hidden = self.phi_config.hidden_size;
@@ -136,15 +137,15 @@ impl Showo {
         Ok(Self { phi, weights, clip, ..self.clone() })
     }
 
-    /// The model over trainable copies of its weights.
+    /// A copy of the model with trainable copies of its weights.
     ///
     /// # Errors
-    /// When a weight cannot be copied.
+    /// If a weight cannot be copied.
     pub fn trainable(&self) -> Result<Self> {
         self.with_weights(self.weights.trainable()?)
     }
 
-    /// The model over the same storage without gradients: it follows the training.
+    /// A copy of the model that shares its weights but keeps no graph: it changes when the original is trained.
     ///
     /// # Errors
     /// Never for a model that was loaded.
@@ -152,15 +153,15 @@ impl Showo {
         self.with_weights(self.weights.frozen())
     }
 
-    /// The model as it is now; it does not follow the training.
+    /// A copy of the model with copies of its weights: it stays as it is when the original is trained.
     ///
     /// # Errors
-    /// When a weight cannot be copied.
+    /// If a weight cannot be copied.
     pub fn snapshot(&self) -> Result<Self> {
         self.with_weights(self.weights.snapshot()?)
     }
 
-    /// The model's configuration.
+    /// The configuration of Show-o.
     pub fn config(&self) -> &ShowoConfig {
         &self.config
     }
@@ -170,7 +171,7 @@ impl Showo {
         &self.phi_config
     }
 
-    /// The weights.
+    /// The decoder's weights, which include the projector of the CLIP variant.
     pub fn weights(&self) -> &Weights {
         &self.weights
     }
@@ -180,13 +181,13 @@ impl Showo {
         self.phi.dtype()
     }
 
-    /// Whether its operators are small ones.
+    /// Whether the decoder's operators are too small to be shared between threads.
     fn is_small(&self) -> bool {
         self.weights.parameter_count() < parallel::SMALL
     }
 
-    /// Whether pieces of work are done side by side, as its operators are too small to be shared between threads; those of
-    /// a GPU are put into one stream by one thread.
+    /// Whether batches are processed in parallel, which pays if single operators are too small to be shared between
+    /// threads. A GPU is fed by one thread.
     pub(crate) fn works_apart(&self) -> bool {
         self.is_small() && self.phi.device().is_cpu()
     }
@@ -201,19 +202,20 @@ impl Showo {
         &self.vq
     }
 
-    /// Writes the configurations and `pytorch_model.safetensors` in the published layout.
+    /// Writes the configurations and the weights, as `pytorch_model.safetensors`, in the published layout; matrices are
+    /// written as `dtype`.
     ///
     /// # Errors
-    /// Names the file that cannot be written.
+    /// If a file cannot be written; it is named.
     pub fn save(&self, folder: &Path, dtype: DType) -> Result<()> {
         write_configs(folder, &self.config, &self.phi_config)?;
         Ok(self.weights.save(&folder.join("pytorch_model.safetensors"), dtype)?)
     }
 
-    /// As [`PairModel::caption_log_probs`], with the number of tokens behind each sum.
+    /// Like [`PairModel::caption_log_probs`], with the number of tokens in each sum.
     ///
     /// # Errors
-    /// When an image or a text does not fit the model.
+    /// If an image or a text does not fit the model.
     pub fn reply_log_probs(&self, examples: &[CaptionExample]) -> Result<(Tensor, Vec<usize>)> {
         log_probs::captions(self, examples)
     }
@@ -235,7 +237,8 @@ impl UnifiedModel for Showo {
     fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
         let side = self.resolution() as u32;
         if let Some(image) = images.iter().find(|image| image.dimensions() != (side, side)) {
-            let message = format!("the model reads {side}×{side} pictures, this one has {:?}", image.dimensions());
+            let message =
+                format!("an image has {}×{} pixels; scale it to {side}×{side}", image.width(), image.height());
             return Err(Error::Invalid(message));
         }
         self.vq.encode_images(images)
@@ -284,7 +287,7 @@ impl UnifiedModel for Showo {
 
 impl PairModel for Showo {
     fn parameters(&self) -> Vec<(String, Var)> {
-        // The projector takes part in understanding only, which is not trained where there is one.
+        // The projector is used only for understanding, which is not trained in a model that has one.
         let mut all = self.weights.variables();
         all.retain(|(name, _)| !projector::PROJECTOR_PARAMETERS.contains(&name.as_str()));
         all

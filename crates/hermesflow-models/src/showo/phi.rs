@@ -1,8 +1,7 @@
-//! The Phi-1.5 decoder with per-head LayerNorm on queries and keys (Show-o, arXiv 2408.12528 §3).
+//! The Phi-1.5 decoder with a LayerNorm per head on queries and keys (Show-o, arXiv 2408.12528 §3).
 //!
-//! Sequences are packed: all tokens of a batch stand in one row `[tokens, hidden]`, and
-//! [`Segment`]s say which keys each run of queries sees. There is no padding and no mask.
-//! Weight paths mirror the checkpoint's names.
+//! Sequences are packed: all tokens of a batch stand in one tensor `[tokens, hidden]`, and [`Segment`]s say which keys
+//! each run of queries attends to. There is no padding and no mask. Fields are named like the checkpoint's weights.
 
 use std::sync::Arc;
 
@@ -77,7 +76,7 @@ impl Block {
         })
     }
 
-    /// As one operator.
+    /// The block as one operator.
     fn whole(&self, config: &PhiConfig, products: Products, checkpoint: bool) -> DecoderBlock {
         DecoderBlock {
             norm: self.input_layernorm.pair(),
@@ -97,7 +96,7 @@ impl Block {
     }
 }
 
-/// The decoder with its embedding and its vocabulary head.
+/// The decoder with its token embedding and its vocabulary head.
 #[derive(Debug, Clone)]
 pub struct Phi {
     config: PhiConfig,
@@ -106,17 +105,18 @@ pub struct Phi {
     final_layernorm: Affine,
     lm_head: Affine,
     rotary: Rotary,
-    /// How likelihoods are computed by whole blocks; none is operator by operator.
+    /// The precision of log-probabilities that are computed with whole blocks as operators; `None` computes operator by
+    /// operator.
     whole: Option<Products>,
-    /// Whether whole blocks keep their inputs only.
-    checkpointing: bool,
+    /// Whether whole blocks keep only their inputs for the backward pass.
+    recompute: bool,
 }
 
 impl Phi {
-    /// Takes the weights (their dtype and device are the model's).
+    /// Builds the decoder from its weights, in their type and on their device.
     ///
     /// # Errors
-    /// Lists what is missing, unexpected or mis-shaped.
+    /// Lists the weights that are missing, unexpected or of another shape.
     pub fn new(weights: &Weights, showo: &ShowoConfig, config: &PhiConfig) -> Result<Self> {
         weights.check(&parameter_shapes(showo, config), &ignored(showo))?;
         let root = weights.scope("showo");
@@ -133,30 +133,30 @@ impl Phi {
             lm_head: Affine::load(&root.pp("lm_head"), &[vocab, hidden])?,
             rotary: Rotary::new(config),
             whole: None,
-            checkpointing: false,
+            recompute: false,
         })
     }
 
-    /// The same model, whose likelihoods are computed by whole blocks with these products, where they take its weights:
-    /// faster, and their gradients come from [`hermesflow_nn::gradients::backward`] only.
+    /// The same decoder, which computes log-probabilities with each block as one operator and with these products, if
+    /// they can use weights of its type. This is faster; differentiate with [`hermesflow_nn::gradients::backward`].
     pub fn whole(mut self, products: Products) -> Self {
         self.whole = products.take(self.dtype()).then_some(products);
         self
     }
 
-    /// The same model, whose [`Self::whole`] blocks keep for the backward pass their inputs only, if `on`, and compute the
-    /// rest again: the same numbers for less memory and more time.
-    pub fn checkpointing(mut self, on: bool) -> Self {
-        self.checkpointing = on;
+    /// The same decoder, whose [`Self::whole`] blocks, if `on`, keep only their inputs for the backward pass and
+    /// recompute the rest: the same numbers for less memory and more time.
+    pub fn recompute(mut self, on: bool) -> Self {
+        self.recompute = on;
         self
     }
 
-    /// The products of [`Self::whole`] blocks, where likelihoods are computed by those.
+    /// The precision of [`Self::whole`] blocks; `None` if the decoder runs operator by operator.
     pub fn products(&self) -> Option<Products> {
         self.whole
     }
 
-    /// Where the weights live.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         self.embed_tokens.device()
     }
@@ -166,23 +166,23 @@ impl Phi {
         self.embed_tokens.dtype()
     }
 
-    /// The type in which keys and values are kept: that of the products, which on the CPU is f32 beside them.
+    /// The type of cached keys and values: that of the matrix products' results, which is f32 on the CPU.
     fn kept(&self) -> DType {
         ops::key_value_dtype(self.dtype(), self.device())
     }
 
-    /// Embeddings of tokens.
+    /// The embeddings of tokens.
     ///
     /// # Shapes
     /// `[tokens, hidden]`
     ///
     /// # Errors
-    /// When an id is outside the vocabulary.
+    /// If an id is outside the vocabulary.
     pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
         Ok(ops::embedding(&self.embed_tokens, ids)?)
     }
 
-    /// Bytes of a cache per row.
+    /// Bytes of a key/value cache per token.
     pub fn cache_bytes_per_row(&self) -> usize {
         2 * self.blocks.len() * self.config.hidden_size * self.kept().size_in_bytes()
     }
@@ -190,7 +190,7 @@ impl Phi {
     /// An empty cache of `rows` rows.
     ///
     /// # Errors
-    /// When memory runs out.
+    /// If memory runs out.
     pub fn cache(&self, rows: usize) -> Result<KvCache> {
         let shape = (rows, self.config.num_attention_heads, self.config.head_dim());
         let empty = || Tensor::zeros(shape, self.kept(), self.device());
@@ -198,16 +198,16 @@ impl Phi {
         Ok(KvCache { layers })
     }
 
-    /// Runs the blocks and the final LayerNorm.
+    /// Runs the blocks and the final LayerNorm. `positions` has the position of each token in its sequence.
     ///
-    /// With a cache, the new keys and values are placed into it first, and the segments' key ranges
-    /// are rows of the cache; without one they are rows of `xs`.
+    /// With a cache, keys and values of the new tokens are stored first, and the segments' key ranges are rows of the
+    /// cache; without one they are rows of `xs`.
     ///
     /// # Shapes
-    /// `xs` `[tokens, hidden]`, one position per token → `[tokens, hidden]`
+    /// `xs` `[tokens, hidden]` → `[tokens, hidden]`
     ///
     /// # Errors
-    /// When shapes or segments do not fit.
+    /// If shapes or segments do not fit.
     pub fn forward(
         &self,
         xs: Tensor,
@@ -223,7 +223,7 @@ impl Phi {
         let mut xs = xs;
         if let (Some(products), None) = (self.whole, cache) {
             for block in &self.blocks {
-                let block = block.whole(&self.config, products, self.checkpointing);
+                let block = block.whole(&self.config, products, self.recompute);
                 xs = ops::decoder_block(&xs, &block, (&cos, &sin), segments)?;
             }
             return self.final_layernorm.norm(&xs, eps);
@@ -236,7 +236,7 @@ impl Phi {
         }
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = block.input_layernorm.norm(&xs, eps)?;
-            // Attention and MLP both begin at the normed input.
+            // Attention and MLP have the same input.
             let [q, k, v, inner] =
                 Affine::all([&block.q_proj, &block.k_proj, &block.v_proj, &block.fc1].map(|map| (map, &normed)))?;
             let split = |x: Tensor| x.reshape((tokens, heads, head_dim));
@@ -254,7 +254,7 @@ impl Phi {
         self.final_layernorm.norm(&xs, eps)
     }
 
-    /// [`Self::forward`] by whole blocks that are not trained, on a device that has kernels for them.
+    /// [`Self::forward`] with whole blocks that are not trained, on a device that has kernels for them.
     fn forward_frozen(
         &self,
         xs: &Tensor,
@@ -262,7 +262,7 @@ impl Phi {
         segments: &Arc<[Segment]>,
         cache: Option<(&KvCache, &Placement)>,
     ) -> Result<Tensor> {
-        // The blocks add to it in place.
+        // The blocks add to this tensor in place.
         let xs = xs.copy()?;
         let rows = match cache {
             Some((_, placement)) => placement.rows(xs.dim(0)?, self.device())?,
@@ -286,13 +286,13 @@ impl Phi {
         self.final_layernorm.norm(&xs, self.config.layer_norm_eps)
     }
 
-    /// The log-probability of each row's target.
+    /// The log-probability of each row's target token.
     ///
     /// # Shapes
     /// `[rows, hidden]`, one target per row → `[rows]`, f32
     ///
     /// # Errors
-    /// When a target is outside the vocabulary.
+    /// If a target is outside the vocabulary.
     pub fn log_probs(&self, hidden: &Tensor, targets: &[u32]) -> Result<Tensor> {
         let Affine { weight, bias } = &self.lm_head;
         Ok(match self.whole {
@@ -301,13 +301,13 @@ impl Phi {
         })
     }
 
-    /// Logits over the vocabulary, or over `columns` of it.
+    /// The logits of the whole vocabulary, or of the tokens in `columns`.
     ///
     /// # Shapes
     /// `[rows, hidden]` → `[rows, columns]`
     ///
     /// # Errors
-    /// When shapes do not fit.
+    /// If the hidden states have another width, or `columns` lies outside the vocabulary.
     pub fn logits(&self, hidden: &Tensor, columns: Option<std::ops::Range<usize>>) -> Result<Tensor> {
         let Some(columns) = columns else {
             return self.lm_head.linear(hidden);

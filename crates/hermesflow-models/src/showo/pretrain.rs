@@ -1,6 +1,6 @@
-//! Starting a Show-o from nothing: random weights, the text tokenizer's training, and the image
-//! tokenizer's loss. The transformer's pretraining needs only [`PairModel`](crate::PairModel):
-//! masked image tokens from text, captions and answers are all sums of log-probabilities.
+//! Starting a Show-o from scratch: random weights, training the text tokenizer, and the loss of the image tokenizer.
+//! Pretraining the transformer needs only [`PairModel`](crate::PairModel), since its objectives (masked image tokens,
+//! captions, answers) are all sums of log-probabilities.
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::weights::Weights;
@@ -17,11 +17,11 @@ use super::magvit::{Magvit, MagvitConfig};
 use super::phi;
 use crate::{Error, Result};
 
-/// Random weights of a decoder: N(0, 0.02²), the projections into the residual stream scaled by
-/// 1/√(2·layers) (GPT-2), biases zero, norms one.
+/// Random weights of a decoder: N(0, 0.02²), with the projections into the residual stream scaled by 1/√(2·layers) (as
+/// in GPT-2); biases zero, norms one.
 ///
 /// # Errors
-/// When a tensor cannot be made.
+/// If a tensor cannot be allocated.
 pub fn random_showo(showo: &ShowoConfig, phi: &PhiConfig, seed: u64, device: &Device) -> Result<Weights> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let residual = 0.02 / (2.0 * phi.num_hidden_layers as f64).sqrt();
@@ -44,10 +44,10 @@ pub fn random_showo(showo: &ShowoConfig, phi: &PhiConfig, seed: u64, device: &De
     Ok(Weights::from_tensors(tensors, "random Show-o"))
 }
 
-/// Random weights of a CLIP vision tower: N(0, 1/width), biases zero, norms one.
+/// Random weights of a CLIP vision tower: N(0, 1/width); biases zero, norms one.
 ///
 /// # Errors
-/// When a tensor cannot be made.
+/// If a tensor cannot be allocated.
 pub fn random_clip(config: &ClipConfig, seed: u64, device: &Device) -> Result<Weights> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let deviation = 1.0 / (config.hidden_size as f64).sqrt();
@@ -66,10 +66,11 @@ pub fn random_clip(config: &ClipConfig, seed: u64, device: &Device) -> Result<We
     Ok(Weights::from_tensors(tensors, "random CLIP"))
 }
 
-/// Random weights of the projector from a tower of `width` into a decoder of `hidden`: N(0, 1/fan in), biases zero.
+/// Random weights of the projector from a tower of `width` numbers into a decoder of `hidden`: N(0, 1/fan-in); biases
+/// zero.
 ///
 /// # Errors
-/// When a tensor cannot be made.
+/// If a tensor cannot be allocated.
 pub fn random_projector(width: usize, hidden: usize, seed: u64, device: &Device) -> Result<Vec<(String, Tensor)>> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut tensors = Vec::new();
@@ -82,10 +83,11 @@ pub fn random_projector(width: usize, hidden: usize, seed: u64, device: &Device)
     Ok(tensors)
 }
 
-/// Random weights of an image tokenizer: U(±1/√fan_in) for convolutions and their biases, norms one and zero.
+/// Random weights of an image tokenizer: U(±1/√fan-in) for convolutions and their biases; norms' weights one, biases
+/// zero.
 ///
 /// # Errors
-/// When a tensor cannot be made.
+/// If a tensor cannot be allocated.
 pub fn random_magvit(config: &MagvitConfig, seed: u64, device: &Device) -> Result<Weights> {
     let mut random = ChaCha8Rng::seed_from_u64(seed);
     let mut bound = 0.0;
@@ -100,7 +102,7 @@ pub fn random_magvit(config: &MagvitConfig, seed: u64, device: &Device) -> Resul
             let values = match (norm, name.ends_with(".bias")) {
                 (true, true) => vec![0.0; count],
                 (true, false) => vec![1.0; count],
-                // A bias follows its weight and shares its bound.
+                // A bias follows its weight in the list and has the same bound.
                 (false, _) => (0..count).map(|_| random.random_range(-bound..bound) as f32).collect(),
             };
             Ok((name, Tensor::from_vec(values, shape, device)?))
@@ -109,7 +111,7 @@ pub fn random_magvit(config: &MagvitConfig, seed: u64, device: &Device) -> Resul
     Ok(Weights::from_tensors(tensors, "random image tokenizer"))
 }
 
-/// Normal numbers, the same however many threads draw them: each begins where its share of the stream does.
+/// Normal numbers that do not depend on the number of threads: each chunk starts at its own place of the random stream.
 fn normals(random: &mut ChaCha8Rng, count: usize, deviation: f64) -> Vec<f32> {
     const SHARE: usize = 1 << 16;
     /// Words of the stream behind one number: two of 64 bits.
@@ -130,12 +132,12 @@ fn normal(random: &mut ChaCha8Rng) -> f64 {
     (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }
 
-/// Trains a byte-level BPE on lines of text; the vocabulary ends with `<|endoftext|>`.
+/// Trains a byte-level BPE of at most `vocab_size` tokens on lines of text; the last token is `<|endoftext|>`.
 ///
-/// Returns the `tokenizer.json` (without the ten Show-o tokens) and its vocabulary size.
+/// Returns the `tokenizer.json` (without the ten tokens that Show-o adds) and the size of its vocabulary.
 ///
 /// # Errors
-/// When the trainer fails.
+/// If the trainer fails.
 pub fn train_tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, usize)> {
     let fault = |e: tokenizers::Error| Error::Invalid(format!("cannot train a tokenizer: {e}"));
     let trainer = BpeTrainerBuilder::new()
@@ -153,41 +155,43 @@ pub fn train_tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, u
     Ok((tokenizer.to_string(true).map_err(fault)?, size))
 }
 
-/// The parts of the image tokenizer's loss.
+/// The loss of the image tokenizer and its parts, each a scalar.
 #[derive(Debug, Clone)]
 pub struct VqLoss {
-    /// What is minimised.
+    /// The loss to minimise.
     pub total: Tensor,
-    /// Mean absolute error of pixels in [-1, 1], weighted by their salience.
+    /// The mean absolute error of pixels in [-1, 1], weighted by their salience.
     pub reconstruction: Tensor,
-    /// Mean squared distance of the encoder's output to its code.
+    /// The mean squared distance between the encoder's output and its code.
     pub commitment: Tensor,
-    /// Mean entropy of each bit's use over the batch, in bits (1 is balanced).
+    /// The mean entropy, in bits, of how often each bit of a code is set over the batch; 1 means balanced.
     pub bit_entropy: Tensor,
 }
 
 /// The weights of the parts of [`VqLoss`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct VqLossWeights {
-    /// Of the commitment.
+    /// The weight of the commitment.
     pub commitment: f64,
-    /// Of the (maximised) entropy of each bit's use.
+    /// The weight of the entropy of the bits' use, which is maximised.
     pub entropy: f64,
-    /// How much more a pixel weighs per distance from its picture's mean colour.
+    /// By how much a pixel's weight grows per unit of distance from the mean colour of its image.
     pub salience: f64,
 }
 
-/// The lookup-free autoencoder's loss (MAGVIT-v2 §3.1, without its adversarial and perceptual terms):
-/// |x − x̂| + (x − x̂)² (salient pixels weigh more) + commitment − entropy. The decoder sees
-/// `tanh z + hardness·(sign z − tanh z)` with the gradient of `tanh z`: hardness 0 is a plain autoencoder, 1 the
-/// quantized one. From random weights the sign alone collapses to one code (LAB.md), so hardness rises over the first
-/// steps.
+/// The loss of a lookup-free autoencoder (MAGVIT-v2, arXiv 2310.05737 §3.1, without the adversarial and perceptual
+/// terms):
+/// |x − x̂| + (x − x̂)², weighted by salience, + commitment − entropy.
+///
+/// The decoder receives `tanh z + hardness·(sign z − tanh z)` with the gradient of `tanh z`: hardness 0 is a plain
+/// autoencoder, 1 the quantized one. From random weights, signs alone collapse to a single code, so hardness should
+/// rise over the first steps.
 ///
 /// # Shapes
 /// `images` `[b, 3, R, R]` in [-1, 1]
 ///
 /// # Errors
-/// When shapes do not fit.
+/// If the images have another shape.
 pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights, hardness: f64) -> Result<VqLoss> {
     let encoded = vq.encode(images)?;
     let positive = encoded.detach().gt(0f32)?.to_dtype(encoded.dtype())?;
@@ -195,8 +199,8 @@ pub fn vq_loss(vq: &Magvit, images: &Tensor, weights: VqLossWeights, hardness: f
     let soft = encoded.tanh()?;
     let through = (&soft + (&code - soft.detach())?.affine(hardness, 0.0)?)?;
     let error = (vq.decode(&through)? - images)?;
-    // Far from the picture's mean colour is where there is something to see; a plain mean over pixels
-    // is content with the background.
+    // Objects are far from the image's mean colour. With a plain mean over pixels, reproducing the background
+    // would be enough.
     let mean = images.mean_keepdim((2, 3))?;
     let salience = images.broadcast_sub(&mean)?.abs()?.mean_keepdim(1)?.affine(weights.salience, 1.0)?;
     let reconstruction = error.abs()?.broadcast_mul(&salience)?.mean_all()?;

@@ -8,11 +8,12 @@ use hermesflow_nn::weights::Weights;
 use super::affine::Affine;
 use crate::Result;
 
-/// The projector's parameters in a Show-o checkpoint.
+/// The names of the projector's parameters in a Show-o checkpoint.
 pub const PROJECTOR_PARAMETERS: [&str; 4] =
     ["mm_projector.0.weight", "mm_projector.0.bias", "mm_projector.2.weight", "mm_projector.2.bias"];
 
-/// Two layers from the tower's features to the decoder's embeddings: `mm_projector` of a Show-o checkpoint.
+/// Two affine maps with a GELU between them, from the tower's features to the decoder's embeddings: `mm_projector` of a
+/// Show-o checkpoint.
 #[derive(Debug, Clone)]
 pub struct Projector {
     first: Affine,
@@ -20,10 +21,10 @@ pub struct Projector {
 }
 
 impl Projector {
-    /// Takes the weights: from features of `width` to embeddings of `hidden`.
+    /// Builds the projector from features of `width` numbers to embeddings of `hidden` numbers.
     ///
     /// # Errors
-    /// Says what is missing or mis-shaped.
+    /// If a weight is missing or has another shape.
     pub fn new(weights: &Weights, width: usize, hidden: usize) -> Result<Self> {
         let root = weights.scope("mm_projector");
         Ok(Self {
@@ -32,13 +33,13 @@ impl Projector {
         })
     }
 
-    /// Embeddings of features.
+    /// The embeddings of features.
     ///
     /// # Shapes
     /// `[patches, width]` → `[patches, hidden]`
     ///
     /// # Errors
-    /// When shapes do not fit.
+    /// If the features have another width.
     pub fn forward(&self, features: &Tensor) -> Result<Tensor> {
         self.second.linear(&ops::gelu_erf(&self.first.linear(features)?)?)
     }

@@ -1,5 +1,5 @@
-//! Pictures as understanding reads them, and the part of a sequence before a reply: image codes, or in the CLIP
-//! variant the features of a vision tower (`sequence.rs` has both forms).
+//! Images as the model understands them, and the tokens before a reply: image codes or, in the CLIP variant, the
+//! features of a vision tower. [`super::sequence`] describes both forms of sequences.
 
 use std::ops::Range;
 
@@ -13,7 +13,7 @@ use crate::model::{ImageView, UnifiedModel};
 use crate::preprocess::{Centre, fit_square};
 use crate::{Error, Result, Weights};
 
-/// What the CLIP variant understands by.
+/// The parts by which the CLIP variant understands images.
 #[derive(Debug, Clone)]
 pub(super) struct Clip {
     tower: ClipVision,
@@ -22,7 +22,7 @@ pub(super) struct Clip {
 }
 
 impl Clip {
-    /// The same tower behind the projector of other weights.
+    /// The same tower with the projector of other weights.
     pub(super) fn with_weights(&self, weights: &Weights, hidden: usize) -> Result<Self> {
         let projector = Projector::new(weights, self.tower.config().hidden_size, hidden)?;
         Ok(Self { projector, ..self.clone() })
@@ -30,13 +30,14 @@ impl Clip {
 }
 
 impl Showo {
-    /// The CLIP variant with the tower that its projector was trained on.
+    /// The CLIP variant with its vision tower, which must be the one that the projector was trained on.
     ///
     /// # Errors
-    /// When the model is not the CLIP variant, or the tower has another width than its projector.
+    /// If the model is not the CLIP variant, or the tower's features have another width than the projector expects.
     pub fn with_clip(self, tower: ClipVision) -> Result<Self> {
         if !self.config.w_clip_vit {
-            let message = "w_clip_vit is not true: this checkpoint understands image tokens, not CLIP features";
+            let message =
+                "w_clip_vit is not true: this checkpoint understands image tokens; give it no CLIP vision tower";
             return Err(Error::config(self.weights.origin(), message));
         }
         let projector = Projector::new(&self.weights, tower.config().hidden_size, self.phi_config.hidden_size)?;
@@ -67,10 +68,10 @@ impl Showo {
         Ok(self.encode_images(&squares)?.into_iter().map(ImageView::Codes).collect())
     }
 
-    /// Packs an image's block, which all behind it see; returns its rows.
+    /// Appends an image's tokens, which all later ones attend to, to a packed batch; returns their rows.
     ///
     /// # Errors
-    /// When the image was not read by this model.
+    /// If the image is in the form of another kind of model.
     pub fn pack_image(&self, packed: &mut Packed, image: &ImageView) -> Result<Range<usize>> {
         match image {
             ImageView::Codes(codes) if !self.config.w_clip_vit => {
@@ -81,19 +82,21 @@ impl Showo {
                 let before = self.frames.understanding_features(&clip.system);
                 Ok(packed.push_block(&before, clip.projector.forward(features)?)?)
             }
-            _ => Err(Error::Invalid("the image was read by another kind of model than this".into())),
+            _ => Err(Error::Invalid(
+                "the image was prepared for another kind of model; prepare it with this model".into(),
+            )),
         }
     }
 
-    /// The rows of an image of so many features.
+    /// The number of tokens of an image of `features` features.
     pub(super) fn feature_rows(&self, features: usize) -> usize {
         self.clip.as_ref().map_or(0, |clip| clip.system.len()) + 2 + features
     }
 
-    /// The tokens between an image's block and the reply.
+    /// The tokens between an image and the reply.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn question_ids(&self, question: &str) -> Result<Vec<u32>> {
         if self.config.w_clip_vit {
             let text = self.tokenizer.encode(&conversation_text(question))?;

@@ -1,7 +1,7 @@
 //! Replies about images: captions and answers.
 //!
-//! Each image's block and each question are computed once and shared by all their replies; the
-//! replies of a batch advance together, one token a step, and leave it when they end.
+//! The tokens of each image and each question are processed once and shared by all their replies. The replies of a
+//! batch advance together, one token per step, and leave the batch when they end.
 
 use std::collections::hash_map::Entry;
 use std::collections::{HashMap, HashSet};
@@ -23,19 +23,19 @@ use super::texts::UNWRITTEN;
 use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 use crate::{Error, Result};
 
-/// About so many replies advance as one batch; the replies about one image are never parted.
+/// About this many replies advance as one batch; replies about one image stay together.
 const BATCH: usize = 32;
-/// About so many tokens of images and questions go through the decoder at once.
+/// About this many tokens of images and questions go through the decoder at once.
 pub(super) const PASS: usize = 1024;
-/// Bytes of a batch's cache at most, unless one image needs more: on the CPU, where at the published size several images
-/// together are a tenth faster than one, and on a GPU.
+/// The largest size of a batch's key/value cache in bytes, unless one image needs more: on the CPU, where at the
+/// published size several images together are a tenth faster than one, and on a GPU.
 const CACHE: usize = 512 << 20;
 const CACHE_ON_GPU: usize = 2 << 30;
 
 /// The tokens of each question, by its text.
 type Questions<'a> = HashMap<&'a str, Vec<u32>>;
 
-/// Replies to all requests, in order.
+/// The replies to all requests, in order.
 pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
     let mut ids: Questions<'_> = HashMap::new();
     for (image, requests) in images {
@@ -57,15 +57,15 @@ pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]
     Ok(replies.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-/// Images whose replies advance as one batch, of `images` with `replies` replies and `rows` rows of the cache each, of so
-/// many bytes a row: batches of nearly the same number.
+/// How many of `images` images are processed as one batch, so that all batches have about the same size. Each image has
+/// `replies` replies and `rows` rows of `row` bytes in the cache.
 pub(super) fn images_together(images: usize, replies: usize, rows: usize, (row, on_gpu): (usize, bool)) -> usize {
     let cache = if on_gpu { CACHE_ON_GPU } else { CACHE };
     let batches = (images * replies).div_ceil(BATCH).max((images * rows * row).div_ceil(cache)).max(1);
     images.div_ceil(batches).max(1)
 }
 
-/// How many rows an image, the questions about it and the replies take in a cache.
+/// The rows that an image, the questions about it and their replies take in the cache.
 fn cached_rows(ids: &Questions<'_>, image: &ImageView, requests: &[ReplyRequest]) -> usize {
     let longest = requests.iter().map(|request| request.max_new_tokens).max().unwrap_or(0);
     let block = match image {
@@ -100,16 +100,16 @@ fn reply_batch(
             samples.push(Sample::new(question, request));
         }
     }
-    let questions: Vec<Question> = questions
+    let questions: Vec<QuestionRows> = questions
         .into_iter()
         .map(|(image, question)| {
             let block = blocks[image].clone();
             let rows = packed.push(&ids[question], block.len(), vec![block.clone()], true);
-            Question { block, rows }
+            QuestionRows { block, rows }
         })
         .collect();
-    // From one of the pool's own threads: from outside, every product would wake two threads and wait for both.
-    rayon::scope(|_| decode(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot))?;
+    // On a thread of the pool, because from outside every product would wake two threads and wait for both.
+    rayon::scope(|_| write_replies(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot))?;
     let reply = |sample: Sample| -> Result<Reply> {
         Ok(Reply { text: model.tokenizer.decode(&sample.tokens)?, log_prob: sample.log_prob })
     };
@@ -117,11 +117,11 @@ fn reply_batch(
     images.iter().map(|(_, requests)| replies.by_ref().take(requests.len()).collect()).collect()
 }
 
-/// The cached rows that replies to one question see.
-pub struct Question {
-    /// The image's block.
+/// The cached rows that the replies to one question attend to.
+pub struct QuestionRows {
+    /// The rows of the image.
     pub block: Range<usize>,
-    /// The question behind it.
+    /// The rows of the question.
     pub rows: Range<usize>,
 }
 
@@ -132,16 +132,16 @@ pub struct Sample {
     max_new_tokens: usize,
     random: ChaCha8Rng,
     ended: bool,
-    /// Whether all logits that it was drawn from were numbers.
+    /// Whether all logits that it was drawn from were finite.
     finite: bool,
-    /// What was written, without the closing `<|eot|>`.
+    /// The tokens so far, without the closing `<|eot|>`.
     pub tokens: Vec<u32>,
-    /// The sum of the log-probabilities of all that was drawn.
+    /// The sum of the log-probabilities of all tokens drawn so far, the closing `<|eot|>` included.
     pub log_prob: f64,
 }
 
 impl Sample {
-    /// An empty reply to the question of this number.
+    /// An empty reply to the question of this index.
     pub fn new(question: usize, request: &ReplyRequest) -> Self {
         Self {
             question,
@@ -160,7 +160,7 @@ impl Sample {
         self.take_one_of(&candidates(logits, self.sampling.top_k), || ops::log_sum_exp(logits), eot);
     }
 
-    /// Draws one of the candidates, whose logits are given, and tells its log-probability by the log-sum-exp of all logits.
+    /// Draws one of the candidates, whose logits are given. `log_sum` is the log-sum-exp of all logits.
     fn take_one_of(&mut self, candidates: &[(u32, f32)], log_sum: impl FnOnce() -> f64, eot: u32) {
         let (token, logit) = draw_one_of(candidates, self.sampling, &mut self.random);
         self.log_prob += f64::from(logit) - log_sum();
@@ -173,7 +173,7 @@ impl Sample {
     }
 }
 
-/// The tokens that a draw chooses from, with their logits.
+/// The tokens that can be drawn, with their logits.
 fn candidates(logits: &[f32], top_k: usize) -> Vec<(u32, f32)> {
     let tokens = match top_k {
         0 => (0..logits.len() as u32).collect(),
@@ -182,13 +182,14 @@ fn candidates(logits: &[f32], top_k: usize) -> Vec<(u32, f32)> {
     tokens.into_iter().map(|token| (token, logits[token as usize])).collect()
 }
 
-/// Temperature, then top-k, then softmax, then one draw; `top_k` 1 is the first most likely token.
+/// Draws a token: divides the logits by the temperature, keeps the `top_k` largest, softmax, one draw. With `top_k` 1,
+/// the first of the most likely tokens.
 pub fn draw(logits: &[f32], sampling: Sampling, random: &mut ChaCha8Rng) -> u32 {
     draw_one_of(&candidates(logits, sampling.top_k), sampling, random).0
 }
 
-/// One of the candidates, the likeliest first if the sampling has a top-k: temperature, then softmax, then one draw; `top_k` 1
-/// takes the first without one.
+/// Draws one of the candidates, which are ordered by likelihood if the sampling has a top-k. With `top_k` 1, the first
+/// one.
 fn draw_one_of(candidates: &[(u32, f32)], sampling: Sampling, random: &mut ChaCha8Rng) -> (u32, f32) {
     if sampling.top_k == 1 {
         return candidates.first().copied().unwrap_or_default();
@@ -200,13 +201,14 @@ fn draw_one_of(candidates: &[(u32, f32)], sampling: Sampling, random: &mut ChaCh
     candidates[draw_index(&weights, random.random::<f32>() * total)]
 }
 
-/// Up to so many of the likeliest tokens come from a GPU instead of all logits: it reads the logits once for each.
+/// Up to this many of the likeliest tokens are found on a GPU instead of copying all logits; it reads the logits once
+/// for each.
 const FEW_ON_A_GPU: usize = 8;
 
-/// Lets each sample take its next token, by the row of logits of its number.
+/// Draws the next token of each sample from its row of logits.
 ///
 /// # Shapes
-/// `logits [rows, vocabulary]`
+/// `logits` `[rows, vocabulary]`
 fn take_all(logits: &Tensor, takers: Vec<Vec<&mut Sample>>, eot: u32) -> Result<()> {
     let logits = logits.to_dtype(DType::F32)?;
     let top_ks = takers.iter().flatten().map(|sample| sample.sampling.top_k);
@@ -227,11 +229,12 @@ fn take_all(logits: &Tensor, takers: Vec<Vec<&mut Sample>>, eot: u32) -> Result<
     Ok(())
 }
 
-/// Puts images and questions into the cache, some at a time; what the decoder says at each question's end.
+/// Processes images and questions, some at a time, into the cache; returns the hidden states at the end of each
+/// question.
 ///
 /// # Shapes
 /// `[questions, hidden]`
-fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCache) -> Result<Tensor> {
+fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[QuestionRows], cache: &KvCache) -> Result<Tensor> {
     let embedded = prefix.embed(phi)?;
     let mut ends = Vec::with_capacity(questions.len());
     for (rows, segments) in prefix.parts(PASS) {
@@ -243,7 +246,7 @@ fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCac
             .filter(|end| rows.contains(end))
             .map(|end| (end - rows.start) as u32)
             .collect();
-        // A part may hold no question's end; a GPU has no memory of no size.
+        // A part may contain no end of a question, and a GPU cannot allocate an empty tensor.
         if !here.is_empty() {
             ends.push(ops::gather_rows(&hidden, &here)?);
         }
@@ -251,11 +254,17 @@ fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[Question], cache: &KvCac
     Ok(Tensor::cat(&ends, 0)?)
 }
 
-/// Writes all replies.
+/// Writes all replies: processes the images and questions in `prefix`, then draws tokens until every sample has ended.
 ///
 /// # Errors
-/// When a tensor operation fails, or the logits are no numbers.
-pub fn decode(phi: &Phi, prefix: &Packed, questions: &[Question], samples: &mut [Sample], eot: u32) -> Result<()> {
+/// If a tensor operation fails, or logits are not finite.
+pub fn write_replies(
+    phi: &Phi,
+    prefix: &Packed,
+    questions: &[QuestionRows],
+    samples: &mut [Sample],
+    eot: u32,
+) -> Result<()> {
     let start = prefix.ids.len();
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
     let cache = phi.cache(start + samples.len() * size)?;

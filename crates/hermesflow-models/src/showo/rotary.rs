@@ -11,8 +11,8 @@ use crate::Result;
 /// Positions, a type, and the cosines and sines of their angles in it.
 type Tables = (Vec<u32>, DType, (Tensor, Tensor));
 
-/// The rotary frequencies of a decoder, and the tables of the last pass on a GPU: all steps of decoding an image have the
-/// same positions.
+/// The rotary frequencies of a decoder, and the tables of the last pass on a GPU: all steps of decoding an image have
+/// the same positions.
 #[derive(Debug, Clone)]
 pub(super) struct Rotary {
     inverse_frequencies: Vec<f64>,
@@ -44,7 +44,7 @@ impl Rotary {
         let half = self.inverse_frequencies.len();
         let mut cos = Vec::with_capacity(positions.len() * half);
         let mut sin = Vec::with_capacity(positions.len() * half);
-        // Where each position stands first: the sequences of a batch have the same ones.
+        // Where each position occurs first, because the sequences of a batch have equal positions.
         let mut known: HashMap<u32, usize> = HashMap::new();
         for &position in positions {
             if let Some(&at) = known.get(&position) {

@@ -1,14 +1,14 @@
-//! The sequence forms of Show-o, packed without padding (SPEC: "who sees whom").
+//! The forms of Show-o's sequences (arXiv 2408.12528), packed without padding, and which tokens attend to which.
 //!
-//! - imagine: `<|t2i|> <|sot|> text <|eot|>` (causal, sees no image), then `<|soi|> image×N <|eoi|>`
-//!   (a block that sees all of the text and itself);
-//! - caption/answer: `<|mmu|> <|soi|> image×N <|eoi|>` (a block that everything after it sees), then
-//!   `<|sot|> question reply` (causal);
-//! - caption/answer of the CLIP variant: `<|mmu|> system prompt <|soi|> features` (a block that everything after it
-//!   sees), then `<|eoi|> question reply` (causal).
+//! - an image from text: `<|t2i|> <|sot|> text <|eot|>` (causal; does not attend to the image), then `<|soi|> image×N
+//!   <|eoi|>` (every token attends to all of the text and all of the image);
+//! - a caption or answer: `<|mmu|> <|soi|> image×N <|eoi|>` (a block that attends to itself, and to which everything
+//!   after it   attends), then `<|sot|> question reply` (causal);
+//! - a caption or answer of the CLIP variant: `<|mmu|> system prompt <|soi|> features` (a block as above), then
+//!   `<|eoi|>   question reply` (causal).
 //!
-//! The original left-pads texts and masks the padding. Rotary positions are relative, so dropping the
-//! padding gives the same logits.
+//! The original pads texts on the left and masks the padding. Rotary positions are relative, so leaving the padding out
+//! gives the same logits.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,21 +21,22 @@ use super::phi::Phi;
 use super::tokenizer::SpecialIds;
 use crate::Result;
 
-/// Packed tokens with their positions and what each run of them sees.
+/// A batch of packed tokens, with their positions and what each run of them attends to.
 #[derive(Debug, Clone, Default)]
 pub struct Packed {
-    /// Token ids.
+    /// The token ids.
     pub ids: Vec<u32>,
     /// The position of each token in its own sequence.
     pub positions: Vec<u32>,
-    /// Runs of tokens, in order.
+    /// The runs of tokens, in order.
     pub segments: Vec<Segment>,
-    /// Embeddings of rows that are no tokens, with their first row, in order. Such a row's id says nothing.
+    /// Embeddings that take the place of tokens, with their first row, in order. The ids of such rows mean nothing.
     given: Vec<(usize, Tensor)>,
 }
 
 impl Packed {
-    /// Appends a run of tokens whose first position is `position`; returns its rows.
+    /// Appends a run of tokens whose first one has this position; returns its rows. The run attends to the rows in
+    /// `sees` and to itself, causally or as a whole.
     pub fn push(&mut self, ids: &[u32], position: usize, sees: Vec<Range<usize>>, causal: bool) -> Range<usize> {
         let rows = self.ids.len()..self.ids.len() + ids.len();
         self.ids.extend_from_slice(ids);
@@ -44,13 +45,14 @@ impl Packed {
         rows
     }
 
-    /// Appends a block of tokens and, behind them, embeddings; returns its rows. Its first position is 0.
+    /// Appends a block of tokens followed by embeddings; returns its rows. Its first position is 0, and it attends to
+    /// itself as a whole.
     ///
     /// # Shapes
     /// `embeddings` `[rows, hidden]`
     ///
     /// # Errors
-    /// When the embeddings are no matrix.
+    /// If the embeddings are not a matrix.
     pub fn push_block(&mut self, ids: &[u32], embeddings: Tensor) -> Result<Range<usize>> {
         let all = [ids, &vec![0; embeddings.dims2()?.0]].concat();
         let rows = self.push(&all, 0, vec![], false);
@@ -64,7 +66,7 @@ impl Packed {
     /// `[rows, hidden]`
     ///
     /// # Errors
-    /// When an id is outside the vocabulary, or given embeddings have another width.
+    /// If an id is outside the vocabulary, or the given embeddings have another width.
     pub fn embed(&self, phi: &Phi) -> Result<Tensor> {
         if self.given.is_empty() {
             return phi.embed(&self.ids);
@@ -79,8 +81,9 @@ impl Packed {
         Ok(Tensor::cat(&parts, 0)?)
     }
 
-    /// Whole segments in parts of about `most` rows and nearly the same size: each part's rows, and its segments, whose
-    /// queries are counted from the part's first row and whose keys are rows of all.
+    /// Splits the batch into parts of about `most` rows and nearly equal size, without splitting segments. Each part
+    /// has its rows and its segments, whose queries count from the part's first row and whose keys are rows of the
+    /// whole batch.
     pub fn parts(&self, most: usize) -> Vec<(Range<usize>, Arc<[Segment]>)> {
         let rows = self.ids.len();
         let size = rows.div_ceil(rows.div_ceil(most).max(1));
@@ -100,13 +103,13 @@ impl Packed {
         parts
     }
 
-    /// The segments as the operators take them.
+    /// The segments as operators take them.
     pub fn segments(&self) -> Arc<[Segment]> {
         self.segments.clone().into()
     }
 }
 
-/// Builds the parts of sequences from ids.
+/// Builds the parts of sequences from token ids.
 #[derive(Debug, Clone)]
 pub struct Frames {
     special: SpecialIds,
@@ -116,7 +119,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// For a configuration and the ids of its framing tokens.
+    /// The frames of a configuration, with the ids of its framing tokens.
     pub fn new(config: &ShowoConfig, special: SpecialIds) -> Self {
         Self {
             special,
@@ -126,7 +129,7 @@ impl Frames {
         }
     }
 
-    /// `<|t2i|> <|sot|> text <|eot|>`; over-long texts are cut and still end with `<|eot|>`.
+    /// `<|t2i|> <|sot|> text <|eot|>`; a text that is too long is cut and still ends with `<|eot|>`.
     pub fn imagine_text(&self, text: &[u32]) -> Vec<u32> {
         let mut ids = vec![self.special.t2i, self.special.sot];
         ids.extend_from_slice(text);
@@ -138,7 +141,7 @@ impl Frames {
         ids
     }
 
-    /// `<|soi|> image <|eoi|>`, unknown codes as the mask token.
+    /// `<|soi|> image <|eoi|>`, with the mask token for unknown codes.
     pub fn imagine_image(&self, codes: impl Iterator<Item = Option<u32>>) -> Vec<u32> {
         let mut ids = vec![self.special.soi];
         ids.extend(codes.map(|code| code.map_or(self.mask_token, |code| code + self.image_offset)));
@@ -146,7 +149,7 @@ impl Frames {
         ids
     }
 
-    /// `<|mmu|> <|soi|> image <|eoi|>`.
+    /// `<|mmu|> <|soi|> image <|eoi|>`
     pub fn understanding_image(&self, codes: &[u32]) -> Vec<u32> {
         let mut ids = vec![self.special.mmu, self.special.soi];
         ids.extend(codes.iter().map(|code| code + self.image_offset));
@@ -154,17 +157,17 @@ impl Frames {
         ids
     }
 
-    /// `<|mmu|> system prompt <|soi|>`, behind which an image's features stand.
+    /// `<|mmu|> system prompt <|soi|>`, which an image's features follow.
     pub fn understanding_features(&self, system: &[u32]) -> Vec<u32> {
         [&[self.special.mmu], system, &[self.special.soi]].concat()
     }
 
-    /// `<|eoi|> question`: without the closing token in the block, and without `<|sot|>`, as the original has it.
+    /// `<|eoi|> question`. As in the original, the closing token is not part of the block, and there is no `<|sot|>`.
     pub fn question_behind_features(&self, question: &[u32]) -> Vec<u32> {
         [&[self.special.eoi], question].concat()
     }
 
-    /// `<|sot|> question`.
+    /// `<|sot|> question`
     pub fn question(&self, question: &[u32]) -> Vec<u32> {
         let mut ids = vec![self.special.sot];
         ids.extend_from_slice(question);
@@ -172,12 +175,12 @@ impl Frames {
     }
 }
 
-/// The frame around a question, as Show-o was tuned with it.
+/// The frame around a question with which Show-o was fine-tuned.
 pub fn question_text(question: &str) -> String {
     format!("USER: \n{question} ASSISTANT:")
 }
 
-/// What stands before a picture's features in the CLIP variant: LLaVA's system prompt, 28 tokens of Phi-1.5.
+/// The text before an image's features in the CLIP variant: LLaVA's system prompt, 28 tokens of Phi-1.5.
 pub const SYSTEM_PROMPT: &str = "A chat between a curious user and an artificial intelligence assistant. \
      The assistant gives helpful, detailed, and polite answers to the user's questions.";
 

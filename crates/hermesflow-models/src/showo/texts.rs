@@ -1,46 +1,47 @@
-//! Texts on their way into sequences: how a caption stands there, and what is too long for the model's positions.
+//! Texts on their way into sequences: the spelling of captions, and what does not fit the model's positions.
 //!
-//! A prompt that is too long to be imagined is cut, as the method has it ([`Frames::imagine_text`](super::Frames)). A
-//! question or a caption is not: another text would be asked or trained than the one that was given.
+//! A prompt that is too long is cut, as in the original ([`Frames::imagine_text`](super::Frames)). A question or a
+//! caption that is too long is refused, because another text than the given one would be asked or trained.
 
 use super::Showo;
 use crate::model::ImageView;
 use crate::{Error, Result};
 
-/// A reply of which only the greatest length is known.
+/// Stands in messages for a reply of which only the largest length is known.
 pub(super) const UNWRITTEN: &str = "still to be written";
-/// Characters of a text that a message shows.
+/// The number of characters of a text that a message shows.
 const SHOWN: usize = 60;
 
-/// A caption or an answer as the model writes it in a reply: with the space that records do not keep in front. One that
-/// says nothing is the reply that ends at once.
+/// A caption or an answer as the model writes it in a reply: with a leading space, which records do not store. An empty
+/// text is the reply that ends at once.
 pub fn reply_text(text: &str) -> String {
     let text = text.trim();
     if text.is_empty() { String::new() } else { format!(" {text}") }
 }
 
 impl Showo {
-    /// Whether a prompt is too long to be imagined as a whole.
+    /// Whether a prompt is too long, so that its end is left out.
     pub(super) fn prompt_is_cut(&self, prompt: &str) -> Result<bool> {
-        // A token has a byte at least.
+        // A token has at least one byte.
         let most = self.config.max_text_len.saturating_sub(3);
         Ok(prompt.len() > most && self.tokenizer.encode(prompt)?.len() > most)
     }
 
-    /// Refuses a question that does not fit the model's positions with a reply of so many tokens, behind an image.
+    /// Refuses a question that, with an image before it and a reply of `reply` tokens, does not fit the model's
+    /// positions.
     pub(super) fn question_fits(&self, question: &str, reply: usize) -> Result<()> {
         let image = self.codes_rows(self.config.num_vq_tokens);
-        // A token has a byte at least.
+        // A token has at least one byte.
         if (image + FRAME + question.len()).saturating_add(reply) <= self.phi_config.max_position_embeddings {
             return Ok(());
         }
         self.fits(image, (question, self.question_ids(question)?.len()), (UNWRITTEN, reply))
     }
 
-    /// Whether a caption fits the model's positions, behind an image and the question.
+    /// Checks that a caption, with an image and the question before it, fits the model's positions.
     ///
     /// # Errors
-    /// When it does not, or the tokenizer fails.
+    /// If it does not, or the tokenizer fails.
     pub fn check_caption(&self, question: &str, caption: &str) -> Result<()> {
         let image = self.codes_rows(self.config.num_vq_tokens);
         if image + FRAME + question.len() + caption.len() <= self.phi_config.max_position_embeddings {
@@ -50,12 +51,12 @@ impl Showo {
         self.fits(image, (question, self.question_ids(question)?.len()), (caption, reply))
     }
 
-    /// The rows of an image of so many codes.
+    /// The number of tokens of an image of `codes` codes.
     fn codes_rows(&self, codes: usize) -> usize {
         codes + 3
     }
 
-    /// The rows of an image as it was read.
+    /// The number of tokens of an image in the form in which the model understands it.
     pub(super) fn rows_of(&self, image: &ImageView) -> usize {
         match image {
             ImageView::Codes(codes) => self.codes_rows(codes.len()),
@@ -80,7 +81,7 @@ impl Showo {
     }
 }
 
-/// Tokens around a question, at most: its frame has fewer bytes.
+/// The largest number of tokens of the frame around a question: it has fewer bytes.
 const FRAME: usize = 32;
 
 fn shown(text: &str) -> String {

@@ -1,8 +1,8 @@
-//! Show-o's text tokenizer: a byte-level BPE with ten added tokens behind its vocabulary.
+//! Show-o's text tokenizer: a byte-level BPE with ten tokens added after its vocabulary.
 //!
-//! A deviation: what a caption, a prompt or a question says is text, also where it spells a control token such as
-//! `<|soi|>`, `[PAD]` or `<|endoftext|>`. The original reads those as the tokens, which ends a text or opens an image in
-//! the middle of it.
+//! One difference from the original: captions, prompts and questions are text, even if they contain the spelling of a
+//! control token such as `<|soi|>`, `[PAD]` or `<|endoftext|>`. The original reads these as the tokens, which ends a
+//! text or starts an image in the middle of it.
 
 use std::path::Path;
 
@@ -12,56 +12,56 @@ use tokenizers::{AddedToken, Tokenizer};
 use super::config::{ADDED_TOKENS, ShowoConfig};
 use crate::{Error, Result};
 
-/// The token that serves as `<|sot|>` and `<|eot|>`.
+/// The token that serves as `<|sot|>` and as `<|eot|>`.
 const END_OF_TEXT: &str = "<|endoftext|>";
 
 /// The ids of the tokens that frame sequences.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpecialIds {
-    /// Starts a text.
+    /// `<|sot|>`, which starts a text.
     pub sot: u32,
-    /// Ends a text.
+    /// `<|eot|>`, which ends a text.
     pub eot: u32,
-    /// Starts an image.
+    /// `<|soi|>`, which starts an image.
     pub soi: u32,
-    /// Ends an image.
+    /// `<|eoi|>`, which ends an image.
     pub eoi: u32,
-    /// Asks for an image.
+    /// `<|t2i|>`, which asks for an image.
     pub t2i: u32,
-    /// Asks for understanding.
+    /// `<|mmu|>`, which asks for a reply about an image.
     pub mmu: u32,
 }
 
 impl SpecialIds {
-    /// The ids that a configuration implies, with the text vocabulary's end-of-text token.
+    /// The ids of a configuration, with the id of the text vocabulary's end-of-text token.
     pub fn new(config: &ShowoConfig, end_of_text: u32) -> Self {
         let base = config.llm_vocab_size as u32;
         Self { sot: end_of_text, eot: end_of_text, soi: base + 1, eoi: base + 2, t2i: base + 5, mmu: base + 6 }
     }
 }
 
-/// Text to ids and back.
+/// Converts text to token ids and back.
 #[derive(Debug, Clone)]
 pub struct ShowoTokenizer {
-    /// With the added tokens.
+    /// The tokenizer with the added tokens.
     inner: Tokenizer,
-    /// Without them, and to which the special ones of its own file are text.
+    /// The tokenizer without them, which reads the special tokens of its own file as text.
     text: Tokenizer,
-    /// The framing tokens.
+    /// The ids of the framing tokens.
     pub special: SpecialIds,
 }
 
 impl ShowoTokenizer {
-    /// Reads a `tokenizer.json` (without the ten tokens) and adds them.
+    /// Reads a `tokenizer.json`, which lacks the ten added tokens, and adds them.
     ///
     /// # Errors
-    /// When the file is missing, malformed, or does not fit the model's vocabulary.
+    /// If the file is missing, malformed, or does not fit the model's vocabulary; it is named.
     pub fn load(path: &Path, config: &ShowoConfig) -> Result<Self> {
         let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
         Self::from_bytes(&bytes, config, path)
     }
 
-    /// All of it as JSON.
+    /// The tokenizer as JSON.
     ///
     /// # Errors
     /// Never for a tokenizer that was loaded.
@@ -69,10 +69,10 @@ impl ShowoTokenizer {
         self.inner.to_string(false).map_err(|e| Error::Invalid(format!("the tokenizer cannot be written: {e}")))
     }
 
-    /// As [`ShowoTokenizer::load`], from memory; `origin` is named in errors.
+    /// Like [`ShowoTokenizer::load`], from memory; `origin` is named in errors.
     ///
     /// # Errors
-    /// When the text is malformed or does not fit the model's vocabulary.
+    /// If the JSON is malformed or does not fit the model's vocabulary.
     pub fn from_bytes(bytes: &[u8], config: &ShowoConfig, origin: &Path) -> Result<Self> {
         let fault = |message: String| Error::Tokenizer { path: origin.to_path_buf(), message };
         if let Some(what) = stands_in(bytes) {
@@ -83,7 +83,7 @@ impl ShowoTokenizer {
             .map_err(|e| fault(format!("not a tokenizer ({e}); download it again")))?;
         let mut text = inner.clone();
         text.set_encode_special_tokens(true);
-        // As the original adds them: only the padding is special, the others survive decoding.
+        // As in the original, only the padding is special; the others are kept by decoding.
         for token in ADDED_TOKENS {
             let special = token == "[PAD]";
             let added = [AddedToken::from(token, special)];
@@ -109,36 +109,39 @@ impl ShowoTokenizer {
             );
             return Err(fault(message));
         }
-        let end = inner.token_to_id(END_OF_TEXT).ok_or_else(|| fault(format!("has no {END_OF_TEXT} token")))?;
+        let end = inner.token_to_id(END_OF_TEXT).ok_or_else(|| {
+            fault(format!("has no token {END_OF_TEXT}; use the tokenizer that belongs to this checkpoint"))
+        })?;
         Ok(Self { inner, text, special: SpecialIds::new(config, end) })
     }
 
-    /// Token ids of a text, which holds no control tokens whatever it spells.
+    /// The token ids of a text. No control tokens result, whatever the text spells.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
         ids(&self.text, text)
     }
 
-    /// Token ids of a sequence in which control tokens are spelled out, as the original's tokenizer reads any text.
+    /// The token ids of a text in which the spelling of a control token means that token, as the original reads any
+    /// text.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn encode_with_controls(&self, text: &str) -> Result<Vec<u32>> {
         ids(&self.inner, text)
     }
 
-    /// The text of ids, special tokens left out.
+    /// The text of token ids, without special tokens.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
         decoded(|| self.inner.decode(ids, true))
             .map_err(|e| Error::Invalid(format!("the tokenizer cannot write a text: {e}")))
     }
 
-    /// The id of a token, if there is such a one.
+    /// The id of a token; `None` if there is no such token.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }

@@ -34,8 +34,8 @@ impl Showo {
     /// A copy of the model whose decoder blocks, if `on`, keep only their inputs for the backward pass and recompute
     /// the rest: the same numbers for less memory and more time. A model that runs operator by operator (see
     /// [`Self::training`]) is returned unchanged.
-    pub fn checkpointing(&self, on: bool) -> Self {
-        Self { phi: self.phi.clone().checkpointing(on), ..self.clone() }
+    pub fn recompute(&self, on: bool) -> Self {
+        Self { phi: self.phi.clone().recompute(on), ..self.clone() }
     }
 
     /// Passes everything that decides the model's log-probabilities to `see`, piece by piece, to be hashed:

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-/// Options with their letters: `{"A": "red"}`, `["red"]` or `["A. red"]`.
+/// The choices with their letters, from `{"A": "red"}`, `["red"]` or `["A. red"]`.
 pub(super) fn options(value: &Value) -> Vec<(Option<String>, String)> {
     match value {
         Value::Object(map) => map
@@ -23,7 +23,8 @@ pub(super) fn options(value: &Value) -> Vec<(Option<String>, String)> {
     }
 }
 
-/// The choice that an answer means: the same text, or its letter, alone or before the text ("B", "(b)", "B. blue").
+/// The choice that an answer means: the one with the same text, or with its letter, alone or before the text ("B",
+/// "(b)", "B. blue").
 pub(super) fn meant(options: &[(Option<String>, String)], answer: &str) -> Option<String> {
     let answer = answer.trim();
     let same = |text: &str| {
@@ -46,7 +47,7 @@ pub(super) fn meant(options: &[(Option<String>, String)], answer: &str) -> Optio
     })
 }
 
-/// The letter and the text of "A. red", "(a) red", "B: blue".
+/// The letter and the text of "A. red", "(a) red" or "B: blue".
 pub(super) fn lettered(text: &str) -> Option<(String, String)> {
     let text = text.trim_start_matches('(');
     let letter = text.chars().next().filter(char::is_ascii_alphabetic)?;

@@ -8,39 +8,39 @@ use super::choices::{meant, options};
 use super::joint::{Joint, stem, without_dot};
 use crate::{Error, InitialRecord, QuestionRecord, Result};
 
-/// Said of a file in none of the forms.
+/// The message about a file in none of the forms.
 pub(super) const FORMS: &str = "neither vqa_data.json's form (id, img_path, prompt, caption, element, question, choices, answer) \
                      nor TIFA's (id, caption, question, choices, answer) nor JourneyDB's (img_path, Task3)";
 
 /// The form of a file of questions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QuestionForm {
-    /// `vqa_data.json`.
+    /// The program's own form, `vqa_data.json`.
     Ours,
-    /// TIFA's benchmark.
+    /// The form of TIFA's benchmark.
     Tifa,
-    /// JourneyDB's annotation.
+    /// The form of JourneyDB's annotation.
     JourneyDb,
 }
 
 /// An entry of a file of questions.
-pub(super) struct Entry<'a> {
+pub(super) struct QuestionEntry<'a> {
     pub(super) path: &'a Path,
     pub(super) line: usize,
     pub(super) value: &'a Value,
 }
 
-/// What an entry asks.
+/// The questions of an entry, and how many of them cannot be used.
 #[derive(Default)]
 pub(super) struct Asked {
-    pub(super) questions: Vec<Question>,
+    pub(super) questions: Vec<AskedQuestion>,
     pub(super) unanswered: usize,
     pub(super) incomplete: usize,
     pub(super) few: usize,
 }
 
-/// A question that is about no record yet, but for what ours say themselves.
-pub(super) struct Question {
+/// A question that is not yet assigned to a record, except for what `vqa_data.json` says itself.
+pub(super) struct AskedQuestion {
     ours: Option<QuestionRecord>,
     element: String,
     question: String,
@@ -48,7 +48,7 @@ pub(super) struct Question {
     answer: String,
 }
 
-impl Question {
+impl AskedQuestion {
     pub(super) fn about(self, record: &InitialRecord) -> QuestionRecord {
         let Self { ours, element, question, choices, answer } = self;
         if let Some(ours) = ours {
@@ -59,12 +59,12 @@ impl Question {
     }
 }
 
-impl Entry<'_> {
+impl QuestionEntry<'_> {
     pub(super) fn text(&self, key: &str) -> Option<&str> {
         self.value.get(key).and_then(Value::as_str)
     }
 
-    /// The numbers of the records that it is about.
+    /// The indices of the records that the entry is about.
     pub(super) fn about(&self, form: QuestionForm, joint: &Joint) -> Vec<u32> {
         let id = || self.value.get("id").map(|id| id.as_str().map_or_else(|| id.to_string(), str::to_owned));
         let by_id = || id().and_then(|id| joint.ids.last(&id));
@@ -84,7 +84,7 @@ impl Entry<'_> {
         one.map(|one| vec![one]).or_else(|| by_caption(caption)).unwrap_or_default()
     }
 
-    /// What it asks; nothing, where it is about none of the records.
+    /// The entry's questions; none are read if `joined` is false, because the entry is about none of the records.
     pub(super) fn asked(&self, form: QuestionForm, joined: bool) -> Result<Asked> {
         let mut asked = Asked::default();
         match form {
@@ -141,7 +141,7 @@ impl Entry<'_> {
 }
 
 impl Asked {
-    /// A question with its choices, each once, and the one that the answer means; but a count, where there is none.
+    /// Adds a question with its choices, each once, and the one that the answer means; without one, only counts it.
     pub(super) fn add(
         &mut self,
         element: &str,
@@ -161,7 +161,7 @@ impl Asked {
             None => self.unanswered += 1,
             Some(answer) => {
                 let (element, question) = (element.to_string(), question.trim().to_string());
-                self.questions.push(Question { ours, element, question, choices, answer });
+                self.questions.push(AskedQuestion { ours, element, question, choices, answer });
             }
         }
     }

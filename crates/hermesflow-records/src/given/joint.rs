@@ -5,7 +5,7 @@ use crate::{IdKey, InitialRecord, Result, Table};
 /// Records that are read at a time.
 const TOGETHER: usize = 64;
 
-/// What joins entries to records.
+/// Finds the records of a run by id, caption, image path or file stem.
 pub(super) struct Joint {
     pub(super) ids: Numbers,
     pub(super) captions: Numbers,
@@ -29,7 +29,7 @@ impl Joint {
     }
 }
 
-/// The numbers of records by a text of theirs.
+/// The indices of records, by a text of theirs.
 pub(super) struct Numbers(Vec<(IdKey, u32)>);
 
 impl Numbers {
@@ -48,7 +48,7 @@ impl Numbers {
         self.all(text).last()
     }
 
-    /// The one record of a text; none where there are several.
+    /// The record with a text; `None` if there is none or several.
     pub(super) fn only(&self, text: &str) -> Option<u32> {
         let mut all = self.all(text);
         all.next().filter(|_| all.next().is_none())

@@ -17,12 +17,12 @@ fn records() -> Vec<InitialRecord> {
 }
 
 /// The questions that a file gives about the records, in their order, and what was found in it.
-fn given(text: &str) -> Result<(Vec<QuestionRecord>, Found)> {
+fn given(text: &str) -> Result<(Vec<QuestionRecord>, QuestionCounts)> {
     let folder = tempfile::tempdir().unwrap();
     let [path, data] = ["questions.json", "initial_data.json"].map(|name| folder.path().join(name));
     std::fs::write(&path, text).unwrap();
     std::fs::write(&data, serde_json::to_string(&records()).unwrap()).unwrap();
-    let given = Given::open(&path, &Table::unique(&data, "").unwrap(), "make it")?;
+    let given = QuestionFile::open(&path, &Table::unique(&data, "").unwrap(), "make it")?;
     let of = |(number, record)| given.questions(number, record).unwrap();
     Ok((records().iter().enumerate().flat_map(of).collect(), given.found()))
 }
@@ -173,7 +173,7 @@ fn what_is_broken_is_named() {
     let data = folder.path().join("initial_data.json");
     std::fs::write(&data, serde_json::to_string(&records()).unwrap()).unwrap();
     let records = Table::unique(&data, "").unwrap();
-    let missing = Given::open(Path::new("no/such.json"), &records, "give it").unwrap_err().to_string();
+    let missing = QuestionFile::open(Path::new("no/such.json"), &records, "give it").unwrap_err().to_string();
     assert!(missing.contains("no/such.json: does not exist; give it"), "{missing}");
     assert_eq!(given("").unwrap().1.form, None);
 }

@@ -1,17 +1,17 @@
-//! Beam search as transformers' `generate(num_beams)` does it by default (4.46: `early_stopping` off).
+//! Beam search as in transformers' `generate(num_beams)` with its defaults (4.46: `early_stopping` off).
 //!
-//! 1. Of all continuations of all beams, the best `2 · beams` are looked at, best first. (With several closing ids:
-//!    `beams · (1 + closing ids)`, if that is more.)
-//! 2. A closing id among the first `beams` of them ends its beam: a finished text, scored by its sum of
-//!    log-probabilities over its length to the power of the length penalty. Length counts what was generated, the
-//!    closing id included. The other continuations, up to `beams`, are the next beams.
-//! 3. Of the finished texts the best `beams` are kept. The search is over when there are so many, and the worst of them
-//!    is no worse than the best continuation would be if it ended now.
-//! 4. At the longest length, the beams that are left count as finished.
+//! 1. The best `2 · beams` continuations of all beams are considered, best first. (With several closing ids: `beams
+//!    · (1 + closing ids)`, if that is more.)
+//! 2. A closing id among the first `beams` of them finishes its beam. The score of a finished text is its sum of
+//!    log-probabilities divided by its length to the power of the length penalty; the length counts generated ids, the
+//!    closing one included. The other continuations, up to `beams`, are the next beams.
+//! 3. The best `beams` finished texts are kept. The search ends when there are that many and the worst of them is no
+//!    worse than the best continuation would be if it ended now.
+//! 4. At the largest length, the remaining beams count as finished.
 
-/// Divides the score by `length ^ 1`.
+/// The exponent of the length by which scores are divided.
 const LENGTH_PENALTY: f64 = 1.0;
-/// What keeps all beams but one out of the first step, in which all are the same.
+/// The initial score of all beams but one, which keeps them out of the first step, in which all beams are equal.
 const SAME: f32 = -1e9;
 
 /// A text that is still being written.
@@ -27,7 +27,7 @@ struct Finished {
     score: f64,
 }
 
-/// The state of a search; the caller supplies log-probabilities.
+/// The state of a search; the caller computes the log-probabilities.
 #[derive(Debug)]
 pub(super) struct BeamSearch {
     closing: Vec<u32>,
@@ -38,7 +38,7 @@ pub(super) struct BeamSearch {
 }
 
 impl BeamSearch {
-    /// A search of some width that ends texts at any of the closing ids.
+    /// A search with `width` beams, in which any of the closing ids ends a text.
     pub fn new(width: usize, closing: &[u32]) -> Self {
         let beam = |number: usize| Beam { ids: Vec::new(), score: if number == 0 { 0.0 } else { SAME } };
         let beams = (0..width.max(1)).map(beam).collect();
@@ -49,13 +49,13 @@ impl BeamSearch {
         self.beams.len()
     }
 
-    /// Whether nothing that follows can be better.
+    /// Whether no continuation can be better than the finished texts.
     pub fn is_done(&self) -> bool {
         self.done
     }
 
-    /// Goes one id further, given every beam's log-probabilities; tells, for each next beam, which beam it goes on from
-    /// and with which id.
+    /// Makes one step, given the log-probabilities after each beam. Returns, for each new beam, the beam that it
+    /// continues and the id that it adds.
     pub fn advance(&mut self, log_probabilities: &[Vec<f32>]) -> Vec<(usize, u32)> {
         let (width, length) = (self.width(), self.beams[0].ids.len() + 1);
         let candidates = self.best(log_probabilities, width * 2.max(1 + self.closing.len()));
@@ -77,7 +77,7 @@ impl BeamSearch {
         }
         let attainable = candidates.first().map_or(f64::NEG_INFINITY, |(score, _, _)| scored(*score, length));
         self.done |= self.finished.len() >= width && self.worst >= attainable;
-        // A vocabulary of little more than closing ids leaves fewer beams; they would all be the same again.
+        // A vocabulary of little more than closing ids leaves fewer beams; the missing ones repeat the last.
         while let (true, Some(last)) = (beams.len() < width, beams.last().cloned()) {
             beams.push(Beam { score: SAME, ..last });
             next.push(next[next.len() - 1]);
@@ -90,7 +90,7 @@ impl BeamSearch {
         next
     }
 
-    /// The best continuations, best first; of equals the one of the earlier beam, then of the smaller id.
+    /// The best continuations, best first; of equal ones that of the earlier beam, then of the smaller id.
     fn best(&self, log_probabilities: &[Vec<f32>], count: usize) -> Vec<(f32, usize, u32)> {
         let mut best: Vec<(f32, usize, u32)> = Vec::with_capacity(count + 1);
         for (number, (beam, row)) in self.beams.iter().zip(log_probabilities).enumerate() {
@@ -121,7 +121,7 @@ impl BeamSearch {
         self.worst = self.finished.iter().map(|finished| finished.score).fold(f64::INFINITY, f64::min);
     }
 
-    /// The best text with its score: its closing id included, unless it was cut at `longest` ids.
+    /// The best text and its score. The closing id is included unless the text was cut at `longest` ids.
     pub fn finish(mut self, longest: usize) -> (Vec<u32>, f64) {
         if !self.done {
             for beam in self.beams.clone() {
@@ -144,14 +144,14 @@ fn scored(score: f32, length: usize) -> f64 {
     f64::from(score) / (length.max(1) as f64).powf(LENGTH_PENALTY)
 }
 
-/// Columns of a region: region, first column, end.
+/// A run of columns of a region: the region, the first column, and the end.
 type Run = (usize, usize, usize);
 
-/// Where the keys of all beams stand: a region of rows per beam, one column per step. Beams that go on from the same
-/// one share its rows; nothing is ever copied.
+/// The cached rows of all beams: each beam has a region of rows, with one column per step. Beams that continue the same
+/// one share its rows, and nothing is ever copied.
 #[derive(Debug, Clone)]
 pub(super) struct Regions {
-    /// Per beam: its region, and its history.
+    /// For each beam, its region and the runs of its history.
     beams: Vec<(usize, Vec<Run>)>,
 }
 
@@ -160,7 +160,7 @@ impl Regions {
         Self { beams: (0..width).map(|region| (region, Vec::new())).collect() }
     }
 
-    /// The first beam that goes on from another keeps its region, later ones take regions that became free.
+    /// Makes one step: the first beam that continues another keeps its region, and further ones take free regions.
     pub fn advance(&mut self, parents: impl Iterator<Item = usize> + Clone, column: usize) {
         let width = self.beams.len();
         let mut kept = vec![false; width];
@@ -184,7 +184,8 @@ impl Regions {
         self.beams = next.collect();
     }
 
-    /// Per beam, its runs of rows, given the first row of all regions and their size; its newest row is the last.
+    /// For each beam, the runs of its rows, given the first row of all regions and their size; its newest row is the
+    /// last.
     pub fn rows(&self, start: usize, size: usize) -> impl Iterator<Item = Vec<std::ops::Range<usize>>> {
         self.beams.iter().map(move |(_, runs)| {
             runs.iter().map(|(region, first, end)| start + region * size + first..start + region * size + end).collect()

@@ -1,4 +1,5 @@
-//! Captions compared by the first token's last state, as the released code does with `bert-large-uncased`.
+//! The similarity of captions by the last hidden state of the first token, as in the released code with
+//! `bert-large-uncased`.
 
 use std::path::Path;
 
@@ -9,7 +10,7 @@ use super::TextTokenizer;
 use super::cosine;
 use crate::{CaptionSimilarity, Result};
 
-/// The cosine of two captions' `[CLS]` states.
+/// Scores captions by the cosine of their `[CLS]` states.
 #[derive(Debug)]
 pub struct Bert {
     encoder: Encoder,
@@ -17,15 +18,15 @@ pub struct Bert {
 }
 
 impl Bert {
-    /// Loads a BERT (or MPNet) folder in f32.
+    /// Loads a folder of a BERT (or MPNet) in f32.
     ///
     /// # Errors
-    /// When a file is missing or broken; the file is named.
+    /// If a file is missing or malformed; it is named.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         Self::load_as(folder, DType::F32, device)
     }
 
-    /// The same with weights of another type.
+    /// Like [`Bert::load`], with weights held as `dtype`.
     ///
     /// # Errors
     /// As [`Bert::load`].
@@ -35,18 +36,18 @@ impl Bert {
         Ok(Self { encoder, tokenizer })
     }
 
-    /// The ids of texts, framed.
+    /// The token ids of texts, with `[CLS]` and `[SEP]`.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>> {
         self.tokenizer.ids(texts)
     }
 
-    /// The last state of each text's first token, all texts at once.
+    /// The last hidden state of each text's first token; all texts are processed together.
     ///
     /// # Errors
-    /// When the model fails.
+    /// If the model fails.
     pub fn first_states<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<f32>>> {
         let states = self.encoder.states(&self.ids(texts)?, self.encoder.layers())?;
         states.iter().map(|state| Ok(state.get(0)?.to_dtype(DType::F32)?.to_vec1::<f32>()?)).collect()

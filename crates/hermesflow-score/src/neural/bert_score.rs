@@ -1,8 +1,8 @@
-//! BERTScore: Zhang et al. (arXiv 1904.09675), F₁ without inverse document frequencies.
+//! BERTScore (Zhang et al., arXiv 1904.09675): F₁ without inverse document frequencies.
 //!
-//! With the states of both captions normalised, every token of one is matched with the nearest of the other: precision
-//! is the mean over the candidate's tokens, recall over the true caption's. As in the bert-score project, the framing
-//! tokens may be matched with but have no weight of their own.
+//! The states of both captions are normalised, and every token of one is matched with the most similar token of the
+//! other. Precision is the mean over the candidate's tokens, recall over the true caption's. As in the bert-score
+//! project, framing tokens can be matched but have no weight.
 
 use std::path::Path;
 
@@ -11,7 +11,7 @@ use candle_core::{D, DType, Device, Tensor};
 use super::{Encoder, TextTokenizer};
 use crate::{CaptionSimilarity, Error, Result};
 
-/// The layers whose states agree best with people, as the bert-score project found them.
+/// The layers whose states agree best with people's judgements, as found by the bert-score project.
 const LAYERS: [(&str, usize); 13] = [
     ("bert-base-uncased", 9),
     ("bert-large-uncased", 18),
@@ -28,7 +28,7 @@ const LAYERS: [(&str, usize); 13] = [
     ("mpnet-base", 8),
 ];
 
-/// Captions matched token by token.
+/// Scores captions by BERTScore's F₁.
 #[derive(Debug)]
 pub struct BertScore {
     encoder: Encoder,
@@ -38,43 +38,48 @@ pub struct BertScore {
 }
 
 impl BertScore {
-    /// Loads a BERT or MPNet folder in f32. The layer is the model's customary one if the folder's name or its
-    /// configuration names a known model, else `layer` must be given.
+    /// Loads a folder of a BERT or MPNet in f32. If `layer` is not given, it is the one of
+    /// [`BertScore::customary_layer`] for the name of the folder or of its configuration.
     ///
     /// # Errors
-    /// When a file is missing or broken, or no layer is known or it does not exist.
+    /// If a file is missing or malformed, no layer is known for the model, or the model has fewer layers.
     pub fn load(folder: &Path, layer: Option<usize>, device: &Device) -> Result<Self> {
         let encoder = Encoder::load(folder, DType::F32, device)?;
         let customary = encoder.names().find_map(Self::customary_layer);
         let fault = |message: String| Error::file(&folder.join("config.json"), message);
-        let layer = layer.or(customary).ok_or_else(|| {
-            fault("no customary BERTScore layer is known for this model; name the layer to use".to_string())
-        })?;
+        let layer = layer
+            .or(customary)
+            .ok_or_else(|| fault("no BERTScore layer is known for this model; give the layer to use".to_string()))?;
         if layer > encoder.layers() {
-            return Err(fault(format!("BERTScore layer {layer} of a model of {} layers", encoder.layers())));
+            return Err(fault(format!(
+                "BERTScore layer {layer} does not exist; the model has {} layers",
+                encoder.layers()
+            )));
         }
         let tokenizer = TextTokenizer::load(folder, encoder.vocab_size())?.limited(encoder.max_tokens())?;
         Ok(Self { encoder, tokenizer, layer, baseline: 0.0 })
     }
 
-    /// Rescales scores so that this F₁ (of unrelated texts) becomes 0: `(F₁ - baseline) / (1 - baseline)`.
+    /// Rescales scores so that an F₁ of `baseline`, that of unrelated texts, becomes 0: `(F₁ - baseline) / (1 -
+    /// baseline)`.
     pub fn rescaled(mut self, baseline: f64) -> Self {
         self.baseline = baseline;
         self
     }
 
-    /// The customary layer of a model of this name, its organisation aside.
+    /// The layer that the bert-score project uses for the model of this name, with or without its organisation; `None`
+    /// for other models.
     pub fn customary_layer(name: &str) -> Option<usize> {
         let name = name.rsplit('/').next().unwrap_or(name);
         LAYERS.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
     }
 
-    /// The layer whose states are compared.
+    /// The layer whose states are compared, from 1.
     pub fn layer(&self) -> usize {
         self.layer
     }
 
-    /// F₁ of two texts' normalised states.
+    /// The F₁ of two texts' normalised states.
     fn f1(reference: &Tensor, candidate: &Tensor) -> Result<f64> {
         if reference.dim(0)? <= 2 || candidate.dim(0)? <= 2 {
             return Ok(0.0);

@@ -1,8 +1,8 @@
 //! Sentence encoders: BERT (Devlin et al., arXiv 1810.04805) and MPNet (Song et al., arXiv 2004.09297).
 //!
-//! Both are the post-norm transformer `x = norm(x + attention(x))`, `x = norm(x + mlp(x))`. They differ in how they
-//! know positions: BERT by an embedding per position and token type; MPNet by an embedding that starts behind the
-//! padding's id and by one relative bias that all its layers add to their scores.
+//! Both are post-norm transformers: `x = norm(x + attention(x))`, `x = norm(x + mlp(x))`. BERT encodes positions by an
+//! embedding per position and token type; MPNet by an embedding that starts after the padding's id, and by one relative
+//! bias that all layers add to their scores.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +19,8 @@ use super::packing::Packing;
 use super::relative::{self, Buckets};
 use crate::{Error, Result};
 
-/// MPNet's buckets. The original takes these whatever its configuration says, which is the size of the table only.
+/// MPNet's buckets of distances. The original uses these whatever its configuration says, which is only the size of the
+/// table.
 const BUCKETS: Buckets = Buckets { count: 32, farthest: 128, both_ways: true };
 
 #[derive(Debug, Clone, Deserialize)]
@@ -61,7 +62,7 @@ enum Kind {
 }
 
 impl Config {
-    /// The architecture, if everything in the configuration is known here.
+    /// The architecture, if everything in the configuration is supported.
     fn kind(&self) -> Result<Kind, String> {
         let kind = match self.model_type.as_str() {
             "bert" => Kind::Bert,
@@ -82,7 +83,7 @@ impl Config {
         let pad = self.pad_token_id.unwrap_or(0) as usize;
         sizes::check(&[("pad_token_id", pad, 0..=self.max_position_embeddings - 1)])?;
         if kind == Kind::MpNet {
-            // The buckets are the original's, whatever the table is said to hold.
+            // The number of buckets is the original's, whatever the configuration says.
             let buckets = self.relative_attention_num_buckets;
             sizes::check(&[("relative_attention_num_buckets", buckets, BUCKETS.count..=sizes::WIDTH.end() - 1)])?;
         }
@@ -134,7 +135,7 @@ impl Layer {
     }
 }
 
-/// Who sees whom, and with which bias.
+/// Which tokens attend to which, and with which bias.
 enum Visibility {
     Segments(Arc<[Segment]>),
     Biased(Vec<Tensor>),
@@ -156,10 +157,10 @@ pub struct Encoder {
 }
 
 impl Encoder {
-    /// Loads a model folder: `config.json` and weights, with or without a head above the encoder.
+    /// Loads a model folder (`config.json` and weights), with or without a head after the encoder.
     ///
     /// # Errors
-    /// When a file is missing or broken, or the model is of another kind; the file is named.
+    /// If a file is missing or malformed, or the model is of another kind; the file is named.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config: Config = read_json(folder, "config.json")?;
         let fault = |message: String| Error::file(&folder.join("config.json"), message);
@@ -200,7 +201,7 @@ impl Encoder {
         })
     }
 
-    /// The most tokens of one sentence.
+    /// The largest number of tokens of a sentence.
     pub fn max_tokens(&self) -> usize {
         match self.kind {
             Kind::Bert => self.config.max_position_embeddings,
@@ -208,22 +209,22 @@ impl Encoder {
         }
     }
 
-    /// How many layers there are.
+    /// The number of layers.
     pub fn layers(&self) -> usize {
         self.layers.len()
     }
 
-    /// The size of a state.
+    /// The size of a hidden state.
     pub fn hidden_size(&self) -> usize {
         self.config.hidden_size
     }
 
-    /// How many ids the model knows.
+    /// The size of the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.config.vocab_size
     }
 
-    /// What the model is called: the folder's name, then what its configuration says.
+    /// The names of the model: that of the folder, then that in its configuration.
     pub(super) fn names(&self) -> impl Iterator<Item = &str> {
         let folder = self.folder.file_name().and_then(|name| name.to_str());
         folder.into_iter().chain(self.config.name.as_deref())
@@ -236,13 +237,13 @@ impl Encoder {
         })
     }
 
-    /// The states behind the first `layers` layers, sentence by sentence, in the order given.
+    /// The hidden states after the first `layers` layers, sentence by sentence, in the given order.
     ///
     /// # Shapes
     /// sentences of `n` ids → `[n, h]` each
     ///
     /// # Errors
-    /// When a sentence is too long or an id unknown.
+    /// If a sentence is too long or an id is outside the vocabulary.
     pub fn states(&self, sentences: &[Vec<u32>], layers: usize) -> Result<Vec<Tensor>> {
         let lengths: Vec<usize> = sentences.iter().map(Vec::len).collect();
         let mut states = vec![None; sentences.len()];
@@ -255,7 +256,7 @@ impl Encoder {
         Ok(states.into_iter().flatten().collect())
     }
 
-    /// All sentences of one pass, `[n, h]`.
+    /// The states of all sentences of one pass, `[n, h]`.
     fn pass(&self, sentences: &[Vec<u32>], packing: &Packing, layers: usize) -> Result<Tensor> {
         let (heads, hidden) = (self.config.num_attention_heads, self.config.hidden_size);
         let d = hidden / heads;
@@ -295,8 +296,8 @@ impl Encoder {
         self.embedding_norm.forward(&xs)
     }
 
-    /// The positions of a sentence's tokens. MPNet counts from behind the padding's id; padding that stands in the
-    /// text itself has that id as its position.
+    /// The positions of a sentence's tokens. MPNet counts from after the padding's id; padding that occurs in the text
+    /// itself has that id as its position.
     fn numbered(&self, sentence: &[u32]) -> Vec<u32> {
         let padding = self.padding();
         match self.kind {

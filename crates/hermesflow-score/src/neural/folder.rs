@@ -1,4 +1,4 @@
-//! What a model folder holds: JSON files, and weights under names with or without their model's prefix.
+//! The contents of a model folder: JSON files, and weights whose names may have their model's prefix.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Result};
 
-/// Reads `name` in a folder.
+/// Reads the JSON file `name` of a folder.
 pub(super) fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<T> {
     match optional_json(folder, name)? {
         Some(json) => Ok(json),
@@ -21,7 +21,7 @@ pub(super) fn read_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Resul
     }
 }
 
-/// Reads `name` in a folder, if there is such a file.
+/// Reads the JSON file `name` of a folder; `None` if there is no such file.
 pub(super) fn optional_json<T: DeserializeOwned>(folder: &Path, name: &str) -> Result<Option<T>> {
     let path = folder.join(name);
     let bytes = match std::fs::read(&path) {
@@ -37,7 +37,7 @@ pub(super) fn optional_json<T: DeserializeOwned>(folder: &Path, name: &str) -> R
     serde_json::from_str(&text).map(Some).map_err(broken)
 }
 
-/// Weights whose names may stand behind a prefix, as `bert.` in a checkpoint with a pretraining head.
+/// Weights whose names may have a prefix, such as `bert.` in a checkpoint with a pretraining head.
 #[derive(Debug)]
 pub(super) struct Parameters {
     weights: Weights,
@@ -45,24 +45,24 @@ pub(super) struct Parameters {
 }
 
 impl Parameters {
-    /// Loads a folder's weights; the prefix is the first under which `probe` is found.
+    /// Loads a folder's weights. The prefix is the first of `prefixes` with which `probe` is found.
     pub fn load(folder: &Path, dtype: DType, device: &Device, prefixes: &[&str], probe: &str) -> Result<Self> {
         Ok(Self::new(Weights::load(folder, dtype, device)?, prefixes, probe))
     }
 
-    /// The same from weights in memory.
+    /// Like [`Parameters::load`], from weights in memory.
     pub fn new(weights: Weights, prefixes: &[&str], probe: &str) -> Self {
         let found = prefixes.iter().find(|prefix| weights.tensors().contains_key(&format!("{prefix}{probe}")));
         let prefix = (*found.unwrap_or(&"")).to_string();
         Self { weights, prefix }
     }
 
-    /// As [`Parameters::get`], for a tensor that stands outside the prefix, as a head does.
+    /// Like [`Parameters::get`], for a tensor without the prefix, such as a head.
     pub fn outside(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
         Ok(self.weights.get(name, shape)?)
     }
 
-    /// Whether there is such a tensor.
+    /// Whether there is a tensor of this name.
     pub fn has(&self, name: &str) -> bool {
         self.weights.tensors().contains_key(&format!("{}{name}", self.prefix))
     }

@@ -1,7 +1,7 @@
-//! LLaMA in a GGUF file: weights stay quantised; what runs between them is f32.
+//! LLaMA from a GGUF file. Weights stay quantised; everything between them is f32.
 //!
-//! The file's header says where everything is. It is compared with itself, with the file's length and with the
-//! architecture before anything is reserved: sizes, shapes, ids.
+//! The header says where each tensor is. Before memory is allocated, its sizes, shapes and ids are checked against each
+//! other, the length of the file and the architecture.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -96,7 +96,7 @@ pub(super) fn gguf(path: &Path) -> Option<PathBuf> {
     files.next().filter(|_| files.next().is_none())
 }
 
-/// Why a file that cannot be read only stands for one; such files are small.
+/// What a file is that only stands in for a model (such as a Git LFS pointer); such files are small.
 fn pointer(path: &Path) -> Option<&'static str> {
     let small = path.metadata().is_ok_and(|file| file.len() < 1 << 12);
     stands_in(&std::fs::read(path).ok().filter(|_| small)?)
@@ -105,7 +105,7 @@ fn pointer(path: &Path) -> Option<&'static str> {
 /// The shapes of all tensors that are read.
 fn shapes(content: &Content, sizes: &Sizes, blocks: usize) -> Vec<(String, Vec<usize>)> {
     let (hidden, queries, keys) = (sizes.hidden, sizes.heads * sizes.head, sizes.key_heads * sizes.head);
-    // Not all files say how wide the feed-forward layers are; all of theirs are alike.
+    // Not all files state the width of the feed-forward layers, which is the same in all blocks.
     let first = content.tensor_infos.get("blk.0.ffn_gate.weight").and_then(|gate| gate.shape.dims().first());
     let mlp = first.copied().unwrap_or(1);
     let of_block = [
@@ -129,7 +129,8 @@ fn shapes(content: &Content, sizes: &Sizes, blocks: usize) -> Vec<(String, Vec<u
     shapes
 }
 
-/// What the tensors take; they must be there in these shapes. That they lie within the file is seen where they are read.
+/// The bytes of the tensors, which must exist with these shapes. That they lie within the file is checked when they are
+/// read.
 fn weight_bytes(content: &Content, shapes: &[(String, Vec<usize>)]) -> Result<u64, String> {
     let mut bytes = 0u64;
     for (name, shape) in shapes {

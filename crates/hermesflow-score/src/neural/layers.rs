@@ -1,4 +1,4 @@
-//! The layers that the models share.
+//! Layers that several models share.
 
 use candle_core::{D, DType, Tensor};
 use hermesflow_nn::ops;
@@ -6,7 +6,7 @@ use hermesflow_nn::ops;
 use super::folder::Parameters;
 use crate::Result;
 
-/// `y = x Wᵀ + b`.
+/// An affine map `y = x Wᵀ + b`.
 #[derive(Debug, Clone)]
 pub(super) struct Linear {
     weight: Tensor,
@@ -14,7 +14,7 @@ pub(super) struct Linear {
 }
 
 impl Linear {
-    /// Takes `name.weight`, `[out, in]`, and `name.bias` where there should be one.
+    /// Loads `name.weight`, `[out, in]`, and `name.bias` if the map has one.
     pub fn load(parameters: &Parameters, name: &str, shape: [usize; 2], bias: bool) -> Result<Self> {
         let weight = parameters.get(&format!("{name}.weight"), &shape)?;
         let bias = bias.then(|| parameters.get(&format!("{name}.bias"), &shape[..1])).transpose()?;
@@ -26,7 +26,7 @@ impl Linear {
         Self { weight, bias: None }
     }
 
-    /// Maps of the same input as one, their outputs side by side.
+    /// Joins maps of the same input into one, whose output is theirs side by side.
     pub fn side_by_side(parts: &[Self]) -> Result<Self> {
         let weights: Vec<&Tensor> = parts.iter().map(|part| &part.weight).collect();
         let biases: Vec<&Tensor> = parts.iter().filter_map(|part| part.bias.as_ref()).collect();
@@ -60,7 +60,7 @@ impl LayerNorm {
     }
 }
 
-/// Root mean square normalisation: Zhang & Sennrich (arXiv 1910.07467).
+/// Root mean square normalisation (Zhang & Sennrich, arXiv 1910.07467).
 #[derive(Debug, Clone)]
 pub(super) struct RmsNorm {
     weight: Tensor,
@@ -80,7 +80,7 @@ impl RmsNorm {
     }
 }
 
-/// The nonlinearities that configurations name.
+/// The activation functions that configurations name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Activation {
     GeluErf,
@@ -90,7 +90,7 @@ pub(super) enum Activation {
 }
 
 impl Activation {
-    /// By its name in a configuration.
+    /// The activation of this name in a configuration.
     pub fn named(name: &str) -> Option<Self> {
         match name {
             "gelu" => Some(Self::GeluErf),

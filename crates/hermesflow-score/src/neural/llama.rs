@@ -1,8 +1,8 @@
-//! LLaMA (Touvron et al., arXiv 2302.13971 and 2307.09288): pre-norm by RMS, rotary positions, gated SiLU, and keys and
-//! values that several query heads may share (Ainslie et al., arXiv 2305.13245).
+//! LLaMA (Touvron et al., arXiv 2302.13971 and 2307.09288): RMS norms before each part, rotary positions, gated SiLU,
+//! and keys and values that several query heads may share (Ainslie et al., arXiv 2305.13245).
 //!
-//! Weights are whole (safetensors) or quantised (GGUF); `llama_files.rs` and `gguf.rs` read them. A prompt is read once: all beams
-//! see its rows of the cache, and what they have in common after it ([`Regions`]).
+//! Weights are in full precision (safetensors, read by `llama_files.rs`) or quantised (GGUF, read by `gguf.rs`). A
+//! prompt is processed once; all beams share its cached rows and what they have in common after it ([`Regions`]).
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ use crate::Result;
 /// Tokens that memory is reserved for when a model is loaded: a prompt and five replies of 512 each.
 const CACHE_ROWS: usize = 6 * 512;
 
-/// The sizes of a model, whatever file they were read from.
+/// The sizes of a model, from either kind of file.
 #[derive(Debug, Clone)]
 pub(super) struct Sizes {
     pub vocab: usize,
@@ -30,7 +30,8 @@ pub(super) struct Sizes {
     pub key_heads: usize,
     pub head: usize,
     pub rope_theta: f64,
-    /// GGUF files turn neighbouring dimensions together, others a dimension and the one half a head further.
+    /// Whether neighbouring dimensions are rotated together, as in GGUF files; otherwise a dimension and the one half a
+    /// head further.
     pub interleaved: bool,
     pub bos: u32,
     pub eos: Vec<u32>,
@@ -61,7 +62,7 @@ impl Sizes {
     }
 }
 
-/// A weight matrix, whole or quantised.
+/// A weight matrix, in full precision or quantised.
 #[derive(Debug)]
 pub(super) enum Projection {
     Whole(Linear),
@@ -77,7 +78,7 @@ impl Projection {
     }
 }
 
-/// The embedding of ids.
+/// The embedding table.
 #[derive(Debug)]
 pub(super) enum Table {
     Whole(Tensor),
@@ -97,12 +98,12 @@ pub(super) struct Block {
     pub down: Projection,
 }
 
-/// A text that a model wrote.
+/// A generated text.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Generated {
-    /// Its ids behind the prompt, the closing one included.
+    /// The ids after the prompt, the closing one included.
     pub ids: Vec<u32>,
-    /// The sum of its log-probabilities over its length.
+    /// The sum of the log-probabilities divided by the number of ids.
     pub score: f64,
 }
 
@@ -118,11 +119,11 @@ pub struct Llama {
     pub(super) device: Device,
 }
 
-/// Keys and values per block, `[rows, key heads, d]`.
+/// The cached keys and values of each block, `[rows, key heads, d]`.
 struct Cache(Vec<(Tensor, Tensor)>);
 
 impl Cache {
-    /// Puts new keys and values into their rows.
+    /// Stores new keys and values in their rows.
     fn store(&self, block: usize, new: [&Tensor; 2], rows: &[usize]) -> Result<(Tensor, Tensor)> {
         let (keys, values) = &self.0[block];
         let consecutive = rows.windows(2).all(|pair| pair[1] == pair[0] + 1);
@@ -142,10 +143,10 @@ impl Cache {
 }
 
 impl Llama {
-    /// The ids of a text; it starts with the model's first id, whether or not the tokenizer puts it there.
+    /// The ids of a text, which start with the model's first id whether or not the tokenizer adds it.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn framed(&self, tokenizer: &TextTokenizer, text: &str) -> Result<Vec<u32>> {
         let mut ids = tokenizer.ids([text])?.remove(0);
         if ids.first() != Some(&self.sizes.bos) {
@@ -154,15 +155,15 @@ impl Llama {
         Ok(ids)
     }
 
-    /// How many ids the model knows.
+    /// The size of the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.sizes.vocab
     }
 
-    /// The likeliest next id, over and over: at most `most` ids, the closing one included.
+    /// Generates by always taking the most likely id: at most `most` ids, the closing one included.
     ///
     /// # Errors
-    /// When an id is unknown.
+    /// If an id is outside the vocabulary.
     pub fn greedy(&self, prompt: &[u32], most: usize) -> Result<Vec<u32>> {
         let cache = self.cache(prompt.len() + most)?;
         let mut logits = self.read(prompt, &cache)?;
@@ -180,10 +181,10 @@ impl Llama {
         Ok(said)
     }
 
-    /// Beam search, as [`BeamSearch`] tells: at most `most` ids, the closing one included.
+    /// Generates by beam search with `width` beams: at most `most` ids, the closing one included.
     ///
     /// # Errors
-    /// When an id is unknown.
+    /// If an id is outside the vocabulary.
     pub fn beam(&self, prompt: &[u32], width: usize, most: usize) -> Result<Generated> {
         let (width, start) = (width.max(1), prompt.len());
         let cache = self.cache(start + width * most)?;
@@ -218,7 +219,7 @@ impl Llama {
         Ok(Cache(blocks?))
     }
 
-    /// Reads a prompt into the first rows of a cache; the logits behind its last token, `[1, v]`.
+    /// Processes a prompt into the first rows of a cache; returns the logits after its last token, `[1, v]`.
     fn read(&self, prompt: &[u32], cache: &Cache) -> Result<Tensor> {
         let rows: Vec<usize> = (0..prompt.len()).collect();
         let segments = vec![Segment::causal(0..rows.len(), 0..rows.len())];
@@ -226,13 +227,13 @@ impl Llama {
         self.logits(&states.narrow(0, prompt.len().saturating_sub(1), 1)?)
     }
 
-    /// The logits behind every token of a text, read at once.
+    /// The logits after every token of a text, which is processed at once.
     ///
     /// # Shapes
     /// `n` ids → `[n, v]`
     ///
     /// # Errors
-    /// When an id is unknown.
+    /// If an id is outside the vocabulary.
     pub fn all_logits(&self, ids: &[u32]) -> Result<Tensor> {
         let rows: Vec<usize> = (0..ids.len()).collect();
         let segments = vec![Segment::causal(0..ids.len(), 0..ids.len())];
@@ -246,7 +247,7 @@ impl Llama {
         Ok(logits)
     }
 
-    /// Reads ids at some positions, their keys and values in some rows of the cache.
+    /// Processes ids at given positions, with their keys and values in given rows of the cache.
     ///
     /// # Shapes
     /// `n` ids → `[n, h]`
@@ -288,7 +289,7 @@ impl Llama {
     /// Attention in which `heads / key_heads` query heads share a key head.
     ///
     /// # Shapes
-    /// `q [n, heads, d]`, `k`, `v [rows, key heads, d]` → `[n, heads d]`
+    /// `q` `[n, heads, d]`, `k`, `v` `[rows, key heads, d]` → `[n, heads d]`
     fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Result<Tensor> {
         let Sizes { heads, key_heads, head: d, .. } = self.sizes;
         let (n, sharing, scale) = (q.dim(0)?, heads / key_heads, 1.0 / (d as f32).sqrt());
@@ -296,7 +297,7 @@ impl Llama {
             return Ok(ops::attention(q, k, v, &segments.into(), scale)?);
         }
         if segments.iter().all(|segment| segment.queries.len() == 1) {
-            // The heads that share a key stand below each other, as queries that see the same.
+            // Query heads that share a key head become queries that attend to the same keys.
             let wider = |segment: &Segment| Segment {
                 queries: segment.queries.start * sharing..segment.queries.end * sharing,
                 causal: false,
@@ -315,8 +316,8 @@ impl Llama {
         Ok(ops::attention(q, &repeated(k)?, &repeated(v)?, &segments.into(), scale)?)
     }
 
-    /// Dimensions that turn together half a head apart, as the rotary operator expects them. Scores do not depend on
-    /// the order of a head's dimensions.
+    /// Reorders a head's dimensions so that those rotated together are half a head apart, as the rotary operator
+    /// expects. Attention scores do not depend on the order of dimensions.
     fn halves(&self, xs: Tensor) -> Result<Tensor> {
         if !self.sizes.interleaved {
             return Ok(xs);
@@ -325,7 +326,7 @@ impl Llama {
         Ok(xs.reshape((n, heads, d / 2, 2))?.transpose(2, 3)?.reshape((n, heads, d))?)
     }
 
-    /// Cosines and sines of positions, `[n, d / 2]`.
+    /// The cosines and sines of positions, `[n, d / 2]`.
     fn angles(&self, positions: &[usize]) -> Result<(Tensor, Tensor)> {
         let half = self.sizes.head / 2;
         let frequency = |i: usize| self.sizes.rope_theta.powf(-(2.0 * i as f64) / self.sizes.head as f64) as f32;
@@ -337,7 +338,7 @@ impl Llama {
     }
 }
 
-/// Rows of log-probabilities.
+/// The rows of logits as log-probabilities.
 fn log_softmax(logits: &Tensor) -> Result<Vec<Vec<f32>>> {
     let mut rows = logits.to_vec2::<f32>()?;
     for row in &mut rows {

@@ -1,4 +1,4 @@
-//! LLaMA weights: a folder of safetensors as published, or one GGUF file ([`super::gguf`]).
+//! The weights of LLaMA: a folder of safetensors in the published layout, or one GGUF file ([`super::gguf`]).
 
 use std::path::Path;
 
@@ -109,10 +109,11 @@ impl Config {
 }
 
 impl Llama {
-    /// Loads a model folder with weights as `dtype`, or a GGUF file (given itself, or alone in its folder).
+    /// Loads a model folder with weights held as `dtype`, or a GGUF file (the path itself, or the only one in a
+    /// folder).
     ///
     /// # Errors
-    /// When a file is missing or broken, the model is of another kind, or it does not fit into memory; the file is
+    /// If a file is missing or malformed, the model is of another kind, or it does not fit into memory; the file is
     /// named.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
         match gguf(path) {
@@ -169,14 +170,14 @@ impl Llama {
             table: Table::Whole(table),
             head: Projection::Whole(head),
             sizes,
-            // What lies between matrices is in f32 on the CPU, whatever these are held in.
+            // On the CPU activations are in f32, whatever the weights' type.
             dtype: if device.is_cpu() { DType::F32 } else { dtype },
             device: device.clone(),
         })
     }
 }
 
-/// What loading takes: all weights as `dtype`, and beside them the largest as the file has it.
+/// The memory that loading needs: all weights as `dtype`, and beside them the largest one as it is in the file.
 fn weight_bytes(folder: &Path, dtype: DType) -> Result<u64> {
     let elements = |entry: &weights::TensorInfo| entry.shape.iter().product::<usize>() as u64;
     let entries = weights::tensor_infos(folder)?;

@@ -1,13 +1,14 @@
-//! Whether a model fits into memory, asked before it is loaded.
+//! Checks before a model is loaded whether it fits into memory.
 
 use std::path::Path;
 
 use crate::{Error, Result};
 
-/// Memory that stays free for everything else.
+/// Bytes of memory that stay free for everything else.
 const RESERVE: u64 = 512 << 20;
 
-/// Refuses what does not fit into the memory that the system has available; where it does not tell, nothing is refused.
+/// Refuses a model that does not fit into the available memory; if the system does not tell how much that is, nothing
+/// is refused.
 pub(super) fn require(path: &Path, needed: u64) -> Result<()> {
     let available = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| available(&text));
     check(path, needed, available)

@@ -1,16 +1,17 @@
-//! Judges with weights, in the file layouts of their published checkpoints. Nothing is downloaded: a judge is a folder.
+//! Judges with weights, in the file layouts of their published checkpoints. A judge is loaded from a folder; nothing is
+//! downloaded here.
 //!
-//! | judge | of | published as |
+//! | judge | judges | published as |
 //! |---|---|---|
 //! | [`Bert`] | captions | `bert-large-uncased` |
 //! | [`SentenceBert`] | captions, choices | `sentence-transformers/all-mpnet-base-v2` |
 //! | [`BertScore`] | captions | any BERT or MPNet folder |
-//! | [`UnifiedQa`] | keeps questions | `allenai/unifiedqa-v2-t5-large-1363200` |
+//! | [`UnifiedQa`] | filters questions | `allenai/unifiedqa-v2-t5-large-1363200` |
 //! | [`LlamaWriter`] | writes questions | `tifa-benchmark/llama2_tifa_question_generation` |
 //!
-//! The models below them are [`Encoder`] (BERT, MPNet), [`T5`] and [`Llama`]. No text is ever padded: sentences are
-//! packed one behind the other and stay apart by the key ranges that they see, so a batch gives what its sentences
-//! give one by one.
+//! Their models are [`Encoder`] (BERT, MPNet), [`T5`] and [`Llama`]. Texts are never padded: sentences are packed one
+//! after another and kept apart by the key ranges that they attend to, so a batch gives the same results as its
+//! sentences one by one.
 //!
 //! Shape letters: `n` tokens of all sentences, `h` hidden size, `d` size of one head, `b` sentences, `v` vocabulary.
 
@@ -47,7 +48,7 @@ pub use t5::T5;
 pub use tokenizer::TextTokenizer;
 pub use unified_qa::UnifiedQa;
 
-/// The cosine of two vectors; 0 where one of them is zero.
+/// The cosine of two vectors; 0 if one of them is zero.
 pub fn cosine(a: &[f32], b: &[f32]) -> f64 {
     let lengths = (dot(a, a) * dot(b, b)).sqrt();
     if lengths > 0.0 { dot(a, b) / lengths } else { 0.0 }
@@ -57,14 +58,14 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
 }
 
-/// Refuses what a model computed where it is no number: a score made of it would be one.
+/// Refuses results that are not finite, from which scores would be computed.
 fn check_finite(judge: &'static str, computed: &Tensor) -> Result<()> {
     let sum = computed.to_dtype(DType::F32)?.sum_all()?.to_scalar::<f32>()?;
-    let message = "what it computes is not finite: its weights, or their type, lead beyond what can be computed with";
+    let message = "its results are not finite numbers; its weights are broken, or their type makes them overflow";
     if sum.is_finite() { Ok(()) } else { Err(Error::Judge { judge, message: message.into() }) }
 }
 
-/// The number of the largest value, the first of equals.
+/// The index of the largest value; of equal ones the first.
 fn first_largest<T: PartialOrd + Copy>(values: &[T]) -> Option<usize> {
     let mut best: Option<(usize, T)> = None;
     for (at, value) in values.iter().enumerate() {

@@ -1,23 +1,23 @@
-//! Sentences packed one behind the other, sorted by length: equal lengths stand side by side, nothing is padded.
+//! Sentences packed one after another, sorted by length so that equal lengths are neighbours; nothing is padded.
 
 use std::ops::Range;
 
 use hermesflow_nn::ops::Segment;
 
-/// The most tokens of one pass.
+/// The largest number of tokens of a pass.
 const MOST_TOKENS: usize = 4096;
 
-/// Where the sentences of one pass stand.
+/// The places of the sentences of one pass.
 #[derive(Debug, Clone)]
 pub(super) struct Packing {
-    /// The sentences' numbers, in the order in which they are packed.
+    /// The indices of the sentences, in the order in which they are packed.
     pub order: Vec<usize>,
     /// The rows of each packed sentence.
     pub rows: Vec<Range<usize>>,
 }
 
 impl Packing {
-    /// Passes over sentences of these lengths.
+    /// The passes over sentences of these lengths.
     pub fn passes(lengths: &[usize]) -> Vec<Self> {
         let mut order: Vec<usize> = (0..lengths.len()).collect();
         order.sort_by_key(|sentence| lengths[*sentence]);
@@ -36,22 +36,22 @@ impl Packing {
         passes
     }
 
-    /// All tokens of the pass.
+    /// The number of tokens of the pass.
     pub fn tokens(&self) -> usize {
         self.rows.last().map_or(0, |rows| rows.end)
     }
 
-    /// The sentences' tokens in one row.
+    /// The tokens of all sentences in packed order.
     pub fn packed<'a, T: Copy + 'a>(&self, sentence: impl Fn(usize) -> &'a [T]) -> Vec<T> {
         self.order.iter().flat_map(|number| sentence(*number).iter().copied()).collect()
     }
 
-    /// Every sentence sees itself.
+    /// One segment per sentence, which attends to itself.
     pub fn segments(&self) -> Vec<Segment> {
         self.rows.iter().map(|rows| Segment::block(rows.clone(), rows.clone())).collect()
     }
 
-    /// Runs of sentences of one length: first row, sentences, length.
+    /// The runs of sentences of equal length: first row, number of sentences, length.
     pub fn runs(&self) -> Vec<(usize, usize, usize)> {
         let mut runs: Vec<(usize, usize, usize)> = Vec::new();
         for rows in &self.rows {

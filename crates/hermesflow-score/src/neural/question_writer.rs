@@ -1,11 +1,11 @@
-//! The question writer of TIFA (Hu et al., arXiv 2303.11897 §3.2): a LLaMA 2 that was taught to list what a caption
-//! names and to ask about it.
+//! TIFA's question writer (Hu et al., arXiv 2303.11897 §3.2): a LLaMA 2 fine-tuned to list what a caption names and to
+//! ask about it.
 //!
 //! As in TIFA's released code:
-//! 1. the prompt is a LLaMA 2 instruction that ends in `Entities:`, where the reply goes on;
-//! 2. its `<s>` is written out, and the tokenizer puts another before it (a tokenizer that adds none leaves one);
-//! 3. five beams, 512 tokens at most, prompt included;
-//! 4. the reply is what the whole text has beyond the prompt, cut at the first blank line ([`tifa::parse_reply`]).
+//! 1. the prompt is a LLaMA 2 instruction that ends with `Entities:`, which the reply continues;
+//! 2. the prompt spells out `<s>`, and the tokenizer adds another (a tokenizer that adds none leaves one);
+//! 3. the search has five beams and at most 512 tokens, the prompt included;
+//! 4. the reply is the text after the prompt, cut at the first blank line ([`tifa::parse_reply`]).
 
 use std::path::Path;
 
@@ -19,16 +19,16 @@ use crate::QuestionWriter;
 use crate::Result;
 use crate::tifa;
 
-/// The most tokens of prompt and reply.
+/// The largest number of tokens of prompt and reply.
 const LONGEST: usize = 512;
 
-/// What the writer is told, as it was told in training.
+/// The instruction that the writer was trained with.
 const INSTRUCTION: &str = "Given an image description, generate one or two multiple-choice questions that verifies if \
                            the image description is correct.\nClassify each concept into a type (object, human, \
                            animal, food, activity, attribute, counting, color, material, spatial, location, shape, \
                            other), and then generate a question for each type.\n";
 
-/// Writes questions with a LLaMA model.
+/// Writes questions with TIFA's fine-tuned LLaMA 2.
 #[derive(Debug)]
 pub struct LlamaWriter {
     model: Llama,
@@ -37,11 +37,11 @@ pub struct LlamaWriter {
 }
 
 impl LlamaWriter {
-    /// Loads a model folder (weights become `dtype`) or a GGUF file with its tokenizer.json beside it. On the CPU, f32
-    /// is fast and large; where it does not fit, a GGUF file is the better choice than 16 bits.
+    /// Loads a model folder with weights held as `dtype`, or a GGUF file with its tokenizer.json beside it. On the CPU,
+    /// f32 is fast but large; if it does not fit, use a GGUF file rather than 16 bits.
     ///
     /// # Errors
-    /// When a file is missing or broken, or the model does not fit into memory; the file is named.
+    /// If a file is missing or malformed, or the model does not fit into memory; the file is named.
     pub fn load(path: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let model = Llama::load(path, dtype, device)?;
         let file = gguf(path);
@@ -50,16 +50,16 @@ impl LlamaWriter {
         Ok(Self { model, tokenizer, beams: 5 })
     }
 
-    /// Searches with so many beams; one is greedy.
+    /// Sets the number of beams; 1 is greedy. Default: 5.
     pub fn with_beams(mut self, beams: usize) -> Self {
         self.beams = beams.max(1);
         self
     }
 
-    /// What the model replies about a caption, from behind `Entities:`.
+    /// The model's reply about a caption, starting after `Entities:`.
     ///
     /// # Errors
-    /// When the model fails.
+    /// If the model fails.
     pub fn reply(&self, caption: &str) -> Result<String> {
         let prompt = self.model.framed(&self.tokenizer, &prompt(&without_controls(caption)))?;
         let most = LONGEST.saturating_sub(prompt.len());
@@ -83,7 +83,7 @@ fn prompt(caption: &str) -> String {
     format!("<s>[INST] <<SYS>>\n{INSTRUCTION}\n<</SYS>>\n\nDescription: {caption} [/INST] Entities:")
 }
 
-/// A caption in which nothing is a control token: those that it spells are taken apart.
+/// A caption in which no text is read as a control token: spellings of these are taken apart.
 fn without_controls(caption: &str) -> String {
     ["<s>", "</s>", "<unk>"]
         .iter()

@@ -1,4 +1,4 @@
-//! Attention with relative position bias: Raffel et al., "T5" (arXiv 1910.10683 §2.1); MPNet has the same buckets.
+//! Attention with relative position bias (Raffel et al., "T5", arXiv 1910.10683 §2.1); MPNet uses the same buckets.
 
 use std::ops::Range;
 
@@ -7,19 +7,20 @@ use candle_core::{D, DType, Tensor};
 use super::packing::Packing;
 use crate::Result;
 
-/// How distances fall into buckets: half of them one by one, the others by logarithm up to `farthest`.
+/// The mapping of distances to buckets: half of the buckets are single distances, the others grow logarithmically up to
+/// `farthest`.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Buckets {
-    /// How many.
+    /// The number of buckets.
     pub count: usize,
-    /// From this distance on all is one bucket.
+    /// Larger distances fall into the last bucket.
     pub farthest: usize,
-    /// Whether keys behind the query have buckets of their own, or none.
+    /// Whether keys after the query have buckets of their own; otherwise they share that of distance 0.
     pub both_ways: bool,
 }
 
 impl Buckets {
-    /// The bucket of a key for a query, as the original computes it in f32.
+    /// The bucket of a key for a query, computed in f32 as in the original.
     fn of(self, query: usize, key: usize) -> usize {
         let (count, first) = match self.both_ways {
             true => (self.count / 2, if key > query { self.count / 2 } else { 0 }),
@@ -35,11 +36,11 @@ impl Buckets {
         first + (exact + beyond as usize).min(count - 1)
     }
 
-    /// The bias that queries at some positions add to the scores of the keys before `keys`; minus infinity where a
-    /// query may not see a key, if `causal`.
+    /// The bias that queries at given positions add to the scores of the first `keys` keys. With `causal`, it is minus
+    /// infinity for keys after the query.
     ///
     /// # Shapes
-    /// `table [buckets, heads]` → `[1, heads, queries, keys]`
+    /// `table` `[buckets, heads]` → `[1, heads, queries, keys]`
     pub fn bias(self, table: &Tensor, queries: Range<usize>, keys: usize, causal: bool) -> Result<Tensor> {
         let heads = table.dim(1)?;
         let pairs = queries.clone().flat_map(|query| (0..keys).map(move |key| (query, key)));
@@ -56,10 +57,11 @@ impl Buckets {
     }
 }
 
-/// Attention of equally long sentences: `softmax(scale q kᵀ + bias) v`.
+/// Attention of sentences of equal length: `softmax(scale q kᵀ + bias) v`.
 ///
 /// # Shapes
-/// `q [b, queries, heads, d]`, `k`, `v [b, keys, heads, d]`, `bias [1, heads, queries, keys]` → `[b, queries, heads d]`
+/// `q` `[b, queries, heads, d]`, `k`, `v` `[b, keys, heads, d]`, `bias` `[1, heads, queries, keys]` → `[b, queries,
+/// heads d]`
 pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, scale: f64) -> Result<Tensor> {
     let (b, queries, heads, d) = q.dims4()?;
     let by_head = |x: &Tensor| x.transpose(1, 2)?.contiguous();
@@ -70,15 +72,15 @@ pub(super) fn attention(q: &Tensor, k: &Tensor, v: &Tensor, bias: &Tensor, scale
     Ok(weights.matmul(&by_head(v)?)?.transpose(1, 2)?.reshape((b, queries, heads * d))?)
 }
 
-/// The biases of the lengths that stand in a pass: one per run of [`Packing::runs`].
+/// The biases for the lengths of a pass: one per run of [`Packing::runs`].
 pub(super) fn biases(buckets: Buckets, table: &Tensor, packing: &Packing) -> Result<Vec<Tensor>> {
     packing.runs().into_iter().map(|(_, _, length)| buckets.bias(table, 0..length, length, false)).collect()
 }
 
-/// Attention of packed sentences, each on itself.
+/// Attention of packed sentences, each to itself.
 ///
 /// # Shapes
-/// `q, k, v [n, heads, d]` → `[n, heads d]`
+/// `q`, `k`, `v` `[n, heads, d]` → `[n, heads d]`
 pub(super) fn packed_attention(
     [q, k, v]: [&Tensor; 3],
     packing: &Packing,

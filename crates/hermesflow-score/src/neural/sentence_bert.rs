@@ -1,7 +1,7 @@
-//! Sentence embeddings: Reimers & Gurevych, "Sentence-BERT" (arXiv 1908.10084), in sentence-transformers' layout.
+//! Sentence embeddings (Reimers & Gurevych, "Sentence-BERT", arXiv 1908.10084) in the layout of sentence-transformers.
 //!
-//! A folder says what it does: `modules.json` lists its steps, `1_Pooling/config.json` how tokens become one vector,
-//! `sentence_bert_config.json` how long a text may be. A folder with the encoder alone is pooled by the mean and
+//! `modules.json` lists a folder's steps, `1_Pooling/config.json` says how tokens become one vector, and
+//! `sentence_bert_config.json` how long a text may be. A folder with only the encoder is pooled by the mean and
 //! normalised, as TIFA uses `all-mpnet-base-v2`.
 
 use std::collections::HashMap;
@@ -18,16 +18,16 @@ use super::first_largest;
 use super::folder::optional_json;
 use crate::{CaptionSimilarity, ChoiceMatcher, Choosing, Error, Result};
 
-/// So many embeddings are remembered.
+/// The largest number of embeddings that are kept in memory.
 const REMEMBERED: usize = 16 * 1024;
 
-/// How the states of a text become one vector.
+/// How the states of a text's tokens become one vector.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Pooling {
     First,
     Max,
     Mean,
-    /// The sum over the root of the length.
+    /// The sum divided by the root of the number of tokens.
     MeanRoot,
 }
 
@@ -50,7 +50,7 @@ struct PoolingConfig {
 }
 
 impl PoolingConfig {
-    /// The poolings whose vectors stand side by side.
+    /// The poolings whose vectors are concatenated.
     fn poolings(&self) -> Option<Vec<Pooling>> {
         let named = self.pooling_mode.as_deref();
         let poolings: Vec<Pooling> = [
@@ -82,7 +82,7 @@ struct TextConfig {
     do_lower_case: bool,
 }
 
-/// A sentence encoder with its pooling.
+/// A sentence encoder with its pooling: scores captions, and matches replies to choices.
 #[derive(Debug)]
 pub struct SentenceBert {
     encoder: Encoder,
@@ -94,15 +94,15 @@ pub struct SentenceBert {
 }
 
 impl SentenceBert {
-    /// Loads a sentence-transformers folder with a BERT or MPNet encoder, in f32.
+    /// Loads a folder of sentence-transformers with a BERT or MPNet encoder, in f32.
     ///
     /// # Errors
-    /// When a file is missing or broken, or a step of the folder is not known here; the file is named.
+    /// If a file is missing or malformed, or a step of the folder is not supported; the file is named.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         Self::load_as(folder, DType::F32, device)
     }
 
-    /// The same with weights of another type.
+    /// Like [`SentenceBert::load`], with weights held as `dtype`.
     ///
     /// # Errors
     /// As [`SentenceBert::load`].
@@ -112,7 +112,7 @@ impl SentenceBert {
         if let Some(modules) = &modules {
             normalize = false;
             for Module { kind, path } in modules {
-                // A part of a model lies within its folder.
+                // A path must not lead out of the model's folder.
                 if !Path::new(path).components().all(|part| matches!(part, Component::Normal(_) | Component::CurDir)) {
                     let message = format!("the path {path:?} leads out of the folder");
                     return Err(Error::file(&folder.join("modules.json"), message));
@@ -144,10 +144,10 @@ impl SentenceBert {
         Ok(Self { encoder, tokenizer, lower_case, poolings, normalize, remembered })
     }
 
-    /// The ids of texts, framed; spaces around them do not count.
+    /// The token ids of texts, with framing tokens; surrounding spaces are ignored.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>> {
         if !self.lower_case {
             return self.tokenizer.ids(texts.into_iter().map(str::trim));
@@ -156,10 +156,10 @@ impl SentenceBert {
         self.tokenizer.ids(lower.iter().map(String::as_str))
     }
 
-    /// The embeddings of texts: each text once, all that are not remembered at once.
+    /// The embeddings of texts. Those that are not in memory are computed together, each text once.
     ///
     /// # Errors
-    /// When the model fails.
+    /// If the model fails.
     pub fn embed(&self, texts: &[&str]) -> Result<Vec<Arc<[f32]>>> {
         let mut found: HashMap<&str, Arc<[f32]>> = HashMap::new();
         let mut missing: Vec<&str> = Vec::new();
@@ -195,7 +195,7 @@ impl SentenceBert {
         states.iter().map(|state| Ok(self.pooled(&state.to_dtype(DType::F32)?)?.into())).collect()
     }
 
-    /// `[n, h]` → one vector.
+    /// The vector of one text's states, `[n, h]`.
     fn pooled(&self, states: &Tensor) -> Result<Vec<f32>> {
         let length = states.dim(0)? as f64;
         let mut pooled: Vec<f32> = Vec::with_capacity(self.poolings.len() * self.encoder.hidden_size());
@@ -215,10 +215,10 @@ impl SentenceBert {
         Ok(pooled)
     }
 
-    /// Per reply, the cosine with each of its choices.
+    /// For each reply, its cosine with each of its choices.
     ///
     /// # Errors
-    /// When the model fails.
+    /// If the model fails.
     pub fn scores(&self, replies: &[Choosing<'_>]) -> Result<Vec<Vec<f64>>> {
         let of = |one: &Choosing<'_>| one.choices.len() + 1;
         let texts: Vec<&str> = replies
@@ -244,7 +244,7 @@ impl CaptionSimilarity for SentenceBert {
     }
 }
 
-/// The nearest choice, the first of equals.
+/// The nearest choice; of equally near ones the first.
 impl ChoiceMatcher for SentenceBert {
     fn choose(&self, replies: &[Choosing<'_>]) -> Result<Vec<Option<usize>>> {
         Ok(self.scores(replies)?.iter().map(|scores| first_largest(scores)).collect())

@@ -1,10 +1,10 @@
-//! SentencePiece unigram models, as T5 has them (`spiece.model`): the few fields of their protobuf that are needed.
+//! SentencePiece unigram models in the form of T5's `spiece.model`: the fields of their protobuf that are needed.
 //!
-//! As SentencePiece does it: characters by the model's own table, spaces at both ends off and several in a row made
-//! one, `▁` for a space and before the text, then the likeliest pieces. Behind them come `<extra_id_99>` …
-//! `<extra_id_0>`.
+//! As in SentencePiece: characters are normalised by the model's table, spaces are trimmed and repeated ones joined,
+//! `▁` stands for a space and before the text, and the most likely pieces are chosen. The tokens `<extra_id_99>` …
+//! `<extra_id_0>` follow the pieces.
 //!
-//! One deviation: where two orders of the same pieces are equally likely (`!!` `!` and `!` `!!`), SentencePiece's sums
+//! One difference: where two orders of the same pieces are equally likely (`!!` `!` and `!` `!!`), SentencePiece's sums
 //! in f32 and ours in f64 may prefer different ones.
 
 use std::path::Path;
@@ -18,17 +18,17 @@ use tokenizers::{AddedToken, Tokenizer};
 
 use crate::{Error, Result};
 
-/// The sentinel tokens behind T5's pieces.
+/// The number of sentinel tokens after T5's pieces.
 const EXTRA_IDS: usize = 100;
 
-/// Kinds of pieces, as their protobuf numbers them.
+/// Kinds of pieces, by their numbers in the protobuf.
 const UNKNOWN: u64 = 2;
 const CONTROL: u64 = 3;
 const USER_DEFINED: u64 = 4;
-/// Kinds of models.
+/// Kinds of models, by their numbers in the protobuf.
 const UNIGRAM: u64 = 1;
 
-/// What the file says.
+/// The contents of the file.
 struct Model {
     pieces: Vec<(String, f64, u64)>,
     kind: u64,
@@ -37,7 +37,7 @@ struct Model {
     tidy: bool,
 }
 
-/// Reads a unigram model and frames texts as T5 does: `</s>` behind them.
+/// Reads a unigram model. Texts are framed as in T5, with `</s>` at the end.
 pub(super) fn load(path: &Path, vocab_size: usize) -> Result<Tokenizer> {
     let bytes = std::fs::read(path).map_err(|error| Error::file(path, error))?;
     let broken = || Error::file(path, "not a SentencePiece model; download it again");
@@ -82,7 +82,7 @@ fn build(model: Model, vocab_size: usize) -> tokenizers::Result<Tokenizer> {
     Ok(tokenizer)
 }
 
-/// `ModelProto`: pieces (1), trainer (2), normalizer (3).
+/// Parses `ModelProto`: pieces (1), trainer (2), normalizer (3).
 fn parse(bytes: &[u8]) -> Option<Model> {
     let mut model = Model { pieces: Vec::new(), kind: UNIGRAM, table: Vec::new(), prefix: true, tidy: true };
     for field in Fields(bytes) {
@@ -111,7 +111,7 @@ fn parse(bytes: &[u8]) -> Option<Model> {
     Some(model)
 }
 
-/// `SentencePiece`: text (1), score (2), kind (3; normal where it is not told).
+/// Parses `SentencePiece`: text (1), score (2), kind (3; normal if absent).
 fn parse_piece(bytes: &[u8]) -> Option<(String, f64, u64)> {
     let mut piece = (String::new(), 0.0, 1);
     for field in Fields(bytes) {
@@ -132,7 +132,7 @@ enum Value<'a> {
     Skipped,
 }
 
-/// The fields of a protobuf message: number and value; `Some(None)` where the message is broken.
+/// The fields of a protobuf message, as numbers and values; `Some(None)` where the message is malformed.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Fields<'a> {

@@ -1,7 +1,8 @@
-//! T5: Raffel et al. (arXiv 1910.10683), with the first version's feed-forward (relu) and the later one (gated gelu).
+//! T5 (Raffel et al., arXiv 1910.10683), with the feed-forward layer of the first version (ReLU) or the later one
+//! (gated GELU).
 //!
-//! Pre-norm, no biases, no scaling of the scores; the first layer's relative bias serves all layers of its stack. With
-//! tied embeddings the head's input is scaled by `d_model^-½`.
+//! Norms come before each part, there are no biases, and attention scores are not scaled. The relative bias of the
+//! first layer serves all layers of its stack. With tied embeddings the head's input is multiplied by `d_model^-½`.
 
 use std::ops::Range;
 use std::path::Path;
@@ -67,7 +68,7 @@ fn end() -> u32 {
 }
 
 impl Config {
-    /// Checks the numbers, before anything is computed from them.
+    /// Checks the numbers before anything is computed from them.
     fn check(&self) -> Result<(), String> {
         let decoder = self.num_decoder_layers.unwrap_or(self.num_layers);
         sizes::check(&[
@@ -78,7 +79,7 @@ impl Config {
             ("num_heads", self.num_heads, sizes::WIDTH),
             ("num_layers", self.num_layers, sizes::LAYERS),
             ("num_decoder_layers", decoder, sizes::LAYERS),
-            // The encoder's have two sides, each half of them for single distances.
+            // In the encoder, half of the buckets are for each side, and half of these are single distances.
             ("relative_attention_num_buckets", self.relative_attention_num_buckets, 4..=1 << 12),
         ])?;
         let (last, exact) = (self.vocab_size - 1, self.relative_attention_num_buckets / 2);
@@ -111,7 +112,7 @@ struct FeedForward {
 #[derive(Debug)]
 struct Block {
     own: Attention,
-    /// The decoder's look at the encoder.
+    /// The decoder's attention to the encoder.
     across: Option<Attention>,
     feed_forward: FeedForward,
 }
@@ -170,20 +171,20 @@ impl Stack {
     }
 }
 
-/// What the decoder keeps of some questions while it answers.
+/// What the decoder keeps while it answers some questions.
 #[derive(Debug)]
 pub(super) struct Decoding {
-    /// Own keys and values per block, `[b, tokens, heads, d]`.
+    /// The decoder's own keys and values of each block, `[b, tokens, heads, d]`.
     own: Vec<Option<(Tensor, Tensor)>>,
-    /// The encoder's keys and values per block, `[n, heads, d]`.
+    /// The encoder's keys and values of each block, `[n, heads, d]`.
     across: Vec<(Tensor, Tensor)>,
-    /// The rows of those that each question sees.
+    /// The rows of the encoder that each question attends to.
     sees: Vec<Range<usize>>,
     tokens: usize,
 }
 
 impl Decoding {
-    /// Goes on with some of the questions only.
+    /// Continues with some of the questions only.
     fn retain(&mut self, questions: &[u32]) -> Result<()> {
         self.sees = questions.iter().map(|question| self.sees[*question as usize].clone()).collect();
         for (k, v) in self.own.iter_mut().flatten() {
@@ -206,10 +207,11 @@ pub struct T5 {
 }
 
 impl T5 {
-    /// Loads a model folder: `config.json` and weights. f16 overflows in T5's larger models; f32 does not.
+    /// Loads a model folder (`config.json` and weights) with weights held as `dtype`. Use f32: f16 overflows in T5's
+    /// larger models.
     ///
     /// # Errors
-    /// When a file is missing or broken, or the model is of another kind; the file is named.
+    /// If a file is missing or malformed, or the model is of another kind; the file is named.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
         let config: Config = read_json(folder, "config.json")?;
         let fault = |message: String| Error::file(&folder.join("config.json"), message);
@@ -218,7 +220,7 @@ impl T5 {
         }
         config.check().map_err(fault)?;
         let (gated, name) = match config.feed_forward_proj.strip_prefix("gated-") {
-            // What T5 calls gelu behind a gate is its tanh form.
+            // T5's gated gelu is the tanh approximation.
             Some("gelu") => (true, "gelu_new"),
             Some(name) => (true, name),
             None => (false, config.feed_forward_proj.as_str()),
@@ -245,20 +247,20 @@ impl T5 {
         })
     }
 
-    /// How many ids the model knows.
+    /// The size of the vocabulary.
     pub fn vocab_size(&self) -> usize {
         self.config.vocab_size
     }
 
-    /// The id that a reply starts with; it is fed, not said.
+    /// The id that starts a reply; it is an input of the decoder and no part of the reply.
     pub fn start(&self) -> u32 {
         self.config.decoder_start_token_id
     }
 
-    /// Greedy replies to texts, all at once: at most `most` ids each, the closing one included.
+    /// The greedy replies to texts, which are processed together: at most `most` ids each, the closing one included.
     ///
     /// # Errors
-    /// When an id is unknown.
+    /// If an id is outside the vocabulary.
     pub fn generate(&self, texts: &[Vec<u32>], most: usize) -> Result<Vec<Vec<u32>>> {
         let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
         let mut replies = vec![Vec::new(); texts.len()];
@@ -285,10 +287,10 @@ impl T5 {
         Ok(replies)
     }
 
-    /// The logits of each text's first id, all texts at once.
+    /// The logits of each reply's first id; all texts are processed together.
     ///
     /// # Errors
-    /// When an id is unknown.
+    /// If an id is outside the vocabulary.
     pub fn first_logits(&self, texts: &[Vec<u32>]) -> Result<Vec<Vec<f32>>> {
         let lengths: Vec<usize> = texts.iter().map(Vec::len).collect();
         let mut first = vec![Vec::new(); texts.len()];
@@ -300,7 +302,7 @@ impl T5 {
         Ok(first)
     }
 
-    /// Reads the texts of one pass and projects what the decoder will look at.
+    /// Encodes the texts of one pass and computes the keys and values that the decoder attends to.
     pub(super) fn encode(&self, texts: &[Vec<u32>], packing: &Packing) -> Result<Decoding> {
         let ids = packing.packed(|text| &texts[text]);
         let biases = relative::biases(self.buckets(true), &self.encoder.relative, packing)?;
@@ -323,7 +325,7 @@ impl T5 {
         Ok(Decoding { own, across, sees: packing.rows.clone(), tokens: 0 })
     }
 
-    /// Feeds the questions' next ids, equally many each and one question behind the other.
+    /// Feeds the next ids of the questions, equally many each, one question after another.
     ///
     /// # Shapes
     /// `b · new` ids → `[b · new, v]`
@@ -404,7 +406,7 @@ mod tests {
             let model = T5::load(&folder, DType::F32, &Device::Cpu).unwrap();
             let texts = [vec![76, 10, 30, 5, 1], vec![9, 1], vec![20, 21, 22, 1]];
             let packing = Packing::passes(&texts.each_ref().map(Vec::len)).remove(0);
-            // Forty tokens reach the buckets of long distances.
+            // Forty tokens reach buckets of more than one distance.
             let said = |text: u32| (0..40).map(|at| (7 * at + 11 * text) % 151).collect::<Vec<u32>>();
             let said: Vec<Vec<u32>> = (0..3).map(said).collect();
             let whole = model.decode(&mut model.encode(&texts, &packing).unwrap(), &said.concat()).unwrap();

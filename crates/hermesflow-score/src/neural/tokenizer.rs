@@ -1,4 +1,4 @@
-//! Text to ids and back, from `tokenizer.json`, a BERT `vocab.txt` or a SentencePiece `spiece.model`.
+//! Converts text to ids and back, by a `tokenizer.json`, a BERT `vocab.txt` or a SentencePiece `spiece.model`.
 
 use std::path::{Path, PathBuf};
 
@@ -14,20 +14,20 @@ use super::folder::optional_json;
 use super::spiece;
 use crate::{Error, Result};
 
-/// A model's tokenizer, special tokens included.
+/// The tokenizer of a model, special tokens included.
 #[derive(Debug, Clone)]
 pub struct TextTokenizer {
     inner: Tokenizer,
     path: PathBuf,
-    /// How many ids the model knows.
+    /// The size of the model's vocabulary.
     vocab_size: usize,
 }
 
 impl TextTokenizer {
-    /// Reads the tokenizer in a model folder and checks it against the model's vocabulary.
+    /// Reads the tokenizer of a model folder and checks it against the size of the model's vocabulary.
     ///
     /// # Errors
-    /// When there is none, it is broken, or it has ids that the model does not know.
+    /// If there is none, it is malformed, or it has ids outside the vocabulary.
     pub fn load(folder: &Path, vocab_size: usize) -> Result<Self> {
         let found = |name: &str| Some(folder.join(name)).filter(|path| path.is_file());
         let (path, inner) = if let Some(path) = found("tokenizer.json") {
@@ -62,38 +62,38 @@ impl TextTokenizer {
             );
             return Err(Error::file(&path, message));
         }
-        // A published tokenizer.json may pad or cut to some length; what the model can take decides here.
+        // A published tokenizer.json may set padding and truncation; here the model's limit decides.
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::file(&path, error))?;
-        // What a caption or a reply spells is text, also `[SEP]`.
+        // A caption or reply is text, even if it contains `[SEP]`.
         inner.set_encode_special_tokens(true);
         Ok(Self { inner, path, vocab_size })
     }
 
-    /// Reads special tokens that a text spells as those tokens: for texts that are made here.
+    /// Reads the spelling of special tokens in a text as these tokens; for texts that the program writes itself.
     pub fn reading_controls(mut self) -> Self {
         self.inner.set_encode_special_tokens(false);
         self
     }
 
-    /// Cuts texts to so many tokens, the framing ones included.
+    /// Cuts texts to `tokens` tokens, framing tokens included.
     ///
     /// # Errors
-    /// When not even the framing tokens fit.
+    /// If not even the framing tokens fit.
     pub fn limited(mut self, tokens: usize) -> Result<Self> {
         let limit = TruncationParams { max_length: tokens, ..TruncationParams::default() };
         self.inner.with_truncation(Some(limit)).map_err(|error| Error::file(&self.path, error))?;
         Ok(self)
     }
 
-    /// The ids of texts, with the tokens that frame them.
+    /// The ids of texts, with framing tokens.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn ids<'a>(&self, texts: impl IntoIterator<Item = &'a str>) -> Result<Vec<Vec<u32>>> {
         let of = |text: &str| {
             let ids = decoded(|| self.inner.encode_fast(text, true))?.get_ids().to_vec();
-            // Tokens that frame a text have ids of their own, which no vocabulary has checked.
+            // Framing tokens have ids of their own, which were not checked with the vocabulary.
             match ids.iter().find(|id| **id as usize >= self.vocab_size) {
                 Some(id) => Err(format!("gives id {id} to a token, beyond the model's vocab_size {}", self.vocab_size)),
                 None => Ok(ids),
@@ -102,21 +102,22 @@ impl TextTokenizer {
         texts.into_iter().map(|text| of(text).map_err(|error| Error::file(&self.path, error))).collect()
     }
 
-    /// The text of ids, special tokens left out.
+    /// The text of ids, without special tokens.
     ///
     /// # Errors
-    /// When the tokenizer fails.
+    /// If the tokenizer fails.
     pub fn text(&self, ids: &[u32]) -> Result<String> {
         decoded(|| self.inner.decode(ids, true)).map_err(|error| Error::file(&self.path, error))
     }
 
-    /// The id of a token, if there is such a one.
+    /// The id of a token; `None` if there is no such token.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
 }
 
-/// Spaces that a detokenizer leaves before punctuation and contractions, taken out as transformers does by default.
+/// A text without the spaces that a detokenizer leaves before punctuation and contractions, as transformers cleans by
+/// default.
 pub(super) fn cleaned(text: &str) -> String {
     const SPACED: [(&str, &str); 10] = [
         (" .", "."),
@@ -147,7 +148,7 @@ fn yes() -> bool {
     true
 }
 
-/// BERT's tokenizer of words and their pieces; MPNet frames with other tokens.
+/// BERT's tokenizer of words and word pieces; MPNet frames texts with other tokens.
 fn word_pieces(folder: &Path, path: &Path) -> tokenizers::Result<Tokenizer> {
     let settings: Option<WordPieceSettings> = optional_json(folder, "tokenizer_config.json")?;
     let settings = settings.unwrap_or(WordPieceSettings {

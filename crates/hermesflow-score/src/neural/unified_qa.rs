@@ -1,10 +1,11 @@
-//! The reader that keeps TIFA's questions honest: UnifiedQA-v2 (Khashabi et al., arXiv 2202.12359), a T5.
+//! TIFA's filter of questions: UnifiedQA-v2 (Khashabi et al., arXiv 2202.12359), a T5 that answers from the caption
+//! alone.
 //!
-//! Prompts as TIFA's released code writes them, greedy replies of at most 30 tokens:
-//! - free form: `{question} ⏎ {caption}`; of the reply letters, digits and spaces count, in lower case;
-//! - choices: `{question} ⏎ {caption} ⏎ (A) {choice} (B) {choice} `, the first four choices only; the reply counts as
-//!   it is. TIFA compares it with the right choice letter by letter; [`UnifiedQa::with_matcher`] maps a reply that is
-//!   none of the choices to one of them first.
+//! Prompts are those of TIFA's released code, and replies are greedy with at most 30 tokens:
+//! - free answers: `{question} ⏎ {caption}`; letters, digits and spaces of the reply count, in lower case;
+//! - choices: `{question} ⏎ {caption} ⏎ (A) {choice} (B) {choice} `, with the first four choices only; the reply counts
+//!   as it is. TIFA requires it to equal the right choice exactly; with [`UnifiedQa::with_matcher`], a reply that is
+//!   none of the choices is first mapped to one.
 
 use std::path::Path;
 
@@ -20,10 +21,10 @@ use crate::QuestionFilter;
 use crate::Result;
 use crate::tifa;
 
-/// The most tokens of a reply.
+/// The largest number of tokens of a reply.
 const REPLY: usize = 30;
 
-/// How choices are headed; further choices are not shown.
+/// The headings of choices; further choices are not shown.
 const HEADINGS: [&str; 4] = ["(A)", "(B)", "(C)", "(D)"];
 
 /// Answers questions from a caption alone.
@@ -34,26 +35,26 @@ pub struct UnifiedQa {
 }
 
 impl UnifiedQa {
-    /// Loads a T5 folder in f32.
+    /// Loads a folder of a T5 in f32.
     ///
     /// # Errors
-    /// When a file is missing or broken; the file is named.
+    /// If a file is missing or malformed; it is named.
     pub fn load(folder: &Path, device: &Device) -> Result<Self> {
         let model = T5::load(folder, DType::F32, device)?;
         let tokenizer = TextTokenizer::load(folder, model.vocab_size())?;
         Ok(Self { model, tokenizer, matcher: None })
     }
 
-    /// Replies that are none of the choices become the one that the matcher finds.
+    /// Maps replies that are none of the choices to the choice that `matcher` finds.
     pub fn with_matcher(mut self, matcher: Box<dyn ChoiceMatcher>) -> Self {
         self.matcher = Some(matcher);
         self
     }
 
-    /// The model's replies to prompts, all at once.
+    /// The model's replies to prompts, which are processed together.
     ///
     /// # Errors
-    /// When the model fails.
+    /// If the model fails.
     pub fn replies(&self, prompts: &[String]) -> Result<Vec<String>> {
         let ids = self.tokenizer.ids(prompts.iter().map(String::as_str))?;
         let replies = self.model.generate(&ids, REPLY)?;
@@ -92,14 +93,14 @@ impl QuestionFilter for UnifiedQa {
         Ok(both.map(|(multiple_choice, free_form)| CaptionAnswer { multiple_choice, free_form }).collect())
     }
 
-    /// As the provided method, but asks freely only where that decides.
+    /// Like the provided method, but asks for a free answer only where it decides.
     fn keep(&self, caption: &str, questions: Vec<Question>) -> Result<Vec<Question>> {
         let questions = tifa::deduplicated(questions);
         let chosen = self.chosen(caption, &questions)?;
         let same = |question: &Question, multiple_choice: String, free_form: String| {
             tifa::agrees(question, &CaptionAnswer { multiple_choice, free_form })
         };
-        // An answer in exactly the right words passes whatever the words are.
+        // With the right answer as the free answer, only the choice decides.
         let hopeful: Vec<(Question, String)> = questions
             .into_iter()
             .zip(chosen)
@@ -121,7 +122,7 @@ fn multiple_choice_prompt(question: &Question, caption: &str) -> String {
     format!("{} \n {caption} \n {}", question.question, choices.collect::<String>())
 }
 
-/// Letters, digits and spaces, in lower case.
+/// The letters, digits and spaces of a reply, in lower case.
 fn plain(reply: &str) -> String {
     let kept: String = reply.chars().filter(|c| c.is_alphanumeric() || c.is_whitespace()).collect();
     kept.trim().to_lowercase()

@@ -1,4 +1,4 @@
-//! Wrong choices, and the order of choices: both follow from the caption and the question alone.
+//! Wrong choices and the order of choices; both follow from the caption and the question alone.
 
 use super::lexicon::{Lexicon, Noun};
 
@@ -7,14 +7,14 @@ use super::lexicon::{Lexicon, Noun};
 pub(super) struct Draws(u64);
 
 impl Draws {
-    /// Those of a caption and a question (FNV-1a).
+    /// The numbers of a caption and a question (FNV-1a).
     pub fn of(caption: &str, question: &str) -> Self {
         let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         let bytes = caption.bytes().chain([0]).chain(question.bytes());
         Self(bytes.fold(0xcbf2_9ce4_8422_2325, step))
     }
 
-    /// The next number below `bound` (SplitMix64).
+    /// The next number, at least 0 and below `bound` (SplitMix64).
     pub fn below(&mut self, bound: usize) -> usize {
         self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut mixed = self.0;
@@ -32,7 +32,7 @@ impl Draws {
     }
 }
 
-/// What a caption names: nothing of it may be a wrong choice.
+/// The nouns and words that a caption mentions, which must not be wrong choices.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Mentioned {
     words: Vec<String>,
@@ -40,7 +40,7 @@ pub(super) struct Mentioned {
 }
 
 impl Mentioned {
-    /// What these words name, alone and in twos and threes.
+    /// What these words name, singly and in twos and threes.
     pub fn of(words: &[&str]) -> Self {
         let lexicon = Lexicon::get();
         let mut lines = Vec::new();
@@ -51,12 +51,12 @@ impl Mentioned {
         Self { words: words.iter().map(|word| (*word).to_string()).collect(), lines }
     }
 
-    /// Whether a noun, or one that may name the same, is mentioned.
+    /// Whether a noun, or one that may name the same thing, is mentioned.
     pub fn noun(&self, noun: &Noun) -> bool {
         self.lines.contains(&noun.line) || self.word(noun.lemma)
     }
 
-    /// Whether any word of a text is mentioned, in any form that begins alike.
+    /// Whether any word of a text is mentioned, in any form with the same beginning.
     pub fn word(&self, text: &str) -> bool {
         let stem = |word: &str| word.trim_end_matches('s').trim_end_matches("ing").to_string();
         text.split(' ').filter(|word| word.len() > 2 && *word != "the").any(|word| {

@@ -1,22 +1,22 @@
-//! The word lists of `words/`, read once.
+//! The word lists of `words/`, parsed once.
 
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
 use super::words::plural;
 
-/// What a noun names.
+/// A noun and what it names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Noun {
     /// The section of `nouns.txt`.
     pub section: &'static str,
-    /// TIFA's kind.
+    /// TIFA's type.
     pub kind: &'static str,
-    /// The line: nouns of one line may name the same thing.
+    /// The line of `nouns.txt`; nouns on one line may name the same thing.
     pub line: usize,
-    /// Too general to be asked for.
+    /// Whether it is too general to be asked for.
     pub general: bool,
-    /// It has no plural.
+    /// Whether it has no plural.
     pub mass: bool,
     /// The form is a plural.
     pub plural: bool,
@@ -35,7 +35,7 @@ pub(super) enum Adjective {
     Shape(&'static str),
     /// A property with an opposite: the line and the side.
     Opposite(usize, bool),
-    /// A property that can be seen.
+    /// A visible property without an opposite.
     Seen,
     /// Nothing that is asked about.
     Plain,
@@ -69,7 +69,7 @@ pub(super) struct Lexicon {
 }
 
 impl Lexicon {
-    /// The lists of this program.
+    /// The word lists, which are compiled into the program.
     pub fn get() -> &'static Self {
         static LEXICON: OnceLock<Lexicon> = OnceLock::new();
         LEXICON.get_or_init(Self::read)
@@ -85,7 +85,7 @@ impl Lexicon {
         self.adjectives.get(word).map_or(&[], Vec::as_slice)
     }
 
-    /// A verb by one of its forms: the -ing form, its use, whether this form is finite.
+    /// A verb by one of its forms: the -ing form, its use, and whether this form is finite.
     pub fn verb(&self, form: &str) -> Option<(&'static str, Verb, bool)> {
         self.verbs.get(form).copied()
     }
@@ -188,7 +188,7 @@ impl Lexicon {
     }
 }
 
-/// Lines that hold words, each with its section.
+/// The lines with words, each with its section.
 fn sections(text: &'static str) -> impl Iterator<Item = (&'static str, &'static str)> {
     let mut section = "";
     text.lines().filter(|line| !line.starts_with('#') && !line.is_empty()).filter_map(move |line| {

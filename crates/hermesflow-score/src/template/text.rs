@@ -1,9 +1,9 @@
-//! Captions as words: what a prompt adds for its image generator is cut off, punctuation ends phrases.
+//! Splits a caption into words. Additions for an image generator are cut off, and punctuation ends phrases.
 
 use super::lexicon::Lexicon;
 use super::words::number;
 
-/// Words that tell that a text is English, and what most of its sentences are made of.
+/// Frequent English words, by which a text is recognised as English.
 const FUNCTION: [&str; 60] = [
     "a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "is", "are", "to", "by", "for", "from", "his",
     "her", "its", "their", "this", "that", "there", "it", "some", "no", "under", "over", "near", "behind", "front",
@@ -12,10 +12,10 @@ const FUNCTION: [&str; 60] = [
     "several", "many", "style",
 ];
 
-/// Longer captions are cut off here.
+/// The largest length of a caption; the rest is cut off.
 const LONGEST: usize = 400;
 
-/// What a caption is made of.
+/// A piece of a caption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Token {
     /// A word in lower case, and whether it began with a capital in the middle of a sentence.
@@ -29,7 +29,7 @@ pub(super) enum Token {
 }
 
 impl Token {
-    /// The word, or an empty one.
+    /// The word; empty for other tokens.
     pub fn word(&self) -> &str {
         match self {
             Self::Word(word, _) => word,
@@ -38,7 +38,7 @@ impl Token {
     }
 }
 
-/// The words of a caption.
+/// The tokens of a caption.
 pub(super) fn tokens(caption: &str) -> Vec<Token> {
     let text = plain(caption);
     let words: Vec<&str> = text.split_whitespace().filter(|word| word.chars().any(char::is_alphabetic)).collect();
@@ -80,7 +80,7 @@ pub(super) fn tokens(caption: &str) -> Vec<Token> {
     tokens
 }
 
-/// Without the flags, weights and links of a prompt; curly quotes become straight.
+/// A caption without the flags, weights and links of a prompt, and with straight quotes.
 fn plain(caption: &str) -> String {
     let mut text = String::new();
     for word in caption.replace("/imagine", " ").replace("prompt:", " ").split_inclusive(char::is_whitespace) {
@@ -94,7 +94,7 @@ fn plain(caption: &str) -> String {
     text.replace(['“', '”', '«', '»', '„'], "\"").replace(['’', '‘'], "'").replace("--", ",")
 }
 
-/// Words in quotes at the beginning of a text, and what follows them.
+/// The words in quotes at the beginning of a text, and what follows them.
 fn quoted(text: &str) -> Option<(&str, &str)> {
     let quote = text.chars().next().filter(|c| "\"'".contains(*c))?;
     let inner = &text[1..];
@@ -112,7 +112,7 @@ fn quoted(text: &str) -> Option<(&str, &str)> {
     }
 }
 
-/// Whether the first word of a sentence begins a name: a capital follows at once. "New York", not "A Toyota".
+/// Whether the first word of a sentence begins a name, because a capital follows at once: "New York", not "A Toyota".
 fn begins_name(word: &str, rest: &str) -> bool {
     let next = rest.strip_prefix(' ').unwrap_or_default();
     let mut letters = next.chars();
@@ -150,7 +150,7 @@ fn push_word(tokens: &mut Vec<Token>, word: &str, no_name: bool) {
     }
 }
 
-/// Whether enough of the words are English ones.
+/// Whether enough of the words are English.
 pub(super) fn is_english(tokens: &[Token]) -> bool {
     let lexicon = Lexicon::get();
     let words: Vec<&str> = tokens.iter().map(Token::word).filter(|word| !word.is_empty()).collect();

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_records::{ArrayFile, Found, InitialRecord, QuestionRecord, RecordId, Table};
+use hermesflow_records::{ArrayFile, InitialRecord, QuestionCounts, QuestionRecord, RecordId, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
 use super::StageArgs;
@@ -107,7 +107,7 @@ const ALIKE: usize = 3;
 const FILTERED: usize = 4;
 
 /// Questions of a file that cannot be used, by why.
-fn unusable(found: Found) -> [usize; WHY.len()] {
+fn unusable(found: QuestionCounts) -> [usize; WHY.len()] {
     let mut lost = [0; WHY.len()];
     for (why, count) in [(UNANSWERED, found.unanswered), (INCOMPLETE, found.incomplete), (FEW, found.few)] {
         lost[why] = count;
@@ -124,7 +124,7 @@ fn said(lost: &[usize; WHY.len()]) -> Vec<String> {
 }
 
 /// How many questions of a file cannot be used, and why.
-pub fn left_out(found: Found) -> Vec<String> {
+pub fn left_out(found: QuestionCounts) -> Vec<String> {
     said(&unusable(found))
 }
 

@@ -97,7 +97,7 @@ pub fn train(
     let mut seen = 0;
     let settings = config.train.pair_dpo(stage::seed(config, layout, "train", &[]));
     let products = config.train.products.into();
-    let policy = player.trainable()?.training(products)?.checkpointing(config.train.checkpoints());
+    let policy = player.trainable()?.training(products)?.recompute(config.train.checkpoints());
     let reference = reference.frozen()?.training(products)?;
     let mut memory = ReferenceFile::open(layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {

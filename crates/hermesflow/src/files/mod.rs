@@ -8,7 +8,7 @@ use std::path::Path;
 use anyhow::{Context, Result, anyhow, bail};
 use hermesflow_models::foreign;
 
-use hermesflow_records::{AnswerRecord, CaptionRecord, Given, InitialRecord, PairRecord, QuestionRecord, Table};
+use hermesflow_records::{AnswerRecord, CaptionRecord, InitialRecord, PairRecord, QuestionFile, QuestionRecord, Table};
 
 pub use folder::{NewFolder, OwnFiles};
 
@@ -41,9 +41,9 @@ pub fn questions(path: &Path) -> Result<Table<QuestionRecord>> {
 ///
 /// # Errors
 /// As [`initial_data`].
-pub fn given_questions(path: &Path, records: &Table<InitialRecord>) -> Result<Given> {
+pub fn given_questions(path: &Path, records: &Table<InitialRecord>) -> Result<QuestionFile> {
     let remedy = "ask.file must be questions in the form of vqa_data.json, TIFA's benchmark or JourneyDB's annotation";
-    Ok(Given::open(path, records, remedy)?)
+    Ok(QuestionFile::open(path, records, remedy)?)
 }
 
 /// The accuracy of every image.

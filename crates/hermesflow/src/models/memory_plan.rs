@@ -61,13 +61,13 @@ pub fn chosen(config: &RunConfig, model: &Showo) -> anyhow::Result<RunConfig> {
 /// What a form of a configuration's training takes of the device.
 pub fn need(config: &RunConfig, sizes: &Sizes, (checkpointing, state): (Checkpointing, OptimizerState)) -> Need {
     let train = &config.train;
-    let cost = sizes.train(&training::Work {
+    let cost = sizes.train(&training::TrainingWork {
         pairs: train.batch_size,
         words: WORDS,
         masks: train.masks_per_pair,
         accumulation: train.accumulation,
         products: train.products.into(),
-        checkpointing: checkpointing == Checkpointing::On,
+        recompute: checkpointing == Checkpointing::On,
         host_state: state == OptimizerState::Host,
     });
     // The model that plays is the reference, unless that is the run's first one.

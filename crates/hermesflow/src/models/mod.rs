@@ -7,8 +7,8 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::showo::{
-    ClipVision, Embedded, Facts, Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, load_magvit, read_configs,
-    read_magvit_config,
+    CheckpointConfigs, ClipVision, Embedded, Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, load_magvit,
+    read_configs, read_magvit_config,
 };
 use hermesflow_models::{DType, UnifiedModel, Weights};
 
@@ -57,7 +57,7 @@ impl Files {
 
 /// The configurations of a checkpoint as it was published under its name, whose files need not be here; none of one that
 /// is not known.
-pub fn published(showo: &str, vq: &str) -> Option<Facts> {
+pub fn published(showo: &str, vq: &str) -> Option<CheckpointConfigs> {
     let (tokens, clip) = match Hub::known(showo)? {
         "showlab/show-o" => (256, false),
         "showlab/show-o-512x512" | "Gen-Verse/HermesFlow" => (1024, false),
@@ -66,7 +66,7 @@ pub fn published(showo: &str, vq: &str) -> Option<Facts> {
         _ => return None,
     };
     let vq = (Hub::known(vq)? == MAGVIT).then(MagvitConfig::default)?;
-    Some(Facts { showo: ShowoConfig::published(tokens, clip), phi: PhiConfig::default(), vq })
+    Some(CheckpointConfigs { showo: ShowoConfig::published(tokens, clip), phi: PhiConfig::default(), vq })
 }
 
 /// The model that a run begins with.

@@ -7,6 +7,8 @@ pub mod statistics;
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::Scene;
 
+use crate::judges;
+
 /// A uniform number in [0, 1) that is a function of its seed.
 pub fn unit(seed: u64) -> f64 {
     (derive_seed(seed, &[]) >> 11) as f64 / (1u64 << 53) as f64
@@ -21,7 +23,7 @@ pub fn training_questions(scene: &Scene, seed: u64, count: usize, count_all: boo
     for draw in 0..count.min(all.len()) {
         let at = derive_seed(seed, &[draw as u64]) as usize % all.len();
         let question = all.swap_remove(at);
-        chosen.push((hermesflow_scenes::prompt(&question.question, &question.choices), question.answer));
+        chosen.push((judges::prompt(&question.question, &question.choices), question.answer));
     }
     chosen
 }

@@ -1,9 +1,9 @@
-//! What a model costs before it is loaded: bytes in memory and floating-point operations of each kind of work, from the
-//! configurations alone.
+//! What a model costs before it is loaded: bytes of memory and floating-point operations of each kind of work, computed
+//! from the configurations alone.
 //!
-//! Memory is weights, key/value cache, and the activations that are alive at once; the counts of the latter follow the
-//! order in which [`super::phi`] and [`super::magvit`] make and drop them. Operations are two per weight and row, and
-//! the attention's products. What training takes is counted in [`training`].
+//! Memory is the weights, the key/value cache, and the activations that exist at the same time. The counts of
+//! activations follow the order in which [`super::phi`] and [`super::magvit`] allocate and free them. Operations are
+//! two per weight and row, plus the products of attention. The costs of training are in [`training`].
 
 pub mod training;
 
@@ -18,36 +18,36 @@ use super::reply;
 use crate::Result;
 use crate::model::ImagineOptions;
 
-/// Bytes of an activation, and of one in 16 bits.
+/// Bytes of an activation in f32, and in 16 bits.
 const F32: u64 = 4;
 const BF16: u64 = 2;
-/// Full-resolution feature maps that are alive at once in a residual block of the image tokenizer.
+/// Full-resolution feature maps that exist at the same time in a residual block of the image tokenizer.
 const FEATURE_MAPS: u64 = 5;
-/// Feature maps' worth of a GPU's convolution, which unfolds the neighbours of each pixel.
+/// Feature maps' worth of memory of a GPU's convolution, which copies the neighbours of each pixel.
 const UNFOLDED: u64 = 9;
 
-/// What some work needs at its peak, weights aside, and in all.
+/// What a piece of work needs, weights aside.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub struct Cost {
-    /// Bytes at the peak.
+    /// Bytes of memory at the peak.
     pub bytes: u64,
-    /// Floating-point operations.
+    /// Floating-point operations in all.
     pub operations: f64,
 }
 
 impl Cost {
-    /// One after the other.
+    /// The cost of this work followed by `next`: the larger peak, and the sum of operations.
     pub fn then(self, next: Self) -> Self {
         Self { bytes: self.bytes.max(next.bytes), operations: self.operations + next.operations }
     }
 
-    /// So many times.
+    /// The cost of doing this work `count` times in sequence.
     pub fn times(self, count: usize) -> Self {
         Self { operations: self.operations * count as f64, ..self }
     }
 }
 
-/// The sizes that decide what a model costs.
+/// The sizes of a model that decide its costs.
 #[derive(Debug, Clone)]
 pub struct Sizes {
     showo: ShowoConfig,
@@ -57,14 +57,14 @@ pub struct Sizes {
     /// Numbers in matrices, and in vectors.
     matrices: u64,
     vectors: u64,
-    /// Whether a GPU runs it: by kernels if its matrices are in bf16, else by compositions.
+    /// Whether the model runs on a GPU: by kernels if its matrices are in bf16, else by compositions of operators.
     gpu: bool,
-    /// The type of keys and values that are kept.
+    /// The type of cached keys and values.
     kept: DType,
 }
 
 impl Sizes {
-    /// Of a model with these configurations.
+    /// The sizes of a model with these configurations.
     ///
     /// # Errors
     /// Never for validated configurations.
@@ -87,27 +87,27 @@ impl Sizes {
         })
     }
 
-    /// The same model on a GPU, its matrices held as `dtype`, which is the type of keys and values there.
+    /// The same model on a GPU, where matrices, keys and values are held as `dtype`.
     pub fn on_gpu(self, dtype: DType) -> Self {
         Self { gpu: true, kept: dtype, ..self }
     }
 
-    /// Whether a GPU runs it.
+    /// Whether the model runs on a GPU.
     pub fn is_on_gpu(&self) -> bool {
         self.gpu
     }
 
-    /// Numbers in the decoder.
+    /// The number of parameters of the decoder.
     pub fn parameters(&self) -> u64 {
         self.matrices + self.vectors
     }
 
-    /// Bytes of the decoder with its matrices held as `dtype`.
+    /// Bytes of the decoder's weights with its matrices held as `dtype`.
     pub fn decoder_bytes(&self, dtype: DType) -> u64 {
         self.matrices * dtype.size_in_bytes() as u64 + self.vectors * F32
     }
 
-    /// Bytes of the image tokenizer.
+    /// Bytes of the image tokenizer's weights.
     pub fn tokenizer_bytes(&self) -> u64 {
         self.magvit.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64 * F32).sum()
     }
@@ -124,38 +124,38 @@ impl Sizes {
         self.phi.num_hidden_layers as u64
     }
 
-    /// The side of its pictures in pixels.
+    /// The side of the model's square images, in pixels.
     pub fn resolution(&self) -> usize {
         self.showo.resolution(&self.vq)
     }
 
-    /// Bytes of a key/value cache per row.
+    /// Bytes of the key/value cache per token.
     fn cache_row(&self) -> u64 {
         2 * self.blocks() * self.hidden() * self.kept.size_in_bytes() as u64
     }
 
-    /// Operations of the decoder for one row that sees `keys` keys, head aside.
+    /// Operations of the decoder for one token that attends to `keys` keys, without the vocabulary head.
     fn row(&self, keys: f64) -> f64 {
         let block = 4 * self.hidden() * self.hidden() + 2 * self.hidden() * self.mlp();
         self.blocks() as f64 * (2.0 * block as f64 + 4.0 * keys * self.hidden() as f64)
     }
 
-    /// Operations of the head for one row, over `columns` of the vocabulary.
+    /// Operations of the vocabulary head for one token, over `columns` of the vocabulary.
     fn head(&self, columns: usize) -> f64 {
         2.0 * self.hidden() as f64 * columns as f64
     }
 
-    /// Whether a GPU's kernels run it, which take matrices in bf16.
+    /// Whether a GPU's kernels run the model, which needs matrices in bf16.
     fn by_gpu_kernels(&self) -> bool {
         self.gpu && self.kept == DType::BF16
     }
 
-    /// Bytes of a pass of the decoder over `rows` rows that see as many keys at most: the residual stream, its norm,
-    /// queries, keys and values before and after their norms, or the two halves of the MLP; in a GPU's compositions the
-    /// scores, too.
+    /// Bytes of a pass of the decoder over `rows` tokens that attend to at most as many keys: the residual stream, its
+    /// norm, queries, keys and values before and after their norms, or the two halves of the MLP; and attention's
+    /// scores where a GPU runs compositions of operators.
     fn pass(&self, rows: u64) -> u64 {
         if self.by_gpu_kernels() {
-            // The embeddings and the stream in f32, all else in bf16.
+            // Embeddings and residual stream in f32, everything else in bf16.
             let (hidden, mlp) = (self.hidden(), self.mlp());
             return rows * (2 * hidden * F32 + (7 * hidden).max(hidden + mlp) * BF16);
         }
@@ -165,17 +165,17 @@ impl Sizes {
         rows * attention.max(mlp) * F32 + 3 * scores
     }
 
-    /// Bytes of the scores of `rows` queries and `keys` keys that a GPU has at a time.
+    /// Bytes of the attention scores of `rows` queries and `keys` keys that a GPU holds at a time.
     fn scores(&self, rows: u64, keys: u64) -> u64 {
         (rows * keys * self.phi.num_attention_heads as u64).min(ops::SCORES_AT_ONCE as u64) * F32
     }
 
-    /// Encoding (or decoding) `images` pictures.
+    /// The cost of encoding (or decoding) `images` images.
     fn convolutions(&self, part: &str, images: usize) -> Cost {
         let side = self.resolution() as u64;
         let levels = self.vq.encoder().channels.len() as u32;
         let pixels = |name: &str| {
-            // Each level below the first has half the side; the middle and what is at its ends the lowest.
+            // Each level has half the side of the one before; the middle blocks have that of the last level.
             let level = match name.split('.').collect::<Vec<_>>()[..] {
                 [_, "down" | "up", level, ..] => level.parse().unwrap_or(0),
                 ["encoder", "conv_in", ..] | ["decoder", "conv_out", ..] => 0,
@@ -187,30 +187,30 @@ impl Sizes {
         let operations: f64 = of.map(|(name, shape)| 2.0 * shape.iter().product::<usize>() as f64 * pixels(name)).sum();
         let batch = magvit::batch((side * side) as usize).min(images.max(1)) as u64;
         let widest = if part == "encoder" { self.vq.encoder() } else { self.vq.decoder() };
-        // The second level may be as heavy: half the pixels a side, and twice the channels or more.
+        // The second level can need more: it has half the side but twice the channels or more.
         let map = |level: usize| widest.channels[level] as u64 * (side >> level) * (side >> level);
         let heaviest = (0..widest.channels.len()).map(map).max().unwrap_or(0);
         let maps = if self.gpu { FEATURE_MAPS + UNFOLDED } else { FEATURE_MAPS };
         Cost { bytes: batch * maps * heaviest * F32, operations: operations * images as f64 }
     }
 
-    /// Encoding `images` pictures.
+    /// The cost of encoding `images` images.
     pub fn encode(&self, images: usize) -> Cost {
         self.convolutions("encoder", images)
     }
 
-    /// Decoding `images` pictures.
+    /// The cost of decoding `images` images.
     pub fn decode(&self, images: usize) -> Cost {
         self.convolutions("decoder", images)
     }
 
-    /// Replies about `images` pictures that come together, and their codes: to `questions` questions of `words` tokens about
-    /// each, `samples` replies to each question of at most `length` tokens.
+    /// The cost of replies about `images` images that are processed together, and of encoding these: for each image,
+    /// `samples` replies of at most `length` tokens to each of `questions` questions of `words` tokens.
     pub fn reply(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
         self.replies(images, questions, samples, words, length).then(self.encode(images))
     }
 
-    /// As [`Self::reply`], of pictures whose codes are known.
+    /// Like [`Self::reply`], for images that are encoded already.
     fn replies(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
         let block = self.showo.num_vq_tokens + 3;
         let replies = questions * samples;
@@ -228,33 +228,33 @@ impl Sizes {
         Cost { bytes, operations: operations * images as f64 }
     }
 
-    /// `images` images of texts of `words` tokens, and their pictures.
+    /// The cost of generating and decoding `images` images from prompts of `words` tokens.
     pub fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
         self.codes(images, words, options).then(self.decode(images))
     }
 
-    /// As [`Self::imagine`], without the pictures.
+    /// Like [`Self::imagine`], without decoding.
     fn codes(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
         let together = imagine::batch(&self.showo, options, self.gpu).min(images.max(1)) as u64;
         let passes = if options.guidance == 0.0 { 1 } else { 2 };
         let tokens = self.showo.num_vq_tokens;
         let rows = passes * (tokens + 2) as u64;
         let codebook = self.showo.codebook_size;
-        // All positions are masked at first: their rows, their logits, and a copy of these.
+        // At first all positions are masked: their hidden states, their logits, and a copy of these.
         let logits = passes * tokens as u64 * (self.hidden() + 2 * codebook as u64) * F32;
         let bytes = together * self.pass(rows).max(2 * rows * self.hidden() * F32 + logits);
-        // Half of the positions are masked on average, and only theirs go through the head.
+        // On average half of the positions are masked, and only these go through the head.
         let pass = (tokens + 2) as f64 * self.row((tokens + words) as f64) + tokens as f64 / 2.0 * self.head(codebook);
         let operations = (images * options.steps) as f64 * passes as f64 * pass;
         Cost { bytes, operations }
     }
 }
 
-/// Floating-point operations per second that this machine reaches in large products with matrices held as `dtype`,
-/// measured now in about a third of a second.
+/// Floating-point operations per second that this machine reaches in large products with matrices held as `dtype`;
+/// measured now, in about a third of a second.
 ///
 /// # Errors
-/// When a tensor cannot be made.
+/// If a tensor cannot be allocated.
 pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
     const SIDE: usize = 1024;
     let ones = candle_core::Tensor::ones((SIDE, SIDE), DType::F32, device)?;
@@ -272,7 +272,7 @@ pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::training::{Work, tests::published};
+    use super::training::{TrainingWork, tests::published};
     use super::*;
     use hermesflow_nn::ops::Products;
 
@@ -282,13 +282,13 @@ mod tests {
     fn memory_on_a_gpu_is_as_it_was_measured() {
         let sizes = published(1024).on_gpu(DType::BF16);
         let options = ImagineOptions { steps: 4, guidance: 5.0, ..ImagineOptions::default() };
-        let work = Work {
+        let work = TrainingWork {
             pairs: 4,
             words: 20,
             masks: 1,
             accumulation: 1,
             products: Products::Bf16,
-            checkpointing: false,
+            recompute: false,
             host_state: false,
         };
         let train = sizes.train(&work);

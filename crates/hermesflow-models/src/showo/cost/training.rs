@@ -1,100 +1,100 @@
-//! What a step of Pair-DPO takes, and what stays in memory from one step to the next.
+//! The memory and operations of a step of Pair-DPO, and the memory that stays in use between steps.
 //!
-//! Captions and images of a micro batch are two graphs, both of which are there when the backward pass begins; it goes
-//! through the images first. The reference computes its images when the policy's graphs stand already. So there are two
-//! peaks: at the end of all forward passes, and when the images' part is done, all weights have gradients and the
-//! captions' part is left. What a block keeps and has at a time follows `ops/decoder.rs` (the CPU's kernels),
-//! `ops/gpu/trained.rs` (a GPU, products in bf16) or `ops/decoder/any_device.rs`
-//! (a GPU in f32).
+//! Captions and images of a micro batch are two graphs, which both exist when the backward pass begins; it starts with
+//! the images. The reference computes its images while the policy's graphs exist already. So there are two peaks: at
+//! the end of all forward passes, and when the images' part of the backward pass is done, all weights have gradients
+//! and the captions' part is left. What a block keeps and allocates follows `ops/decoder/` (the CPU's kernels),
+//! `ops/gpu/trained.rs` (a GPU with products in bf16) and `ops/decoder/any_device.rs` (a GPU in f32) of
+//! `hermesflow-nn`.
 
 use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::parallel;
 
 use super::{BF16, F32, Sizes};
 
-/// How training is done, as far as its memory depends on it.
+/// The settings of training that its memory depends on.
 #[derive(Debug, Clone, Copy)]
-pub struct Work {
-    /// Pairs of a micro batch.
+pub struct TrainingWork {
+    /// Pairs per micro batch.
     pub pairs: usize,
-    /// Tokens of a text.
+    /// Tokens per text.
     pub words: usize,
-    /// Draws of masks per pair.
+    /// Masks that are drawn per pair.
     pub masks: usize,
-    /// Micro batches of a step.
+    /// Micro batches per step.
     pub accumulation: usize,
-    /// How its matrix products are computed.
+    /// The precision of the matrix products.
     pub products: Products,
-    /// Whether blocks keep their inputs only.
-    pub checkpointing: bool,
-    /// Whether sums of gradients and the optimizer's moments lie on the host.
+    /// Whether blocks keep only their inputs for the backward pass and recompute the rest.
+    pub recompute: bool,
+    /// Whether the sums of gradients and the optimizer's moments are in the host's memory.
     pub host_state: bool,
 }
 
-/// What training needs beside the model that plays, which is the reference.
+/// What training needs beside the model that it starts from, which is the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Cost {
-    /// Bytes that stay on the device: the policy in f32, and the optimizer's state if it lies there.
+pub struct TrainingCost {
+    /// Bytes that stay on the device: the policy in f32, and the optimizer's state if it is there.
     pub held: u64,
-    /// Bytes that a step has on the device at its peak: gradients, what the graphs keep, and what lies between operators.
+    /// Bytes that a step needs on the device at its peak: gradients, what the graphs keep, and intermediate results.
     pub passing: u64,
-    /// Bytes on the host, if that is another place.
+    /// Bytes in the host's memory, where that is separate.
     pub host: u64,
-    /// Operations of a micro batch.
+    /// Floating-point operations of a micro batch.
     pub operations: f64,
 }
 
-/// Bytes per row, and for all rows.
+/// Bytes per token, and bytes for all tokens.
 #[derive(Debug, Clone, Copy)]
 struct Kept {
-    /// What a block puts into the graph, until the step is over.
+    /// What a block adds to the graph, until the step is over.
     output: u64,
-    /// What a block keeps for its backward pass, until that.
+    /// What a block keeps for its backward pass.
     inner: u64,
-    /// What a block's backward pass has at a time.
+    /// What a block's backward pass allocates.
     back: u64,
-    /// What a block without a graph has at a time.
+    /// What a block without a graph allocates.
     reference: u64,
-    /// What the head keeps of each labelled row, until its backward pass.
+    /// What the head keeps of each labelled row for its backward pass.
     logits: u64,
-    /// What the head has at a time, for all rows.
+    /// What the head allocates, for all rows.
     head: u64,
-    /// What lies between a GPU's operators whatever the number of rows: a weight as an operand, scores.
+    /// What a GPU allocates whatever the number of rows: a weight as an operand, scores.
     fixed: u64,
 }
 
 impl Sizes {
-    /// A step of training with everything around it.
-    pub fn train(&self, work: &Work) -> Cost {
+    /// The cost of a step of training, and of what stays in memory around it.
+    pub fn train(&self, work: &TrainingWork) -> TrainingCost {
         let block = self.showo.num_vq_tokens + 3;
         let captions = (work.pairs * (block + 20 + 2 * work.words)) as u64;
         let images = (work.pairs * work.masks * (work.words + 2 * block)) as u64;
         let (said, drawn) = (2 * work.pairs * work.words, 2 * work.pairs * work.masks);
-        // A draw may mask all positions; about two thirds on average.
+        // A mask can cover all positions; on average it covers about two thirds.
         let (most, usual) = (drawn * self.showo.num_vq_tokens, drawn * self.showo.num_vq_tokens * 2 / 3);
         let forward = (captions + images) as f64 * self.row(block as f64)
             + (said + usual) as f64 * self.head(self.showo.vocab_size);
         let weights = self.parameters() * F32;
         let passing = self.step(work, [captions, images], [said as u64, most as u64]);
-        // Sums of earlier micro batches wait where the optimizer is.
+        // The sums of earlier micro batches are stored where the optimizer's state is.
         let waiting = if work.accumulation > 1 { weights } else { 0 };
         let (held, host) =
             if work.host_state && self.gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
-        // Forward, twice that backward, and the reference forward; all but two of a block's products once more where
-        // little was kept.
-        let passes = if work.checkpointing { 4.6 } else { 4.0 };
-        Cost { held, passing, host, operations: passes * forward }
+        // One for the forward pass, two for the backward pass, one for the reference; with recomputation, all but two of
+        // a block's products again.
+        let passes = if work.recompute { 4.6 } else { 4.0 };
+        TrainingCost { held, passing, host, operations: passes * forward }
     }
 
-    /// Bytes at the peak of a micro batch, of so many rows and labels of captions and of images.
-    fn step(&self, work: &Work, rows: [u64; 2], labels: [u64; 2]) -> u64 {
+    /// Bytes at the peak of a micro batch with `rows` tokens and `labels` labels, each of captions and of images.
+    fn step(&self, work: &TrainingWork, rows: [u64; 2], labels: [u64; 2]) -> u64 {
         let weights = self.parameters() * F32;
         if !self.gpu && work.products == Products::F32 && (self.parameters() as usize) < parallel::SMALL {
             return weights + self.by_operators(rows, labels);
         }
         let kept = self.kept(work);
         let ([captions, images], blocks) = (rows, self.blocks());
-        // The stream between the blocks, and around the last norm.
+        // The residual stream between the blocks and around the last norm.
         let outputs = (captions + images) * (blocks * kept.output + 3 * self.hidden() * F32);
         let inner = |rows: u64| rows * blocks * kept.inner;
         let logits = |labels: u64| labels * (kept.logits + self.hidden() * F32);
@@ -107,14 +107,14 @@ impl Sizes {
         first.max(second)
     }
 
-    /// What a block and the head keep and have at a time.
-    fn kept(&self, work: &Work) -> Kept {
+    /// What a block and the head keep and allocate.
+    fn kept(&self, work: &TrainingWork) -> Kept {
         let kept = match (self.gpu, work.products) {
             (false, _) => self.kept_by_kernels(),
             (true, Products::Bf16) => self.kept_by_gpu_kernels(work),
             (true, Products::F32) => self.kept_by_compositions(work),
         };
-        match work.checkpointing {
+        match work.recompute {
             false => kept,
             true => Kept { inner: 0, back: kept.back + kept.inner, ..kept },
         }
@@ -124,7 +124,7 @@ impl Sizes {
         let (hidden, mlp, heads) = (self.hidden(), self.mlp(), self.phi.num_attention_heads as u64);
         Kept {
             output: hidden * F32,
-            // Queries and keys before and after norm and turn, values, what was seen, the MLP before its activation.
+            // Queries and keys before and after norm and rotation, values, attention's output, the MLP before its activation.
             inner: (6 * hidden + mlp + heads) * F32,
             back: (2 * hidden + 2 * mlp).max(8 * hidden) * F32,
             reference: (9 * hidden + 2 * mlp) * F32,
@@ -134,27 +134,27 @@ impl Sizes {
         }
     }
 
-    fn kept_by_gpu_kernels(&self, work: &Work) -> Kept {
+    fn kept_by_gpu_kernels(&self, work: &TrainingWork) -> Kept {
         let (hidden, mlp, vocabulary) = (self.hidden(), self.mlp(), self.showo.vocab_size as u64);
         let labels = 2 * work.pairs * work.masks * self.showo.num_vq_tokens;
         let rows = labels.min(ops::HEAD_ROWS_ON_A_GPU) as u64;
-        // Queries and keys before their norms, three operands of attention and what was seen, the MLP before its bias.
+        // Queries and keys before their norms, attention's three operands and output, the MLP before its bias.
         let inner = (6 * hidden + mlp) * BF16 + self.phi.num_attention_heads as u64 * F32;
         Kept {
             output: hidden * F32,
             inner,
-            // Two gradients of the stream and that of the norm; the activation and its gradient, and the norm.
+            // Two gradients of the stream and one of the norm; the activation, its gradient, and the norm.
             back: 3 * hidden * F32 + (2 * mlp + 2 * hidden) * BF16,
-            // All that the backward pass of another would need, the activation, and the stream twice.
+            // Everything that a trained block keeps, the activation, and the stream twice.
             reference: inner + mlp * BF16 + 3 * hidden * F32,
             logits: 0,
-            // Logits with their gradients; the weight as an operand.
+            // Logits and their gradients; a copy of the weight in bf16.
             head: rows * vocabulary * (F32 + BF16) + vocabulary * hidden * BF16,
             fixed: hidden * mlp * BF16,
         }
     }
 
-    fn kept_by_compositions(&self, work: &Work) -> Kept {
+    fn kept_by_compositions(&self, work: &TrainingWork) -> Kept {
         let (hidden, mlp, vocabulary) = (self.hidden(), self.mlp(), self.showo.vocab_size as u64);
         let operand = work.products.dtype().size_in_bytes() as u64;
         let block = (self.showo.num_vq_tokens + 3) as u64;
@@ -165,19 +165,19 @@ impl Sizes {
             output: hidden * F32,
             // Queries and keys before their norms, the MLP before its activation, and four operands of attention.
             inner: (2 * hidden + mlp) * F32 + 4 * hidden * operand,
-            // The activation's gradient is computed in eight parts.
+            // The gradient of the activation is computed in eight parts.
             back: (7 * mlp + 3 * hidden) * F32 + hidden * operand,
             reference: (6 * hidden + 2 * mlp) * F32 + (4 * hidden + mlp) * operand,
             logits: 0,
-            // Logits, what is made of them, and their gradients; the weight as an operand.
+            // Logits, intermediate results and gradients; a copy of the weight as an operand.
             head: 9 * rows * vocabulary * F32 / 2 + vocabulary * hidden * operand,
             fixed: hidden * mlp * operand + 5 * scores,
         }
     }
 
-    /// What the graphs of a small model keep, which runs operator by operator: of each row and block the stream in three
-    /// sums, the norm, queries and keys in three stages and values in one, the attention, its projection, and the MLP in
-    /// three; and the logits three times.
+    /// Bytes that the graphs of a small model keep, which runs operator by operator: for each token and block the
+    /// residual stream in three sums, the norm, queries and keys in three stages and values in one, the attention, its
+    /// projection, and the MLP in three; and the logits three times.
     fn by_operators(&self, rows: [u64; 2], labels: [u64; 2]) -> u64 {
         let kept = 17 * self.hidden() + 2 * self.mlp();
         let vocabulary = self.showo.vocab_size as u64;
@@ -194,7 +194,7 @@ pub(super) mod tests {
 
     const GIGABYTE: u64 = 1_000_000_000;
 
-    /// The published size, of pictures of 256² (256 tokens) or 512² (1024).
+    /// The sizes of the published model for images of 256² (256 tokens) or 512² pixels (1024).
     pub(in super::super) fn published(tokens: usize) -> Sizes {
         let showo = format!(
             r#"{{"_class_name": "Showo", "vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192,
@@ -205,20 +205,20 @@ pub(super) mod tests {
         Sizes::new(&showo, &PhiConfig::default(), &vq).unwrap()
     }
 
-    fn work() -> Work {
-        Work {
+    fn work() -> TrainingWork {
+        TrainingWork {
             pairs: 4,
             words: 30,
             masks: 1,
             accumulation: 1,
             products: Products::Bf16,
-            checkpointing: false,
+            recompute: false,
             host_state: false,
         }
     }
 
-    /// With the model that plays and the image tokenizer.
-    fn on_the_device(sizes: &Sizes, work: &Work) -> u64 {
+    /// The bytes of training on the device, with the reference and the image tokenizer.
+    fn on_the_device(sizes: &Sizes, work: &TrainingWork) -> u64 {
         let cost = sizes.train(work);
         sizes.decoder_bytes(DType::BF16) + sizes.tokenizer_bytes() + cost.held + cost.passing
     }
@@ -246,7 +246,7 @@ pub(super) mod tests {
         let needed = on_the_device(&large, &work());
         assert!(needed < 70 * GIGABYTE, "512², 4 pairs on 80 GB: {needed}");
         let small = published(256).on_gpu(DType::BF16);
-        let least = Work { checkpointing: true, host_state: true, ..work() };
+        let least = TrainingWork { recompute: true, host_state: true, ..work() };
         let needed = on_the_device(&small, &least);
         assert!(needed < 20 * GIGABYTE, "256², 4 pairs on 24 GB: {needed}");
         let host = small.train(&least).host;
@@ -257,12 +257,12 @@ pub(super) mod tests {
     fn each_saving_saves() {
         for sizes in [published(256), published(256).on_gpu(DType::BF16)] {
             let whole = sizes.train(&work());
-            let again = sizes.train(&Work { checkpointing: true, ..work() });
+            let again = sizes.train(&TrainingWork { recompute: true, ..work() });
             assert!(again.passing < whole.passing && again.held == whole.held);
             assert!(again.operations > whole.operations);
-            let host = sizes.train(&Work { host_state: true, ..work() });
+            let host = sizes.train(&TrainingWork { host_state: true, ..work() });
             assert_eq!(host.held < whole.held, sizes.is_on_gpu(), "on the CPU there is one memory");
-            let several = sizes.train(&Work { accumulation: 2, ..work() });
+            let several = sizes.train(&TrainingWork { accumulation: 2, ..work() });
             assert_eq!(several.held, whole.held + sizes.parameters() * F32);
         }
     }

@@ -75,7 +75,7 @@ pub(super) struct Decoder {
     post_quant_conv: Conv,
     conv_in: Conv,
     mid: Middle,
-    /// From the lowest resolution up.
+    /// The levels from the lowest resolution up.
     up: Vec<Level>,
     norm_out: Norm,
     conv_out: Conv,

@@ -1,4 +1,4 @@
-//! The configuration file of the image tokenizer.
+//! The configuration file of the MAGVIT-v2 image tokenizer.
 
 use std::path::Path;
 
@@ -7,38 +7,39 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// Levels of an image tokenizer, and what each may have of channels and of blocks.
+/// The largest number of levels, and the largest channel multiplier and number of blocks of each.
 const MOST_LEVELS: usize = 8;
 const MOST_PER_LEVEL: usize = 64;
 
-/// `config.json` of the MAGVIT-v2 image tokenizer; absent keys have the published values.
+/// The `config.json` of the MAGVIT-v2 image tokenizer. Absent keys have the published values.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct MagvitConfig {
-    /// The class that wrote the file.
+    /// The Python class that wrote the file.
     #[serde(rename = "_class_name", default = "magvit_class")]
     pub class_name: String,
-    /// Channels at full resolution.
+    /// The number of channels at full resolution. Default: 128.
     #[serde(default = "d128")]
     pub ch: usize,
-    /// Channel multipliers per level, where encoder and decoder share them.
+    /// The channel multiplier of each level, for encoder and decoder alike. Default: the published ones, which differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ch_mult: Option<Vec<usize>>,
-    /// Residual blocks per level, where encoder and decoder share them.
+    /// The number of residual blocks of each level, for encoder and decoder alike. Default: the published ones, which
+    /// differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub num_res_blocks: Option<Vec<usize>>,
-    /// Bits of a code.
+    /// The number of bits of a code. Default: 13.
     #[serde(default = "d13")]
     pub z_channels: usize,
-    /// Side of the images it was trained on.
+    /// The side of the images that the tokenizer was trained on, in pixels. Default: 256.
     #[serde(default = "d256")]
     pub resolution: usize,
-    /// Groups of every GroupNorm.
+    /// The number of groups of every GroupNorm. Default: 32.
     #[serde(default = "d32", skip_serializing_if = "is_32")]
     pub norm_groups: usize,
 }
 
 impl Default for MagvitConfig {
-    /// The published one.
+    /// The published configuration.
     fn default() -> Self {
         Self {
             class_name: magvit_class(),
@@ -68,12 +69,12 @@ fn is_32(groups: &usize) -> bool {
     *groups == 32
 }
 
-/// The levels of an encoder or decoder.
+/// The levels of an encoder or decoder, from full resolution down; each has half the side of the one before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Levels {
-    /// Channels per level, from full resolution down.
+    /// The number of channels of each level.
     pub channels: Vec<usize>,
-    /// Residual blocks per level.
+    /// The number of residual blocks of each level.
     pub blocks: Vec<usize>,
 }
 
@@ -96,15 +97,15 @@ impl MagvitConfig {
         }
     }
 
-    /// Pixels per token side.
+    /// The number of pixels along the side of one code.
     pub fn downsampling(&self) -> usize {
         1 << (self.encoder().channels.len() - 1)
     }
 
-    /// Checks the numbers against each other.
+    /// Checks the numbers against each other; `path` is named in errors.
     ///
     /// # Errors
-    /// Says which numbers disagree; `path` is named.
+    /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let sized = sizes::check(&[("ch", self.ch, sizes::WIDTH), ("resolution", self.resolution, sizes::WIDTH)]);
         let each = |name: &'static str, list: &Option<Vec<usize>>| {
@@ -118,15 +119,21 @@ impl MagvitConfig {
             .map_err(|message| Error::config(path, message))?;
         for levels in [self.encoder(), self.decoder()] {
             if levels.channels.is_empty() || levels.channels.len() != levels.blocks.len() {
-                return Err(Error::config(path, "ch_mult and num_res_blocks must have one number per level"));
+                return Err(Error::config(
+                    path,
+                    "ch_mult and num_res_blocks differ in length; give both one number per level",
+                ));
             }
             if self.norm_groups == 0 || levels.channels.iter().any(|c| c % self.norm_groups != 0) {
-                let message = format!("channels {:?} do not divide into {} groups", levels.channels, self.norm_groups);
+                let message = format!(
+                    "norm_groups is {}; it must divide the channels of every level, {:?}",
+                    self.norm_groups, levels.channels
+                );
                 return Err(Error::config(path, message));
             }
         }
         if self.z_channels == 0 || self.z_channels > 24 {
-            return Err(Error::config(path, format!("z_channels {} is not within 1 … 24", self.z_channels)));
+            return Err(Error::config(path, format!("z_channels is {}; it must be between 1 and 24", self.z_channels)));
         }
         Ok(())
     }

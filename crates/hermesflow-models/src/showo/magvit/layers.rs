@@ -14,7 +14,7 @@ const NORM_EPS: f64 = 1e-6;
 const SAME: Padding = Padding { top: 1, bottom: 1, left: 1, right: 1 };
 const NONE: Padding = Padding { top: 0, bottom: 0, left: 0, right: 0 };
 
-/// Collects what a layer needs: loading it and listing its parameters are one piece of code.
+/// Where a layer's parameters come from: loading them and listing their shapes run the same code.
 pub(super) enum Source<'a> {
     Load(&'a Weights),
     List(RefCell<Vec<(String, Vec<usize>)>>),
@@ -79,7 +79,7 @@ impl Norm {
         NormBefore { weight: &self.weight, bias: &self.bias, groups: self.groups, eps: NORM_EPS, silu }
     }
 
-    /// With SiLU, before a convolution.
+    /// This norm, followed by SiLU, before a convolution.
     pub(super) fn before(&self) -> Around<'_> {
         Around { norm: Some(self.settings(true)), ..Around::default() }
     }

@@ -1,7 +1,7 @@
-//! MAGVIT-v2: the convolutional image tokenizer with lookup-free quantization (arXiv 2310.05737).
+//! MAGVIT-v2, the convolutional image tokenizer with lookup-free quantization (arXiv 2310.05737).
 //!
-//! A code is the sign pattern of the encoder's output, most significant bit first; nothing is looked
-//! up. Weight paths mirror the checkpoint's names (VQGAN's encoder and decoder).
+//! A code is the sign pattern of the encoder's output, most significant bit first, so no codebook is looked up. Fields
+//! are named like the checkpoint's weights (those of VQGAN's encoder and decoder).
 
 mod coder;
 mod config;
@@ -19,17 +19,17 @@ use layers::Source;
 
 use crate::{Error, Result};
 
-/// Pictures that go through the convolutions as one batch, if they have no more than 256² pixels.
+/// Images of at most 256² pixels that go through the convolutions as one batch.
 const BATCH: usize = 4;
 const BATCH_PIXELS: usize = BATCH * 256 * 256;
 
-/// Pictures of `pixels` pixels each that go through the convolutions as one batch.
-pub fn batch(pixels: usize) -> usize {
+/// The number of images of `pixels` pixels each that go through the convolutions as one batch.
+pub(super) fn batch(pixels: usize) -> usize {
     (BATCH_PIXELS / pixels.max(1)).clamp(1, BATCH)
 }
 /// Endings of names that a checkpoint may have beside the parameters.
 pub(super) const IGNORED: &[&str] = &["quantize.embedding", "quantize.power_vals"];
-/// The image tokenizer.
+/// The image tokenizer: from pixels to codes and back.
 #[derive(Debug, Clone)]
 pub struct Magvit {
     config: MagvitConfig,
@@ -37,7 +37,7 @@ pub struct Magvit {
     decoder: Decoder,
     dtype: DType,
     device: Device,
-    /// Whether pieces of work are done side by side: its operators are too small to be shared between threads.
+    /// Whether images are processed in parallel, because single operators are too small to be shared between threads.
     apart: bool,
 }
 
@@ -56,10 +56,10 @@ impl Magvit {
         }
     }
 
-    /// Takes the weights (their dtype and device are the model's).
+    /// Builds the tokenizer from its weights, in their type and on their device.
     ///
     /// # Errors
-    /// Lists what is missing, unexpected or mis-shaped.
+    /// Lists the weights that are missing, unexpected or of another shape.
     pub fn new(weights: &Weights, config: &MagvitConfig) -> Result<Self> {
         weights.check(&Self::parameter_shapes(config)?, IGNORED)?;
         let source = Source::Load(weights);
@@ -74,47 +74,52 @@ impl Magvit {
         })
     }
 
-    /// Where the weights live.
+    /// The device of the weights.
     pub fn device(&self) -> &Device {
         &self.device
     }
 
-    /// The configuration.
+    /// The tokenizer's configuration.
     pub fn config(&self) -> &MagvitConfig {
         &self.config
     }
 
-    /// The encoder's output before quantization.
+    /// The encoder's output before quantization. R is the side of the images and d the number of pixels along the side
+    /// of a code.
     ///
     /// # Shapes
     /// `[b, 3, R, R]` in [-1, 1] → `[b, bits, R/d, R/d]`
     ///
     /// # Errors
-    /// When shapes do not fit.
+    /// If the images have another shape.
     pub fn encode(&self, images: &Tensor) -> Result<Tensor> {
         Ok(self.encoder.forward(&self.laid_out(images)?)?.contiguous()?)
     }
 
-    /// Pictures from quantized features (each ±1, or straight-through estimates of it).
+    /// Images from quantized features, each −1 or 1 (or straight-through estimates of these).
     ///
     /// # Shapes
-    /// `[b, bits, h, w]` → `[b, 3, h·d, w·d]`, about [-1, 1]
+    /// `[b, bits, h, w]` → `[b, 3, h·d, w·d]`, about in [-1, 1]
     ///
     /// # Errors
-    /// When shapes do not fit.
+    /// If the features have another shape.
     pub fn decode(&self, features: &Tensor) -> Result<Tensor> {
         self.decoder.forward(&self.laid_out(features)?)
     }
 
-    /// As a large model's convolutions are fastest on the CPU; a small one keeps to the exact order of its operators.
+    /// The input in the memory layout in which a large model's convolutions are fastest on the CPU. A small model keeps
+    /// the exact order of its operators.
     fn laid_out(&self, xs: &Tensor) -> Result<Tensor> {
         Ok(if self.apart { xs.clone() } else { ops::convolution_layout(xs)? })
     }
 
-    /// Codes from the encoder's output: the sign bits, most significant first.
+    /// The codes of the encoder's output: its signs as bits, most significant first; row by row for each image.
+    ///
+    /// # Shapes
+    /// `[b, bits, h, w]` → `b` lists of `h·w` codes
     ///
     /// # Errors
-    /// When shapes do not fit.
+    /// If the output has another shape.
     pub fn quantize(&self, encoder_out: &Tensor) -> Result<Vec<Vec<u32>>> {
         let (b, bits, h, w) = encoder_out.dims4()?;
         let rows = encoder_out.to_dtype(DType::F32)?.reshape((b, bits, h * w))?.to_vec3::<f32>()?;
@@ -124,19 +129,19 @@ impl Magvit {
         Ok(rows.iter().map(|channels| (0..h * w).map(|at| code(channels, at)).collect()).collect())
     }
 
-    /// The ±1 features that codes stand for.
+    /// The features, each −1 or 1, that square images' codes stand for.
     ///
     /// # Shapes
     /// `[b, bits, side, side]`
     ///
     /// # Errors
-    /// When the codes are not square or outside the codebook.
+    /// If the number of codes is not a square, or a code is outside the codebook.
     pub fn features(&self, codes: &[Vec<u32>]) -> Result<Tensor> {
         let side = codes.first().map_or(0, Vec::len).isqrt();
         self.grid_features(codes, side, side)
     }
 
-    /// As [`Magvit::features`], of any height and width.
+    /// Like [`Magvit::features`], for grids of any height and width.
     fn grid_features(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Tensor> {
         let bits = self.config.z_channels;
         let tokens = height * width;
@@ -155,17 +160,17 @@ impl Magvit {
         Ok(Tensor::from_vec(values, (codes.len(), bits, height, width), &self.device)?.to_dtype(self.dtype)?)
     }
 
-    /// Pixels of pictures as the encoder reads them.
+    /// The pixels of images as the encoder reads them.
     ///
     /// # Shapes
     /// `[b, 3, R, R]` in [-1, 1]
     ///
     /// # Errors
-    /// When the pictures differ in size.
+    /// If the images differ in size.
     pub fn pixels(&self, images: &[RgbImage]) -> Result<Tensor> {
         let (width, height) = images.first().map_or((0, 0), RgbImage::dimensions);
         if width == 0 || images.iter().any(|image| image.dimensions() != (width, height)) {
-            return Err(Error::Invalid("the pictures of one batch must have one size".into()));
+            return Err(Error::Invalid("the images of a batch differ in size; scale them to one size".into()));
         }
         let (w, h) = (width as usize, height as usize);
         let mut values = vec![0f32; images.len() * 3 * h * w];
@@ -180,10 +185,10 @@ impl Magvit {
         Ok(Tensor::from_vec(values, (images.len(), 3, h, w), &self.device)?.to_dtype(self.dtype)?)
     }
 
-    /// Codes of pictures.
+    /// The codes of images, row by row for each image.
     ///
     /// # Errors
-    /// When the pictures differ in size.
+    /// If the images differ in size.
     pub fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
         let pixels = images.first().map_or(0, |image| (image.width() * image.height()) as usize);
         let chunks: Vec<&[RgbImage]> = images.chunks(batch(pixels)).collect();
@@ -191,19 +196,19 @@ impl Magvit {
         Ok(codes.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }
 
-    /// Pictures of codes.
+    /// The images of square grids of codes, each given row by row.
     ///
     /// # Errors
-    /// When the codes are not square or outside the codebook.
+    /// If the number of codes is not a square, or a code is outside the codebook.
     pub fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
         let side = codes.first().map_or(0, Vec::len).isqrt();
         self.decode_grids(codes, side, side)
     }
 
-    /// Pictures of `height`×`width` codes each, row by row.
+    /// The images of grids of `height`×`width` codes, each given row by row.
     ///
     /// # Errors
-    /// When they are not so many, or outside the codebook.
+    /// If a grid has another number of codes, or a code is outside the codebook.
     pub fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>> {
         let chunks: Vec<&[Vec<u32>]> =
             codes.chunks(batch(height * width * self.config.downsampling().pow(2))).collect();
@@ -218,7 +223,7 @@ impl Magvit {
         let level = |value: &f32| ((value.clamp(-1.0, 1.0) + 1.0) / 2.0 * 255.0) as u8;
         let picture = |pixels: &[f32]| {
             RgbImage::from_raw(w as u32, h as u32, pixels.iter().map(level).collect())
-                .ok_or_else(|| Error::Invalid("a decoded picture has the wrong size".into()))
+                .ok_or_else(|| Error::Invalid("a decoded image has the wrong size".into()))
         };
         decoded.flatten_all()?.to_vec1::<f32>()?.chunks_exact((3 * h * w).max(1)).map(picture).collect()
     }

@@ -1,8 +1,8 @@
-//! What is done, ridden, held, worn, eaten; what belongs to whom; what is written.
+//! Questions about what is done, ridden, held, worn or eaten, what belongs to whom, and what is written.
 
 use super::*;
 
-/// What somebody may be doing instead, with words that must not be in the caption, and whether it can be done while
+/// What a person may be doing instead, with words that must not be in the caption, and whether it can be done while
 /// standing or sitting.
 const INSTEAD: [(&str, &[&str], bool); 12] = [
     (
@@ -35,7 +35,7 @@ const ANIMAL_INSTEAD: [(&str, &[&str], bool); 6] = [
     ("climbing a tree", &["tree", "climb", "branch"], false),
 ];
 
-/// Verbs whose objects are asked for, and the sections that wrong objects come from.
+/// Verbs whose objects are asked for, with wrong objects.
 const OBJECTS: [(&str, &[&str]); 9] = [
     ("riding", &["horse", "bicycle", "motorcycle", "elephant", "skateboard", "camel", "wave"]),
     ("holding", &["umbrella", "phone", "book", "flower", "ball", "camera", "sword", "cup", "balloon"]),
@@ -48,7 +48,7 @@ const OBJECTS: [(&str, &[&str]); 9] = [
     ("catching", &["frisbee", "ball", "fish", "butterfly"]),
 ];
 
-/// Verbs that are only half said without what follows: "looking at a phone".
+/// Verbs that are incomplete without what follows: "looking at a phone".
 const HALF: [&str; 14] = [
     "looking", "talking", "playing", "working", "staring", "gazing", "pointing", "reaching", "peeking", "waving",
     "smiling", "taking", "going", "hanging",
@@ -56,7 +56,7 @@ const HALF: [&str; 14] = [
 
 const SIGNS: [&str; 6] = ["OPEN", "EXIT", "SALE", "WELCOME", "NO PARKING", "LOVE"];
 
-/// Prepositions that complete a half verb.
+/// Prepositions that complete such a verb.
 const COMPLETE: [&str; 9] = ["at", "with", "on", "to", "in", "for", "into", "through", "from"];
 
 impl Asker<'_> {
@@ -99,7 +99,7 @@ impl Asker<'_> {
         }
     }
 
-    /// "riding a wave", "looking at a phone".
+    /// What somebody does, as in "riding a wave" or "looking at a phone".
     fn said(&self, activity: &Activity) -> Option<String> {
         let ing = &activity.ing;
         if let Some(object) = activity.object {
@@ -152,7 +152,7 @@ impl Asker<'_> {
         }
     }
 
-    /// "a wave", "the grass", "teeth".
+    /// The object of a verb, as in "a wave", "the grass" or "teeth".
     fn object_words(&self, index: usize) -> Option<String> {
         let phrase = &self.thing(index).phrase;
         if phrase.proper {
@@ -196,7 +196,7 @@ impl Asker<'_> {
         self.yes_no(4, "activity", &activity.ing, format!("{are} {those} {doing}?"), truth);
     }
 
-    /// "what is the man riding?"
+    /// Asks for the object of a verb: "what is the man riding?"
     fn object(&mut self, activity: &Activity, those: &str, plural: bool, alive: bool) {
         let Some(object) = activity.object.filter(|_| alive && !activity.more) else { return };
         let Some((ing, wrong)) = OBJECTS.iter().find(|(ing, _)| *ing == activity.ing) else { return };
@@ -245,7 +245,7 @@ impl Asker<'_> {
         }
     }
 
-    /// "does the woman have long hair?"
+    /// Asks for parts of the body: "does the woman have long hair?"
     fn parts(&mut self) {
         let lexicon = Lexicon::get();
         for (owner, part) in self.scene.parts.clone() {

@@ -1,11 +1,11 @@
-//! What there is: its being there, its kind, its number, the kind of picture.
+//! Questions about what is there, of which kind and how many, and about the kind of picture.
 
 use super::*;
 
-/// Parts of a picture that nobody asks for by themselves.
+/// Sections of nouns whose presence is not asked for.
 const UNASKED: [&str; 4] = ["body", "abstract", "medium", "game"];
 
-/// Sections whose kinds are asked for, and by which word.
+/// Sections whose kinds are asked for, and the words that ask for one or several.
 const ASKED: [(&str, &str, &str); 7] = [
     ("animal", "animal is", "animals are"),
     ("vehicle", "vehicle is", "vehicles are"),
@@ -16,7 +16,7 @@ const ASKED: [(&str, &str, &str); 7] = [
     ("sport", "piece of sports equipment is", "pieces of sports equipment are"),
 ];
 
-/// Words for people, of whom one may be another.
+/// Words for people that may name the same person.
 const LOOSE: [&str; 6] = ["man", "woman", "boy", "girl", "child", "baby"];
 
 const TIMES: [(&str, &[&str]); 5] = [
@@ -77,7 +77,7 @@ impl Asker<'_> {
         }
     }
 
-    /// "is there a red car?", where there is a blue one too.
+    /// Asks "is there a red car?" where there is also a blue one.
     fn told_apart(&mut self, rank: usize, index: usize) {
         let phrase = &self.thing(index).phrase;
         let colors: Vec<&str> = said(&phrase.adjectives)
@@ -93,7 +93,7 @@ impl Asker<'_> {
         }
     }
 
-    /// The same thing is there after all: "a man without a hat and a man with a hat".
+    /// Whether the same thing is also there: "a man without a hat and a man with a hat".
     fn mentioned_elsewhere(&self, index: usize) -> bool {
         let name = &self.thing(index).phrase.name;
         self.scene.things.iter().filter(|thing| thing.phrase.name == *name).count() > 1
@@ -109,7 +109,7 @@ impl Asker<'_> {
         (clear && !self.unread(section, only)).then_some(only)
     }
 
-    /// The caption has a word of the section that the grammar has not made a thing of.
+    /// Whether the caption has another word of the section that the grammar did not read as a thing.
     fn unread(&self, section: &str, only: usize) -> bool {
         let lexicon = Lexicon::get();
         let line = self.thing(only).phrase.noun.map(|noun| noun.line);
@@ -224,7 +224,7 @@ impl Asker<'_> {
         }
     }
 
-    /// The kind of picture, the time of day.
+    /// Asks for the kind of picture and the time of day.
     pub(super) fn media(&mut self) {
         let media: Vec<usize> =
             (0..self.scene.things.len()).filter(|index| self.thing(*index).section() == "medium").collect();

@@ -1,4 +1,4 @@
-//! Questions about a scene.
+//! Writes questions about a scene.
 
 use std::collections::HashSet;
 
@@ -16,13 +16,13 @@ mod kinds;
 mod properties;
 mod whereabouts;
 
-/// A question that may be asked; the lower the rank, the sooner.
+/// A question that may be asked; lower ranks are asked first.
 struct Candidate {
     rank: usize,
     question: TemplateQuestion,
 }
 
-/// What all question makers share.
+/// What all makers of questions share.
 struct Asker<'a> {
     scene: &'a Scene,
     caption: &'a str,
@@ -52,7 +52,7 @@ pub(super) fn ask(scene: &Scene, tokens: &[Token], caption: &str, most: usize) -
 }
 
 impl Asker<'_> {
-    /// A question whose first choice is right; the others are put in an order that follows from the text.
+    /// Adds a question whose right choice is `right`; the order of the choices follows from caption and question.
     fn choose(
         &mut self,
         rank: usize,
@@ -76,7 +76,7 @@ impl Asker<'_> {
         self.push(rank, kind, element, question, choices, right);
     }
 
-    /// A question to be answered by yes or no.
+    /// Adds a question whose answer is yes or no.
     fn yes_no(&mut self, rank: usize, kind: &'static str, element: &str, question: String, truth: bool) {
         let answer = if truth { "yes" } else { "no" };
         self.push(rank, kind, element, question, vec!["yes".into(), "no".into()], answer);
@@ -95,7 +95,7 @@ impl Asker<'_> {
         self.candidates.push(Candidate { rank, question: TemplateQuestion { kind, question } });
     }
 
-    /// Wrong choices of a noun's section that nothing in the caption could mean.
+    /// Wrong choices from a section of nouns, none of which the caption could mean.
     fn others(&self, section: &str, in_plural: bool) -> Vec<String> {
         let heads = Lexicon::get().heads.iter().filter(|noun| noun.section == section && !self.mentioned.noun(noun));
         heads
@@ -111,7 +111,7 @@ impl Asker<'_> {
         &self.scene.things[index]
     }
 
-    /// The thing in the caption's number: "dogs".
+    /// A thing's name in the caption's number: "dogs".
     fn form(&self, index: usize) -> String {
         let phrase = &self.thing(index).phrase;
         let only_plural = phrase
@@ -121,7 +121,7 @@ impl Asker<'_> {
         if phrase.plural && !only_plural { plural_form(&phrase.name) } else { phrase.name.clone() }
     }
 
-    /// "the dogs"; nothing where several things answer to it.
+    /// A thing as in "the dogs"; `None` if the phrase could mean several things.
     fn the(&self, index: usize) -> Option<String> {
         let thing = self.thing(index);
         let same = |other: &&Thing| other.phrase.name == thing.phrase.name;
@@ -136,7 +136,7 @@ impl Asker<'_> {
         Some(if vast { self.form(index) } else { format!("the {}", self.form(index)) })
     }
 
-    /// "the cat and the dog", and whether the verb is in the plural.
+    /// Several things as in "the cat and the dog", and whether the verb is in the plural.
     fn those(&self, indices: &[usize]) -> Option<(String, bool)> {
         let unseen = |index: &usize| ["abstract", "medium"].contains(&self.thing(*index).section());
         if indices.iter().any(unseen) {
@@ -149,7 +149,7 @@ impl Asker<'_> {
         }
     }
 
-    /// "a dog", "dogs", "snow"; nothing for what cannot be asked about.
+    /// A thing as in "a dog", "dogs" or "snow"; `None` if it cannot be asked about.
     fn some(&self, index: usize) -> Option<String> {
         let thing = self.thing(index);
         let mass = thing.phrase.noun.is_some_and(|noun| noun.mass);

@@ -1,4 +1,4 @@
-//! How things are: colour, material, shape, size, age.
+//! Questions about properties: colour, material, shape, size, age.
 
 use super::*;
 
@@ -48,7 +48,7 @@ impl Asker<'_> {
         }
     }
 
-    /// "the cat", "the woman's hair".
+    /// A thing as in "the cat" or "the woman's hair".
     fn owned(&self, index: usize) -> Option<String> {
         match self.thing(index).owner {
             Some(owner) => {
@@ -160,7 +160,7 @@ impl Asker<'_> {
         self.choose(1, "shape", word, question, word, wrong);
     }
 
-    /// Whether a property that has an opposite can be asked of a thing; `first` tells the pair.
+    /// Whether a property with an opposite can be asked about a thing; `first` identifies the pair of opposites.
     fn fits(&self, index: usize, word: &str, first: &str) -> bool {
         let lives = self.thing(index).lives();
         let owned = self.thing(index).owner.is_some();

@@ -1,4 +1,4 @@
-//! Where things are.
+//! Questions about where things are.
 
 use super::*;
 
@@ -58,7 +58,7 @@ impl Asker<'_> {
         self.yes_no(5, "location", &name, format!("{are} {those} {} {the}?", relation.text), true);
     }
 
-    /// Places that this one cannot be in or hold.
+    /// Places that can neither be in this place nor contain it.
     fn far_places(&self, noun: &Noun) -> Vec<String> {
         let line = |word: &str| Lexicon::get().noun(word).map(|noun| noun.line);
         let same = |word: &str| line(word) == Some(noun.line);
@@ -141,7 +141,7 @@ impl Asker<'_> {
         }
     }
 
-    /// A caption that begins with a place shows it.
+    /// Asks for the place that a caption begins with.
     fn setting(&mut self) {
         let Some(first) = self.scene.things.iter().position(|thing| !["medium", "abstract"].contains(&thing.section()))
         else {

@@ -1,8 +1,8 @@
-//! Words of closed classes: prepositions, quantities, what ends a noun phrase.
+//! Words of closed classes: prepositions, quantities, and words that end a noun phrase.
 
 use super::Place;
 
-/// Prepositions of several words, the longer ones first.
+/// Prepositions of several words, longer ones first.
 pub(super) const PREPOSITIONS: [(&str, Place); 99] = [
     ("on the left hand side of", Place::Left),
     ("on the right hand side of", Place::Right),
@@ -105,13 +105,13 @@ pub(super) const PREPOSITIONS: [(&str, Place); 99] = [
     ("versus", Place::Other),
 ];
 
-/// Parts that a thing is on, at or in.
+/// Parts of things that something is on, at or in.
 pub(super) const PARTS: [&str; 15] = [
     "top", "back", "side", "middle", "edge", "front", "end", "center", "centre", "corner", "bottom", "base", "foot",
     "inside", "rest",
 ];
 
-/// Heads before "of" that only say how many.
+/// Nouns before "of" that only say how many.
 pub(super) const QUANTITIES: [&str; 38] = [
     "group",
     "herd",
@@ -153,7 +153,7 @@ pub(super) const QUANTITIES: [&str; 38] = [
     "groups",
 ];
 
-/// Heads before "of" that name a part of what follows.
+/// Nouns before "of" that name a part of what follows.
 pub(super) const PARTITIVES: [&str; 6] = ["slice", "piece", "scoop", "loaf", "slices", "pieces"];
 
 /// Words that end a noun phrase.
@@ -252,7 +252,7 @@ pub(super) const CLOSED: [&str; 92] = [
     "themselves",
 ];
 
-/// Endings of nouns that name nothing to be seen.
+/// Endings of nouns that name nothing visible.
 pub(super) const ABSTRACT: [&str; 15] = [
     "ness", "ity", "tion", "sion", "ism", "ment", "ance", "ence", "ship", "hood", "acy", "logy", "graphy", "ility",
     "esque",

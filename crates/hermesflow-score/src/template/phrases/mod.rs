@@ -1,4 +1,4 @@
-//! Noun phrases, verbs and prepositions in the words of a caption.
+//! Finds noun phrases, verbs and prepositions in the words of a caption.
 
 use super::lexicon::{Adjective, Lexicon, Noun, Verb};
 use super::text::Token;
@@ -23,32 +23,32 @@ pub(super) enum Article {
     Another,
     /// "no", "without".
     No,
-    /// Nothing.
+    /// No article.
     Bare,
 }
 
-/// A noun with what stands before it.
+/// A noun with the words before it that belong to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct NounPhrase {
     /// The noun in the singular with the nouns before it: "flower pot".
     pub name: String,
-    /// What the head noun names, if it is known.
+    /// The head noun's entry in the lexicon, if it is known.
     pub noun: Option<Noun>,
-    /// It is a proper name.
+    /// Whether it is a proper name.
     pub proper: bool,
-    /// More than one.
+    /// Whether it is in the plural.
     pub plural: bool,
-    /// How many, where the caption says so.
+    /// The number of things, if the caption states it.
     pub count: Option<u32>,
-    /// How it begins.
+    /// The beginning of the phrase.
     pub article: Article,
-    /// The adjectives.
+    /// The adjectives before the noun.
     pub adjectives: Vec<String>,
-    /// "flying" in "a flying car".
+    /// A participle before the noun, such as "flying" in "a flying car".
     pub doing: Option<&'static str>,
 }
 
-/// Where a preposition puts things.
+/// Where a preposition places things.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     On,
@@ -73,7 +73,7 @@ pub(super) enum Place {
     Other,
 }
 
-/// A phrase.
+/// A phrase of a caption.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Phrase {
     Noun(NounPhrase),
@@ -100,7 +100,7 @@ pub(super) enum Phrase {
 
 /// The phrases of a caption, in order.
 pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
-    let reader = Reader { tokens, lexicon: Lexicon::get() };
+    let reader = PhraseReader { tokens, lexicon: Lexicon::get() };
     let (mut phrases, mut at) = (Vec::new(), 0);
     while at < tokens.len() {
         let (phrase, next) = reader.phrase(at, &phrases);
@@ -111,12 +111,12 @@ pub(super) fn phrases(tokens: &[Token]) -> Vec<Phrase> {
     phrases
 }
 
-struct Reader<'a> {
+struct PhraseReader<'a> {
     tokens: &'a [Token],
     lexicon: &'static Lexicon,
 }
 
-impl Reader<'_> {
+impl PhraseReader<'_> {
     fn word(&self, at: usize) -> &str {
         self.tokens.get(at).map_or("", Token::word)
     }
@@ -132,7 +132,7 @@ impl Reader<'_> {
         colored || !self.lexicon.adjective(word).is_empty() || (word.contains('-') && self.noun_at(at).is_none())
     }
 
-    /// A mouse beside a laptop is no animal.
+    /// The word at a position; beside a laptop, a mouse is no animal.
     fn unambiguous(&self, at: usize) -> &str {
         let computer =
             || self.tokens.iter().any(|token| ["laptop", "computer", "keyboard", "monitor"].contains(&token.word()));
@@ -142,7 +142,7 @@ impl Reader<'_> {
         }
     }
 
-    /// The longest known noun at a place, and how many words it has.
+    /// The longest known noun at a position, and how many words it has.
     fn noun_at(&self, at: usize) -> Option<(Noun, usize)> {
         (1..=3).rev().find_map(|length| {
             let words: Vec<&str> = (at..at + length).map(|at| self.unambiguous(at)).collect();
@@ -272,7 +272,7 @@ impl Reader<'_> {
     }
 }
 
-/// What adjectives say of a kind, with the word that says it.
+/// What adjectives say, each with its word.
 pub(super) fn said(adjectives: &[String]) -> impl Iterator<Item = (&str, Adjective)> {
     let lexicon = Lexicon::get();
     adjectives.iter().flat_map(move |word| lexicon.adjective(word).iter().map(move |says| (word.as_str(), *says)))

@@ -1,18 +1,18 @@
-//! Noun phrases: what begins them, the adjectives, the nouns, what follows and belongs to them.
+//! Noun phrases: their beginnings, adjectives and nouns, and what follows and belongs to them.
 
 use super::closed::{ABSTRACT, CLOSED, PARTITIVES, QUANTITIES};
-use super::{Article, NounPhrase, Reader};
+use super::{Article, NounPhrase, PhraseReader};
 use crate::template::lexicon::{Noun, Verb};
 use crate::template::text::Token;
 use crate::template::words::{number, plural, singular_of_unknown};
 
-impl Reader<'_> {
-    /// Whether adjectives may be joined there.
+impl PhraseReader<'_> {
+    /// Whether adjectives may be joined at a position.
     fn is_joint(&self, at: usize) -> bool {
         self.tokens.get(at) == Some(&Token::Comma) || ["and", "or"].contains(&self.word(at))
     }
 
-    /// The noun phrase that begins at a place, and where it ends.
+    /// The noun phrase that begins at a position, and where it ends.
     pub(super) fn noun_phrase(&self, from: usize) -> Option<(NounPhrase, usize)> {
         let (article, mut count, mut at) = self.determiner(from);
         let determined = at > from;
@@ -77,7 +77,7 @@ impl Reader<'_> {
         self.behind(phrase, next)
     }
 
-    /// Whether a noun phrase can go on at a place.
+    /// Whether a noun phrase can continue at a position.
     pub(super) fn goes_on(&self, at: usize) -> bool {
         let word = self.word(at);
         if word.is_empty() || CLOSED.contains(&word) {
@@ -117,7 +117,7 @@ impl Reader<'_> {
         if length == 0 { (article, None, from) } else { (article, None, at + length) }
     }
 
-    /// The nouns of a phrase: the last one is its head.
+    /// The nouns of a phrase, the last of which is its head.
     fn nouns(&self, from: usize, determined: bool, adjectives: &[String]) -> Option<(NounPhrase, usize)> {
         let (mut at, mut run, mut head): (usize, Vec<String>, Option<(Noun, bool)>) = (from, Vec::new(), None);
         let mut proper = false;
@@ -199,7 +199,7 @@ impl Reader<'_> {
         Some((blank(single.clone().unwrap_or(name), None, single.is_some()), at))
     }
 
-    /// How many words of a proper name stand at a place.
+    /// The number of words of the proper name at a position.
     fn name_at(&self, at: usize) -> Option<usize> {
         let length = (at..)
             .take_while(|at| {
@@ -227,7 +227,7 @@ impl Reader<'_> {
         .then_some(1 + ahead)
     }
 
-    /// Whether a word that could be a noun is the verb of the noun before: "a man drinks coffee".
+    /// Whether a word that could be a noun is the verb of the noun before it: "a man drinks coffee".
     fn is_verb_here(&self, at: usize, head: Option<(Noun, bool)>) -> bool {
         let Some((_, verb, finite)) = self.lexicon.verb(self.word(at)) else { return false };
         let next = self.word(at + 1);
@@ -238,7 +238,7 @@ impl Reader<'_> {
         if finite { self.word(at).ends_with('s') && (living || object || moves) } else { object || (living && goes_on) }
     }
 
-    /// What follows a noun and belongs to it: a possessive, "of" behind a quantity or a part.
+    /// What follows a noun and belongs to it: a possessive, or "of" after a quantity or a part.
     fn behind(&self, phrase: NounPhrase, at: usize) -> Option<(NounPhrase, usize)> {
         if self.word(at) == "'s" {
             let (mut owned, next) = self.noun_phrase_with(at + 1, true)?;

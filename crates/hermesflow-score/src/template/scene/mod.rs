@@ -1,4 +1,4 @@
-//! What a caption says: things, what they do, where they are, what they wear and have.
+//! What a caption says: which things there are, what they do, where they are, what they wear and have.
 
 use super::lexicon::Verb;
 use super::phrases::{Article, NounPhrase, Phrase, Place};
@@ -8,47 +8,47 @@ mod places;
 /// A thing that a caption names.
 #[derive(Debug, Clone)]
 pub(super) struct Thing {
-    /// How it is named.
+    /// The phrase that names the thing.
     pub phrase: NounPhrase,
-    /// The caption says that it is not there.
+    /// Whether the caption says that the thing is not there.
     pub absent: bool,
-    /// Nothing may be asked about its being there.
+    /// Whether the thing's presence must not be asked about.
     pub vague: bool,
-    /// Whose it is, for parts of bodies.
+    /// The index of the owner, for parts of bodies.
     pub owner: Option<usize>,
-    /// What a vessel holds: the wine of a glass of wine.
+    /// The index of a vessel's content: the wine of a glass of wine.
     pub content: Option<usize>,
 }
 
-/// Somebody does something.
+/// Something that somebody does.
 #[derive(Debug, Clone)]
 pub(super) struct Activity {
-    /// Who.
+    /// The indices of those who do it.
     pub subjects: Vec<usize>,
-    /// The -ing form.
+    /// The verb's -ing form.
     pub ing: String,
     /// How the verb is used, if it is known.
     pub verb: Option<Verb>,
-    /// What it is done to.
+    /// The index of the verb's object.
     pub object: Option<usize>,
-    /// There are more objects than the first.
+    /// Whether there are further objects.
     pub more: bool,
-    /// A preposition right behind the verb, and what it leads to: "looking at a phone".
+    /// A preposition right after the verb, and the index of what it leads to: "looking at a phone".
     pub tail: Option<(String, usize)>,
 }
 
-/// Something is somewhere.
+/// Something that is somewhere.
 #[derive(Debug, Clone)]
 pub(super) struct Relation {
-    /// What.
+    /// The indices of what is somewhere.
     pub subjects: Vec<usize>,
-    /// Doing what, as the -ing form.
+    /// The -ing form of what they do there.
     pub ing: Option<String>,
     /// The words of the preposition.
     pub text: String,
-    /// What they mean.
+    /// The meaning of the preposition.
     pub place: Place,
-    /// Where.
+    /// The index of where they are.
     pub object: usize,
 }
 
@@ -58,25 +58,25 @@ pub(super) struct Scene {
     pub things: Vec<Thing>,
     pub activities: Vec<Activity>,
     pub relations: Vec<Relation>,
-    /// Somebody wears something.
+    /// Pairs of a wearer and a piece of clothing.
     pub worn: Vec<(usize, usize)>,
-    /// Somebody has a part.
+    /// Pairs of an owner and a part of the body.
     pub parts: Vec<(usize, usize)>,
-    /// Something says something.
+    /// Things with writing on them, and the writing.
     pub texts: Vec<(usize, String)>,
-    /// Something is made of something.
+    /// Pairs of a thing and its material.
     pub made: Vec<(usize, usize)>,
-    /// Things and how far away they are.
+    /// Things with their distance: in the foreground or background.
     pub depths: Vec<(usize, &'static str)>,
 }
 
 impl Thing {
-    /// The section of its noun, "" for an unknown one.
+    /// The section of its noun, or "" for an unknown noun.
     pub fn section(&self) -> &'static str {
         self.phrase.noun.map_or("", |noun| noun.section)
     }
 
-    /// It lives, or looks as if.
+    /// Whether it is alive, or looks as if it were.
     pub fn lives(&self) -> bool {
         self.phrase.proper || ["person", "animal"].contains(&self.section())
     }
@@ -91,7 +91,7 @@ pub(super) fn scene(phrases: &[Phrase]) -> Scene {
     builder.scene
 }
 
-/// What the next noun phrase will be.
+/// The role of the next noun phrase.
 #[derive(Debug, Clone, PartialEq)]
 enum Expected {
     Subject,

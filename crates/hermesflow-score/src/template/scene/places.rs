@@ -1,11 +1,11 @@
-//! What prepositions lead to: places, garments, parts, contents.
+//! What prepositions lead to: places, clothes, parts, contents.
 
 use super::{Builder, Expected, Relation};
 use crate::template::lexicon::Verb;
 use crate::template::phrases::Place;
 
 impl Builder {
-    /// What follows a preposition.
+    /// Handles the noun phrase that follows a preposition.
     pub(super) fn place(&mut self, text: &str, place: Place, index: usize, joined: bool) {
         let section = self.scene.things[index].section();
         let clothing = section == "clothing" || (self.scene.things[index].phrase.name.ends_with("armor"));

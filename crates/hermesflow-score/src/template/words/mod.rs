@@ -34,12 +34,12 @@ const IRREGULAR: [(&str, &str); 25] = [
 /// Words that end in -o and take -es.
 const O_ES: [&str; 8] = ["tomato", "potato", "hero", "echo", "buffalo", "mango", "mosquito", "volcano"];
 
-/// The numbers that have one word, up to twenty.
+/// The numbers that are one word, up to twenty.
 fn numbers() -> impl Iterator<Item = &'static str> {
     SMALL.into_iter().chain([TENS[0]])
 }
 
-/// The plural of a noun; only the last of several words changes.
+/// The plural of a noun; of several words only the last changes.
 pub(super) fn plural(noun: &str) -> String {
     let (before, last) = noun.rsplit_once(' ').map_or(("", noun), |(before, last)| (before, last));
     let space = if before.is_empty() { "" } else { " " };
@@ -68,7 +68,7 @@ fn plural_of_word(word: &str) -> String {
     }
 }
 
-/// What an unknown word is the plural of, if it looks like one.
+/// The singular of an unknown word, if it looks like a plural.
 pub(super) fn singular_of_unknown(word: &str) -> Option<String> {
     let long = word.chars().count() > 3;
     if !long || !word.ends_with('s') || ["ss", "us", "is", "'s"].iter().any(|end| word.ends_with(end)) {

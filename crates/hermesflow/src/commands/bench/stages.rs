@@ -150,13 +150,13 @@ impl Bench {
                 (cost.operations - decode * work.images as f64, read(work.steps))
             }
             StageName::Train => {
-                let step = training::Work {
+                let step = training::TrainingWork {
                     pairs: work.pairs,
                     words,
                     masks: 1,
                     accumulation: 1,
                     products: self.training.products.into(),
-                    checkpointing: self.training.checkpoints(),
+                    recompute: self.training.checkpoints(),
                     host_state: false,
                 };
                 (sizes.train(&step).operations, 0.0)

@@ -8,7 +8,7 @@ use std::time::Duration;
 use anyhow::Result;
 use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
 use hermesflow_models::showo::cost::{self, Cost, Sizes};
-use hermesflow_models::showo::{Facts, check_files};
+use hermesflow_models::showo::{CheckpointConfigs, check_files};
 use hermesflow_models::{DType, Products};
 use hermesflow_records::{InitialRecord, Table};
 
@@ -243,7 +243,7 @@ impl Findings {
     }
 
     /// What a checkpoint is, and whether this run can be done with it.
-    fn facts(&mut self, config: &RunConfig, name: &str, facts: &Facts) -> Result<Sizes> {
+    fn facts(&mut self, config: &RunConfig, name: &str, facts: &CheckpointConfigs) -> Result<Sizes> {
         let settings = &config.model;
         let sizes = placed(Sizes::new(&facts.showo, &facts.phi, &facts.vq)?, settings);
         let text = format!(
