@@ -36,7 +36,7 @@ impl Bert {
         Ok(Self { encoder, tokenizer })
     }
 
-    /// The token ids of texts, with `[CLS]` and `[SEP]`.
+    /// The token ids of texts, with framing tokens.
     ///
     /// # Errors
     /// If the tokenizer fails.

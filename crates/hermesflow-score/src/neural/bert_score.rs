@@ -74,7 +74,7 @@ impl BertScore {
         LAYERS.iter().find(|(known, _)| *known == name).map(|(_, layer)| *layer)
     }
 
-    /// The layer whose states are compared, from 1.
+    /// The layer whose states are compared; 0 is the embeddings.
     pub fn layer(&self) -> usize {
         self.layer
     }

@@ -78,7 +78,8 @@ pub struct JudgeSettings {
     pub sbert: String,
     /// The model of `pair.similarity: bertscore`: a BERT or an MPNet.
     pub bertscore: String,
-    /// The layer whose states BERTScore compares, from 1; by default the one that BERTScore's authors chose for the model.
+    /// The layer whose states BERTScore compares (0: the embeddings); by default the one that BERTScore's authors chose
+    /// for the model.
     pub bertscore_layer: Option<usize>,
     /// The F1 of unrelated captions, to which BERTScore is rescaled as 0; without it, scores are not rescaled.
     pub bertscore_baseline: Option<f64>,

@@ -238,7 +238,7 @@ impl Bench {
         let pairs = (0..self.work.pairs).map(pair).collect();
         let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
         let products = self.training.products.into();
-        let policy = self.model.trainable()?.training(products)?.checkpointing(self.training.checkpoints());
+        let policy = self.model.trainable()?.training(products)?.recompute(self.training.checkpoints());
         let reference = self.model.frozen()?.training(products)?;
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule =
