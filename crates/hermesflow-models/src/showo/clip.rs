@@ -16,7 +16,7 @@ use hermesflow_nn::{parallel, sizes};
 use image::RgbImage;
 use serde::{Deserialize, Serialize};
 
-use super::affine::Affine;
+use super::affine::{Affine, AffineLayer};
 use super::config::read_json;
 use crate::preprocess::{Centre, fit_square};
 use crate::{Error, Result};

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Cached, DecoderBlock, Products, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
-use super::affine::Affine;
+use super::affine::{Affine, AffineLayer, linear_all};
 pub use super::cache::{KvCache, Placement};
 use super::config::{PhiConfig, ShowoConfig};
 use super::projector::PROJECTOR_PARAMETERS;
@@ -77,21 +77,21 @@ impl Block {
     }
 
     /// The block as one operator.
-    fn whole(&self, config: &PhiConfig, products: Products, checkpoint: bool) -> DecoderBlock {
+    fn whole(&self, config: &PhiConfig, products: Products, recompute: bool) -> DecoderBlock {
         DecoderBlock {
-            norm: self.input_layernorm.pair(),
-            query: self.q_proj.pair(),
-            key: self.k_proj.pair(),
-            value: self.v_proj.pair(),
-            dense: self.dense.pair(),
-            query_norm: self.q_layernorm.pair(),
-            key_norm: self.k_layernorm.pair(),
-            up: self.fc1.pair(),
-            down: self.fc2.pair(),
+            norm: self.input_layernorm.clone(),
+            query: self.q_proj.clone(),
+            key: self.k_proj.clone(),
+            value: self.v_proj.clone(),
+            dense: self.dense.clone(),
+            query_norm: self.q_layernorm.clone(),
+            key_norm: self.k_layernorm.clone(),
+            up: self.fc1.clone(),
+            down: self.fc2.clone(),
             heads: config.num_attention_heads,
             eps: config.layer_norm_eps,
             products,
-            recompute: checkpoint,
+            recompute,
         }
     }
 }
@@ -238,7 +238,7 @@ impl Phi {
             let normed = block.input_layernorm.norm(&xs, eps)?;
             // Attention and MLP have the same input.
             let [q, k, v, inner] =
-                Affine::all([&block.q_proj, &block.k_proj, &block.v_proj, &block.fc1].map(|map| (map, &normed)))?;
+                linear_all([&block.q_proj, &block.k_proj, &block.v_proj, &block.fc1].map(|map| (map, &normed)))?;
             let split = |x: Tensor| x.reshape((tokens, heads, head_dim));
             let q = ops::rotary(&block.q_layernorm.norm(&split(q)?, eps)?, &cos, &sin)?;
             let k = ops::rotary(&block.k_layernorm.norm(&split(k)?, eps)?, &cos, &sin)?;
@@ -248,7 +248,7 @@ impl Phi {
                 None => (k, v),
             };
             let seen = ops::attention(&q, &k, &v, segments, scale)?;
-            let [seen, mlp] = Affine::all([(&block.dense, &seen), (&block.fc2, &ops::gelu_tanh(&inner)?)])?;
+            let [seen, mlp] = linear_all([(&block.dense, &seen), (&block.fc2, &ops::gelu_tanh(&inner)?)])?;
             xs = ((xs + seen)? + mlp)?;
         }
         self.final_layernorm.norm(&xs, eps)

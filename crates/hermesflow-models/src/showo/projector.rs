@@ -5,7 +5,7 @@ use candle_core::Tensor;
 use hermesflow_nn::ops;
 use hermesflow_nn::weights::Weights;
 
-use super::affine::Affine;
+use super::affine::{Affine, AffineLayer};
 use crate::Result;
 
 /// The names of the projector's parameters in a Show-o checkpoint.
