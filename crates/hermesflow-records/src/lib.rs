@@ -1,5 +1,6 @@
 //! The records of a run, their files, and the rules by which preference pairs are chosen: data only, no tensors.
 
+mod append_log;
 mod error;
 mod fnv;
 mod given;
@@ -12,6 +13,7 @@ mod store;
 mod table;
 mod whole;
 
+pub use append_log::AppendLog;
 pub use error::{Error, Result};
 pub use fnv::Fnv1a;
 pub use given::{QuestionCounts, QuestionFile, QuestionForm, journeydb_questions};

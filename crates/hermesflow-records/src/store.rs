@@ -3,22 +3,21 @@
 //! If the program is killed, at most the last line is lost.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::{self, ErrorKind, Read, Seek, SeekFrom, Write};
+use std::fs::{self, File};
+use std::io::ErrorKind;
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use crate::read::{Scan, only};
 use crate::table::{FEW, Parts};
-use crate::whole::{ArrayFile, make_parent};
-use crate::{Error, IdKey, Identified, Record, Result};
+use crate::whole::ArrayFile;
+use crate::{AppendLog, Error, IdKey, Identified, Record, Result};
 
 /// Results by record id; what was written before a kill is there again. Memory holds where they are.
 #[derive(Debug)]
 pub struct Store<R> {
     path: PathBuf,
-    working: PathBuf,
-    file: Option<File>,
+    working: AppendLog,
     places: HashMap<IdKey, Kept>,
     records: PhantomData<fn(R)>,
 }
@@ -43,13 +42,13 @@ impl<R: Record> Store<R> {
     /// # Errors
     /// Names the file and the line of what cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let working = path.with_extension("jsonl");
-        let mut store = Self { path: path.into(), working, file: None, places: HashMap::new(), records: PhantomData };
+        let working = AppendLog::of_lines(&path.with_extension("jsonl"))?;
+        let mut store = Self { path: path.into(), working, places: HashMap::new(), records: PhantomData };
         if path.is_file() {
             store.look_through(Source::Final)?;
         }
-        if store.working.is_file() {
-            cut_torn_line(&store.working).map_err(Error::io(&store.working))?;
+        if store.working.path().is_file() {
+            store.working.mend()?;
             store.look_through(Source::Working)?;
         }
         Ok(store)
@@ -58,7 +57,7 @@ impl<R: Record> Store<R> {
     fn source(&self, source: Source) -> &Path {
         match source {
             Source::Final => &self.path,
-            Source::Working => &self.working,
+            Source::Working => self.working.path(),
         }
     }
 
@@ -93,25 +92,11 @@ impl<R: Record> Store<R> {
         let (mut lines, mut lengths) = (Vec::new(), Vec::with_capacity(records.len()));
         for record in records {
             let start = lines.len();
-            serde_json::to_writer(&mut lines, record).map_err(|error| Error::io(&self.working)(error.into()))?;
-            lengths.push(bounded(lines.len() - start, &self.working)?);
+            serde_json::to_writer(&mut lines, record).map_err(|error| Error::io(self.working.path())(error.into()))?;
+            lengths.push(bounded(lines.len() - start, self.working.path())?);
             lines.push(b'\n');
         }
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                make_parent(&self.working)?;
-                let open = OpenOptions::new().append(true).create(true).open(&self.working);
-                none.insert(open.map_err(Error::io(&self.working))?)
-            }
-        };
-        let before = file.metadata().map_err(Error::io(&self.working))?.len();
-        if let Err(source) = file.write_all(&lines) {
-            // On a full disk a part may have been written; an incomplete line must not be followed by others.
-            let _ = file.set_len(before);
-            return Err(Error::io(&self.working)(source));
-        }
-        let mut offset = before;
+        let mut offset = self.working.append(&lines)?;
         for (record, length) in records.iter().zip(lengths) {
             self.places.insert(record.id().key(), Kept { source: Source::Working, length, offset });
             offset += u64::from(length) + 1;
@@ -149,8 +134,8 @@ impl<R: Record> Store<R> {
         drop((whole, working));
         let records = file.len();
         file.finish()?;
-        match fs::remove_file(&self.working) {
-            Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(&self.working)(source)),
+        match fs::remove_file(self.working.path()) {
+            Err(source) if source.kind() != ErrorKind::NotFound => Err(Error::io(self.working.path())(source)),
             _ => Ok(records),
         }
     }
@@ -158,25 +143,6 @@ impl<R: Record> Store<R> {
 
 fn bounded(length: usize, path: &Path) -> Result<u32> {
     u32::try_from(length).map_err(|_| Error::io(path)(ErrorKind::FileTooLarge.into()))
-}
-
-/// Cuts off what stands behind the last line break.
-fn cut_torn_line(path: &Path) -> io::Result<()> {
-    let mut file = OpenOptions::new().read(true).write(true).open(path)?;
-    let length = file.metadata()?.len();
-    let (mut end, mut bytes) = (length, Vec::new());
-    while end > 0 {
-        let start = end.saturating_sub(1 << 16);
-        file.seek(SeekFrom::Start(start))?;
-        bytes.clear();
-        (&file).take(end - start).read_to_end(&mut bytes)?;
-        if let Some(at) = bytes.iter().rposition(|byte| *byte == b'\n') {
-            end = start + at as u64 + 1;
-            break;
-        }
-        end = start;
-    }
-    if end < length { file.set_len(end) } else { Ok(()) }
 }
 
 #[cfg(test)]
@@ -280,18 +246,6 @@ mod tests {
         let expected =
             [answer("c", 0.0), answer("b", 1.0), answer("a", 0.0)].map(|one| serde_json::to_string(&one).unwrap());
         assert_eq!(fs::read_to_string(&path).unwrap(), format!("[\n{}\n]\n", expected.join(",\n")));
-    }
-
-    #[test]
-    fn a_torn_line_is_cut_off_however_long_it_is() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("results.jsonl");
-        for (whole, torn) in [(0, 5), (0, 200_000), (7, 0), (7, 65_536), (200_000, 1)] {
-            let whole = if whole == 0 { String::new() } else { "x".repeat(whole) + "\n" };
-            fs::write(&path, whole.clone() + &"y".repeat(torn)).unwrap();
-            cut_torn_line(&path).unwrap();
-            assert_eq!(fs::read_to_string(&path).unwrap().len(), whole.len(), "{torn}");
-        }
     }
 
     #[test]

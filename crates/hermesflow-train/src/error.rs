@@ -20,6 +20,10 @@ pub enum Error {
     #[error(transparent)]
     Weights(#[from] hermesflow_nn::weights::Error),
 
+    /// A file that grows while a training runs cannot be read or written.
+    #[error(transparent)]
+    Records(#[from] hermesflow_records::Error),
+
     /// An objective from another crate failed.
     #[error("the objective failed at step {step}, micro batch {micro} (from 0): {source}")]
     Objective {

@@ -6,10 +6,9 @@
 //! (see [`crate::watch`]).
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::io::{Read, Seek, SeekFrom, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
+use hermesflow_records::AppendLog;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
@@ -161,48 +160,48 @@ impl Serialize for Metrics {
 
 /// `metrics.jsonl` of a training folder, opened where a run begins or continues.
 #[derive(Debug)]
-pub struct MetricsFile {
-    path: PathBuf,
-    file: File,
-}
+pub struct MetricsFile(AppendLog);
 
 impl MetricsFile {
     /// Opens the file with exactly its first `step` lines and returns those: what a killed run wrote
     /// after its last checkpoint is cut off, so that the finished file is that of an undisturbed run.
+    ///
+    /// # Errors
+    /// When the file cannot be read or changed, holds fewer lines, or one of them is no line of metrics.
     pub fn open(path: &Path, step: usize) -> Result<(Self, Vec<StepRecord>)> {
-        let mut file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(path)
-            .map_err(Error::file(path))?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes).map_err(Error::file(path))?;
-        let ends: Vec<usize> =
-            bytes.iter().enumerate().filter(|(_, byte)| **byte == b'\n').map(|(at, _)| at + 1).collect();
-        if ends.len() < step {
-            return Err(Error::MetricsTooShort { path: path.into(), lines: ends.len(), step });
+        let mut log = AppendLog::of_lines(path)?;
+        let (mut lines, mut records, mut end) = (0, Vec::with_capacity(step), 0);
+        log.each(|offset, line| {
+            lines += 1;
+            if lines <= step {
+                records.push(StepRecord::from_line(&String::from_utf8_lossy(line)));
+                end = offset + line.len() as u64 + 1;
+            }
+        })?;
+        if lines < step {
+            return Err(Error::MetricsTooShort { path: path.into(), lines, step });
         }
-        let end = if step == 0 { 0 } else { ends[step - 1] };
-        let records = String::from_utf8_lossy(&bytes[..end])
-            .lines()
-            .map(StepRecord::from_line)
-            .collect::<serde_json::Result<Vec<_>>>()
-            .map_err(|source| Error::Json { path: path.into(), what: "metrics line", source })?;
-        file.set_len(end as u64).map_err(Error::file(path))?;
-        file.seek(SeekFrom::End(0)).map_err(Error::file(path))?;
-        Ok((Self { path: path.into(), file }, records))
+        let records = records.into_iter().collect::<serde_json::Result<Vec<_>>>();
+        let records = records.map_err(|source| Error::Json { path: path.into(), what: "metrics line", source })?;
+        log.cut(end)?;
+        Ok((Self(log), records))
     }
 
     /// Appends one line.
+    ///
+    /// # Errors
+    /// Names the file that cannot be written.
     pub fn append(&mut self, record: &StepRecord) -> Result<()> {
-        self.file.write_all(record.to_line().as_bytes()).map_err(Error::file(&self.path))
+        self.0.append(record.to_line().as_bytes())?;
+        Ok(())
     }
 
     /// Brings all lines to the disk; a checkpoint must never be ahead of them.
+    ///
+    /// # Errors
+    /// Names the file when the disk does not take it.
     pub fn sync(&mut self) -> Result<()> {
-        self.file.sync_all().map_err(Error::file(&self.path))
+        Ok(self.0.sync()?)
     }
 }
 
@@ -275,7 +274,7 @@ mod tests {
         assert!(before.is_empty());
         (1..=4).for_each(|step| file.append(&record(step)).unwrap());
         let whole = std::fs::read(&path).unwrap();
-        file.file.write_all(b"{\"step\":5,\"epo").unwrap();
+        std::fs::write(&path, [&whole[..], b"{\"step\":5,\"epo"].concat()).unwrap();
 
         let (mut file, before) = MetricsFile::open(&path, 2).unwrap();
         assert_eq!(before, [record(1), record(2)]);
