@@ -43,6 +43,22 @@ pub enum ImageView {
     Features(Tensor),
 }
 
+/// A picture that [`UnifiedModel::prepare`] fitted to what a model understands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Prepared(RgbImage);
+
+impl Prepared {
+    /// The pixels that a model reads, as its [`UnifiedModel::prepare`] made them.
+    pub fn new(pixels: RgbImage) -> Self {
+        Self(pixels)
+    }
+
+    /// The pixels that are read.
+    pub fn pixels(&self) -> &RgbImage {
+        &self.0
+    }
+}
+
 /// A reply about an image.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
@@ -111,14 +127,21 @@ pub trait UnifiedModel {
     /// If a grid has another number of codes, or a code is outside the codebook.
     fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>>;
 
-    /// The part of a picture that replies read, at the size at which they do: what need be kept of it.
-    fn fit(&self, picture: RgbImage) -> Result<RgbImage>;
+    /// Fits a picture to what the model understands: the part that is read, at the size at which it is read. Nothing is
+    /// computed with weights, so pictures can be prepared on any thread, ahead of the model.
+    ///
+    /// # Errors
+    /// When the picture has no pixels, or the model lacks a part that understanding needs.
+    fn prepare(&self, picture: RgbImage) -> Result<Prepared>;
 
-    /// Whether replies read a picture's codes, not its features.
-    fn reads_codes(&self) -> bool;
+    /// Prepared pictures as replies read them.
+    ///
+    /// # Errors
+    /// When a picture was not prepared by this model, or a tensor operation fails.
+    fn understand(&self, pictures: &[Prepared]) -> Result<Vec<ImageView>>;
 
-    /// Pictures of any size as replies read them.
-    fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>>;
+    /// A picture as replies read it, from its image codes alone; `None` where the model needs its pixels.
+    fn view_of_codes(&self, codes: Vec<u32>) -> Option<ImageView>;
 
     /// Checks that a question and a reply of up to `max_new_tokens` tokens fit the model's positions, after an image.
     ///

@@ -90,12 +90,14 @@ fn the_square_is_that_of_transformers() {
     assert_ne!(torchvision, ours, "the picture does not tell the two centres apart");
 }
 
+fn read(model: &Showo, picture: RgbImage) -> ImageView {
+    model.understand(&[model.prepare(picture).unwrap()]).unwrap().remove(0)
+}
+
 #[test]
 fn features_and_their_projection_are_pytorchs() {
     let (model, trace) = (model(), trace());
-    let [ImageView::Features(features)] = &model.read_images(&[square()]).unwrap()[..] else {
-        panic!("the CLIP variant reads features")
-    };
+    let ImageView::Features(features) = &read(&model, square()) else { panic!("the CLIP variant reads features") };
     close(features, &trace["features"]);
     let (_, width) = features.dims2().unwrap();
     let projector = Projector::new(model.weights(), width, model.phi_config().hidden_size).unwrap();
@@ -105,7 +107,7 @@ fn features_and_their_projection_are_pytorchs() {
 #[test]
 fn the_sequence_its_logits_and_the_reply_are_the_originals() {
     let (model, trace) = (model(), trace());
-    let image = model.read_images(&[square()]).unwrap().remove(0);
+    let image = read(&model, square());
     let mut packed = Packed::default();
     let block = model.pack_image(&mut packed, &image).unwrap();
     let ids = model.question_ids(QUESTION).unwrap();
@@ -137,12 +139,12 @@ fn the_sequence_its_logits_and_the_reply_are_the_originals() {
 #[test]
 fn a_batch_equals_its_parts() {
     let model = model();
-    let views = model.read_images(&[picture(), mirrored()]).unwrap();
+    let views = model.understand(&[picture(), mirrored()].map(|one| model.prepare(one).unwrap())).unwrap();
     let requests = [request(QUESTION, 1, 9), request("How many?", 0, 9), request(QUESTION, 5, 9)];
     let together = model.reply_many(&[(&views[0], &requests), (&views[1], &requests[..2])]).unwrap();
     assert_eq!(together[1].len(), 2);
     for (picture, replies) in [picture(), mirrored()].into_iter().zip(&together) {
-        let alone = model.read_images(&[picture]).unwrap().remove(0);
+        let alone = read(&model, picture);
         for (request, reply) in requests.iter().zip(replies) {
             let alone = model.reply(&alone, std::slice::from_ref(request)).unwrap().remove(0);
             assert_eq!(alone.text, reply.text);
@@ -162,7 +164,7 @@ fn a_saved_model_keeps_its_projector() {
     assert!(PROJECTOR_PARAMETERS.iter().all(|name| weights.tensors().contains_key(*name)));
     let again = model.with_weights(weights).unwrap();
     let said = |model: &Showo| {
-        let view = model.read_images(&[picture()]).unwrap().remove(0);
+        let view = read(&model, picture());
         model.reply(&view, &[request(QUESTION, 1, 9)]).unwrap()
     };
     assert_eq!(said(&again), said(&model));
@@ -176,7 +178,7 @@ fn other_weights_bring_their_own_projector() {
         (name.clone(), (tensor * factor).unwrap())
     });
     let other = model.with_weights(Weights::from_tensors(halved.collect::<Vec<_>>(), "halved")).unwrap();
-    let view = model.read_images(&[picture()]).unwrap().remove(0);
+    let view = read(&model, picture());
     let log_prob = |model: &Showo| model.reply(&view, &[request(QUESTION, 1, 1)]).unwrap()[0].log_prob;
     assert!((log_prob(&model) - log_prob(&other)).abs() > 1e-4);
     let named = model.weights().tensors().iter().filter(|(name, _)| *name != "mm_projector.2.bias");
@@ -204,7 +206,7 @@ fn what_does_not_belong_together_is_refused() {
     let model = model();
     let codes = ImageView::Codes(vec![0; model.image_tokens()]);
     assert!(model.reply(&codes, &[request(QUESTION, 1, 1)]).is_err());
-    let said = without_tower().read_images(&[picture()]).unwrap_err().to_string();
+    let said = without_tower().prepare(picture()).unwrap_err().to_string();
     assert!(said.contains("no CLIP vision tower"), "{said}");
     let mut narrow = tower().config().clone();
     narrow.num_hidden_layers = 9;

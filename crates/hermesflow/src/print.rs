@@ -14,15 +14,15 @@ static LEFT: AtomicBool = AtomicBool::new(false);
 
 /// Prints one line of the results; `say!(…)?` as `println!(…)`.
 macro_rules! say {
-    ($($text:tt)*) => { $crate::output::result(format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::print::result(format_args!($($text)*)) };
 }
 
 /// Prints one line of the log, as `eprintln!`.
 macro_rules! note {
-    ($($text:tt)*) => { $crate::output::log(format_args!($($text)*)) };
+    ($($text:tt)*) => { $crate::print::log(format_args!($($text)*)) };
 }
 
-/// One line on stdout.
+/// Prints one line on stdout.
 ///
 /// # Errors
 /// When stdout cannot take it, unless its reader has left.
@@ -40,7 +40,7 @@ pub fn result(line: Arguments<'_>) -> Result<()> {
     }
 }
 
-/// One line on stderr.
+/// Prints one line on stderr.
 pub fn log(line: Arguments<'_>) {
     let _ = writeln!(std::io::stderr(), "{line}"); // nowhere left to complain
 }

@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-/// Between two lines, where there is no terminal.
+/// The time between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
-/// So many lines alike are said.
+/// How many lines of a kind are logged.
 const FEW: usize = 10;
 
 /// Where progress and log lines go.
@@ -35,7 +35,7 @@ impl Progress {
         }
     }
 
-    /// One line of the log.
+    /// Logs one line.
     pub fn log(&self, line: impl AsRef<str>) {
         match self.kind {
             Kind::Bars => self.bars.suspend(|| note!("{}", line.as_ref())),
@@ -43,11 +43,11 @@ impl Progress {
         }
     }
 
-    /// One of many lines alike of a stage, of which `before` came earlier: the first ten are said, the others only counted.
+    /// Logs one of many similar lines of a stage, `before` of which came earlier: only the first ten are shown.
     pub fn log_few(&self, stage: &str, before: usize, line: impl std::fmt::Display) {
         match before {
             ..FEW => self.log(format!("{stage}: {line}")),
-            FEW => self.log(format!("{stage}: further ones are only counted")),
+            FEW => self.log(format!("{stage}: more of these are counted, not listed")),
             _ => {}
         }
     }
@@ -84,7 +84,7 @@ pub struct Task {
     progress: Progress,
     unit: &'static str,
     name: String,
-    /// What was there before this process began.
+    /// Parts that were done before this process began.
     done: usize,
     started: Instant,
     said: Mutex<Instant>,

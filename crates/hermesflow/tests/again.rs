@@ -1,4 +1,4 @@
-//! What is there already is used again only for what it was made from: anything else is made anew or refused by name.
+//! What already exists is used again only for what it was made from: anything else is made anew or refused by name.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -149,7 +149,7 @@ fn another_checkpoint_behind_the_same_path_is_refused_and_one_that_moved_is_not(
     swap_model(&workshop);
     for command in ["caption", "imagine", "answer", "train"] {
         let message = workshop.fails(&[command, "run.yaml"]);
-        assert!(message.contains("model.showo: other content"), "{command}: {message}");
+        assert!(message.contains("model.showo: different content"), "{command}: {message}");
     }
     let message = workshop.fails(&report);
     assert!(message.contains("report.json: holds another report") && message.contains("model.showo"), "{message}");
@@ -159,7 +159,7 @@ fn another_checkpoint_behind_the_same_path_is_refused_and_one_that_moved_is_not(
     fs::copy(workshop.path("other/showo/pytorch_model.safetensors"), &trained).unwrap();
     for command in ["caption", "imagine", "answer", "train"] {
         let message = workshop.fails(&[command, "run.yaml", "--iteration", "2"]);
-        assert!(message.contains("the model that iteration 1 trained: other content"), "{command}: {message}");
+        assert!(message.contains("the model that iteration 1 trained: different content"), "{command}: {message}");
     }
     fs::write(&trained, own).unwrap();
     assert!(before == (files(&workshop.path("data")), files(&workshop.path("out"))), "nothing was touched");
@@ -227,7 +227,7 @@ fn a_training_is_of_its_pairs_pictures_and_settings_and_stands_in_its_own_folder
     fs::rename(workshop.path("data"), workshop.path("records")).unwrap();
     let moved = ["run", "moved/config.yaml", "output=moved", "data.root=records"];
     let output = workshop.hermesflow(&moved);
-    assert!(output.status.success() && text(&output.stderr).contains("is there already"), "{}", text(&output.stderr));
+    assert!(output.status.success() && text(&output.stderr).contains("already exists"), "{}", text(&output.stderr));
     // A picture that the pairs name is another one now.
     let pairs: Vec<Value> =
         serde_json::from_slice(&fs::read(workshop.path("records/pair_dpo_data.json")).unwrap()).unwrap();
@@ -235,11 +235,11 @@ fn a_training_is_of_its_pairs_pictures_and_settings_and_stands_in_its_own_folder
         ["image_win", "image_lose"].map(|key| workshop.path("records").join(pairs[0][key].as_str().unwrap()));
     fs::copy(lose, win).unwrap();
     let message = workshop.fails(&["train", "run.yaml", "output=moved", "data.root=records"]);
-    assert!(message.contains("the pairs' pictures: other content"), "{message}");
+    assert!(message.contains("the pairs' pictures: different content"), "{message}");
     // A folder of somebody's is no training's.
     workshop.write("mine/train/notes.txt", "mine");
     let message = workshop.fails(&["train", "run.yaml", "output=mine", "data.root=records"]);
-    assert!(message.contains("mine/train: is there already"), "{message}");
+    assert!(message.contains("mine/train: already exists"), "{message}");
 }
 
 #[test]
@@ -306,7 +306,7 @@ fn a_broken_checkpoint_is_passed_over() {
         let output = workshop.hermesflow(&["run", "run.yaml", "iterations=1"]);
         let log = text(&output.stderr);
         assert!(output.status.success(), "{log}");
-        assert!(log.contains("checkpoint-12 cannot be read and is passed over"), "{log}");
+        assert!(log.contains("checkpoint-12 cannot be read and is skipped"), "{log}");
         assert!(log.contains("continues from out/train/checkpoint-9"), "{log}");
         assert!(whole == files(&workshop.path("out")), "{file}: the same bytes");
     }

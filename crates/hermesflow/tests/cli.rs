@@ -388,7 +388,7 @@ fn a_pretraining_that_was_cut_short_ends_with_the_same_bytes() {
     let own = fs::read_to_string(&image_tokenizer).unwrap();
     fs::write(&image_tokenizer, own.clone() + "\n").unwrap();
     let message = workshop.fails(&["pretrain", "pretrain.yaml"]);
-    assert!(message.contains("the image tokenizer: other content"), "{message}");
+    assert!(message.contains("the image tokenizer: different content"), "{message}");
     fs::write(&image_tokenizer, own).unwrap();
     let message = workshop.fails(&pretrain);
     assert!(message.contains("exported: is not empty"), "{message}");

@@ -87,7 +87,7 @@ fn no_command_writes_over_what_it_did_not_make() {
     for command in &refused {
         let message = workshop.fails(command);
         assert!(
-            ["is there already", "did not write it", "is not empty", "not the configuration", "not a report"]
+            ["already exists", "did not write it", "is not empty", "not the configuration", "not a report"]
                 .iter()
                 .any(|part| message.contains(part)),
             "{command:?}: {message}"

@@ -266,7 +266,7 @@ fn a_busy_server_is_asked_again_when_it_says() {
     assert!(message.contains("in 86400 seconds") && message.contains("answers 429"), "{message}");
     let hub = Hub::new();
     hub.state.lock().unwrap().busy = vec![(503, Some("0")); 50];
-    assert!(hub.refused("org/tiny", &[]).contains("has no time for us"));
+    assert!(hub.refused("org/tiny", &[]).contains("the hub is busy"));
 }
 
 #[test]

@@ -282,7 +282,7 @@ fn what_cannot_be_imported_says_why() {
     workshop.succeeds(&["import", "cut.tar", &fixture("shard-001.tar.gz"), "--to", "data"]);
     assert!(before == files(&workshop.path("data")));
     let message = workshop.fails(&["import", &fixture("shard-000.tar"), "--to", "data"]);
-    assert!(message.contains("data/initial_data.json: is there already") && message.contains("cut.tar"), "{message}");
+    assert!(message.contains("data/initial_data.json: already exists") && message.contains("cut.tar"), "{message}");
 }
 
 #[test]
@@ -427,7 +427,7 @@ fn records_may_not_lead_out_of_their_root() {
             message.contains("outside the data root strict") && message.contains("data.allow_outside"),
             "{message}"
         );
-        assert!(workshop.fails(&[&["doctor"][..], &strict].concat()).contains("cannot go through"));
+        assert!(workshop.fails(&[&["doctor"][..], &strict].concat()).contains("would fail"));
     }
     workshop.succeeds(&["import", "source.json", "--to", "copied", "--copy"]);
     workshop.succeeds(&["caption", "run.yaml", "data.root=copied", "data.allow_outside=false"]);

@@ -43,7 +43,8 @@ pub use texts::reply_text;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
 use crate::model::{
-    CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Reply, ReplyRequest, UnifiedModel,
+    CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Prepared, Reply, ReplyRequest,
+    UnifiedModel,
 };
 use crate::{Error, Result};
 
@@ -252,16 +253,16 @@ impl UnifiedModel for Showo {
         self.vq.decode_grids(codes, height, width)
     }
 
-    fn fit(&self, picture: RgbImage) -> Result<RgbImage> {
-        self.fit_to_read(picture)
+    fn prepare(&self, picture: RgbImage) -> Result<Prepared> {
+        self.fit_to_read(picture).map(Prepared::new)
     }
 
-    fn reads_codes(&self) -> bool {
-        !self.config.w_clip_vit
+    fn understand(&self, pictures: &[Prepared]) -> Result<Vec<ImageView>> {
+        self.read(&pictures.iter().map(|picture| picture.pixels().clone()).collect::<Vec<_>>())
     }
 
-    fn read_images(&self, pictures: &[RgbImage]) -> Result<Vec<ImageView>> {
-        self.read(pictures)
+    fn view_of_codes(&self, codes: Vec<u32>) -> Option<ImageView> {
+        (!self.config.w_clip_vit).then_some(ImageView::Codes(codes))
     }
 
     fn check_question(&self, question: &str, max_new_tokens: usize) -> Result<()> {

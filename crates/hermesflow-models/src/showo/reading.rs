@@ -64,8 +64,7 @@ impl Showo {
         if self.config.w_clip_vit {
             return Ok(self.clip()?.tower.features(pictures)?.into_iter().map(ImageView::Features).collect());
         }
-        let squares = pictures.iter().map(|picture| self.fit_to_read(picture.clone())).collect::<Result<Vec<_>>>()?;
-        Ok(self.encode_images(&squares)?.into_iter().map(ImageView::Codes).collect())
+        Ok(self.encode_images(pictures)?.into_iter().map(ImageView::Codes).collect())
     }
 
     /// Appends an image's tokens, which all later ones attend to, to a packed batch; returns their rows.

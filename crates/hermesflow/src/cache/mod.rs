@@ -2,5 +2,6 @@
 //! what the judges said.
 
 pub mod codes;
+pub mod pictures;
 pub mod reference;
 pub mod scores;

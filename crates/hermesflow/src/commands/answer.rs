@@ -6,17 +6,17 @@ use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, three_deci
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
-use super::StageArgs;
+use super::args::StageArgs;
 use super::scenes;
-use crate::cache::codes::{Opened, Reader};
+use crate::cache::pictures::{OpenedView, PictureReader};
 use crate::config::{AnswerScore, RunConfig};
 use crate::digest::digest;
 use crate::files;
 use crate::judges;
 use crate::judges::{Answered, Judges};
 use crate::models;
-use crate::progress::Progress;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
+use crate::run::decisive;
 use crate::run::pictures::Pictures;
 use crate::run::stage::{self, Stage};
 
@@ -36,11 +36,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress, _lock) = args.stage.open("answer")?;
-    let model = models::player(&config, &layout, &progress)?;
-    answer(&model, &config, &layout, &progress)?;
-    say!("{}", layout.answers().display())?;
-    Ok(())
+    args.stage.make("answer", |run| {
+        answer(&models::player(run)?, run)?;
+        Ok(run.layout.answers())
+    })
 }
 
 /// Scores every image of an iteration, in the records' order; records without questions, or without captions where
@@ -48,35 +47,30 @@ pub fn run(args: Args) -> Result<()> {
 ///
 /// # Errors
 /// Names the record and the file that stand in the way; answers already written are kept.
-pub fn answer(
-    model: &(impl UnifiedModel + Sync),
-    config: &RunConfig,
-    layout: &RunLayout,
-    progress: &Progress,
-) -> Result<()> {
-    let mut records = scenes::initial_data(config, layout, progress)?;
-    let questions = files::questions(&layout.questions())?;
+pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()> {
+    let mut records = scenes::initial_data(run)?;
+    let questions = files::questions(&run.layout.questions())?;
     records.retain(|key| questions.has(key));
-    if layout.captions().is_file() {
+    if run.layout.captions().is_file() {
         // Without captions, as where its picture cannot be read, a record gives no pair whatever the answers.
-        let captions = files::captions(&layout.captions())?;
+        let captions = files::captions(&run.layout.captions())?;
         records.retain(|key| captions.has(key));
     }
-    let images = config.imagine.images;
-    let judges = Judges::of_run(config, layout, progress)?;
-    let origin = stage::origin(config, json!({ "answer": config.answer, "imagine": { "images": images } }));
-    let origin = origin.with(models::player_files(config, layout, progress)?);
-    let origin = origin.with(judges.matcher_files(config.answer.matcher)?);
-    stage::settle(layout, "answer", stage::store_files(&layout.answers()), &origin)?;
+    let images = run.config.imagine.images;
+    let judges = Judges::of_run(run)?;
+    let origin = decisive::origin(&run.config, json!({ "answer": run.config.answer, "imagine": { "images": images } }));
+    let origin = origin.with(models::player_files(run)?);
+    let origin = origin.with(judges.matcher_files(run.config.answer.matcher)?);
+    stage::ensure_same_settings(&run.layout, "answer", stage::store_files(&run.layout.answers()), &origin)?;
     let examiner = Examiner {
         model,
-        config,
-        reader: Reader::new(model, &config.model, layout, progress)?,
-        matcher: judges.matcher(config.answer.matcher)?,
+        config: &run.config,
+        reader: PictureReader::new(model, run)?,
+        matcher: judges.matcher(run.config.answer.matcher)?,
     };
-    let (file, ledger) = (layout.answers(), layout.ledger("answer"));
-    let stage = Stage { name: "answer", unit: "records", file, ledger, chunk: config.data.chunk };
-    let pictures = Pictures::new(layout, model.resolution());
+    let (file, ledger) = (run.layout.answers(), run.layout.ledger("answer"));
+    let stage = Stage { name: "answer", unit: "records", file, ledger, chunk: run.config.data.chunk };
+    let pictures = Pictures::new(&run.layout, model.resolution());
     let made_from = |record: &InitialRecord| {
         let mut decided = vec![record.caption.clone()];
         for asked in questions.of_id(&record.id).ok()? {
@@ -84,21 +78,21 @@ pub fn answer(
             decided.extend(asked.choices);
         }
         for number in 0..images {
-            decided.push(pictures.digest(&layout.image(record.id.as_str(), number))?);
+            decided.push(pictures.digest(&run.layout.image(record.id.as_str(), number))?);
         }
         Some(digest(decided))
     };
-    for chunk in records.chunks(config.data.chunk) {
+    for chunk in records.chunks(run.config.data.chunk) {
         for record in records.read(chunk)? {
             examiner.check(&questions.of_id(&record.id)?).with_context(|| format!("record {}", record.id))?;
         }
     }
     let open = |record: &InitialRecord| -> Result<Exam> {
-        let open = |number| examiner.reader.open(&layout.image(record.id.as_str(), number));
+        let open = |number| examiner.reader.open(&run.layout.image(record.id.as_str(), number));
         Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
     };
     let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
-    stage.run(&records, progress, made_from, open, |chunk, opened, _| {
+    stage.run(&records, &run.progress, made_from, open, |chunk, opened, _| {
         let answer = |(record, opened): (&InitialRecord, Result<Exam>)| {
             opened
                 .and_then(|(questions, images)| examiner.answer(record, &questions, images))
@@ -110,13 +104,13 @@ pub fn answer(
 }
 
 /// A record's questions and its images.
-type Exam = (Vec<QuestionRecord>, Vec<Opened>);
+type Exam = (Vec<QuestionRecord>, Vec<OpenedView>);
 
 /// Asks a model about its own images.
 struct Examiner<'a, M> {
     model: &'a M,
     config: &'a RunConfig,
-    reader: Reader<'a, M>,
+    reader: PictureReader<'a, M>,
     matcher: Box<dyn ChoiceMatcher>,
 }
 
@@ -132,12 +126,12 @@ impl<M: UnifiedModel> Examiner<'_, M> {
         questions.iter().try_for_each(|question| Ok(self.model.check_question(&prompt(question), length)?))
     }
 
-    /// All questions about all images of one record: one batch, whatever the chunk.
+    /// Answers all questions about all images of one record, as one batch whatever the chunk.
     fn answer(
         &self,
         record: &InitialRecord,
         questions: &[QuestionRecord],
-        images: Vec<Opened>,
+        images: Vec<OpenedView>,
     ) -> Result<AnswerRecord> {
         let result = self.scores(questions, images)?;
         Ok(AnswerRecord {
@@ -150,7 +144,7 @@ impl<M: UnifiedModel> Examiner<'_, M> {
 
     /// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
     /// weighted by its confidence in them if `answer.score` says so.
-    fn scores(&self, questions: &[QuestionRecord], images: Vec<Opened>) -> Result<Vec<f64>> {
+    fn scores(&self, questions: &[QuestionRecord], images: Vec<OpenedView>) -> Result<Vec<f64>> {
         let views = self.reader.views(images)?;
         let request = |question: &QuestionRecord| ReplyRequest {
             question: prompt(question),

@@ -3,17 +3,18 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_records::{ArrayFile, InitialRecord, QuestionCounts, QuestionRecord, RecordId, Table};
+use hermesflow_records::{ArrayFile, InitialRecord, QuestionRecord, RecordId, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
-use super::StageArgs;
+use super::args::StageArgs;
 use super::scenes;
 use crate::config::{RunConfig, Writer};
 use crate::files;
 use crate::judges::{Judges, alike};
-use crate::made::{Origin, Output};
+use crate::made::{Origin, WholeFile};
 use crate::progress::Progress;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
+use crate::run::questions::LeftOut;
 
 /// Write questions with choices about every caption
 ///
@@ -32,49 +33,52 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress, _lock) = args.stage.open("ask")?;
-    ask(&config, &layout, &progress)?;
-    say!("{}", layout.questions().display())?;
-    Ok(())
+    args.stage.make("ask", |run| {
+        ask(run)?;
+        Ok(run.layout.questions())
+    })
 }
 
 /// Writes questions about every record of an iteration, in the records' order.
 ///
 /// # Errors
 /// When there is no question at all, or the questions' file is missing or broken.
-pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
-    let records = scenes::initial_data(config, layout, progress)?;
-    let judges = Judges::of_run(config, layout, progress)?;
-    let filter = judges.filter(config.ask.filter)?;
-    let own = config.ask.writer == Writer::File && same_file(config.ask.file.as_deref(), &layout.questions());
+pub fn ask(run: &RunContext) -> Result<()> {
+    let records = scenes::initial_data(run)?;
+    let judges = Judges::of_run(run)?;
+    let filter = judges.filter(run.config.ask.filter)?;
+    let own =
+        run.config.ask.writer == Writer::File && same_file(run.config.ask.file.as_deref(), &run.layout.questions());
     let mut sheet = Sheet::default();
-    let output = Output {
-        path: layout.questions(),
-        note: layout.stamp("ask"),
+    let output = WholeFile {
+        path: run.layout.questions(),
+        note: run.layout.stamp("ask"),
         remedy: "to ask its questions, name it as ask.file with ask.writer=file; to write new ones, move it away",
     };
     if !own {
         sheet.file = Some(output.begin()?);
     }
-    match judges.writer(config.ask.writer)? {
-        Some(writer) => written(&*writer, filter.as_deref(), &records, config.data.chunk, &mut sheet, progress)?,
-        None => given(config, filter.as_deref(), &records, &mut sheet, progress)?,
+    match judges.writer(run.config.ask.writer)? {
+        Some(writer) => {
+            written(&*writer, filter.as_deref(), &records, run.config.data.chunk, &mut sheet, &run.progress)?
+        }
+        None => given(run, filter.as_deref(), &records, &mut sheet)?,
     }
     let lost = sheet.left_out();
     ensure!(
         !own || lost.is_empty(),
         "{}: {}; the file lies where the others would be written: move it elsewhere and name it in ask.file",
-        layout.questions().display(),
+        run.layout.questions().display(),
         lost.join("; ")
     );
-    lost.iter().for_each(|line| progress.log(format!("ask: {line}")));
+    lost.iter().for_each(|line| run.progress.log(format!("ask: {line}")));
     let silent = records.len() - sheet.asked;
     if silent == records.len() {
         let left_out: String = sheet.left_out().iter().map(|line| format!("; {line}")).collect();
-        bail!("{}: {}{left_out}", layout.initial_data().display(), without_questions(config));
+        bail!("{}: {}{left_out}", run.layout.initial_data().display(), without_questions(&run.config));
     }
     if silent > 0 {
-        progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
+        run.progress.log(format!("ask: {silent} of {} records have no question and will give no pair", records.len()));
     }
     sheet.file.map_or(Ok(()), |file| output.publish(file, Origin::default()))
 }
@@ -82,50 +86,14 @@ pub fn ask(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resul
 /// Where questions go, record by record.
 #[derive(Default)]
 struct Sheet {
-    /// None where they lie there already.
+    /// The file that is written; none where the questions of `ask.file` are that file already.
     file: Option<ArrayFile>,
     /// Records that have questions.
     asked: usize,
-    /// Questions that were left out, by why.
-    lost: [usize; WHY.len()],
+    /// Questions that were left out.
+    lost: LeftOut,
     /// The first one that has choices which no judge could tell apart.
     alike: Option<String>,
-}
-
-/// Why questions are left out.
-const WHY: [&str; 5] = [
-    "the answer is none of the choices",
-    "a part is missing",
-    "fewer than two choices",
-    "two choices are the same but for case, punctuation, articles and number words",
-    "the filter did not keep it",
-];
-const UNANSWERED: usize = 0;
-const INCOMPLETE: usize = 1;
-const FEW: usize = 2;
-const ALIKE: usize = 3;
-const FILTERED: usize = 4;
-
-/// Questions of a file that cannot be used, by why.
-fn unusable(found: QuestionCounts) -> [usize; WHY.len()] {
-    let mut lost = [0; WHY.len()];
-    for (why, count) in [(UNANSWERED, found.unanswered), (INCOMPLETE, found.incomplete), (FEW, found.few)] {
-        lost[why] = count;
-    }
-    lost
-}
-
-fn said(lost: &[usize; WHY.len()]) -> Vec<String> {
-    let line = |(count, why): (&usize, &str)| {
-        let questions = if *count == 1 { "question" } else { "questions" };
-        format!("{count} {questions} left out: {why}")
-    };
-    lost.iter().zip(WHY).filter(|(count, _)| **count > 0).map(line).collect()
-}
-
-/// How many questions of a file cannot be used, and why.
-pub fn left_out(found: QuestionCounts) -> Vec<String> {
-    said(&unusable(found))
 }
 
 impl Sheet {
@@ -133,13 +101,13 @@ impl Sheet {
     fn distinct(&mut self, id: &RecordId, question: &str, choices: &[String]) -> bool {
         let Some([one, other]) = alike(choices) else { return true };
         self.alike.get_or_insert_with(|| format!("record {id}: {question:?} has {one:?} and {other:?}"));
-        self.lost[ALIKE] += 1;
+        self.lost.alike += 1;
         false
     }
 
     /// How many questions were left out, and why.
     fn left_out(&self) -> Vec<String> {
-        let mut lines = said(&self.lost);
+        let mut lines = self.lost.lines();
         lines.extend(self.alike.iter().map(|first| format!("the first of these: {first}")));
         lines
     }
@@ -174,7 +142,7 @@ fn written(
             // A question whose answer cannot be chosen is always answered wrongly.
             let before = asked.len();
             asked.retain(|question| question.choices.contains(&question.answer));
-            sheet.lost[UNANSWERED] += before - asked.len();
+            sheet.lost.unanswered += before - asked.len();
             asked.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
             if let Some(filter) = filter {
                 asked = filter.keep(&record.caption, asked).with_context(|| format!("record {}", record.id))?;
@@ -241,28 +209,27 @@ fn without_questions(config: &RunConfig) -> String {
 
 /// The questions of a file about these records, and what a filter keeps of them.
 fn given(
-    config: &RunConfig,
+    run: &RunContext,
     filter: Option<&dyn QuestionFilter>,
     records: &Table<InitialRecord>,
     sheet: &mut Sheet,
-    progress: &Progress,
 ) -> Result<()> {
-    let path = config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
+    let path = run.config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
     let given = files::given_questions(path, records)?;
     let found = given.found();
-    sheet.lost = unusable(found);
+    sheet.lost = LeftOut::of_file(found);
     if found.elsewhere > 0 {
-        progress.log(format!("ask: {}: {} entries are about none of the records", path.display(), found.elsewhere));
+        run.progress.log(format!("ask: {}: {} entries are about none of the records", path.display(), found.elsewhere));
     }
-    let task = progress.task("ask", "records", records.len(), 0);
-    for chunk in records.chunks(config.data.chunk) {
+    let task = run.progress.task("ask", "records", records.len(), 0);
+    for chunk in records.chunks(run.config.data.chunk) {
         for (number, record) in chunk.clone().zip(records.read(chunk)?) {
             let mut questions = given.questions(number, &record)?;
             questions.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
             if let Some(filter) = filter {
                 let before = questions.len();
                 questions = kept(questions, filter)?;
-                sheet.lost[FILTERED] += before - questions.len();
+                sheet.lost.filtered += before - questions.len();
             }
             sheet.add(&questions)?;
             task.advance(1);

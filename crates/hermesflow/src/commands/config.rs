@@ -13,7 +13,7 @@ use crate::config::{PRESETS, preset};
 /// Example: hermesflow config scenes > my.yaml
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Its name; without one, all names
+    /// The name of the configuration; without one, all names are printed
     #[arg(value_name = "NAME")]
     name: Option<String>,
 }

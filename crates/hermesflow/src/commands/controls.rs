@@ -2,14 +2,14 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::models::backbone::Model;
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::Showo;
 use hermesflow_records::temporary;
 use hermesflow_scenes::Split;
 use serde::{Deserialize, Serialize};
 
-use super::ConfigArgs;
-use super::count;
+use super::args::ConfigArgs;
+use super::args::count;
 use super::eval;
 use super::run;
 use crate::config::RunConfig;
@@ -18,7 +18,7 @@ use crate::files::lock::Lock;
 use crate::models;
 use crate::progress::Progress;
 use crate::report;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
 use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow};
 use crate::world::statistics::Mean;
 
@@ -138,9 +138,10 @@ fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) ->
     let config = configured(args, seed, &home.join(arm.name), arm.overrides)?;
     let settings = EvalSettings { split, prompts: args.prompts, seed: 1000 + seed };
     share_curation(args, seed, &home, &config, progress)?;
+    let first = RunContext::new(config.clone(), 1, progress.clone());
     let mut base: Option<EvalReport> = None;
     let mut outcomes = Vec::new();
-    run::run_loop(&config, progress, |iteration, model: &Showo| {
+    run::run_loop(&config, progress, |iteration, model: &Model| {
         let (name, file) = match iteration {
             0 => ("base".to_string(), home.join(format!("eval-base-{}.json", split.name()))),
             _ => {
@@ -148,7 +149,7 @@ fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) ->
                 (name, home.join(arm.name).join(format!("eval-{iteration}-{}.json", split.name())))
             }
         };
-        let report = eval::evaluate_into(model, (iteration, &name), &config, settings, &file, progress)?;
+        let report = eval::evaluate_into(model, &name, &first.at(iteration + 1), settings, &file)?;
         match &base {
             None => base = Some(report),
             Some(base) => outcomes.push(outcome(arm, seed, iteration, base, &report)?),
@@ -175,13 +176,13 @@ fn share_curation(args: &Args, seed: u64, home: &Path, config: &RunConfig, progr
         return Ok(());
     }
     let shared = configured(args, seed, &home.join("shared"), &[])?;
-    let layout = RunLayout::new(&shared, 1);
-    run::curate(&models::open(&shared.model, progress)?, &shared, &layout, progress)?;
+    let shared = RunContext::new(shared, 1, progress.clone());
+    run::curate(&models::open(&shared.config.model, progress)?, &shared)?;
     let temporary = temporary(target);
     if temporary.exists() {
         std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
     }
-    copy_folder(&shared.data.root, &temporary)?;
+    copy_folder(&shared.config.data.root, &temporary)?;
     for chosen in ["pair_dpo_data.json", ".settings/pair.json"] {
         let _ = std::fs::remove_file(temporary.join(chosen)); // each arm chooses its own pairs
     }

@@ -4,13 +4,12 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
-use hermesflow_models::showo::config::{self, MagvitConfig, ShowoConfig};
-use hermesflow_models::showo::{Magvit, check_showo};
 use hermesflow_models::{DType, Device, FileFormat, Weights};
 use serde_json::Value;
 
 use crate::config::DTypeName;
 use crate::files::{self, NewFolder};
+use crate::models::backbone::{Magvit, MagvitConfig, ShowoConfig, check_showo, read_json};
 use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
 
@@ -112,16 +111,16 @@ fn bytes(weights: &Weights, dtype: Option<DType>) -> usize {
 fn check(folder: &Path, weights: &Weights) -> Result<Vec<(&'static str, Vec<u8>)>> {
     let path = folder.join("config.json");
     let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
-    let mut json: Value = config::read_json(&path)?;
+    let mut json: Value = read_json(&path)?;
     match json.get("_class_name").and_then(Value::as_str) {
         Some("MAGVITv2") => {
-            let config: MagvitConfig = config::read_json(&path)?;
+            let config: MagvitConfig = read_json(&path)?;
             config.validate(&path)?;
             Magvit::new(weights, &config)?;
             Ok(vec![("config.json", read(&path)?)])
         }
         Some("Showo") | None => {
-            let config: ShowoConfig = config::read_json(&path)?;
+            let config: ShowoConfig = read_json(&path)?;
             config.validate(&path)?;
             check_showo(folder, &config, weights)?;
             let phi = folder.join(&config.llm_model_path);

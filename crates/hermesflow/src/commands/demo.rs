@@ -3,13 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
+use crate::models::backbone::Model;
 use anyhow::{Context, Result};
-use hermesflow_models::showo::Showo;
 use hermesflow_scenes::oracle::judge;
 use hermesflow_scenes::{Split, parse_caption};
 use image::RgbImage;
 
-use super::count;
+use super::args::count;
 use super::eval;
 use super::run;
 use crate::config::RunConfig;
@@ -17,6 +17,7 @@ use crate::files;
 use crate::progress::{Progress, brief};
 use crate::report;
 use crate::report::sheet::{BAD, Cell, GOOD, Words, draw};
+use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::pictures::Pictures;
 use crate::world::evaluate::{EvalReport, EvalSettings, pictures, prompt};
@@ -85,13 +86,14 @@ pub fn run(args: Args) -> Result<()> {
     let prompts = if args.quick { args.prompts.min(32) } else { args.prompts };
     let settings = EvalSettings { split: Split::HeldOut, prompts, seed: 0 };
 
+    let first = RunContext::new(config.clone(), 1, progress.clone());
     let mut reports: Vec<EvalReport> = Vec::new();
     let mut after: Vec<RgbImage> = Vec::new();
     let mut before: Vec<RgbImage> = Vec::new();
-    run::run_loop(&config, &progress, |iteration: usize, model: &Showo| {
+    run::run_loop(&config, &progress, |iteration: usize, model: &Model| {
         let name = if iteration == 0 { "base".to_string() } else { format!("iteration {iteration}") };
         let file = out.join(format!("eval-{iteration}.json"));
-        reports.push(eval::evaluate_into(model, (iteration, &name), &config, settings, &file, &progress)?);
+        reports.push(eval::evaluate_into(model, &name, &first.at(iteration + 1), settings, &file)?);
         after = pictures(model, &config, &settings, &shown(&settings))?;
         if iteration == 0 {
             before = after.clone();

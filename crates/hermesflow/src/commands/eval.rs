@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use hermesflow_records::AppendLog;
 use hermesflow_scenes::Split;
 use serde_json::json;
 
-use super::ConfigArgs;
-use super::count;
-use crate::config::RunConfig;
+use super::args::ConfigArgs;
+use super::args::count;
 use crate::files;
 use crate::files::lock::Lock;
 use crate::judges::Judges;
@@ -16,7 +16,7 @@ use crate::made::Origin;
 use crate::models;
 use crate::progress::Progress;
 use crate::report;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
 use crate::world::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate};
 
 /// Measure understanding, generation (by the oracle and by the model itself) and the gap
@@ -65,15 +65,15 @@ pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
     let before = args.compare.as_deref().map(|path| comparable(path, &settings)).transpose()?;
-    let progress = Progress::stderr();
-    let model = models::after(&config, args.iteration, &progress)?;
+    let run = RunContext::new(config, args.iteration + 1, Progress::stderr());
+    let model = models::player(&run)?;
     let name = format!("iteration {}", args.iteration);
     let report = match &args.out {
         Some(out) => {
             let _lock = Lock::beside(out)?;
-            evaluate_into(&model, (args.iteration, &name), &config, settings, out, &progress)?
+            evaluate_into(&model, &name, &run, settings, out)?
         }
-        None => evaluate(&model, &name, &config, settings, vec![], &progress, |_| Ok(()))?,
+        None => evaluate(&model, &name, &run.config, settings, vec![], &run.progress, |_| Ok(()))?,
     };
     if args.json {
         say!("{}", serde_json::to_string_pretty(&report)?)?;
@@ -83,20 +83,19 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Evaluates what an iteration trained, under a name, into a file: what it or the file of a killed evaluation has is not
-/// done again, if it was made from the very same.
+/// Evaluates the model that an iteration begins with, under a name, into a file: what it or the file of a killed
+/// evaluation has is not done again, if it was made with the same settings and model.
 ///
 /// # Errors
 /// When the model fails, the file is another report's or anyone's, or it cannot be written.
 pub fn evaluate_into(
     model: &impl hermesflow_models::UnifiedModel,
-    (iteration, name): (usize, &str),
-    config: &RunConfig,
+    name: &str,
+    run: &RunContext,
     settings: EvalSettings,
     out: &Path,
-    progress: &Progress,
 ) -> Result<EvalReport> {
-    let made_from = made_from(iteration, config, settings, progress)?;
+    let made_from = made_from(run, settings)?;
     if out.exists() {
         let report = read(out)?;
         let differing = made_from.differences(&report.made_from.clone().unwrap_or_default());
@@ -112,33 +111,51 @@ pub fn evaluate_into(
         let _ = std::fs::remove_file(partial(out)); // a kill may have left it
         return Ok(report);
     }
-    let (partial, header) = (partial(out), serde_json::to_string(&(name, settings, &made_from))?);
-    let text = std::fs::read_to_string(&partial).unwrap_or_default();
-    // A line that was cut off by a kill, and what follows it, is made again.
-    let whole = text.rsplit_once('\n').map_or("", |(whole, _)| whole);
-    let mut there = whole.lines();
-    let done: Vec<PromptRow> = match there.next() {
-        Some(first) if first == header => there.map_while(|line| serde_json::from_str(line).ok()).collect(),
-        _ => vec![],
-    };
-    let mut kept = header + "\n";
-    for row in &done[..done.len() / BLOCK * BLOCK] {
-        kept.push_str(&(serde_json::to_string(row)? + "\n"));
-    }
-    files::write_atomically(&partial, kept.as_bytes())?;
+    let header = serde_json::to_string(&(name, settings, &made_from))?;
+    let (mut log, done) = unfinished(&partial(out), &header)?;
     let keep = |block: &[PromptRow]| -> Result<()> {
-        let mut text = String::new();
+        let mut lines = String::new();
         for row in block {
-            text.push_str(&(serde_json::to_string(row)? + "\n"));
+            lines.push_str(&(serde_json::to_string(row)? + "\n"));
         }
-        let mut file = std::fs::OpenOptions::new().append(true).open(&partial)?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).with_context(|| partial.display().to_string())
+        log.append(lines.as_bytes())?;
+        Ok(())
     };
-    let mut report = evaluate(model, name, config, settings, done, progress, keep)?;
+    let mut report = evaluate(model, name, &run.config, settings, done, &run.progress, keep)?;
     report.made_from = Some(made_from);
     files::write_atomically(out, (serde_json::to_string(&report)? + "\n").as_bytes())?;
-    std::fs::remove_file(&partial).with_context(|| partial.display().to_string())?;
+    std::fs::remove_file(partial(out)).with_context(|| partial(out).display().to_string())?;
     Ok(report)
+}
+
+/// The file of an evaluation that is not done, and the whole blocks of prompts that it holds; begun anew where it is that
+/// of an evaluation with another header.
+fn unfinished(path: &Path, header: &str) -> Result<(AppendLog, Vec<PromptRow>)> {
+    let mut log = AppendLog::of_lines(path)?;
+    let (mut of_this, mut readable, mut rows, mut ends) = (false, true, Vec::new(), Vec::new());
+    log.each(|offset, line| {
+        let end = offset + line.len() as u64 + 1;
+        if offset == 0 {
+            of_this = line == header.as_bytes();
+            ends.push(end);
+        } else if of_this && readable {
+            match serde_json::from_slice::<PromptRow>(line) {
+                Ok(row) => {
+                    rows.push(row);
+                    ends.push(end);
+                }
+                Err(_) => readable = false, // this line and all behind it are made again
+            }
+        }
+    })?;
+    if !of_this {
+        log.cut(0)?;
+        log.append(format!("{header}\n").as_bytes())?;
+        return Ok((log, Vec::new()));
+    }
+    rows.truncate(rows.len() / BLOCK * BLOCK);
+    log.cut(ends[rows.len()])?;
+    Ok((log, rows))
 }
 
 /// An earlier report about the same prompts.
@@ -149,7 +166,8 @@ fn comparable(path: &Path, settings: &EvalSettings) -> Result<EvalReport> {
 }
 
 /// Everything that decides a report.
-fn made_from(iteration: usize, config: &RunConfig, settings: EvalSettings, progress: &Progress) -> Result<Origin> {
+fn made_from(run: &RunContext, settings: EvalSettings) -> Result<Origin> {
+    let config = &run.config;
     let mut decisive = json!({
         "evaluation": settings,
         "batch": BLOCK,
@@ -161,8 +179,8 @@ fn made_from(iteration: usize, config: &RunConfig, settings: EvalSettings, progr
     if let Some(imagine) = decisive["imagine"].as_object_mut() {
         imagine.remove("images"); // one per prompt
     }
-    let player = models::player_files(config, &RunLayout::new(config, iteration + 1), progress)?;
-    let matcher = Judges::alone(config.judges.clone(), progress).matcher_files(config.answer.matcher)?;
+    let player = models::player_files(run)?;
+    let matcher = Judges::alone(config.judges.clone(), &run.progress).matcher_files(config.answer.matcher)?;
     Ok(Origin::of(decisive).with(player).with(matcher))
 }
 

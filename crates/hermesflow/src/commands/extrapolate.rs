@@ -8,10 +8,9 @@ use hermesflow_models::preprocess::load_square;
 use hermesflow_models::{ImagineJob, ImagineOptions, UnifiedModel};
 use hermesflow_records::derive_seed;
 
-use super::MadeArgs;
-use super::ModelArgs;
-use super::save_made;
-use crate::progress::Progress;
+use super::args::ModelArgs;
+use super::args::PictureArgs;
+use super::args::save_pictures;
 use crate::report::sheet::{Cell, Words};
 use crate::run::pictures::slug;
 use crate::run::stage::text_number;
@@ -59,35 +58,35 @@ pub struct Args {
     offset: i64,
 
     #[command(flatten)]
-    made: MadeArgs,
+    made: PictureArgs,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let steps = steps(&args.directions, &args.prompts, args.steps as usize)?;
-    let (config, model) = args.model.open()?;
+    let (run, model) = args.model.open()?;
     let before = load_square(&args.image, model.resolution())?;
     let codes = model.encode_images(std::slice::from_ref(&before))?.pop().context("a picture without codes")?;
     let grids = vec![Grid::square(&codes)?; args.made.images as usize];
-    let progress = Progress::stderr();
-    args.prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &progress))?;
-    let task = progress.task("extrapolate", "steps", steps.len(), 0);
-    let grids =
-        extrapolate(&model, grids, &steps, args.offset, config.seed, &config.imagine.into(), || task.advance(1))?;
+    args.prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &run.progress))?;
+    let task = run.progress.task("extrapolate", "steps", steps.len(), 0);
+    let grids = extrapolate(&model, grids, &steps, args.offset, run.config.seed, &run.config.imagine.into(), || {
+        task.advance(1)
+    })?;
     drop(task);
     let (height, width) = grids.first().map_or((0, 0), |grid| (grid.height(), grid.width()));
     let codes: Vec<Vec<u32>> =
         grids.iter().map(Grid::complete).collect::<Option<_>>().context("a code was not made")?;
 
-    let folder = args.made.folder(&config, "extrapolate");
+    let folder = args.made.folder(&run.config, "extrapolate");
     let stem = args.image.file_stem().unwrap_or_default().to_string_lossy();
     let name = format!("{stem}-{}", slug(&args.prompts[0]));
     let way = args.directions.iter().map(Direction::to_string).collect::<Vec<_>>().join(", ");
     let mut texts: Vec<Words> = args.prompts.iter().map(Words::plain).collect();
     texts.push(Words::plain(format!("{way}: {} steps", steps.len())));
     let row = vec![Cell::Text(200, texts), Cell::Picture(before, Words::plain("before"))];
-    let subtitle = format!("{width}×{height} image tokens, offset {}, seed {}", args.offset, config.seed);
-    save_made(&folder, &name, ("Extrapolated", &subtitle), row, model.decode_grids(&codes, height, width)?)
+    let subtitle = format!("{width}×{height} image tokens, offset {}, seed {}", args.offset, run.config.seed);
+    save_pictures(&folder, &name, ("Extrapolated", &subtitle), row, model.decode_grids(&codes, height, width)?)
 }
 
 /// Where each step goes, and what it shows.

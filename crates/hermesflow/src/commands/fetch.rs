@@ -8,7 +8,7 @@ use crate::progress::Progress;
 /// Fetch models from the hub before they are needed
 ///
 /// Downloads what is read of each model (configuration, tokenizer, weights) into the hub's ordinary cache and prints
-/// its folder; what is there already is not fetched again, and a download that was cut off goes on. HF_HOME or
+/// its folder; what already exists is not fetched again, and a download that was cut off goes on. HF_HOME or
 /// HF_HUB_CACHE say where, HF_TOKEN is the token, HF_ENDPOINT another server, HF_HUB_OFFLINE=1 forbids the network.
 ///
 /// Example: hermesflow fetch showlab/show-o-512x512 showlab/magvitv2 microsoft/phi-1_5

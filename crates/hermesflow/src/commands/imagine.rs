@@ -8,14 +8,13 @@ use hermesflow_records::InitialRecord;
 use image::RgbImage;
 use serde_json::json;
 
-use super::StageArgs;
+use super::args::StageArgs;
 use super::scenes;
-use crate::config::RunConfig;
 use crate::digest::digest;
 use crate::made::Ledger;
 use crate::models;
-use crate::progress::Progress;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
+use crate::run::decisive;
 use crate::run::pictures::{save_codes, save_png};
 use crate::run::stage;
 use crate::run::texts::Cut;
@@ -36,30 +35,29 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress, _lock) = args.stage.open("imagine")?;
-    let model = models::player(&config, &layout, &progress)?;
-    imagine(&model, &config, &layout, &progress)?;
-    say!("{}", layout.images().display())?;
-    Ok(())
+    args.stage.make("imagine", |run| {
+        imagine(&models::player(run)?, run)?;
+        Ok(run.layout.images())
+    })
 }
 
 /// Images of every record of an iteration, as files.
 ///
 /// # Errors
 /// Names the record and the file that stand in the way; images already written are kept.
-pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<()> {
-    let records = scenes::initial_data(config, layout, progress)?;
-    let origin = stage::origin(config, json!({ "imagine": config.imagine }));
-    let origin = origin.with(models::player_files(config, layout, progress)?);
-    stage::settle(layout, "imagine", vec![layout.images()], &origin)?;
-    let mut ledger = Ledger::open(layout.ledger("imagine"))?;
-    let images = config.imagine.images;
+pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
+    let records = scenes::initial_data(run)?;
+    let origin = decisive::origin(&run.config, json!({ "imagine": run.config.imagine }));
+    let origin = origin.with(models::player_files(run)?);
+    stage::ensure_same_settings(&run.layout, "imagine", vec![run.layout.images()], &origin)?;
+    let mut ledger = Ledger::open(&run.layout.ledger("imagine"))?;
+    let images = run.config.imagine.images;
     let made_from = |record: &InitialRecord| digest([&record.caption]);
     let is_there =
-        |record: &InitialRecord| (0..images).all(|number| layout.image(record.id.as_str(), number).is_file());
+        |record: &InitialRecord| (0..images).all(|number| run.layout.image(record.id.as_str(), number).is_file());
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
     let (mut open, mut done) = (Vec::new(), 0);
-    for chunk in records.chunks(config.data.chunk) {
+    for chunk in records.chunks(run.config.data.chunk) {
         let there = records.read(chunk.clone())?;
         let is_stale = |record: &&InitialRecord| !ledger.fits(&record.id, &made_from(record));
         let stale: Vec<&InitialRecord> = there.iter().filter(is_stale).collect();
@@ -71,7 +69,7 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
             open.push(chunk);
         }
     }
-    let task = progress.task("imagine", "images", records.len() * images, done);
+    let task = run.progress.task("imagine", "images", records.len() * images, done);
     let store = |(chunk, made): (Vec<InitialRecord>, Vec<Imagined>)| {
         for image in &made {
             // The codes first: a picture that is there has its codes.
@@ -82,12 +80,12 @@ pub fn imagine(model: &impl UnifiedModel, config: &RunConfig, layout: &RunLayout
         task.advance(made.len());
         Ok(())
     };
-    let mut cut = Cut::new("imagine", progress);
-    stage::behind(store, |hand_on| {
+    let mut cut = Cut::new("imagine", &run.progress);
+    stage::write_behind(store, |hand_on| {
         open.into_iter().try_for_each(|chunk| {
             let chunk = records.read(chunk)?;
             chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
-            let made = imagine_chunk(model, config, layout, &chunk)
+            let made = imagine_chunk(model, run, &chunk)
                 .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
             hand_on((chunk, made))
         })
@@ -103,27 +101,22 @@ struct Imagined {
     picture: RgbImage,
 }
 
-fn imagine_chunk(
-    model: &impl UnifiedModel,
-    config: &RunConfig,
-    layout: &RunLayout,
-    chunk: &[InitialRecord],
-) -> Result<Vec<Imagined>> {
+fn imagine_chunk(model: &impl UnifiedModel, run: &RunContext, chunk: &[InitialRecord]) -> Result<Vec<Imagined>> {
     let named: Vec<(&InitialRecord, usize)> =
-        chunk.iter().flat_map(|record| (0..config.imagine.images).map(move |number| (record, number))).collect();
+        chunk.iter().flat_map(|record| (0..run.config.imagine.images).map(move |number| (record, number))).collect();
     let jobs: Vec<ImagineJob> = named
         .iter()
         .map(|(record, number)| ImagineJob {
             prompt: record.caption.clone(),
-            seed: stage::candidate_seed(config, layout, "imagine", &record.id, *number),
+            seed: stage::candidate_seed(run, "imagine", &record.id, *number),
             known: vec![],
         })
         .collect();
-    let codes = model.imagine(&jobs, &config.imagine.into())?;
+    let codes = model.imagine(&jobs, &run.config.imagine.into())?;
     let pictures = model.decode_images(&codes)?;
     let made = named.into_iter().zip(pictures).zip(codes);
     let imagined = |(((record, number), picture), codes): (((&InitialRecord, usize), RgbImage), Vec<u32>)| Imagined {
-        path: layout.image(record.id.as_str(), number),
+        path: run.layout.image(record.id.as_str(), number),
         codes,
         picture,
     };

@@ -8,10 +8,9 @@ use hermesflow_models::{ImagineJob, UnifiedModel};
 use hermesflow_records::derive_seed;
 use image::{Rgb, RgbImage};
 
-use super::MadeArgs;
-use super::ModelArgs;
-use super::save_made;
-use crate::progress::Progress;
+use super::args::ModelArgs;
+use super::args::PictureArgs;
+use super::args::save_pictures;
 use crate::report::sheet::{Cell, Words};
 use crate::run::pictures::slug;
 use crate::run::stage::text_number;
@@ -51,12 +50,12 @@ pub struct Args {
     prompt: String,
 
     #[command(flatten)]
-    made: MadeArgs,
+    made: PictureArgs,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, model) = args.model.open()?;
+    let (run, model) = args.model.open()?;
     let side = model.resolution();
     let grid = model.image_tokens().isqrt();
     let before = load_square(&args.image, side)?;
@@ -70,16 +69,16 @@ pub fn run(args: Args) -> Result<()> {
     let codes = model.encode_images(std::slice::from_ref(&before))?.pop().context("a picture without codes")?;
     let known: Vec<Option<u32>> =
         codes.iter().zip(&mask.painted).map(|(code, painted)| (!painted).then_some(*code)).collect();
-    texts::note_cut(&model, &args.prompt, &Progress::stderr())?;
+    texts::note_cut(&model, &args.prompt, &run.progress)?;
     let job = |number: u64| ImagineJob {
         prompt: args.prompt.clone(),
-        seed: derive_seed(config.seed, &[text_number("inpaint"), text_number(&args.prompt), number]),
+        seed: derive_seed(run.config.seed, &[text_number("inpaint"), text_number(&args.prompt), number]),
         known: known.clone(),
     };
     let jobs: Vec<ImagineJob> = (0..args.made.images).map(job).collect();
-    let pictures = model.decode_images(&model.imagine(&jobs, &config.imagine.into())?)?;
+    let pictures = model.decode_images(&model.imagine(&jobs, &run.config.imagine.into())?)?;
 
-    let folder = args.made.folder(&config, "inpaint");
+    let folder = args.made.folder(&run.config, "inpaint");
     let stem = args.image.file_stem().unwrap_or_default().to_string_lossy();
     let name = format!("{stem}-{}", slug(&args.prompt));
     let row = vec![
@@ -88,8 +87,8 @@ pub fn run(args: Args) -> Result<()> {
         Cell::Picture(mask.picture, Words::plain("mask")),
         Cell::Picture(kept(&before, &mask.painted, grid), Words::plain("kept")),
     ];
-    let subtitle = format!("{painted} of {} image tokens made anew, seed {}", codes.len(), config.seed);
-    save_made(&folder, &name, ("Inpainted", &subtitle), row, pictures)
+    let subtitle = format!("{painted} of {} image tokens made anew, seed {}", codes.len(), run.config.seed);
+    save_pictures(&folder, &name, ("Inpainted", &subtitle), row, pictures)
 }
 
 /// The picture with grey where it is painted anew.

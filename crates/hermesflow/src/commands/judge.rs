@@ -4,7 +4,7 @@ use anyhow::{Result, ensure};
 use hermesflow_score::{Choosing, tifa};
 use serde_json::{Value, json};
 
-use super::count;
+use super::args::count;
 use crate::config::{Filter, JudgeSettings, Matcher, Similarity, Writer};
 use crate::judges::{self, Judges};
 use crate::progress::Progress;

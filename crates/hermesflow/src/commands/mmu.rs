@@ -8,9 +8,9 @@ use hermesflow_models::{ImageView, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use serde_json::json;
 
-use super::ModelArgs;
-use super::count;
-use crate::output;
+use super::args::ModelArgs;
+use super::args::count;
+use crate::print;
 use crate::run::pictures;
 use crate::run::stage::text_number;
 
@@ -60,21 +60,21 @@ pub fn run(args: Args) -> Result<()> {
     let good = temperature as f32 > 0.0 && (temperature as f32).is_finite();
     ensure!(good, "--temperature: {temperature} is no number above 0 that can be computed with");
     let files = pictures::named(&args.images)?;
-    let (config, model) = args.model.open()?;
-    let questions = if args.questions.is_empty() { vec![config.caption.question.clone()] } else { args.questions };
-    for chunk in files.chunks(config.data.chunk) {
-        if output::is_left() {
+    let (run, model) = args.model.open()?;
+    let questions = if args.questions.is_empty() { vec![run.config.caption.question.clone()] } else { args.questions };
+    for chunk in files.chunks(run.config.data.chunk) {
+        if print::is_left() {
             break; // the answers are printed, and nobody reads on
         }
-        let pictures = chunk.iter().map(|file| Ok(model.fit(preprocess::load(file)?)?)).collect::<Result<Vec<_>>>()?;
-        let views = model.read_images(&pictures)?;
+        let prepare = |file: &PathBuf| Ok(model.prepare(preprocess::load(file)?)?);
+        let views = model.understand(&chunk.iter().map(prepare).collect::<Result<Vec<_>>>()?)?;
         let request = |file: &PathBuf, question: &String| {
             let name = file.file_name().unwrap_or_default().to_string_lossy();
             ReplyRequest {
                 question: question.clone(),
                 sampling: Sampling { top_k: args.top_k, temperature },
-                seed: derive_seed(config.seed, &[text_number("mmu"), text_number(&name), text_number(question)]),
-                max_new_tokens: args.max_new_tokens.unwrap_or(config.caption.max_new_tokens),
+                seed: derive_seed(run.config.seed, &[text_number("mmu"), text_number(&name), text_number(question)]),
+                max_new_tokens: args.max_new_tokens.unwrap_or(run.config.caption.max_new_tokens),
             }
         };
         let requests: Vec<Vec<ReplyRequest>> =

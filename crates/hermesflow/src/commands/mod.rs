@@ -1,176 +1,105 @@
-//! One file per command: what it takes (`Args`), what it does (`run`), and the function behind it, which
-//! the commands `run` and `demo` call too.
+//! One file per command: what it takes (`Args`), what it does (`run`), and the function behind it, which the commands
+//! `run` and `demo` call too. A new command is its own file and two lines here.
 
-pub mod answer;
-pub mod ask;
-pub mod bench;
-pub mod caption;
-pub mod config;
-pub mod controls;
-pub mod convert;
-pub mod demo;
-pub mod doctor;
-pub mod eval;
-pub mod extrapolate;
-pub mod fetch;
-pub mod imagine;
-pub mod import;
-pub mod inpaint;
-pub mod judge;
-pub mod mmu;
-pub mod pair;
-pub mod pretrain;
-pub mod random_model;
-pub mod reconstruct;
-pub mod run;
-pub mod scenes;
-pub mod t2i;
-pub mod train;
-pub mod verify;
+mod answer;
+mod args;
+mod ask;
+mod bench;
+mod caption;
+mod config;
+mod controls;
+mod convert;
+mod demo;
+mod doctor;
+mod eval;
+mod extrapolate;
+mod fetch;
+mod imagine;
+mod import;
+mod inpaint;
+mod judge;
+mod mmu;
+mod pair;
+mod pretrain;
+mod random_model;
+mod reconstruct;
+mod run;
+mod scenes;
+mod t2i;
+mod train;
+mod verify;
 
-use std::path::{Path, PathBuf};
+use anyhow::Result;
+use clap::{Parser, Subcommand};
 
-use anyhow::{Result, ensure};
-use hermesflow_models::showo::Showo;
-use image::RgbImage;
-
-use crate::config::RunConfig;
-use crate::files::OwnFiles;
-use crate::files::lock::Lock;
-use crate::models;
-use crate::progress::Progress;
-use crate::report::sheet::{Cell, Words, draw};
-use crate::run::layout::RunLayout;
-use crate::run::pictures::png;
-
-/// What every command that reads a run's configuration takes.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ConfigArgs {
-    /// The run's YAML file, or the name of one inside this program: scenes, released, paper; the original's own, such
-    /// as hermesflow_pairdpo.yaml, will do
-    pub config: PathBuf,
-
-    /// Single keys to change, such as train.steps=100 imagine.images=4
-    ///
-    /// Over a file of the original its own keys may be given too, as to its Python scripts: training.batch_size=4
-    /// optimizer.params.learning_rate=1e-5 guidance_scale=5 generation_timesteps=50.
-    #[arg(value_name = "KEY=VALUE")]
-    pub overrides: Vec<String>,
-
-    /// The seed of every random number (the same as seed=N)
-    #[arg(long, value_name = "N")]
-    pub seed: Option<u64>,
-}
-
-impl ConfigArgs {
-    /// The validated configuration.
-    ///
-    /// # Errors
-    /// Names the file, the key and what is expected.
-    pub fn load(&self) -> Result<RunConfig> {
-        RunConfig::load(&self.config, &self.overrides())
-    }
-
-    fn overrides(&self) -> Vec<String> {
-        let seed = self.seed.map(|seed| format!("seed={seed}"));
-        self.overrides.iter().cloned().chain(seed).collect()
-    }
-}
-
-/// What one stage of one iteration takes.
-#[derive(Debug, Clone, clap::Args)]
-pub struct StageArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-
-    /// Which iteration, from 1; later ones play with the model that the one before trained
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    iteration: usize,
-}
-
-impl StageArgs {
-    /// The configuration, the iteration's files, where progress goes, and the lock of what the stage makes.
-    ///
-    /// # Errors
-    /// As [`ConfigArgs::load`]; says who makes the same.
-    pub fn open(&self, stage: &str) -> Result<(RunConfig, RunLayout, Progress, Lock)> {
-        let config = self.config.load()?;
-        ensure!(self.iteration >= 1, "--iteration: iterations count from 1");
-        let layout = RunLayout::new(&config, self.iteration);
-        let lock = Lock::take([if stage == "train" { layout.training_lock() } else { layout.lock(stage) }])?;
-        Ok((config, layout, Progress::stderr(), lock))
-    }
-}
-
-/// What the commands beside the loop take: one of a run's models, and its settings.
-#[derive(Debug, Clone, clap::Args)]
-pub struct ModelArgs {
-    #[command(flatten)]
-    config: ConfigArgs,
-
-    /// Use what this iteration of the run trained; 0 is the model that the run begins with
-    #[arg(long, value_name = "N", default_value_t = 0)]
-    iteration: usize,
-}
-
-impl ModelArgs {
-    /// The configuration and the model.
-    ///
-    /// # Errors
-    /// As [`ConfigArgs::load`]; names what is missing of the model.
-    pub fn open(&self) -> Result<(RunConfig, Showo)> {
-        let config = self.config.load()?;
-        let model = models::after(&config, self.iteration, &Progress::stderr())?;
-        Ok((config, model))
-    }
-}
-
-/// How many pictures a command makes, and where they go.
-#[derive(Debug, Clone, clap::Args)]
-pub struct MadeArgs {
-    /// Pictures per prompt, each from draws of its own
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
-    images: u64,
-
-    /// The folder of the results; a folder named as the command in the run's `output` if not given
-    #[arg(long, value_name = "FOLDER")]
-    out: Option<PathBuf>,
-}
-
-impl MadeArgs {
-    /// The folder of a command's results.
-    pub fn folder(&self, config: &RunConfig, command: &str) -> PathBuf {
-        self.out.clone().unwrap_or_else(|| config.output.join(command))
-    }
-}
-
-/// A count as an argument: at least 1, and no more than `MOST`, above which only a mistake asks.
+/// Align a unified multimodal model with itself.
 ///
-/// # Errors
-/// When it is none.
-pub fn count<const MOST: usize>(text: &str) -> Result<usize, String> {
-    let count = text.parse().ok().filter(|count| (1..=MOST).contains(count));
-    count.ok_or_else(|| format!("not a number from 1 to {MOST}"))
+/// A model that both understands and makes images usually understands better than it imagines. HermesFlow lets it
+/// close that gap by itself: it captions each image ten times and imagines each caption sixteen times, judges the
+/// captions against the true one and the images by its own answers to questions, and trains on the best against the
+/// worst of both (Pair-DPO).
+///
+/// Start with `hermesflow demo`: the whole loop on an embedded model, nothing to download.
+#[derive(Debug, Parser)]
+#[command(name = "hermesflow", version, max_term_width = 100, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    command: Command,
 }
 
-/// Saves what was made of one picture as `{name}-{number}.png`, and a sheet of `row` followed by it; prints the files.
-///
-/// # Errors
-/// Names the file that cannot be written.
-fn save_made(
-    folder: &Path,
-    name: &str,
-    (title, subtitle): (&str, &str),
-    mut row: Vec<Cell>,
-    pictures: Vec<RgbImage>,
-) -> Result<()> {
-    let mut files = OwnFiles::of(folder)?;
-    let mut save = |picture: &RgbImage, end: &str| -> Result<()> {
-        say!("{}", files.write(&format!("{name}-{end}.png"), &png(picture)?)?.display())
+impl Cli {
+    /// Runs the command that was given.
+    ///
+    /// # Errors
+    /// What the command says.
+    pub fn run(self) -> Result<()> {
+        self.command.run()
+    }
+}
+
+/// Lists the commands, in the order of the help: the name that clap makes the command's name of, and its file.
+macro_rules! commands {
+    ($($name:ident in $file:ident),* $(,)?) => {
+        #[derive(Debug, Subcommand)]
+        enum Command {
+            $($name($file::Args),)*
+        }
+
+        impl Command {
+            fn run(self) -> Result<()> {
+                match self {
+                    $(Self::$name(args) => $file::run(args),)*
+                }
+            }
+        }
     };
-    for (number, picture) in pictures.into_iter().enumerate() {
-        save(&picture, &number.to_string())?;
-        row.push(Cell::Picture(picture, Words::plain(format!("after {number}"))));
-    }
-    save(&draw(title, subtitle, &["prompt"], &[row])?, "sheet")
+}
+
+commands! {
+    Demo in demo,
+    Run in run,
+    Doctor in doctor,
+    Import in import,
+    Scenes in scenes,
+    Caption in caption,
+    Imagine in imagine,
+    Ask in ask,
+    Answer in answer,
+    Pair in pair,
+    Train in train,
+    Eval in eval,
+    T2i in t2i,
+    Mmu in mmu,
+    Inpaint in inpaint,
+    Extrapolate in extrapolate,
+    Reconstruct in reconstruct,
+    Controls in controls,
+    Config in config,
+    Pretrain in pretrain,
+    Judge in judge,
+    Fetch in fetch,
+    Convert in convert,
+    Verify in verify,
+    Bench in bench,
+    RandomModel in random_model,
 }

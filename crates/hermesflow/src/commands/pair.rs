@@ -5,14 +5,13 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use super::StageArgs;
+use super::args::StageArgs;
 use super::scenes;
-use crate::config::{ImageJudge, RunConfig};
+use crate::config::ImageJudge;
 use crate::files;
 use crate::judges::{self, Judges};
-use crate::made::{Origin, Output};
-use crate::progress::Progress;
-use crate::run::layout::RunLayout;
+use crate::made::{Origin, WholeFile};
+use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
 use hermesflow_records::{
     AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round,
@@ -35,10 +34,10 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let (config, layout, progress, _lock) = args.stage.open("pair")?;
-    say!("{}", pair(&config, &layout, &progress)?)?;
-    say!("{}", layout.pairs().display())?;
-    Ok(())
+    args.stage.make("pair", |run| {
+        say!("{}", pair(run)?)?;
+        Ok(run.layout.pairs())
+    })
 }
 
 /// What became of the records.
@@ -70,21 +69,21 @@ impl fmt::Display for Chosen {
 ///
 /// # Errors
 /// Names the record and the file that stand in the way.
-pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Chosen> {
-    let records = scenes::initial_data(config, layout, progress)?;
-    let competition = Competition::open(config, layout, progress)?;
-    let output = Output {
-        path: layout.pairs(),
-        note: layout.stamp("pair"),
+pub fn pair(run: &RunContext) -> Result<Chosen> {
+    let records = scenes::initial_data(run)?;
+    let competition = Competition::open(run)?;
+    let output = WholeFile {
+        path: run.layout.pairs(),
+        note: run.layout.stamp("pair"),
         remedy: "`hermesflow train` takes it as it is; to choose pairs anew, move it away",
     };
     let (mut pairs, mut chosen) = (output.begin()?, Chosen::default());
-    match layout.previous().filter(|_| !config.data.fresh) {
+    match run.layout.previous().filter(|_| !run.config.data.fresh) {
         None => {
-            let task = progress.task("similarity", "records", records.len(), 0);
-            for chunk in records.chunks(config.data.chunk) {
+            let task = run.progress.task("similarity", "records", records.len(), 0);
+            for chunk in records.chunks(run.config.data.chunk) {
                 for record in records.read(chunk)? {
-                    match first_round(&competition.candidates(record)?, config.pair.min_accuracy) {
+                    match first_round(&competition.candidates(record)?, run.config.pair.min_accuracy) {
                         Ok(pair) => pairs.push(&pair)?,
                         Err(reason) => *chosen.dropped.entry(reason).or_default() += 1,
                     }
@@ -94,8 +93,8 @@ pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resu
         }
         Some(previous) => {
             let old = files::pairs(&previous.pairs())?;
-            let task = progress.task("similarity", "pairs", old.len(), 0);
-            for chunk in old.chunks(config.data.chunk) {
+            let task = run.progress.task("similarity", "pairs", old.len(), 0);
+            for chunk in old.chunks(run.config.data.chunk) {
                 for old in old.read(chunk)? {
                     let new = records.of_id(&old.id)?.pop().map(|record| competition.candidates(record)).transpose()?;
                     let (captions, images) = new.map_or_else(Default::default, |new| (new.captions, new.images));
@@ -114,8 +113,7 @@ pub fn pair(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Resu
 
 /// What competes for the pairs of an iteration, and its judges.
 struct Competition<'a> {
-    config: &'a RunConfig,
-    layout: &'a RunLayout,
+    run: &'a RunContext,
     captions: Table<CaptionRecord>,
     similarity: Box<dyn CaptionSimilarity>,
     images: Images,
@@ -129,14 +127,14 @@ enum Images {
 }
 
 impl<'a> Competition<'a> {
-    fn open(config: &'a RunConfig, layout: &'a RunLayout, progress: &Progress) -> Result<Self> {
-        let captions = files::captions(&layout.captions())?;
-        let images = match config.pair.judge {
-            ImageJudge::Itself => Images::Answers(files::answers(&layout.answers())?),
-            ImageJudge::Oracle => Images::Oracle(Pictures::new(layout, hermesflow_scenes::scene::SIDE)),
+    fn open(run: &'a RunContext) -> Result<Self> {
+        let captions = files::captions(&run.layout.captions())?;
+        let images = match run.config.pair.judge {
+            ImageJudge::Itself => Images::Answers(files::answers(&run.layout.answers())?),
+            ImageJudge::Oracle => Images::Oracle(Pictures::new(&run.layout, hermesflow_scenes::scene::SIDE)),
         };
-        let similarity = Judges::of_run(config, layout, progress)?.similarity(config.pair.similarity)?;
-        Ok(Self { config, layout, captions, similarity, images })
+        let similarity = Judges::of_run(run)?.similarity(run.config.pair.similarity)?;
+        Ok(Self { run, captions, similarity, images })
     }
 
     /// A record with its captions and images and their scores.
@@ -144,17 +142,17 @@ impl<'a> Competition<'a> {
         let named = || format!("record {}", record.id);
         let captions = self.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
         let similarities = self.similarity.similarities(&record.caption, &captions).with_context(named)?;
-        let path = |number| self.layout.image(record.id.as_str(), number);
+        let path = |number| self.run.layout.image(record.id.as_str(), number);
         let scores = match &self.images {
             Images::Answers(answers) => answers.of_id(&record.id)?.pop().map(|one| one.result).unwrap_or_default(),
             Images::Oracle(pictures) => {
                 let score = |number| Ok(judges::oracle(&pictures.load(&path(number))?, &record.caption));
-                (0..self.config.imagine.images).map(score).collect::<Result<_>>().with_context(named)?
+                (0..self.run.config.imagine.images).map(score).collect::<Result<_>>().with_context(named)?
             }
         };
         let image = |(number, score)| {
             let path = path(number);
-            (path.strip_prefix(self.layout.data()).unwrap_or(&path).display().to_string(), score)
+            (path.strip_prefix(self.run.layout.data()).unwrap_or(&path).display().to_string(), score)
         };
         let images = scores.into_iter().enumerate().map(image).collect();
         Ok(Candidates { captions: captions.into_iter().zip(similarities).collect(), images, record })

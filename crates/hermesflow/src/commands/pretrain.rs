@@ -7,12 +7,12 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, ensure};
-use hermesflow_models::showo::config::ADDED_TOKENS;
-use hermesflow_models::showo::pretrain::{VqLossWeights, random_magvit, random_showo, train_tokenizer};
-use hermesflow_models::showo::{
-    Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer, load_magvit, write_json,
+use crate::models::backbone::ADDED_TOKENS;
+use crate::models::backbone::{
+    Magvit, MagvitConfig, Model, PhiConfig, ShowoConfig, ShowoTokenizer, load_magvit, write_json,
 };
+use crate::models::backbone::{VqLossWeights, random_magvit, random_showo, train_tokenizer};
+use anyhow::{Context, ensure};
 use hermesflow_models::{DType, Device, Weights};
 use hermesflow_records::derive_seed;
 use hermesflow_train::{
@@ -27,7 +27,7 @@ use crate::config::{self, Sources};
 use crate::digest;
 use crate::files::lock::Lock;
 use crate::files::{self, NewFolder};
-use crate::made::{Origin, Place};
+use crate::made::{Origin, Results};
 use crate::progress::Progress;
 use crate::world::pretraining::{BasePretraining, PretrainingMix, VqPretraining};
 
@@ -157,7 +157,7 @@ fn save_config(config: &PretrainConfig, path: &Path) -> anyhow::Result<()> {
     let is_ours = || Ok::<_, anyhow::Error>(std::fs::read_to_string(path)?.starts_with(SAVED));
     ensure!(
         !path.exists() || is_ours().with_context(|| path.display().to_string())?,
-        "{}: would be written over, and is not the configuration of an earlier pretraining; choose another `output`, or \
+        "{}: would be overwritten, and is not the configuration of an earlier pretraining; choose another `output`, or \
          move it away",
         path.display()
     );
@@ -166,7 +166,7 @@ fn save_config(config: &PretrainConfig, path: &Path) -> anyhow::Result<()> {
 
 /// Refuses what a stage has left under other settings, and notes those of the first time. With an exported model to begin
 /// with, its files stand for the settings.
-fn settle(
+fn ensure_same_settings(
     config: &PretrainConfig,
     (name, what): (&str, &str),
     results: Vec<PathBuf>,
@@ -176,7 +176,8 @@ fn settle(
     let note = config.output.join(".settings").join(format!("{name}.json"));
     let digests = files.into_iter().map(|(what, path)| Ok((what.to_owned(), digest::of_model(&path)?)));
     let digests: Vec<_> = digests.collect::<anyhow::Result<_>>()?;
-    Place { what, note, results, elsewhere: "another `output`" }.settle(&Origin::of(settings).with(digests))
+    let results = Results { what, note, files: results, elsewhere: "another `output`" };
+    results.ensure_same_settings(&Origin::of(settings).with(digests))
 }
 
 /// What a training has left in a stage's folder: the weights, and checkpoints on the way to them.
@@ -198,7 +199,13 @@ fn tokenizer_stage(config: &PretrainConfig, begin: Option<(&Path, u64)>) -> anyh
         None => json!({ "seed": config.seed, "tokenizer": config.tokenizer }),
     };
     let files = exported.iter().map(|path| ("the tokenizer to begin with", path.clone())).collect();
-    settle(config, ("tokenizer", "the files of the text tokenizer"), vec![tokenizer.clone()], settings, files)?;
+    ensure_same_settings(
+        config,
+        ("tokenizer", "the files of the text tokenizer"),
+        vec![tokenizer.clone()],
+        settings,
+        files,
+    )?;
     if tokenizer.is_file() {
         return Ok(());
     }
@@ -221,7 +228,7 @@ fn vq_stage(
     let exported = begin.map(|(exported, _)| exported.join("vq"));
     let decisive = if exported.is_some() { json!({}) } else { json!({ "seed": config.seed, "vq": settings }) };
     let files = exported.iter().map(|path| ("the image tokenizer to begin with", path.clone())).collect();
-    settle(
+    ensure_same_settings(
         config,
         ("vq", "the files of the image tokenizer"),
         results(folder, &["training".into()])?,
@@ -268,7 +275,7 @@ fn base_stage(
     vq: Magvit,
     begin: Option<(&Path, u64)>,
     stop_after: Option<usize>,
-) -> anyhow::Result<Option<Showo>> {
+) -> anyhow::Result<Option<Model>> {
     let device = Device::Cpu;
     let settings = &config.base;
     let (folder, tokenizer_file) = (config.output.join("showo"), &config.output.join("tokenizer.json"));
@@ -280,7 +287,13 @@ fn base_stage(
     let mut files =
         vec![("the text tokenizer", tokenizer_file.clone()), ("the image tokenizer", config.output.join("vq"))];
     files.extend(begin.map(|(exported, _)| ("the model to begin with", exported.join("showo"))));
-    settle(config, ("showo", "the files of the base model"), results(&folder, &trainings)?, decisive, files)?;
+    ensure_same_settings(
+        config,
+        ("showo", "the files of the base model"),
+        results(&folder, &trainings)?,
+        decisive,
+        files,
+    )?;
     let text = std::fs::read(tokenizer_file).with_context(|| format!("cannot read {}", tokenizer_file.display()))?;
     let mut showo = ShowoConfig {
         class_name: "Showo".into(),
@@ -300,7 +313,7 @@ fn base_stage(
         Some((exported, _)) => Weights::load(&exported.join("showo"), DType::F32, &device)?,
         None => random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?,
     };
-    let model = Showo::new(showo, settings.model.clone(), weights.trainable()?, tokenizer, vq)?;
+    let model = Model::new(showo, settings.model.clone(), weights.trainable()?, tokenizer, vq)?;
     for (number, stage) in settings.stages.iter().enumerate().skip(first) {
         // A stage that is finished gives its weights at once: they are its last checkpoint.
         let (seed, name) = match number {
@@ -325,7 +338,7 @@ fn base_stage(
 }
 
 /// The model, its image tokenizer and its text tokenizer in one folder, weights in f16.
-fn export(model: &Showo, output: &Path, folder: &Path) -> anyhow::Result<()> {
+fn export(model: &Model, output: &Path, folder: &Path) -> anyhow::Result<()> {
     model.save(&folder.join("showo"), DType::F16)?;
     write_json(&folder.join("vq/config.json"), model.vq().config())?;
     let weights = Weights::load(&output.join("vq"), DType::F32, &Device::Cpu)?;
@@ -369,7 +382,7 @@ fn train<O: Objective>(
     let mut trainer = Trainer::new(objective, settings.clone(), folder)?;
     let progress = Progress::stderr();
     for (checkpoint, why) in trainer.passed_over() {
-        progress.log(format!("WARNING: {} cannot be read and is passed over: {why}", checkpoint.display()));
+        progress.log(format!("WARNING: {} cannot be read and is skipped: {why}", checkpoint.display()));
     }
     let task = progress.task(what, "steps", settings.schedule.total_steps, trainer.steps());
     let mut made = 0;

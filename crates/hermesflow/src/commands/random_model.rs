@@ -2,16 +2,16 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::models::backbone::ADDED_TOKENS;
+use crate::models::backbone::{ClipConfig, MagvitConfig, PhiConfig, ShowoConfig, write_configs, write_json};
+use crate::models::backbone::{random_clip, random_magvit, random_projector, random_showo, train_tokenizer};
 use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
-use hermesflow_models::showo::config::ADDED_TOKENS;
-use hermesflow_models::showo::pretrain::{random_clip, random_magvit, random_projector, random_showo, train_tokenizer};
-use hermesflow_models::showo::{ClipConfig, MagvitConfig, PhiConfig, ShowoConfig, write_configs, write_json};
 use hermesflow_models::{DType, Device, Weights};
 use serde_json::{Map, Value, json};
 
+use super::args::count;
 use super::convert::Format;
-use super::count;
 use crate::files::{self, NewFolder};
 
 /// Make a Show-o checkpoint with random weights, of any size up to the published one

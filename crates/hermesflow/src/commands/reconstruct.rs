@@ -6,7 +6,7 @@ use anyhow::Result;
 use hermesflow_models::preprocess::load_square;
 use image::RgbImage;
 
-use super::ConfigArgs;
+use super::args::ConfigArgs;
 use crate::files::OwnFiles;
 use crate::models;
 use crate::progress::Progress;

@@ -7,9 +7,8 @@ use hermesflow_models::{ImagineJob, UnifiedModel};
 use hermesflow_records::derive_seed;
 use image::RgbImage;
 
-use super::{MadeArgs, ModelArgs};
+use super::args::{ModelArgs, PictureArgs};
 use crate::files::{self, OwnFiles};
-use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::run::pictures::{png, slug};
 use crate::run::stage::text_number;
@@ -42,29 +41,28 @@ pub struct Args {
     file: Option<PathBuf>,
 
     #[command(flatten)]
-    made: MadeArgs,
+    made: PictureArgs,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let prompts = prompts(&args)?;
-    let (config, model) = args.model.open()?;
-    let mut own = OwnFiles::of(&args.made.folder(&config, "t2i"))?;
+    let (run, model) = args.model.open()?;
+    let mut own = OwnFiles::of(&args.made.folder(&run.config, "t2i"))?;
     let images = args.made.images as usize;
     let jobs: Vec<(usize, usize)> =
         (0..prompts.len()).flat_map(|prompt| (0..images).map(move |number| (prompt, number))).collect();
-    let progress = Progress::stderr();
-    prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &progress))?;
-    let task = progress.task("t2i", "images", jobs.len(), 0);
+    prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &run.progress))?;
+    let task = run.progress.task("t2i", "images", jobs.len(), 0);
     let mut made: Vec<Vec<RgbImage>> = vec![Vec::new(); prompts.len()];
-    for chunk in jobs.chunks(config.data.chunk) {
+    for chunk in jobs.chunks(run.config.data.chunk) {
         let job = |&(prompt, number): &(usize, usize)| {
             let prompt = prompts[prompt].clone();
-            let seed = derive_seed(config.seed, &[text_number("t2i"), text_number(&prompt), number as u64]);
+            let seed = derive_seed(run.config.seed, &[text_number("t2i"), text_number(&prompt), number as u64]);
             ImagineJob { prompt, seed, known: vec![] }
         };
         let jobs: Vec<ImagineJob> = chunk.iter().map(job).collect();
-        let pictures = model.decode_images(&model.imagine(&jobs, &config.imagine.into())?)?;
+        let pictures = model.decode_images(&model.imagine(&jobs, &run.config.imagine.into())?)?;
         for (&(prompt, number), picture) in chunk.iter().zip(pictures) {
             let number = if images > 1 { format!("-{number}") } else { String::new() };
             let name = format!("{prompt:03}-{}{number}.png", slug(&prompts[prompt]));
@@ -82,7 +80,7 @@ pub fn run(args: Args) -> Result<()> {
             std::iter::once(Cell::Text(260, vec![Words::plain(prompt)])).chain(pictures).collect()
         };
         let rows: Vec<Vec<Cell>> = prompts.iter().zip(made).take(ROWS).map(row).collect();
-        let shown = format!("{} of {} prompts, seed {}", rows.len(), prompts.len(), config.seed);
+        let shown = format!("{} of {} prompts, seed {}", rows.len(), prompts.len(), run.config.seed);
         let file = own.write("sheet.png", &png(&draw("Imagined", &shown, &["prompt"], &rows)?)?)?;
         say!("{}", file.display())?;
     }

@@ -16,10 +16,11 @@ use super::Place;
 use super::Reason;
 use super::counted;
 use super::fields::{Names, Parts, Picture, is_journeydb};
+use super::meter::Meter;
 use super::pictures::Gallery;
-use super::sources::{self, Meter};
+use super::sources;
 use crate::files::lock::Lock;
-use crate::made::{Note, Origin, Output};
+use crate::made::{Note, Origin, WholeFile};
 use crate::progress::Progress;
 
 /// Records whose images are checked and written together.
@@ -87,15 +88,15 @@ pub fn import(settings: &ImportSettings, progress: &Progress) -> Result<Imported
 }
 
 /// The records, and where it is noted what they were made from.
-fn records(root: &Path) -> Output {
+fn records(root: &Path) -> WholeFile {
     let (path, note) = (root.join("initial_data.json"), root.join(".settings/import.json"));
-    Output { path, note, remedy: "choose another --to, or move it away" }
+    WholeFile { path, note, remedy: "choose another --to, or move it away" }
 }
 
 /// JourneyDB's questions about them.
-fn asked(root: &Path) -> Output {
+fn asked(root: &Path) -> WholeFile {
     let (path, note) = (root.join("journeydb_questions.json"), root.join(".settings/import_questions.json"));
-    Output { path, note, remedy: "choose another --to, or move it away" }
+    WholeFile { path, note, remedy: "choose another --to, or move it away" }
 }
 
 /// Refuses to write over records that were made from something else, and notes what these are made from. Whether an import
@@ -109,7 +110,7 @@ fn settled(settings: &ImportSettings, origin: &Origin) -> Result<bool> {
     };
     ensure!(
         !records.path.exists() || made_from.is_empty(),
-        "{}: is there already, and made from something else ({made_from}); choose another --to, or remove it",
+        "{}: already exists, and was made from something else ({made_from}); choose another --to, or remove it",
         records.path.display()
     );
     let begun = before.is_some();

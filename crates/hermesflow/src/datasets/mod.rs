@@ -8,6 +8,7 @@
 mod fields;
 mod importer;
 mod json;
+mod meter;
 mod parquet;
 mod pictures;
 mod shards;

@@ -14,7 +14,7 @@ use hermesflow_models::foreign::decoded;
 use serde_json::{Map, Value};
 
 use super::fields::Names;
-use super::sources::Meter;
+use super::meter::Meter;
 use super::{At, Broken, Entry, Place, Reason, Take};
 
 /// So many bytes of a column are decoded together.

@@ -57,7 +57,7 @@ impl Gallery {
         }
     }
 
-    /// Writes an image under its id; one that is there already is not written again.
+    /// Writes an image under its id; one that already exists is not written again.
     fn put(&self, id: &RecordId, bytes: &[u8]) -> anyhow::Result<Result<String, (Reason, String)>> {
         let extension = match image::guess_format(bytes) {
             Ok(ImageFormat::Png) => "png",
@@ -75,7 +75,7 @@ impl Gallery {
             }
             anyhow::ensure!(
                 self.begun || !path.exists(),
-                "{}: is there already, and another picture; choose another --to, or move it away",
+                "{}: already exists, and is another picture; choose another --to, or move it away",
                 path.display()
             );
             files::write_atomically(&path, bytes)?;

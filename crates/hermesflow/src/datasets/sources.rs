@@ -1,6 +1,5 @@
 //! Which files a SOURCE means, and what each of them is by its content.
 
-use std::cell::Cell;
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
@@ -12,9 +11,9 @@ use flate2::bufread::MultiGzDecoder;
 use super::Take;
 use super::fields::Names;
 use super::json;
+use super::meter::{Meter, Metered};
 use super::parquet;
 use super::shards;
-use crate::progress::Task;
 
 /// Extensions in the order in which a folder's files are wanted: its JSON is often about the others.
 const KINDS: [&[&str]; 3] =
@@ -88,43 +87,6 @@ fn in_folder(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Counts what was read of the sources.
-#[derive(Debug)]
-pub struct Meter<'a> {
-    task: &'a Task,
-    bytes: Cell<u64>,
-}
-
-impl<'a> Meter<'a> {
-    /// Nothing yet; the task counts thousands of bytes.
-    pub fn new(task: &'a Task) -> Self {
-        Self { task, bytes: Cell::new(0) }
-    }
-
-    /// So many bytes more.
-    pub fn advance(&self, bytes: u64) {
-        let before = self.bytes.get();
-        self.bytes.set(before + bytes);
-        let whole = self.bytes.get() / 1000 - before / 1000;
-        if whole > 0 {
-            self.task.advance(whole as usize);
-        }
-    }
-}
-
-struct Metered<'a, R> {
-    inner: R,
-    meter: &'a Meter<'a>,
-}
-
-impl<R: Read> Read for Metered<'_, R> {
-    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
-        let read = self.inner.read(buffer)?;
-        self.meter.advance(read as u64);
-        Ok(read)
-    }
-}
-
 /// Gives every record of a file to `take`.
 ///
 /// # Errors
@@ -138,7 +100,7 @@ pub fn read(path: &Path, names: &Names, meter: &Meter<'_>, take: &mut Take<'_>) 
         return parquet::read(&file, names, meter, take);
     }
     let open = File::open(path).with_context(|| path.display().to_string())?;
-    let bytes = BufReader::with_capacity(1 << 16, Metered { inner: open, meter });
+    let bytes = BufReader::with_capacity(1 << 16, Metered::new(open, meter));
     if magic.starts_with(b"\x1f\x8b") {
         return text_or_shard(BufReader::with_capacity(1 << 16, MultiGzDecoder::new(bytes)), &file, names, take);
     }

@@ -4,11 +4,12 @@
 //! and its digest. Whatever of that differs, or cannot be told, the file is read. So is one that was written a moment
 //! ago: another write might leave the very same times.
 
-use std::fs::{self, Metadata, OpenOptions};
-use std::io::{self, Write};
+use std::fs::{self, Metadata};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use hermesflow_records::AppendLog;
 use serde::{Deserialize, Serialize};
 
 /// Bytes from which a digest is worth keeping.
@@ -78,24 +79,22 @@ fn cache() -> Option<PathBuf> {
 }
 
 fn lookup(cache: &Path, file: &Path, state: State) -> Option<String> {
-    let text = fs::read_to_string(cache).ok()?;
-    let lines = text.lines().rev().filter_map(|line| serde_json::from_str::<Line>(line).ok());
-    lines.into_iter().find(|line| line.file == file && line.state == state).map(|line| line.digest)
+    let mut known = None;
+    let mut log = AppendLog::of_lines(cache).ok()?;
+    let read = log.each(|_, line| {
+        let line = serde_json::from_slice::<Line>(line).ok().filter(|line| line.file == file && line.state == state);
+        known = line.map(|line| line.digest).or(known.take());
+    });
+    read.ok().and(known)
 }
 
-fn keep(cache: &Path, line: &Line) -> io::Result<()> {
-    if let Some(folder) = cache.parent() {
-        fs::create_dir_all(folder)?;
-    }
+fn keep(cache: &Path, line: &Line) -> anyhow::Result<()> {
     if fs::metadata(cache).is_ok_and(|cache| cache.len() > LONGEST) {
         fs::remove_file(cache)?;
     }
-    // Behind a line that was cut off, a new one begins; in one write, so that two programs do not mix theirs.
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .open(cache)?
-        .write_all(format!("\n{}\n", serde_json::to_string(line)?).as_bytes())
+    // In one write, so that two programs do not mix their lines.
+    AppendLog::of_lines(cache)?.append((serde_json::to_string(line)? + "\n").as_bytes())?;
+    Ok(())
 }
 
 #[cfg(test)]

@@ -82,7 +82,7 @@ pub fn of_loaded_model(model: &Path) -> Result<String> {
     Ok(digest)
 }
 
-/// Nothing is in memory any more: another command begins.
+/// Forgets the digests in memory, as another command begins.
 pub fn forget_loaded() {
     LOADED.lock().unwrap_or_else(PoisonError::into_inner).clear();
 }

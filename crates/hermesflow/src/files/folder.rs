@@ -2,11 +2,11 @@
 
 use std::collections::HashSet;
 use std::fs;
-use std::io::{ErrorKind, Write};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_records::temporary;
+use hermesflow_records::{AppendLog, temporary};
 
 use super::lock::Lock;
 use super::write_atomically;
@@ -23,7 +23,7 @@ impl NewFolder {
     /// Begins one under a temporary name; what a kill left there goes.
     ///
     /// # Errors
-    /// When something is there already, or another program makes the same folder.
+    /// When something already exists, or another program makes the same folder.
     pub fn begin(target: &Path) -> Result<Self> {
         let read = || target.display().to_string();
         ensure!(target.file_name().is_some(), "{}: is no name of a new folder", target.display());
@@ -77,6 +77,7 @@ impl Drop for NewFolder {
 #[derive(Debug)]
 pub struct OwnFiles {
     folder: PathBuf,
+    list: AppendLog,
     names: HashSet<String>,
 }
 
@@ -84,15 +85,14 @@ impl OwnFiles {
     /// The names, a line of JSON each.
     const LIST: &str = ".hermesflow-files";
 
-    /// Those of a folder; it need not be there yet.
+    /// The files that this program wrote into a folder, which need not exist yet.
     ///
     /// # Errors
     /// When what it holds cannot be read.
     pub fn of(folder: &Path) -> Result<Self> {
-        let list = folder.join(Self::LIST);
-        let text = super::if_there(&list, |list| fs::read_to_string(list))?.unwrap_or_default();
-        let names = text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
-        Ok(Self { folder: folder.to_owned(), names })
+        let (mut list, mut names) = (AppendLog::of_lines(&folder.join(Self::LIST))?, HashSet::new());
+        list.each(|_, line| names.extend(serde_json::from_slice::<String>(line)))?;
+        Ok(Self { folder: folder.to_owned(), list, names })
     }
 
     /// Writes a file; its path.
@@ -104,16 +104,10 @@ impl OwnFiles {
         if !self.names.contains(name) {
             ensure!(
                 !path.exists(),
-                "{}: is there already, and not of this program; choose another folder with --out, or move it away",
+                "{}: already exists, and this program did not write it; choose another folder with --out, or move it away",
                 path.display()
             );
-            let list = self.folder.join(Self::LIST);
-            let add = || {
-                fs::create_dir_all(&self.folder)?;
-                let mut file = fs::OpenOptions::new().create(true).append(true).open(&list)?;
-                file.write_all((serde_json::to_string(name)? + "\n").as_bytes())
-            };
-            add().with_context(|| list.display().to_string())?;
+            self.list.append((serde_json::to_string(name)? + "\n").as_bytes())?;
             self.names.insert(name.to_owned());
         }
         write_atomically(&path, bytes)?;
@@ -163,7 +157,7 @@ mod tests {
         OwnFiles::of(&place).unwrap().write("a\nb.png", b"2").unwrap();
         fs::write(&mine, "mine").unwrap();
         let said = OwnFiles::of(&place).unwrap().write("sheet.png", b"3").unwrap_err().to_string();
-        assert!(said.contains("sheet.png: is there already") && said.contains("--out"), "{said}");
+        assert!(said.contains("sheet.png: already exists") && said.contains("--out"), "{said}");
         assert_eq!(fs::read_to_string(&mine).unwrap(), "mine");
     }
 }

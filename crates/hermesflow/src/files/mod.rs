@@ -12,7 +12,7 @@ use hermesflow_records::{AnswerRecord, CaptionRecord, InitialRecord, PairRecord,
 
 pub use folder::{NewFolder, OwnFiles};
 
-/// Images with their true captions, at least one.
+/// Opens the images with their true captions (initial_data.json); there is at least one.
 ///
 /// # Errors
 /// Names the file, the line and the record of what cannot be read, and what to do.
@@ -21,7 +21,7 @@ pub fn initial_data(path: &Path) -> Result<Table<InitialRecord>> {
     Ok(Table::unique(path, remedy)?)
 }
 
-/// The model's captions.
+/// Opens the captions that the model wrote (understanding_caption_results.json).
 ///
 /// # Errors
 /// As [`initial_data`].
@@ -29,7 +29,7 @@ pub fn captions(path: &Path) -> Result<Table<CaptionRecord>> {
     Ok(Table::unique(path, "`hermesflow caption` makes it")?)
 }
 
-/// Questions, several per record.
+/// Opens the questions, several per record (vqa_data.json).
 ///
 /// # Errors
 /// As [`initial_data`].
@@ -37,7 +37,7 @@ pub fn questions(path: &Path) -> Result<Table<QuestionRecord>> {
     Ok(Table::grouped(path, "`hermesflow ask` makes it, or give your own in that form")?)
 }
 
-/// Questions that the user already has, in one of several forms, joined to the records.
+/// Opens questions that the user already has (`ask.file`), in one of several forms, joined to the records.
 ///
 /// # Errors
 /// As [`initial_data`].
@@ -46,7 +46,7 @@ pub fn given_questions(path: &Path, records: &Table<InitialRecord>) -> Result<Qu
     Ok(QuestionFile::open(path, records, remedy)?)
 }
 
-/// The accuracy of every image.
+/// Opens the accuracies of the images (generation_vqa_results.json).
 ///
 /// # Errors
 /// As [`initial_data`].
@@ -54,7 +54,7 @@ pub fn answers(path: &Path) -> Result<Table<AnswerRecord>> {
     Ok(Table::unique(path, "`hermesflow answer` makes it")?)
 }
 
-/// The preference pairs; there may be none.
+/// Opens the preference pairs (pair_dpo_data.json); there may be none.
 ///
 /// # Errors
 /// As [`initial_data`].
@@ -90,7 +90,9 @@ pub fn refuse_foreign(folder: &Path, names: &[&str], worked_here: bool) -> Resul
     let there = names.iter().map(|name| folder.join(name)).find(|path| path.exists());
     match there.filter(|_| !worked_here) {
         None => Ok(()),
-        Some(path) => bail!("{}: is there already, and not of this program; choose another folder", path.display()),
+        Some(path) => {
+            bail!("{}: already exists, and this program did not write it; choose another folder", path.display())
+        }
     }
 }
 
@@ -100,4 +102,13 @@ pub fn refuse_foreign(folder: &Path, names: &[&str], worked_here: bool) -> Resul
 /// Names the file that cannot be written.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     hermesflow_records::write_atomically(path, bytes).context("cannot write a file")
+}
+
+/// Writes a file as [`write_atomically`] does, unless it holds these bytes already; no bytes make no file.
+///
+/// # Errors
+/// Names the file that cannot be read or written.
+pub fn write_if_other(path: &Path, bytes: &[u8]) -> Result<()> {
+    let there = if_there(path, |path| std::fs::read(path))?.unwrap_or_default();
+    if there == bytes { Ok(()) } else { write_atomically(path, bytes) }
 }

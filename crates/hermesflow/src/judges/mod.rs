@@ -28,7 +28,7 @@ use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Simil
 use crate::digest::{self, digest};
 use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
 use remembered::Remembered;
 use scenes::SceneWriter;
 
@@ -49,10 +49,10 @@ impl Judges {
     ///
     /// # Errors
     /// If `model.device` names no device.
-    pub fn of_run(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Self> {
-        let (settings, device) = (config.judges.clone(), config.model.device_name()?);
-        let scores = Some(layout.scores());
-        Ok(Self { settings, device, seed: config.seed, scores, progress: progress.clone() })
+    pub fn of_run(run: &RunContext) -> Result<Self> {
+        let (settings, device) = (run.config.judges.clone(), run.config.model.device_name()?);
+        let scores = Some(run.layout.scores());
+        Ok(Self { settings, device, seed: run.config.seed, scores, progress: run.progress.clone() })
     }
 
     /// Judges on the CPU that store nothing.
@@ -175,7 +175,7 @@ impl Judges {
             Some(folder) => {
                 // The device counts, because another one rounds differently.
                 let identity = digest([digest::of_loaded_model(&found)?.as_str(), settings, &self.device.to_string()]);
-                Some(ScoreCache::open(folder.join(format!("{judge}-{}.jsonl", &identity[..12])))?)
+                Some(ScoreCache::open(&folder.join(format!("{judge}-{}.jsonl", &identity[..12])))?)
             }
         };
         let (device, progress, model) = (self.device, self.progress.clone(), model.to_owned());

@@ -148,7 +148,7 @@ mod tests {
         let (asked, loads) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(0)));
         let judge = || {
             let (asked, loads) = (asked.clone(), loads.clone());
-            let cache = ScoreCache::open(folder.path().join("scores.jsonl")).unwrap();
+            let cache = ScoreCache::open(&folder.path().join("scores.jsonl")).unwrap();
             Remembered::new("counting", Some(cache), move || {
                 *loads.borrow_mut() += 1;
                 Ok(Counting(asked.clone()))

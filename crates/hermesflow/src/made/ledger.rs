@@ -1,17 +1,15 @@
 //! A digest per record of what its result was made from.
 
 use std::collections::HashMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::path::PathBuf;
+use std::path::Path;
 
-use anyhow::{Context, Result};
-use hermesflow_records::{IdKey, InitialRecord, RecordId, Table};
+use anyhow::Result;
+use hermesflow_records::{AppendLog, IdKey, InitialRecord, RecordId, Table};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
 
-/// Records that are looked up at a time.
+/// Number of records that are read at a time.
 const TOGETHER: usize = 256;
 
 /// A line of the file.
@@ -27,29 +25,23 @@ struct Line {
 /// A result is noted after it is stored. Killed in between, it is made once more.
 #[derive(Debug)]
 pub struct Ledger {
-    path: PathBuf,
+    log: AppendLog,
     noted: HashMap<IdKey, u128>,
-    file: Option<File>,
 }
 
 impl Ledger {
-    /// What a file notes; it need not be there yet. A line that was cut off is not read.
+    /// Opens the file of the notes; it need not exist yet.
     ///
     /// # Errors
     /// When it is there and cannot be read.
-    pub fn open(path: PathBuf) -> Result<Self> {
-        let bytes = files::if_there(&path, |path| fs::read(path))?.unwrap_or_default();
-        let mut ledger = Self { path, noted: HashMap::new(), file: None };
-        let lines = bytes.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice::<Line>(line).ok());
-        lines.for_each(|line| ledger.take(line.id.key(), &line.made_from));
-        Ok(ledger)
-    }
-
-    fn take(&mut self, key: IdKey, made_from: &str) {
-        match number(made_from) {
-            Some(number) => self.noted.insert(key, number),
-            None => self.noted.remove(&key),
-        };
+    pub fn open(path: &Path) -> Result<Self> {
+        let (mut log, mut noted) = (AppendLog::of_lines(path)?, HashMap::new());
+        log.each(|_, line| {
+            if let Ok(line) = serde_json::from_slice::<Line>(line) {
+                take(&mut noted, line.id.key(), &line.made_from);
+            }
+        })?;
+        Ok(Self { log, noted })
     }
 
     /// Whether a record's result was made from this.
@@ -64,13 +56,13 @@ impl Ledger {
     pub fn note<'a>(&mut self, results: impl Iterator<Item = (&'a RecordId, String)>) -> Result<()> {
         let mut lines = Vec::new();
         for (id, made_from) in results {
-            self.take(id.key(), &made_from);
+            take(&mut self.noted, id.key(), &made_from);
             line(&mut lines, id.clone(), made_from)?;
         }
-        if lines.is_empty() {
-            return Ok(());
+        if !lines.is_empty() {
+            self.log.append(&lines)?;
         }
-        self.append(&lines).with_context(|| self.path.display().to_string())
+        Ok(())
     }
 
     /// Strikes what is noted of records whose results are about to be made anew: killed meanwhile, these are not taken
@@ -80,22 +72,6 @@ impl Ledger {
     /// Names the file that cannot be written.
     pub fn strike<'a>(&mut self, ids: impl Iterator<Item = &'a RecordId>) -> Result<()> {
         self.note(ids.map(|id| (id, String::new())))
-    }
-
-    fn append(&mut self, lines: &[u8]) -> std::io::Result<()> {
-        let file = match &mut self.file {
-            Some(file) => file,
-            none => {
-                self.path.parent().map_or(Ok(()), fs::create_dir_all)?;
-                let mut file = OpenOptions::new().create(true).append(true).open(&self.path)?;
-                // Behind a line that was cut off, a new one begins.
-                if file.metadata()?.len() > 0 {
-                    file.write_all(b"\n")?;
-                }
-                none.insert(file)
-            }
-        };
-        file.write_all(lines)
     }
 
     /// Leaves in the file what is noted of these records, in their order: the same bytes, however often the stage was
@@ -112,10 +88,15 @@ impl Ledger {
                 }
             }
         }
-        drop(self.file);
-        let there = || fs::read(&self.path).unwrap_or_default();
-        if whole == there() { Ok(()) } else { files::write_atomically(&self.path, &whole) }
+        files::write_if_other(self.log.path(), &whole)
     }
+}
+
+fn take(noted: &mut HashMap<IdKey, u128>, key: IdKey, made_from: &str) {
+    match number(made_from) {
+        Some(number) => noted.insert(key, number),
+        None => noted.remove(&key),
+    };
 }
 
 fn line(lines: &mut Vec<u8>, id: RecordId, made_from: String) -> Result<()> {
@@ -133,6 +114,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use crate::digest::digest;
+    use std::fs;
 
     #[test]
     fn what_was_noted_is_known_again_and_the_bytes_end_the_same_after_any_cut() {
@@ -144,7 +126,7 @@ mod tests {
         let ids: Vec<RecordId> = records.read(0..3).unwrap().into_iter().map(|record| record.id).collect();
         let made = |id: &RecordId| digest([id.as_str(), "picture"]);
         let run = || {
-            let mut ledger = Ledger::open(path.clone()).unwrap();
+            let mut ledger = Ledger::open(&path).unwrap();
             for id in ids.iter().rev() {
                 if !ledger.fits(id, &made(id)) {
                     ledger.note([(id, made(id))].into_iter()).unwrap();
@@ -155,15 +137,15 @@ mod tests {
         };
         let whole = run();
         assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), 3);
-        let ledger = Ledger::open(path.clone()).unwrap();
+        let ledger = Ledger::open(&path).unwrap();
         assert!(ledger.fits(&ids[1], &made(&ids[1])) && !ledger.fits(&ids[1], &made(&ids[0])));
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
             assert_eq!(run(), whole, "{cut}");
         }
-        Ledger::open(path.clone()).unwrap().finish(&records, |key| key == ids[1].key()).unwrap();
+        Ledger::open(&path).unwrap().finish(&records, |key| key == ids[1].key()).unwrap();
         assert_eq!(fs::read(&path).unwrap().iter().filter(|byte| **byte == b'\n').count(), 1, "of results alone");
-        Ledger::open(path.clone()).unwrap().strike(ids.iter()).unwrap();
-        assert!(!Ledger::open(path).unwrap().fits(&ids[1], &made(&ids[1])), "what was struck stays so");
+        Ledger::open(&path).unwrap().strike(ids.iter()).unwrap();
+        assert!(!Ledger::open(&path).unwrap().fits(&ids[1], &made(&ids[1])), "what was struck stays so");
     }
 }

@@ -1,4 +1,4 @@
-//! What results were made from: the one mechanism by which anything that is there already is used again.
+//! What results were made from: the one mechanism by which anything that already exists is used again.
 //!
 //! - An [`Origin`] stands beside results as a whole (a stage's, a training's, a report's): the settings that decided all
 //!   of them, and digests of the files that did, such as the model's. Results of another origin are refused, and what
@@ -6,13 +6,13 @@
 //!   changed.
 //! - A [`Ledger`] stands beside results by record: a digest of whatever decided that record's alone, such as its picture
 //!   and its caption. A record whose digest differs is made anew.
-//! - An [`Output`] is a file that is written whole each time it is made. One that this program did not write, or that was
+//! - A [`WholeFile`] is a file that is written whole each time it is made. One that this program did not write, or that was
 //!   edited since, is not written over.
 //!
 //! Names and places are part of none of these: what is moved stays what it is.
 
 mod ledger;
-mod output;
+mod whole_file;
 
 use std::path::{Path, PathBuf};
 
@@ -24,9 +24,9 @@ use serde_json::{Map, Value};
 use crate::files;
 
 pub use ledger::Ledger;
-pub use output::{Note, Output};
+pub use whole_file::{Note, WholeFile};
 
-/// Everything that decided results as a whole.
+/// The settings and files that decided results as a whole.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Origin {
     /// By dotted keys of the configuration, or names of the like.
@@ -36,13 +36,13 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// Of settings alone: an object of them.
+    /// An origin of settings alone, given as a JSON object; anything else is no setting.
     pub fn of(settings: Value) -> Self {
         let Value::Object(settings) = settings else { return Self::default() };
         Self { settings, files: Map::new() }
     }
 
-    /// And of these files, digests by what they are.
+    /// The same origin with files added: digests by what the files are, such as `model.showo`.
     pub fn with(mut self, files: impl IntoIterator<Item = (String, String)>) -> Self {
         self.files.extend(files.into_iter().map(|(what, digest)| (what, digest.into())));
         self
@@ -60,12 +60,12 @@ impl Origin {
         for (what, digest) in &self.files {
             match there.files.get(what) {
                 Some(other) if other == digest => {}
-                Some(_) => found.push(format!("{what}: other content")),
-                None => found.push(format!("{what}: had no part in it there")),
+                Some(_) => found.push(format!("{what}: different content")),
+                None => found.push(format!("{what}: was not used there")),
             }
         }
         let gone = there.files.keys().filter(|what| !self.files.contains_key(*what));
-        found.extend(gone.map(|what| format!("{what}: has no part in it here")));
+        found.extend(gone.map(|what| format!("{what}: is not used here")));
         found
     }
 
@@ -84,39 +84,39 @@ impl Origin {
     }
 }
 
-/// Results that are made bit by bit and go on where they were.
+/// Results that are made step by step and continued after an interruption.
 #[derive(Debug)]
-pub struct Place<'a> {
-    /// What they are, as messages say it.
+pub struct Results<'a> {
+    /// What the results are, as messages say it.
     pub what: &'a str,
     /// The file of their origin.
     pub note: PathBuf,
-    /// Where they are: files, or folders that hold something.
-    pub results: Vec<PathBuf>,
-    /// What to change to have others beside them.
+    /// Where the results are: files, or folders that hold something.
+    pub files: Vec<PathBuf>,
+    /// What to change to have other results beside them.
     pub elsewhere: &'a str,
 }
 
-impl Place<'_> {
-    /// Refuses results of another origin, and notes the origin of the first ones.
+impl Results<'_> {
+    /// Refuses results that were made with different settings; where there are none yet, notes the settings of now.
     ///
     /// # Errors
     /// Names what differs and what to do.
-    pub fn settle(&self, origin: &Origin) -> Result<()> {
+    pub fn ensure_same_settings(&self, origin: &Origin) -> Result<()> {
         let there = Origin::read(&self.note)?;
-        let Some(result) = self.results.iter().find(|path| holds_something(path)) else {
+        let Some(result) = self.files.iter().find(|path| holds_something(path)) else {
             // What was never made under a setting is not bound by it.
             return if there.as_ref() == Some(origin) { Ok(()) } else { origin.write(&self.note) };
         };
         let (what, result, elsewhere) = (self.what, result.display(), self.elsewhere);
         let Some(there) = there else {
             bail!(
-                "{result}: is there already, and nothing tells what it was made from; choose {elsewhere}, or move it away"
+                "{result}: already exists, and nothing records what it was made from; choose {elsewhere}, or move it away"
             )
         };
         if there == Origin::default() {
             bail!(
-                "{result}: is of an earlier version, which did not note what it was made from; choose {elsewhere}, or move \
+                "{result}: was made by an earlier version, which did not record its settings; choose {elsewhere}, or move \
                  it away"
             );
         }
@@ -125,8 +125,8 @@ impl Place<'_> {
             return Ok(());
         }
         bail!(
-            "{what} that are there ({result}) were made from something else ({differing}); restore that, choose \
-             {elsewhere}, or remove them"
+            "{what} ({result}) were made with different settings: {differing}; restore these, choose {elsewhere}, or \
+             remove the results"
         )
     }
 }
@@ -177,30 +177,38 @@ mod tests {
     fn results_are_bound_by_what_they_were_made_from_and_nothing_else_is() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let results = vec![at("captions"), at("images")];
-        let place = Place { what: "the captions", note: at("note.json"), results, elsewhere: "another root" };
+        let files = vec![at("captions"), at("images")];
+        let results = Results { what: "the captions", note: at("note.json"), files, elsewhere: "another root" };
         let (a, b) =
             (origin(json!({ "seed": 1, "x": { "y": 2 } }), "m"), origin(json!({ "seed": 1, "x": { "z": 2 } }), "n"));
-        place.settle(&a).unwrap();
+        results.ensure_same_settings(&a).unwrap();
         std::fs::create_dir(at("images")).unwrap();
-        place.settle(&b).unwrap();
-        place.settle(&a).unwrap();
+        results.ensure_same_settings(&b).unwrap();
+        results.ensure_same_settings(&a).unwrap();
         std::fs::write(at("images/1.png"), "").unwrap();
-        place.settle(&a).unwrap();
-        let said = place.settle(&b).unwrap_err().to_string();
-        for part in
-            ["the captions", "images", "x.z: there null, here 2", "x.y: there 2, here null", "the model: other content"]
-        {
+        results.ensure_same_settings(&a).unwrap();
+        let said = results.ensure_same_settings(&b).unwrap_err().to_string();
+        for part in [
+            "the captions",
+            "images",
+            "x.z: there null, here 2",
+            "x.y: there 2, here null",
+            "the model: different content",
+        ] {
             assert!(said.contains(part), "{part}: {said}");
         }
         let without = Origin::of(json!({ "seed": 1, "x": { "y": 2 } }));
-        assert!(place.settle(&without).unwrap_err().to_string().contains("the model: has no part in it here"));
+        assert!(
+            results.ensure_same_settings(&without).unwrap_err().to_string().contains("the model: is not used here")
+        );
         std::fs::remove_file(at("note.json")).unwrap();
-        assert!(place.settle(&a).unwrap_err().to_string().contains("nothing tells what it was made from"));
+        assert!(
+            results.ensure_same_settings(&a).unwrap_err().to_string().contains("nothing records what it was made from")
+        );
         std::fs::write(at("note.json"), "{\"seed\": 1, \"of\": \"an earlier form\"}").unwrap();
-        assert!(place.settle(&a).unwrap_err().to_string().contains("of an earlier version"));
+        assert!(results.ensure_same_settings(&a).unwrap_err().to_string().contains("by an earlier version"));
         std::fs::remove_file(at("images/1.png")).unwrap();
-        place.settle(&b).unwrap();
+        results.ensure_same_settings(&b).unwrap();
         assert_eq!(Origin::read(&at("note.json")).unwrap(), Some(b), "as it was");
     }
 }

@@ -12,7 +12,7 @@ use crate::files;
 
 /// A file that this program makes anew each time it is asked to, from what is there then.
 #[derive(Debug)]
-pub struct Output {
+pub struct WholeFile {
     /// The file.
     pub path: PathBuf,
     /// Where it is noted what was written.
@@ -32,7 +32,7 @@ pub struct Note {
     pub written: Vec<String>,
 }
 
-impl Output {
+impl WholeFile {
     /// What is noted of the file; none where nothing is.
     pub fn noted(&self) -> Option<Note> {
         serde_json::from_slice(&std::fs::read(&self.note).ok()?).ok()
@@ -98,7 +98,7 @@ mod tests {
     fn what_somebody_gave_or_edited_is_not_written_over() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        let output = Output { path: at("data.json"), note: at("notes/data.json"), remedy: "move it away" };
+        let output = WholeFile { path: at("data.json"), note: at("notes/data.json"), remedy: "move it away" };
         let make = |text: &str| {
             let mut file = output.begin()?;
             file.push(&text)?;

@@ -2,13 +2,12 @@
 //! it fits a GPU.
 
 use hermesflow_models::device::memory;
-use hermesflow_models::showo::Showo;
-use hermesflow_models::showo::cost::{Sizes, training};
 use hermesflow_models::{DType, Products};
 
+use super::backbone::{Model, Sizes, training};
 use crate::config::{Checkpointing, OptimizerState, Reference, RunConfig};
 
-/// Tokens of a caption or a question, typically.
+/// Tokens of a typical caption or question.
 pub const WORDS: usize = 30;
 /// What the program needs besides weights and activations: itself, text tokenizer, allocator.
 pub const PROGRAM: u64 = 150_000_000;
@@ -24,7 +23,7 @@ pub const FORMS: [(Checkpointing, OptimizerState); 4] = [
     (Checkpointing::On, OptimizerState::Host),
 ];
 
-/// What a form of training takes.
+/// The memory and work that a form of training needs.
 #[derive(Debug, Clone, Copy)]
 pub struct Need {
     /// Bytes of the device, everything included.
@@ -35,7 +34,8 @@ pub struct Need {
     pub operations: f64,
 }
 
-/// Names what `train` leaves open: the fastest form that fits a GPU of `total` bytes, else the smallest.
+/// Chooses the form of training where the configuration leaves it open (`auto`): the fastest that fits a GPU of `total`
+/// bytes, else the smallest.
 pub fn choose(config: &mut RunConfig, sizes: &Sizes, total: u64) {
     let train = &config.train;
     let forms =
@@ -45,11 +45,11 @@ pub fn choose(config: &mut RunConfig, sizes: &Sizes, total: u64) {
     (config.train.checkpointing, config.train.optimizer_state) = forms.into_iter().find(fits).unwrap_or(smallest);
 }
 
-/// As [`choose`], of a model that is there, for its own device.
+/// A configuration in which [`choose`] has named the form of training that fits the device of a loaded model.
 ///
 /// # Errors
 /// Never for a model that was loaded.
-pub fn chosen(config: &RunConfig, model: &Showo) -> anyhow::Result<RunConfig> {
+pub fn chosen(config: &RunConfig, model: &Model) -> anyhow::Result<RunConfig> {
     let mut config = config.clone();
     if let Some(memory) = memory(model.vq().device()) {
         let sizes = Sizes::new(model.config(), model.phi_config(), model.vq().config())?.on_gpu(model.dtype());

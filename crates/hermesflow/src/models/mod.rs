@@ -1,22 +1,27 @@
 //! Opening models: the embedded one, a checkpoint by its folder or its name, and what earlier iterations trained.
 
+pub mod backbone;
 pub mod hub;
 pub mod memory_plan;
 
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::showo::{
-    CheckpointConfigs, ClipVision, Embedded, Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, load_magvit,
-    read_configs, read_magvit_config,
-};
 use hermesflow_models::{DType, UnifiedModel, Weights};
+use hermesflow_train::Sides;
 
+use self::backbone::{
+    CheckpointConfigs, ClipVision, Embedded, Magvit, MagvitConfig, PhiConfig, ShowoConfig, load_magvit, read_configs,
+    read_magvit_config,
+};
 use self::hub::{Hub, Parts};
-use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, PHI, Reference, RunConfig};
+use crate::config::{CLIP, EMBEDDED, MAGVIT, ModelSettings, ObjectiveName, PHI, Reference, RunConfig};
 use crate::digest::{self, digest};
 use crate::progress::Progress;
+use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
+
+pub use self::backbone::{Model, reply_text};
 
 /// The files of a checkpoint that is not embedded.
 #[derive(Debug, Clone)]
@@ -73,7 +78,7 @@ pub fn published(showo: &str, vq: &str) -> Option<CheckpointConfigs> {
 ///
 /// # Errors
 /// Names the file that is missing, broken or does not fit, or the number of `model.expect` that it does not have.
-pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
+pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Model> {
     if settings.showo == EMBEDDED {
         let model = embedded(settings)?;
         settings.expect.check(EMBEDDED, model.config(), model.resolution())?;
@@ -82,7 +87,7 @@ pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
     load(&Files::find(settings, progress)?, settings, progress)
 }
 
-fn load(files: &Files, settings: &ModelSettings, progress: &Progress) -> Result<Showo> {
+fn load(files: &Files, settings: &ModelSettings, progress: &Progress) -> Result<Model> {
     // Before the weights are read, which takes its time.
     let (config, _) = read_configs(&files.showo)?;
     let vq = read_magvit_config(&files.vq)?;
@@ -94,7 +99,7 @@ fn load(files: &Files, settings: &ModelSettings, progress: &Progress) -> Result<
     );
     let device = settings.device()?;
     let tower = if config.w_clip_vit { Some(clip(settings, progress)?) } else { None };
-    let model = Showo::load(&files.showo, &files.vq, &files.tokenizer, settings.dtype.into(), &device)?;
+    let model = Model::load(&files.showo, &files.vq, &files.tokenizer, settings.dtype.into(), &device)?;
     match tower {
         None => Ok(model),
         Some(tower) => Ok(model.with_clip(ClipVision::load(&tower, DType::F32, &device)?)?),
@@ -112,8 +117,8 @@ fn clip(settings: &ModelSettings, progress: &Progress) -> Result<PathBuf> {
 }
 
 /// The model inside this program.
-fn embedded(settings: &ModelSettings) -> Result<Showo> {
-    Ok(Showo::embedded(embedded_files()?, settings.dtype.into(), &settings.device()?)?)
+fn embedded(settings: &ModelSettings) -> Result<Model> {
+    Ok(Model::embedded(embedded_files()?, settings.dtype.into(), &settings.device()?)?)
 }
 
 #[cfg(embedded_model)]
@@ -132,14 +137,6 @@ fn embedded_files() -> Result<&'static Embedded<'static>> {
 #[cfg(not(embedded_model))]
 fn embedded_files() -> Result<&'static Embedded<'static>> {
     anyhow::bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
-}
-
-/// The model that a run begins with (0), or what one of its iterations trained.
-///
-/// # Errors
-/// As [`open`] and [`trained`].
-pub fn after(config: &RunConfig, iteration: usize, progress: &Progress) -> Result<Showo> {
-    player(config, &RunLayout::new(config, iteration + 1), progress)
 }
 
 /// The image tokenizer alone, and the side of the pictures that the model reads: nothing else is loaded.
@@ -175,8 +172,8 @@ pub fn image_tokenizer_identity(settings: &ModelSettings, progress: &Progress) -
 ///
 /// # Errors
 /// When a file is missing or cannot be read.
-pub fn player_files(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Vec<(String, String)>> {
-    let settings = &config.model;
+pub fn player_files(run: &RunContext) -> Result<Vec<(String, String)>> {
+    let settings = &run.config.model;
     let mut found = Vec::new();
     let mut add = |what: &str, digest: String| found.push((what.to_owned(), digest));
     if settings.showo == EMBEDDED {
@@ -184,27 +181,27 @@ pub fn player_files(config: &RunConfig, layout: &RunLayout, progress: &Progress)
         let (vq, tokenizer) = ([files.vq_config.as_bytes(), files.vq_weights], [files.tokenizer]);
         add("model.vq", digest(vq));
         add("model.tokenizer", digest(tokenizer));
-        if layout.iteration() == 1 {
+        if run.layout.iteration() == 1 {
             add(
                 "model.showo",
                 digest([files.showo_config.as_bytes(), files.phi_config.as_bytes(), files.showo_weights]),
             );
         }
     } else {
-        let files = Files::find(settings, progress)?;
+        let files = Files::find(settings, &run.progress)?;
         add("model.vq", digest::of_loaded_model(&files.vq)?);
         add("model.tokenizer", digest::of_file(&files.tokenizer)?);
-        if layout.iteration() == 1 {
+        if run.layout.iteration() == 1 {
             add("model.showo", digest::of_loaded_model(&files.showo)?);
         }
         // The decoder's configuration may lie elsewhere.
         let (showo, phi) = read_configs(&files.showo)?;
         add("the decoder's configuration", digest([serde_json::to_string(&phi)?]));
         if showo.w_clip_vit {
-            add("model.clip", digest::of_loaded_model(&clip(settings, progress)?)?);
+            add("model.clip", digest::of_loaded_model(&clip(settings, &run.progress)?)?);
         }
     }
-    if let Some(previous) = layout.previous() {
+    if let Some(previous) = run.layout.previous() {
         check_trained(&previous)?;
         let what = format!("the model that iteration {} trained", previous.iteration());
         add(&what, digest::of_loaded_model(&previous.model())?);
@@ -216,21 +213,22 @@ pub fn player_files(config: &RunConfig, layout: &RunLayout, progress: &Progress)
 ///
 /// # Errors
 /// When the iteration before has not been trained.
-pub fn player(config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Showo> {
-    let Some(previous) = layout.previous() else { return open(&config.model, progress) };
-    if config.model.showo == EMBEDDED {
-        return trained(&embedded(&config.model)?, &previous);
+pub fn player(run: &RunContext) -> Result<Model> {
+    let Some(previous) = run.layout.previous() else { return open(&run.config.model, &run.progress) };
+    if run.config.model.showo == EMBEDDED {
+        return trained(&embedded(&run.config.model)?, &previous);
     }
     check_trained(&previous)?;
     // The base model's weights need not be read.
-    load(&Files { showo: previous.model(), ..Files::find(&config.model, progress)? }, &config.model, progress)
+    let files = Files { showo: previous.model(), ..Files::find(&run.config.model, &run.progress)? };
+    load(&files, &run.config.model, &run.progress)
 }
 
 /// What an iteration trained, over the base model's tokenizers.
 ///
 /// # Errors
 /// When it has not been trained, or its weights do not fit the base model.
-pub fn trained(base: &Showo, layout: &RunLayout) -> Result<Showo> {
+pub fn trained(base: &Model, layout: &RunLayout) -> Result<Model> {
     let file = check_trained(layout)?;
     let weights = Weights::load(&file, base.dtype(), base.vq().device())?;
     base.with_weights(weights)
@@ -254,9 +252,24 @@ fn check_trained(layout: &RunLayout) -> Result<PathBuf> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn reference(player: &Showo, config: &RunConfig, layout: &RunLayout, progress: &Progress) -> Result<Showo> {
-    match config.train.reference {
-        Reference::Run if layout.iteration() > 1 => open(&config.model, progress),
+pub fn reference(player: &Model, run: &RunContext) -> Result<Model> {
+    match run.config.train.reference {
+        Reference::Run if run.layout.iteration() > 1 => open(&run.config.model, &run.progress),
         Reference::Iteration | Reference::Run => Ok(player.clone()),
     }
+}
+
+/// Refuses a training that cannot be done on this model.
+///
+/// # Errors
+/// Names the key to change.
+pub fn ensure_trainable(model: &ShowoConfig, config: &RunConfig) -> Result<()> {
+    let images_only = config.train.objective != ObjectiveName::ContinuePretraining && config.train.sides == Sides::Gen;
+    ensure!(
+        images_only || !model.w_clip_vit,
+        "train.sides: the captions of {} are about CLIP features (w_clip_vit), and only its images can be trained; \
+         set train.sides=gen (with train.objective=pair_dpo or sft_wins)",
+        config.model.showo
+    );
+    Ok(())
 }

@@ -26,7 +26,7 @@ const TEXT: f32 = 15.0;
 pub struct Words {
     /// What is written.
     pub text: String,
-    /// Its colour; plain ink if none.
+    /// The colour of the words; plain ink if none.
     pub colour: Option<Rgb<u8>>,
 }
 

@@ -1,5 +1,4 @@
-//! What could stand in a run's way, seen before a model is fetched or loaded. `run` stops at the first of these, `doctor`
-//! tells all.
+//! Checks that need no model, made before one is fetched or loaded: `run` stops at the first problem, `doctor` lists all.
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -9,15 +8,16 @@ use hermesflow_models::preprocess;
 use hermesflow_records::{InitialRecord, Table};
 use rayon::prelude::*;
 
+use super::context::RunContext;
 use super::layout::RunLayout;
 use super::pictures::Pictures;
-use crate::commands::ask;
+use super::questions::LeftOut;
 use crate::config::{ImageJudge, ObjectiveName, RunConfig, Writer};
 use crate::files;
 
-/// Records whose pictures are looked at side by side.
+/// Number of records whose pictures are checked side by side.
 const TOGETHER: usize = 256;
-/// So long pictures are read in full; of the others only the headers are.
+/// For how long pictures are decoded in full; of those after that only the headers are read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
 /// Whether a run has records at all: without curation it draws its own.
@@ -34,27 +34,27 @@ pub fn asks_a_file(config: &RunConfig) -> bool {
 ///
 /// # Errors
 /// Names the key, and the folder in which nothing can be made.
-pub fn folders(config: &RunConfig, layout: &RunLayout) -> Result<()> {
-    places(config, layout).into_iter().try_for_each(|(key, folder)| writable(&folder).context(key))
+pub fn folders(run: &RunContext) -> Result<()> {
+    places(run).into_iter().try_for_each(|(key, folder)| writable(&folder).context(key))
 }
 
 /// Whether a run's first iteration has what it needs beside its models. Scenes that are still to be drawn are good.
 ///
 /// # Errors
 /// Names what stands in the way, and the remedy.
-pub fn check(config: &RunConfig, layout: &RunLayout) -> Result<()> {
-    let path = layout.initial_data();
-    let drawn_later = config.data.scenes.is_some() && !path.is_file();
+pub fn check(run: &RunContext) -> Result<()> {
+    let path = run.layout.initial_data();
+    let drawn_later = run.config.data.scenes.is_some() && !path.is_file();
     let records = if drawn_later { None } else { Some(files::initial_data(&path)?) };
-    if asks_a_file(config) {
-        questions(config, layout, records.as_ref())?;
+    if asks_a_file(&run.config) {
+        questions(run, records.as_ref())?;
     }
-    records.map_or(Ok(()), |records| first_picture(layout, &records))
+    records.map_or(Ok(()), |records| first_picture(&run.layout, &records))
 }
 
 /// The folders that a run writes to, by their keys.
-pub fn places(config: &RunConfig, layout: &RunLayout) -> [(&'static str, PathBuf); 2] {
-    [("data.root", layout.data().to_owned()), ("output", config.output.clone())]
+pub fn places(run: &RunContext) -> [(&'static str, PathBuf); 2] {
+    [("data.root", run.layout.data().to_owned()), ("output", run.config.output.clone())]
 }
 
 /// Whether a folder can be written to, or made.
@@ -75,7 +75,9 @@ pub fn existing(folder: &Path) -> Result<PathBuf> {
     let folder = std::path::absolute(folder)?;
     for place in folder.ancestors() {
         if place.symlink_metadata().is_ok() {
-            return place.canonicalize().with_context(|| format!("{}: leads nowhere", place.display()));
+            return place
+                .canonicalize()
+                .with_context(|| format!("{}: is a link to something that does not exist", place.display()));
         }
     }
     bail!("{}: does not exist, nor anything above it", folder.display())
@@ -85,22 +87,18 @@ pub fn existing(folder: &Path) -> Result<PathBuf> {
 ///
 /// # Errors
 /// Names the file that is missing or broken, or is about none of the records.
-pub fn questions(
-    config: &RunConfig,
-    layout: &RunLayout,
-    records: Option<&Table<InitialRecord>>,
-) -> Result<Option<usize>> {
-    let path = config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
+pub fn questions(run: &RunContext, records: Option<&Table<InitialRecord>>) -> Result<Option<usize>> {
+    let path = run.config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
     ensure!(path.is_file(), "ask.file: {} does not exist", path.display());
     let Some(records) = records else { return Ok(None) };
     let given = files::given_questions(path, records).context("ask.file")?;
-    let left_out: String = ask::left_out(given.found()).iter().map(|line| format!("; {line}")).collect();
+    let left_out: String = LeftOut::of_file(given.found()).lines().iter().map(|line| format!("; {line}")).collect();
     ensure!(
         given.records() > 0,
         "ask.file: {} has no question to ask about the records of {}; its entries are joined to them by id, by image path \
          or by equal caption{left_out}",
         path.display(),
-        layout.initial_data().display()
+        run.layout.initial_data().display()
     );
     Ok(Some(given.records()))
 }
@@ -202,7 +200,7 @@ mod tests {
             assert_eq!(behind, real.canonicalize().unwrap());
             std::os::unix::fs::symlink(folder.path().join("gone"), folder.path().join("broken")).unwrap();
             let message = format!("{:#}", writable(&folder.path().join("broken/later")).unwrap_err());
-            assert!(message.contains("leads nowhere"), "{message}");
+            assert!(message.contains("is a link to something"), "{message}");
             let (system, free) = free(&folder.path().join("link/later")).unwrap();
             assert_eq!(system, super::free(&real).unwrap().0);
             assert!(free > 0);

@@ -1,7 +1,11 @@
 //! One run: where its files lie, what its stages share, and what is checked before it begins.
 
 pub mod before;
+pub mod context;
+pub mod decisive;
+pub mod folder;
 pub mod layout;
 pub mod pictures;
+pub mod questions;
 pub mod stage;
 pub mod texts;

@@ -46,7 +46,7 @@ impl Pictures {
         Ok(file.into())
     }
 
-    /// Reads one as a square.
+    /// Reads a picture as a square of the model's side.
     ///
     /// # Errors
     /// Names the file when it is missing or broken, and what to do.
@@ -143,12 +143,12 @@ pub struct Skipped<'a> {
 }
 
 impl<'a> Skipped<'a> {
-    /// None yet.
+    /// No record skipped yet.
     pub fn new(stage: &'static str, progress: &'a Progress) -> Self {
         Self { stage, progress, count: 0, first: None }
     }
 
-    /// One more, and why; the first ones are named in the log.
+    /// Counts a record that is skipped, and why; the first ones are named in the log.
     pub fn add(&mut self, id: &RecordId, why: &anyhow::Error) {
         let said = format!("record {id}: {why:#}");
         self.progress.log_few(self.stage, self.count, format_args!("skipped {said}"));
@@ -156,7 +156,7 @@ impl<'a> Skipped<'a> {
         self.first.get_or_insert(said);
     }
 
-    /// Says how many there were; the first one, if any.
+    /// Logs how many of `of` records were skipped; returns the first one, if any.
     pub fn finish(self, of: usize) -> Option<String> {
         if self.count > 0 {
             let line = format!("{}: skipped {} of {of} records: their pictures cannot be read", self.stage, self.count);

@@ -12,23 +12,22 @@ use std::sync::mpsc::sync_channel;
 use anyhow::{Result, anyhow};
 use hermesflow_records::{Fnv1a, IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed};
 use rayon::prelude::*;
-use serde_json::{Value, json};
 
+use super::context::RunContext;
 use super::layout::RunLayout;
-use crate::config::RunConfig;
-use crate::made::{Ledger, Origin, Place};
+use crate::made::{Ledger, Origin, Results};
 use crate::progress::Progress;
 
 /// A stage whose results are records in a file.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// Its name in the progress.
+    /// The name of the stage in the progress.
     pub name: &'static str,
-    /// What its progress counts.
+    /// What the progress counts, such as `images`.
     pub unit: &'static str,
-    /// The file of its results.
+    /// The file of the stage's results.
     pub file: PathBuf,
-    /// The file that notes what each of them was made from.
+    /// The file that notes what each result was made from.
     pub ledger: PathBuf,
     /// Records per chunk.
     pub chunk: usize,
@@ -54,7 +53,7 @@ impl Stage {
         mut work: impl FnMut(&[InitialRecord], L, &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
     ) -> Result<usize> {
         let mut store = Store::<R>::open(&self.file)?;
-        let mut ledger = Ledger::open(self.ledger.clone())?;
+        let mut ledger = Ledger::open(&self.ledger)?;
         let keys: Vec<IdKey> = records.keys().collect();
         let (mut open, mut done) = (Vec::new(), 0);
         for chunk in records.chunks(self.chunk) {
@@ -76,7 +75,7 @@ impl Stage {
             let loaded = load(&records);
             Ok((records, made_from, loaded))
         };
-        ahead(open, load, |loaded| {
+        prefetch(open, load, |loaded| {
             let (chunk, made_from, loaded) = loaded?;
             let made = work(&chunk, loaded, &|id| store.has(id.key()))?;
             store.append(&made)?;
@@ -92,7 +91,7 @@ impl Stage {
     }
 }
 
-/// Of records with results, those whose results were made from something else than what is there now.
+/// Records whose results were made from something else than what is there now, among records that have results.
 pub fn stale<'r>(
     ledger: &Ledger,
     records: Vec<&'r InitialRecord>,
@@ -105,11 +104,12 @@ pub fn stale<'r>(
     now.filter(|(record, now)| !fits(record, now)).map(|(record, _)| record).collect()
 }
 
-/// Does `work` on what `load` makes of every item, in order, while a thread of its own does `load` for the next one.
+/// Loads items ahead of the work: does `work` on what `load` makes of every item, in order, while another thread does `load`
+/// for the next one.
 ///
 /// # Errors
 /// The first one of `work`.
-pub fn ahead<I: Send, L: Send>(
+pub fn prefetch<I: Send, L: Send>(
     items: Vec<I>,
     load: impl Fn(I) -> L + Sync,
     work: impl FnMut(L) -> Result<()>,
@@ -123,11 +123,11 @@ pub fn ahead<I: Send, L: Send>(
     })
 }
 
-/// Lets `make` hand on what it makes to `store`, which takes it on a thread of its own while the next is made.
+/// Writes results behind the work: what `make` hands on is taken by `store` on another thread, while the next is made.
 ///
 /// # Errors
 /// The first one of either.
-pub fn behind<T: Send>(
+pub fn write_behind<T: Send>(
     store: impl FnMut(T) -> Result<()> + Send,
     make: impl FnOnce(&dyn Fn(T) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
@@ -145,43 +145,33 @@ pub fn behind<T: Send>(
     })
 }
 
-/// The number of a stage, iteration, record and candidate.
-pub fn candidate_seed(config: &RunConfig, layout: &RunLayout, stage: &str, id: &RecordId, candidate: usize) -> u64 {
-    seed(config, layout, stage, &[text_number(id.as_str()), candidate as u64])
+/// The seed of a candidate: a function of the run's seed, the stage, the iteration, the record and the candidate's number.
+pub fn candidate_seed(run: &RunContext, stage: &str, id: &RecordId, candidate: usize) -> u64 {
+    seed(run, stage, &[text_number(id.as_str()), candidate as u64])
 }
 
-/// The number of a stage, iteration and whatever else.
-pub fn seed(config: &RunConfig, layout: &RunLayout, stage: &str, parts: &[u64]) -> u64 {
-    let first = [text_number(stage), layout.iteration() as u64];
-    derive_seed(config.seed, &[&first, parts].concat())
+/// A seed that is a function of the run's seed, the stage, the iteration and `parts`.
+pub fn seed(run: &RunContext, stage: &str, parts: &[u64]) -> u64 {
+    let first = [text_number(stage), run.layout.iteration() as u64];
+    derive_seed(run.config.seed, &[&first, parts].concat())
 }
 
-/// A number for a text that is the same everywhere (FNV-1a).
+/// A number for a text, the same on every machine (FNV-1a).
 pub fn text_number(text: &str) -> u64 {
     Fnv1a::of(text.as_bytes())
 }
 
-/// What decides the results of a stage as a whole: its own settings, and with every stage the seed, the model's type and
-/// device, and how many records are worked on as one batch.
-pub fn origin(config: &RunConfig, settings: Value) -> Origin {
-    let model = json!({ "dtype": config.model.dtype, "device": config.model.device });
-    let mut all = json!({ "seed": config.seed, "model": model, "data": { "chunk": config.data.chunk } });
-    for (key, value) in settings.as_object().into_iter().flatten() {
-        all[key] = value.clone();
-    }
-    Origin::of(all)
-}
-
-/// Refuses to mix results of a stage that were made from something else with those of now.
+/// Refuses to mix the results of a stage with those of now when they were made with different settings.
 ///
 /// # Errors
 /// Names what differs and what to do.
-pub fn settle(layout: &RunLayout, stage: &str, results: Vec<PathBuf>, origin: &Origin) -> Result<()> {
+pub fn ensure_same_settings(layout: &RunLayout, stage: &str, files: Vec<PathBuf>, origin: &Origin) -> Result<()> {
     let what = format!("the results of `{stage}`");
-    Place { what: &what, note: layout.stamp(stage), results, elsewhere: "another data.root" }.settle(origin)
+    let note = layout.stamp(stage);
+    Results { what: &what, note, files, elsewhere: "another data.root" }.ensure_same_settings(origin)
 }
 
-/// The file of a stage's results, and the one that it appends to while it works.
+/// The files of a stage's results: the final one, and the one that grows while the stage works.
 pub fn store_files(file: &Path) -> Vec<PathBuf> {
     vec![file.to_owned(), file.with_extension("jsonl")]
 }
@@ -194,7 +184,7 @@ mod tests {
     #[test]
     fn work_gets_what_was_loaded_for_it_in_order_and_stops_at_its_first_error() {
         let mut seen = Vec::new();
-        ahead(
+        prefetch(
             (0..20).collect(),
             |item| item * item,
             |square| {
@@ -210,7 +200,7 @@ mod tests {
             last = item;
             if item == 7 { Err(anyhow!("seven")) } else { Ok(()) }
         };
-        assert_eq!(ahead((0..1000).collect(), |item| item, work).unwrap_err().to_string(), "seven");
+        assert_eq!(prefetch((0..1000).collect(), |item| item, work).unwrap_err().to_string(), "seven");
         assert_eq!(last, 7);
     }
 
@@ -221,18 +211,18 @@ mod tests {
             stored.push(item);
             Ok(())
         };
-        behind(store, |hand_on| (0..20).try_for_each(hand_on)).unwrap();
+        write_behind(store, |hand_on| (0..20).try_for_each(hand_on)).unwrap();
         assert_eq!(stored, (0..20).collect::<Vec<_>>());
 
         let full = |item| if item == 3 { Err(anyhow!("disk full")) } else { Ok(()) };
-        assert_eq!(behind(full, |hand_on| (0..20).try_for_each(hand_on)).unwrap_err().to_string(), "disk full");
+        assert_eq!(write_behind(full, |hand_on| (0..20).try_for_each(hand_on)).unwrap_err().to_string(), "disk full");
         let mut stored = 0;
         let store = |_: i32| {
             stored += 1;
             Ok(())
         };
         let make = |hand_on: &dyn Fn(i32) -> Result<()>| hand_on(1).and(Err(anyhow!("no more ideas")));
-        assert_eq!(behind(store, make).unwrap_err().to_string(), "no more ideas");
+        assert_eq!(write_behind(store, make).unwrap_err().to_string(), "no more ideas");
         assert_eq!(stored, 1);
     }
 }

@@ -1,4 +1,4 @@
-//! Prompts that are too long for the model: they are cut, as the method has it, and said so.
+//! Prompts that are too long for the model: their ends are left out, as the original does, and the log says so.
 
 use anyhow::Result;
 use hermesflow_models::UnifiedModel;
@@ -6,7 +6,7 @@ use hermesflow_records::RecordId;
 
 use crate::progress::Progress;
 
-/// Records whose captions are cut where images are imagined from them.
+/// Counts the records whose captions are too long to make images from as a whole.
 #[derive(Debug)]
 pub struct Cut<'a> {
     stage: &'static str,
@@ -15,7 +15,7 @@ pub struct Cut<'a> {
 }
 
 impl<'a> Cut<'a> {
-    /// None yet.
+    /// No record counted yet.
     pub fn new(stage: &'static str, progress: &'a Progress) -> Self {
         Self { stage, progress, count: 0 }
     }
@@ -26,33 +26,31 @@ impl<'a> Cut<'a> {
     /// When the text cannot be tokenized.
     pub fn look(&mut self, model: &impl UnifiedModel, id: &RecordId, caption: &str) -> Result<()> {
         if model.cuts(caption)? {
-            let said =
-                format_args!("record {id}: the caption is longer than images are imagined from; its end is left out");
+            let said = format_args!("record {id}: the caption is too long for the model; its end is left out");
             self.progress.log_few(self.stage, self.count, said);
             self.count += 1;
         }
         Ok(())
     }
 
-    /// Says how many there were.
+    /// Logs how many captions of `of` records were too long.
     pub fn finish(self, of: usize) {
         if self.count > 0 {
             let Self { stage, count, .. } = self;
-            self.progress.log(format!(
-                "{stage}: the captions of {count} of {of} records are cut: they are too long to imagine from"
-            ));
+            self.progress
+                .log(format!("{stage}: {count} of {of} captions are too long for the model; their ends are left out"));
         }
     }
 }
 
-/// Says that a prompt is cut, if it is.
+/// Logs that the end of a prompt is left out, if it is.
 ///
 /// # Errors
 /// When the text cannot be tokenized.
 pub fn note_cut(model: &impl UnifiedModel, prompt: &str, progress: &Progress) -> Result<()> {
     if model.cuts(prompt)? {
         let beginning: String = prompt.chars().take(40).collect();
-        progress.log(format!("the prompt {beginning:?}… is longer than images are imagined from; its end is left out"));
+        progress.log(format!("the prompt {beginning:?}… is too long for the model; its end is left out"));
     }
     Ok(())
 }

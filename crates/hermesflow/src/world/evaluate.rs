@@ -266,7 +266,8 @@ fn evaluate_block(
         all.iter().map(|list| captions.then(caption).into_iter().chain(list.iter().map(one)).collect()).collect()
     };
     let replies = |images: &[RgbImage], requests: &[Vec<ReplyRequest>]| -> Result<Vec<Vec<Reply>>> {
-        let views = model.read_images(images)?;
+        let prepared = images.iter().map(|image| model.prepare(image.clone())).collect::<Result<Vec<_>, _>>()?;
+        let views = model.understand(&prepared)?;
         let all: Vec<_> = views.iter().zip(requests.iter().map(Vec::as_slice)).collect();
         Ok(model.reply_many(&all)?)
     };

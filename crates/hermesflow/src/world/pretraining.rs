@@ -7,8 +7,8 @@
 
 use std::path::Path;
 
-use hermesflow_models::showo::pretrain::{VqLossWeights, vq_loss};
-use hermesflow_models::showo::{Magvit, Showo, reply_text, write_json};
+use crate::models::backbone::{Magvit, Model, reply_text, write_json};
+use crate::models::backbone::{VqLossWeights, vq_loss};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Tensor, UnifiedModel, Var};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::Split;
@@ -118,7 +118,7 @@ impl Default for PretrainingMix {
 /// Show-o's pretraining objectives; also the control "continued pretraining".
 pub struct BasePretraining {
     /// The model over trainable weights.
-    pub model: Showo,
+    pub model: Model,
     /// What a step sees.
     pub mix: PretrainingMix,
     /// How images are masked.

@@ -11,7 +11,7 @@ use hermesflow_models::measure::Profile;
 use serde_json::{Value, json};
 
 use self::stages::{Bench, Run};
-use super::ConfigArgs;
+use super::args::ConfigArgs;
 use crate::models;
 use crate::models::memory_plan;
 use crate::progress::Progress;

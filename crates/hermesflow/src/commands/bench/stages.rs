@@ -3,10 +3,10 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
+use crate::models::backbone::Model;
+use crate::models::backbone::{Sizes, training};
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::measure::Profile;
-use hermesflow_models::showo::Showo;
-use hermesflow_models::showo::cost::{Sizes, training};
 use hermesflow_models::{
     DType, Device, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel, device, measure,
 };
@@ -52,17 +52,17 @@ impl Done {
 
 /// A model with made-up work.
 pub(super) struct Bench {
-    model: Showo,
+    model: Model,
     work: Work,
     training: TrainSettings,
     picture: RgbImage,
     codes: Vec<Vec<u32>>,
-    trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Showo>>)>,
+    trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Model>>)>,
     dtype: DType,
 }
 
 impl Bench {
-    pub(super) fn new(model: Showo, work: Work, config: &RunConfig) -> Result<Self> {
+    pub(super) fn new(model: Model, work: Work, config: &RunConfig) -> Result<Self> {
         ensure!(!model.config().w_clip_vit, "bench: the CLIP variant is not timed; give another checkpoint");
         let side = if work.picture == 0 { model.resolution() as u32 } else { work.picture };
         let picture = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x ^ y) as u8, (x / 2) as u8, (y * 3) as u8]));
@@ -224,7 +224,7 @@ impl Bench {
         Ok(Done { seconds: started.elapsed().as_secs_f64(), amount: 0.0 })
     }
 
-    fn trainer(&self) -> Result<(tempfile::TempDir, Trainer<PairDpo<Showo>>)> {
+    fn trainer(&self) -> Result<(tempfile::TempDir, Trainer<PairDpo<Model>>)> {
         let pair = |number: usize| TrainingPair {
             id: number.to_string(),
             image: self.codes[3 * number].clone(),

@@ -1,8 +1,8 @@
 //! What of the findings is about memory: the GPU's and the computer's.
 
+use crate::models::backbone::Sizes;
 use anyhow::{Result, ensure};
 use hermesflow_models::device::{self, Memory};
-use hermesflow_models::showo::cost::Sizes;
 use sysinfo::System;
 
 use super::Findings;

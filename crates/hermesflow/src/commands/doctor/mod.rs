@@ -7,27 +7,25 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
-use hermesflow_models::showo::cost::{self, Cost, Sizes};
-use hermesflow_models::showo::{CheckpointConfigs, check_files};
 use hermesflow_models::{DType, Products};
 use hermesflow_records::{InitialRecord, Table};
 
-use super::ConfigArgs;
-use super::run;
-use super::train;
+use super::args::ConfigArgs;
 use crate::config::{CLIP, EMBEDDED, ImageJudge, MAGVIT, ModelSettings, ObjectiveName, PHI, RunConfig};
 use crate::files;
 use crate::models;
+use crate::models::backbone::{CheckpointConfigs, Cost, Sizes, check_files, cost};
 use crate::models::hub::{Hub, Parts};
 use crate::models::memory_plan::{self, DRIVER, PROGRAM, WORDS};
 use crate::progress::{Progress, brief};
-use crate::run::before;
-use crate::run::layout::RunLayout;
+use crate::run::context::RunContext;
+use crate::run::{before, folder};
 
 /// Check everything that a run will need, and say what it will cost
 ///
-/// Looks at the records and their pictures, the questions, the folders that are written to, the checkpoint's files and whether they fit each other and the
-/// configuration, the judges' models, the free disk and the memory; loads no weights and downloads nothing. Then it
+/// Looks at the records and their pictures, the questions, the folders that are written to, the checkpoint's files and
+/// whether they fit each other and the configuration, the judges' models, the free disk and the memory; loads no weights
+/// and downloads nothing. Then it
 /// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
 /// about how long. For a GPU (model.device) it counts the GPU's memory, and says what training takes with and without
 /// train.checkpointing and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
@@ -48,30 +46,29 @@ pub struct Args {
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
-    let mut config = args.config.load()?;
-    let layout = RunLayout::new(&config, 1);
+    let mut run = RunContext::new(args.config.load()?, 1, Progress::stderr());
     let mut findings = Findings::default();
-    if let Err(error) = run::check_folder(&config) {
+    if let Err(error) = folder::check(&run.config) {
         findings.add(Verdict::Blocks, "output", format!("{error:#}"));
     }
-    let records = if before::has_records(&config) { findings.records(&config, &layout) } else { 0 };
-    findings.places(&config, &layout);
-    findings.judges(&config)?;
-    let gpu = findings.gpu(&config, args.gpu_memory)?;
-    let sizes = findings.model(&config)?;
+    let records = if before::has_records(&run.config) { findings.records(&run) } else { 0 };
+    findings.places(&run);
+    findings.judges(&run.config)?;
+    let gpu = findings.gpu(&run.config, args.gpu_memory)?;
+    let sizes = findings.model(&run.config)?;
     if let Some(sizes) = &sizes {
         if sizes.is_on_gpu() {
-            findings.forms(&mut config, sizes, gpu);
+            findings.forms(&mut run.config, sizes, gpu);
         }
-        let stages = stages(&config, sizes, records);
+        let stages = stages(&run.config, sizes, records);
         findings.memory(&stages, sizes, gpu);
-        findings.disk(&config, &layout, sizes, records);
+        findings.disk(&run, sizes, records);
         findings.print()?;
-        say!("{}", costs(&config, sizes, &stages, records)?)?;
+        say!("{}", costs(&run.config, sizes, &stages, records)?)?;
     } else {
         findings.print()?;
     }
-    anyhow::ensure!(!findings.blocked(), "this run cannot go through as it is; see the lines marked ✗ above");
+    anyhow::ensure!(!findings.blocked(), "this run would fail; see the lines marked ✗ above");
     Ok(())
 }
 
@@ -109,11 +106,11 @@ impl Findings {
     }
 
     /// The records and the headers of their pictures; how many records there will be.
-    fn records(&mut self, config: &RunConfig, layout: &RunLayout) -> usize {
-        let path = layout.initial_data();
-        if let (false, Some(scenes)) = (path.is_file(), config.data.scenes) {
+    fn records(&mut self, run: &RunContext) -> usize {
+        let path = run.layout.initial_data();
+        if let (false, Some(scenes)) = (path.is_file(), run.config.data.scenes) {
             self.add(Verdict::Good, "records", format!("{} scenes will be drawn", scenes.records));
-            self.questions(config, layout, None);
+            self.questions(run, None);
             return scenes.records;
         }
         let records = match files::initial_data(&path) {
@@ -124,7 +121,7 @@ impl Findings {
             }
         };
         self.add(Verdict::Good, "records", format!("{} in {}", records.len(), path.display()));
-        let before::Seen { whole, broken, first } = before::pictures(layout, &records);
+        let before::Seen { whole, broken, first } = before::pictures(&run.layout, &records);
         let all = records.len();
         match first {
             None if whole == all => self.add(Verdict::Good, "pictures", format!("{all} can be read")),
@@ -141,25 +138,25 @@ impl Findings {
                 self.add(Verdict::Note, "pictures", text);
             }
         }
-        self.questions(config, layout, Some(&records));
+        self.questions(run, Some(&records));
         all
     }
 
     /// The questions of a file, where the run asks those.
-    fn questions(&mut self, config: &RunConfig, layout: &RunLayout, records: Option<&Table<InitialRecord>>) {
-        if !before::asks_a_file(config) {
+    fn questions(&mut self, run: &RunContext, records: Option<&Table<InitialRecord>>) {
+        if !before::asks_a_file(&run.config) {
             return;
         }
-        match before::questions(config, layout, records) {
-            Ok(None) => self.add(Verdict::Note, "questions", "are joined to the records when these are drawn"),
+        match before::questions(run, records) {
+            Ok(None) => self.add(Verdict::Note, "questions", "will be joined to the records once these are drawn"),
             Ok(Some(about)) => self.add(Verdict::Good, "questions", format!("there are some about {about} records")),
             Err(error) => self.add(Verdict::Blocks, "questions", format!("{error:#}")),
         }
     }
 
     /// The folders that the run writes to.
-    fn places(&mut self, config: &RunConfig, layout: &RunLayout) {
-        for (key, folder) in before::places(config, layout) {
+    fn places(&mut self, run: &RunContext) {
+        for (key, folder) in before::places(run) {
             match before::writable(&folder) {
                 Ok(()) => self.add(Verdict::Good, "folder", format!("{key} can be written: {}", folder.display())),
                 Err(error) => self.add(Verdict::Blocks, "folder", format!("{key}: {error:#}")),
@@ -255,7 +252,7 @@ impl Findings {
             DType::from(settings.dtype),
         );
         let fits = settings.expect.check(&settings.showo, &facts.showo, facts.resolution());
-        match fits.and_then(|()| train::can_train(&facts.showo, config)) {
+        match fits.and_then(|()| models::ensure_trainable(&facts.showo, config)) {
             Ok(()) => self.add(Verdict::Good, "model", text),
             Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
         }
@@ -263,14 +260,15 @@ impl Findings {
     }
 
     /// Whether what a run writes fits the disks.
-    fn disk(&mut self, config: &RunConfig, layout: &RunLayout, sizes: &Sizes, records: usize) {
+    fn disk(&mut self, run: &RunContext, sizes: &Sizes, records: usize) {
+        let config = &run.config;
         let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
         let model = sizes.decoder_bytes(DType::F32);
         // A checkpoint holds the model and both moments; one more stands there while the oldest goes.
         let training = config.iterations as u64 * model * (1 + 3 * (config.train.keep as u64 + 1));
         // Folders on one file system share what is free there.
         let mut needs: Vec<(u64, Vec<&'static str>, u64, u64)> = Vec::new();
-        for ((key, folder), bytes) in before::places(config, layout).into_iter().zip([images, training]) {
+        for ((key, folder), bytes) in before::places(run).into_iter().zip([images, training]) {
             let Some((system, free)) = before::free(&folder) else { continue };
             match needs.iter_mut().find(|(known, ..)| *known == system) {
                 Some((_, keys, needed, _)) => {
@@ -300,9 +298,9 @@ fn picture_bytes(sizes: &Sizes) -> u64 {
 struct Stage {
     name: &'static str,
     work: String,
-    /// Of the memory that the model lies in.
+    /// Bytes of the memory that holds the model: the GPU's or the computer's.
     bytes: u64,
-    /// Of the host's, beside a GPU's.
+    /// Bytes of the computer's memory beside a GPU's; 0 where the model is not on a GPU.
     host: u64,
     operations: f64,
 }

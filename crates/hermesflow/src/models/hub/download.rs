@@ -59,7 +59,7 @@ struct Lfs {
 }
 
 impl Sibling {
-    /// Its name among the blobs: what the hub gives as its etag.
+    /// The file's name among the blobs of the cache: the hub's etag for it.
     fn blob(&self, commit: &str) -> String {
         let etag = self.lfs.as_ref().and_then(|lfs| lfs.sha256.clone()).or_else(|| self.blob_id.clone());
         let safe = etag.filter(|etag| !etag.is_empty() && etag.bytes().all(|byte| byte.is_ascii_alphanumeric()));
@@ -82,9 +82,7 @@ impl Sibling {
         };
         if !found.eq_ignore_ascii_case(expected) {
             fs::remove_file(downloaded).with_context(named)?;
-            bail!(
-                "what came is not what the hub has ({kind} {found}, expected {expected}); it is removed: fetch it again"
-            );
+            bail!("checksum mismatch: {kind} {found}, expected {expected}; the download was removed: fetch it again");
         }
         Ok(())
     }
@@ -137,7 +135,7 @@ impl Hub {
         files::write_atomically(&folder.join("refs").join(&name.revision), commit.as_bytes())
     }
 
-    /// One file, from where the last try ended.
+    /// Downloads one file, continuing where the last try ended.
     #[allow(clippy::too_many_arguments)] // what a file is, and where it goes; there is one caller
     fn fetch(
         &self,
@@ -219,7 +217,7 @@ impl Hub {
         sync(&file, partial)
     }
 
-    /// As [`Hub::ask`], again and again where the server is busy.
+    /// Asks as [`Hub::ask`] does, and tries again while the server is busy.
     fn get(&self, agent: &Agent, url: &str, name: &Name, from: u64, progress: &Progress) -> Result<Response<Body>> {
         let mut asked = 1;
         loop {
@@ -230,7 +228,7 @@ impl Hub {
             let wait = after.unwrap_or_else(|| longer(asked));
             if asked == ASKED || wait > LONGEST_WAIT {
                 let seconds = after.map_or_else(String::new, |after| format!(" in {} seconds", after.as_secs()));
-                return Err(error.context(format!("{url}: the hub has no time for us; run again{seconds} to go on")));
+                return Err(error.context(format!("{url}: the hub is busy; run again{seconds} to continue")));
             }
             progress.log(format!("fetch: {error:#}; next try in {:.1} s", wait.as_secs_f64()));
             std::thread::sleep(wait);
@@ -334,7 +332,7 @@ impl Pieces {
         Ok(Some(piece).filter(|piece| !piece.is_empty()))
     }
 
-    /// All of them, if there are no more than `most`.
+    /// All bytes of the answer, if there are no more than `most`.
     fn all(&self, most: usize) -> Result<Vec<u8>> {
         let mut all = Vec::new();
         while let Some(piece) = self.next()? {

@@ -83,7 +83,7 @@ const PARTS: [&str; 16] = [
     "1_Pooling/config.json",
 ];
 
-/// One of these is needed to read text.
+/// Files with a tokenizer; one of these is needed to read text.
 const TOKENIZERS: [&str; 5] = ["tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "tokenizer.model"];
 
 /// Weights in the order of preference: an index beside shards, or one file.
@@ -180,7 +180,7 @@ pub struct Hub {
 }
 
 impl Hub {
-    /// As the environment says.
+    /// The hub as the environment variables describe it.
     ///
     /// # Errors
     /// When there is no place for a cache.
@@ -230,12 +230,12 @@ impl Hub {
             bail!("{}", self.missing(&name, parts, why));
         }
         self.download(&name, parts, progress).with_context(|| {
-            self.missing(&name, parts, "it is no folder here, not in the cache, and could not be downloaded")
+            self.missing(&name, parts, "it is not a folder, not in the cache, and could not be downloaded")
         })?;
-        self.cached(&name, parts).with_context(|| self.missing(&name, parts, "what was downloaded is no whole model"))
+        self.cached(&name, parts).with_context(|| self.missing(&name, parts, "the download is not a complete model"))
     }
 
-    /// As [`Hub::model`], without a download.
+    /// Where a model is, as [`Hub::model`] finds it, without a download; none where it would have to be downloaded.
     ///
     /// # Errors
     /// When it is neither a path nor a model's name.
@@ -254,7 +254,7 @@ impl Hub {
         Ok(found)
     }
 
-    /// Said of a model that is not there, and whether it can be fetched when it is needed.
+    /// Whether an absent model can be downloaded when it is needed, and a sentence that says so.
     pub fn absent(&self, model: &str) -> (bool, String) {
         let size = Name::parse(model).map_or_else(|_| String::new(), |name| name.size());
         if self.offline {
@@ -283,7 +283,7 @@ impl Hub {
         }
     }
 
-    /// Said of a model that cannot be had.
+    /// The message about a model that cannot be had.
     fn missing(&self, name: &Name, parts: Option<Parts>, why: &str) -> String {
         let size = name.size();
         let instead = name.known().and_then(|known| known.instead);

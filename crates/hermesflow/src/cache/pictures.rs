@@ -1,0 +1,220 @@
+//! The one way of a picture from its file to a model: decoded and prepared ahead of the model, understood or encoded by
+//! it, and encoded once: its codes are kept ([`super::codes`]) and stay the same from stage to stage and from one
+//! iteration to the next.
+
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use anyhow::Result;
+use hermesflow_models::preprocess::{self, Centre, fit_square};
+use hermesflow_models::{ImageView, Prepared, UnifiedModel};
+use image::RgbImage;
+
+use super::codes::{KnownCodes, PictureKey, key};
+use crate::models;
+use crate::run::context::RunContext;
+use crate::run::pictures::Pictures;
+
+/// Reads the pictures of one data root for one model.
+pub struct PictureReader<'a, M> {
+    model: &'a M,
+    pictures: Pictures,
+    codes: Mutex<KnownCodes>,
+}
+
+/// A picture on its way to the model, which makes a `K` of a `P`.
+pub enum Opened<K, P> {
+    /// The result for the picture is cached.
+    Known(K),
+    /// The model still has to read the picture, which has this key.
+    Picture(PictureKey, P),
+}
+
+/// A picture to be understood.
+pub type OpenedView = Opened<ImageView, Prepared>;
+
+/// A picture to be encoded, a square at the model's resolution.
+pub type OpenedCodes = Opened<Vec<u32>, RgbImage>;
+
+impl<'a, M: UnifiedModel> PictureReader<'a, M> {
+    /// Opens the cached image codes of a run.
+    ///
+    /// # Errors
+    /// When the files of the image tokenizer, or the known codes, cannot be read.
+    pub fn new(model: &'a M, run: &RunContext) -> Result<Self> {
+        let tokenizer = models::image_tokenizer_identity(&run.config.model, &run.progress)?;
+        let file = run.layout.codes().join(format!("{tokenizer}-{}.bin", model.resolution()));
+        let codes = Mutex::new(KnownCodes::open(&file, model.image_tokens())?);
+        Ok(Self { model, pictures: Pictures::new(&run.layout, model.resolution()), codes })
+    }
+
+    /// Decodes and prepares a picture that is to be understood; does not run the model, and can be called on any thread.
+    ///
+    /// # Errors
+    /// Names the file when it is missing or broken, and what to do.
+    pub fn open(&self, path: &Path) -> Result<OpenedView> {
+        let (key, known, decode) = self.look_up(path)?;
+        if let Some(view) = known.and_then(|codes| self.model.view_of_codes(codes)) {
+            return Ok(Opened::Known(view));
+        }
+        Ok(Opened::Picture(key, self.model.prepare(decode()?)?))
+    }
+
+    /// Decodes a picture whose codes are wanted; does not run the model, and can be called on any thread.
+    ///
+    /// # Errors
+    /// As [`PictureReader::open`].
+    pub fn open_codes(&self, path: &Path) -> Result<OpenedCodes> {
+        let (key, known, decode) = self.look_up(path)?;
+        if let Some(codes) = known {
+            return Ok(Opened::Known(codes));
+        }
+        Ok(Opened::Picture(key, fit_square(decode()?, self.model.resolution(), Centre::HalfToEven)?))
+    }
+
+    /// A picture's key and its codes, if they are known; and what decodes its pixels.
+    fn look_up(&self, path: &Path) -> Result<(PictureKey, Option<Vec<u32>>, impl FnOnce() -> Result<RgbImage>)> {
+        let path = self.pictures.find(path)?;
+        let bytes = preprocess::read(&path)?;
+        let key = key(&bytes);
+        let known = self.known().get(&key);
+        Ok((key, known, move || Ok(preprocess::decode(&bytes, &path)?.into_rgb8())))
+    }
+
+    /// The pictures as the model understands them.
+    ///
+    /// # Errors
+    /// When the model fails, or new codes cannot be kept.
+    pub fn views(&self, opened: Vec<OpenedView>) -> Result<Vec<ImageView>> {
+        complete(opened, |keys, pictures| {
+            let views = self.model.understand(&pictures)?;
+            let codes = keys.iter().zip(&views).filter_map(|(key, view)| match view {
+                ImageView::Codes(codes) => Some((key, codes)),
+                ImageView::Features(_) => None,
+            });
+            self.known().put(codes)?;
+            Ok(views)
+        })
+    }
+
+    /// The codes of pictures.
+    ///
+    /// # Errors
+    /// As [`PictureReader::views`].
+    pub fn codes(&self, opened: Vec<OpenedCodes>) -> Result<Vec<Vec<u32>>> {
+        complete(opened, |keys, pictures| {
+            let codes = self.model.encode_images(&pictures)?;
+            self.known().put(keys.iter().zip(&codes))?;
+            Ok(codes)
+        })
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownCodes> {
+        self.codes.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What is known, and what `make` makes of the others, in their order.
+fn complete<K, P>(
+    opened: Vec<Opened<K, P>>,
+    make: impl FnOnce(Vec<PictureKey>, Vec<P>) -> Result<Vec<K>>,
+) -> Result<Vec<K>> {
+    let (mut keys, mut pictures, mut known) = (Vec::new(), Vec::new(), Vec::with_capacity(opened.len()));
+    for opened in opened {
+        known.push(match opened {
+            Opened::Known(known) => Some(known),
+            Opened::Picture(key, picture) => {
+                keys.push(key);
+                pictures.push(picture);
+                None
+            }
+        });
+    }
+    let mut made = make(keys, pictures)?.into_iter();
+    Ok(known.into_iter().filter_map(|known| known.or_else(|| made.next())).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::RunConfig;
+    use crate::progress::Progress;
+    use hermesflow_models::{ImagineJob, ImagineOptions, Reply, ReplyRequest};
+
+    /// Counts the pictures that it encodes; a picture's codes are its first red values.
+    #[derive(Default)]
+    struct Counting {
+        encoded: Mutex<usize>,
+    }
+
+    impl UnifiedModel for Counting {
+        fn resolution(&self) -> usize {
+            4
+        }
+        fn image_tokens(&self) -> usize {
+            2
+        }
+        fn encode_images(&self, images: &[RgbImage]) -> hermesflow_models::Result<Vec<Vec<u32>>> {
+            *self.encoded.lock().unwrap() += images.len();
+            Ok(images.iter().map(|image| vec![image[(0, 0)][0].into(), image[(1, 0)][0].into()]).collect())
+        }
+        fn decode_images(&self, _: &[Vec<u32>]) -> hermesflow_models::Result<Vec<RgbImage>> {
+            unreachable!()
+        }
+        fn decode_grids(&self, _: &[Vec<u32>], _: usize, _: usize) -> hermesflow_models::Result<Vec<RgbImage>> {
+            unreachable!()
+        }
+        fn prepare(&self, picture: RgbImage) -> hermesflow_models::Result<Prepared> {
+            Ok(Prepared::new(picture))
+        }
+        fn understand(&self, pictures: &[Prepared]) -> hermesflow_models::Result<Vec<ImageView>> {
+            let pictures: Vec<RgbImage> = pictures.iter().map(|picture| picture.pixels().clone()).collect();
+            Ok(self.encode_images(&pictures)?.into_iter().map(ImageView::Codes).collect())
+        }
+        fn view_of_codes(&self, codes: Vec<u32>) -> Option<ImageView> {
+            Some(ImageView::Codes(codes))
+        }
+        fn reply(&self, _: &ImageView, _: &[ReplyRequest]) -> hermesflow_models::Result<Vec<Reply>> {
+            unreachable!()
+        }
+        fn check_question(&self, _: &str, _: usize) -> hermesflow_models::Result<()> {
+            unreachable!()
+        }
+        fn cuts(&self, _: &str) -> hermesflow_models::Result<bool> {
+            unreachable!()
+        }
+        fn imagine(&self, _: &[ImagineJob], _: &ImagineOptions) -> hermesflow_models::Result<Vec<Vec<u32>>> {
+            unreachable!()
+        }
+    }
+
+    #[test]
+    fn a_picture_is_encoded_once_in_all_stages_and_again_when_it_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = RunConfig::default();
+        config.data.root = folder.path().into();
+        config.model.showo = crate::config::EMBEDDED.into();
+        let run = RunContext::new(config, 1, Progress::stderr());
+        let draw = |name: &str, red: u8| {
+            RgbImage::from_pixel(4, 4, image::Rgb([red, 0, 0])).save(folder.path().join(name)).unwrap();
+        };
+        draw("a.png", 1);
+        draw("b.png", 2);
+        let model = Counting::default();
+        let read = || {
+            let reader = PictureReader::new(&model, &run).unwrap();
+            let opened = ["a.png", "b.png", "a.png"].map(|name| reader.open(name.as_ref()).unwrap());
+            let views = reader.views(opened.into()).unwrap();
+            let codes = views.into_iter().map(|view| match view {
+                ImageView::Codes(codes) => codes,
+                ImageView::Features(_) => unreachable!(),
+            });
+            (codes.collect::<Vec<_>>(), std::mem::take(&mut *model.encoded.lock().unwrap()))
+        };
+        assert_eq!(read(), (vec![vec![1, 1], vec![2, 2], vec![1, 1]], 3));
+        assert_eq!(read(), (vec![vec![1, 1], vec![2, 2], vec![1, 1]], 0));
+        draw("b.png", 3);
+        assert_eq!(read(), (vec![vec![1, 1], vec![3, 3], vec![1, 1]], 1));
+    }
+}

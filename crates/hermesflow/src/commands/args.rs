@@ -1,0 +1,149 @@
+//! The arguments that several commands take.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+use image::RgbImage;
+
+use crate::config::RunConfig;
+use crate::files::OwnFiles;
+use crate::files::lock::Lock;
+use crate::models::{self, Model};
+use crate::progress::Progress;
+use crate::report::sheet::{Cell, Words, draw};
+use crate::run::context::RunContext;
+use crate::run::pictures::png;
+
+/// What every command that reads a run's configuration takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ConfigArgs {
+    /// The run's YAML file, or the name of one inside this program: scenes, released, paper; the original's own, such
+    /// as hermesflow_pairdpo.yaml, will do
+    pub config: PathBuf,
+
+    /// Single keys to change, such as train.steps=100 imagine.images=4
+    ///
+    /// Over a file of the original its own keys may be given too, as to its Python scripts: training.batch_size=4
+    /// optimizer.params.learning_rate=1e-5 guidance_scale=5 generation_timesteps=50.
+    #[arg(value_name = "KEY=VALUE")]
+    pub overrides: Vec<String>,
+
+    /// The seed of every random number (the same as seed=N)
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+}
+
+impl ConfigArgs {
+    /// The validated configuration.
+    ///
+    /// # Errors
+    /// Names the file, the key and what is expected.
+    pub fn load(&self) -> Result<RunConfig> {
+        RunConfig::load(&self.config, &self.all_overrides())
+    }
+
+    fn all_overrides(&self) -> Vec<String> {
+        let seed = self.seed.map(|seed| format!("seed={seed}"));
+        self.overrides.iter().cloned().chain(seed).collect()
+    }
+}
+
+/// What one stage of one iteration takes.
+#[derive(Debug, Clone, clap::Args)]
+pub struct StageArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// Which iteration, from 1; later ones play with the model that the one before trained
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    iteration: usize,
+}
+
+impl StageArgs {
+    /// Does the work of a stage, which gives the file or folder of its results, and prints that path. No other program can
+    /// do the same stage of the same run meanwhile.
+    ///
+    /// # Errors
+    /// As [`ConfigArgs::load`]; when another program is doing the same stage; or what `work` says.
+    pub fn make(&self, stage: &str, work: impl FnOnce(&RunContext) -> Result<PathBuf>) -> Result<()> {
+        let config = self.config.load()?;
+        ensure!(self.iteration >= 1, "--iteration: 0; iterations count from 1");
+        let run = RunContext::new(config, self.iteration, Progress::stderr());
+        let layout = &run.layout;
+        let _lock = Lock::take([if stage == "train" { layout.training_lock() } else { layout.lock(stage) }])?;
+        say!("{}", work(&run)?.display())
+    }
+}
+
+/// What the commands beside the loop take: one of a run's models, and its settings.
+#[derive(Debug, Clone, clap::Args)]
+pub struct ModelArgs {
+    #[command(flatten)]
+    config: ConfigArgs,
+
+    /// Use what this iteration of the run trained; 0 is the model that the run begins with
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    iteration: usize,
+}
+
+impl ModelArgs {
+    /// The settings and the model, and where progress goes.
+    ///
+    /// # Errors
+    /// As [`ConfigArgs::load`]; names what is missing of the model.
+    pub fn open(&self) -> Result<(RunContext, Model)> {
+        let run = RunContext::new(self.config.load()?, self.iteration + 1, Progress::stderr());
+        let model = models::player(&run)?;
+        Ok((run, model))
+    }
+}
+
+/// How many pictures a command makes, and where they go.
+#[derive(Debug, Clone, clap::Args)]
+pub struct PictureArgs {
+    /// Pictures per prompt, each from draws of its own
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+    pub images: u64,
+
+    /// The folder of the results; a folder named as the command in the run's `output` if not given
+    #[arg(long, value_name = "FOLDER")]
+    out: Option<PathBuf>,
+}
+
+impl PictureArgs {
+    /// The folder of a command's results.
+    pub fn folder(&self, config: &RunConfig, command: &str) -> PathBuf {
+        self.out.clone().unwrap_or_else(|| config.output.join(command))
+    }
+}
+
+/// A count as an argument: at least 1, and no more than `MOST`, above which only a mistake asks.
+///
+/// # Errors
+/// When it is none.
+pub fn count<const MOST: usize>(text: &str) -> Result<usize, String> {
+    let count = text.parse().ok().filter(|count| (1..=MOST).contains(count));
+    count.ok_or_else(|| format!("not a number from 1 to {MOST}"))
+}
+
+/// Saves what was made of one picture as `{name}-{number}.png`, and a sheet of `row` followed by it; prints the files.
+///
+/// # Errors
+/// Names the file that cannot be written.
+pub fn save_pictures(
+    folder: &Path,
+    name: &str,
+    (title, subtitle): (&str, &str),
+    mut row: Vec<Cell>,
+    pictures: Vec<RgbImage>,
+) -> Result<()> {
+    let mut files = OwnFiles::of(folder)?;
+    let mut save = |picture: &RgbImage, end: &str| -> Result<()> {
+        say!("{}", files.write(&format!("{name}-{end}.png"), &png(picture)?)?.display())
+    };
+    for (number, picture) in pictures.into_iter().enumerate() {
+        save(&picture, &number.to_string())?;
+        row.push(Cell::Picture(picture, Words::plain(format!("after {number}"))));
+    }
+    save(&draw(title, subtitle, &["prompt"], &[row])?, "sheet")
+}

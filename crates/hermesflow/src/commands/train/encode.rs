@@ -1,0 +1,204 @@
+//! From the records of pairs to what training reads: their texts, and the codes of their pictures.
+
+use std::ops::Range;
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
+use hermesflow_models::UnifiedModel;
+use hermesflow_records::{PairRecord, Table};
+use hermesflow_train::{Sides, TrainingPair};
+use rayon::prelude::*;
+
+use crate::cache::pictures::{Opened, OpenedCodes, PictureReader};
+use crate::config::ImageCodes;
+use crate::digest::{self, digest};
+use crate::models::{Model, reply_text};
+use crate::run::context::RunContext;
+use crate::run::pictures::Pictures;
+use crate::run::stage;
+use crate::run::texts::Cut;
+
+/// What the files of all pictures hold that training reads, and the codes beside them where these are wanted.
+pub fn pictures_digest(pairs: &Table<PairRecord>, run: &RunContext) -> Result<String> {
+    let pictures = Pictures::new(&run.layout, 1);
+    let content = |pair: &PairRecord| -> Result<String> {
+        let named = || format!("record {}", pair.id);
+        let own = Some(&pair.img_path).filter(|_| run.config.train.sides != Sides::Gen);
+        let imagined = [&pair.image_win, &pair.image_lose].into_iter().filter(|_| run.config.train.sides != Sides::Und);
+        let mut held = Vec::new();
+        for path in own.into_iter().chain(imagined) {
+            held.push(digest::of_file(&pictures.find(path.as_ref()).with_context(named)?)?);
+            if run.config.train.codes == ImageCodes::Drawn {
+                held.push(format!("{:?}", pictures.codes(path.as_ref()).with_context(named)?));
+            }
+        }
+        Ok(digest(held))
+    };
+    let mut all = Vec::with_capacity(pairs.len());
+    for chunk in pairs.chunks(TOGETHER) {
+        all.extend(pairs.read(chunk)?.par_iter().map(content).collect::<Result<Vec<_>>>()?);
+    }
+    Ok(digest(all))
+}
+
+/// Pairs whose pictures are looked at side by side.
+const TOGETHER: usize = 256;
+
+/// Pairs ready for training.
+pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Result<Vec<TrainingPair>> {
+    let source = Source {
+        sides: run.config.train.sides,
+        codes: run.config.train.codes,
+        pictures: Pictures::new(&run.layout, model.resolution()),
+        reader: PictureReader::new(model, run)?,
+        model,
+    };
+    let task = run.progress.task("encode", "pairs", pairs.len(), 0);
+    let mut cut = Cut::new("train", &run.progress);
+    let mut encoded = Vec::with_capacity(pairs.len());
+    let open = |pair: &PairRecord| source.open(pair).with_context(|| format!("record {}", pair.id));
+    let open = |chunk: Range<usize>| -> Result<(Vec<PairRecord>, Vec<OpenedCodes>)> {
+        let pairs = pairs.read(chunk)?;
+        let opened = pairs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Ok((pairs, opened.into_iter().flatten().collect()))
+    };
+    stage::prefetch(pairs.chunks(run.config.data.chunk).collect(), open, |opened| {
+        let (chunk, opened) = opened?;
+        let codes = source.reader.codes(opened)?;
+        let (codes, _) = codes.as_chunks::<3>();
+        for (pair, [image, image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
+            source.check_texts(pair, &run.config.caption.question).with_context(|| format!("record {}", pair.id))?;
+            if run.config.train.sides != Sides::Und {
+                cut.look(model, &pair.id, &pair.caption)?;
+            }
+            encoded.push(TrainingPair {
+                id: pair.id.to_string(),
+                image,
+                question: run.config.caption.question.clone(),
+                caption: pair.caption.clone(),
+                caption_win: reply_text(&pair.caption_win),
+                caption_lose: reply_text(&pair.caption_lose),
+                image_win,
+                image_lose,
+            });
+        }
+        task.advance(chunk.len());
+        Ok(())
+    })?;
+    cut.finish(pairs.len());
+    Ok(encoded)
+}
+
+/// Where the codes of pairs come from.
+struct Source<'a> {
+    sides: Sides,
+    codes: ImageCodes,
+    pictures: Pictures,
+    reader: PictureReader<'a, Model>,
+    model: &'a Model,
+}
+
+impl Source<'_> {
+    /// The pair's own image, the winning and the losing one; no codes of those that its side does not need.
+    fn open(&self, pair: &PairRecord) -> Result<[OpenedCodes; 3]> {
+        let nothing = || Opened::Known(Vec::new());
+        let own = match self.sides {
+            Sides::Gen => nothing(),
+            _ => self.reader.open_codes(pair.img_path.as_ref())?,
+        };
+        let (win, lose) = (pair.image_win.as_ref(), pair.image_lose.as_ref());
+        if self.sides == Sides::Und {
+            return Ok([own, nothing(), nothing()]);
+        }
+        // Either both are as they were drawn or both as they are read back: these differ in likelihood.
+        if self.codes == ImageCodes::Drawn
+            && let (Some(win), Some(lose)) = (self.drawn(win)?, self.drawn(lose)?)
+        {
+            return Ok([own, Opened::Known(win), Opened::Known(lose)]);
+        }
+        Ok([own, self.reader.open_codes(win)?, self.reader.open_codes(lose)?])
+    }
+
+    /// Whether its captions fit the model's positions.
+    fn check_texts(&self, pair: &PairRecord, question: &str) -> Result<()> {
+        if self.sides == Sides::Gen {
+            return Ok(());
+        }
+        for (key, caption) in [("caption_win", &pair.caption_win), ("caption_lose", &pair.caption_lose)] {
+            self.model.check_caption(question, &reply_text(caption)).context(key)?;
+        }
+        Ok(())
+    }
+
+    /// The codes that a picture was drawn with, where they lie beside it.
+    fn drawn(&self, picture: &Path) -> Result<Option<Vec<u32>>> {
+        let drawn = self.pictures.codes(picture)?;
+        let (tokens, codebook) = (self.model.image_tokens(), self.model.config().codebook_size);
+        let fit = |codes: &Vec<u32>| codes.len() == tokens && codes.iter().all(|code| (*code as usize) < codebook);
+        ensure!(
+            drawn.as_ref().is_none_or(fit),
+            "the codes beside {} were drawn by another model; imagine it again or set train.codes=encoded",
+            picture.display()
+        );
+        Ok(drawn)
+    }
+}
+
+#[cfg(all(test, embedded_model))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::RunConfig;
+    use crate::progress::Progress;
+    use crate::{files, models};
+    use image::{Rgb, RgbImage};
+    use serde_json::{Value, json};
+
+    /// Each part of a pair is that of its record: pictures, captions, the question, the prompt.
+    #[test]
+    fn pairs_are_trained_as_their_records_have_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut config = RunConfig::default();
+        config.data.root = folder.path().into();
+        config.caption.question = "What is there?".into();
+        let run = RunContext::new(config, 1, Progress::stderr());
+        let model = models::open(&run.config.model, &run.progress).unwrap();
+        let picture = |seed: u32| {
+            RgbImage::from_fn(64, 64, |x, y| {
+                Rgb([(x * seed % 251) as u8, (y * (seed + 3) % 241) as u8, (seed * 37 % 256) as u8])
+            })
+        };
+        let records: Vec<Value> = (0..3u32)
+            .map(|record| {
+                for (number, kind) in (0..).zip(["own", "win", "lose"]) {
+                    picture(1 + record * 3 + number).save(folder.path().join(format!("{kind}{record}.png"))).unwrap();
+                }
+                json!({
+                    "id": record.to_string(), "img_path": format!("own{record}.png"), "prompt": "not trained",
+                    "caption": format!("the prompt {record}"), "caption_win": format!(" win {record} "),
+                    "caption_lose": if record == 1 { String::new() } else { format!("lose {record}") },
+                    "bert_score_win": 0.9, "bert_score_lose": 0.1, "image_win": format!("win{record}.png"),
+                    "image_lose": format!("lose{record}.png"), "vqa_score_win": 1.0, "vqa_score_lose": 0.0,
+                })
+            })
+            .collect();
+        std::fs::write(run.layout.pairs(), Value::from(records).to_string()).unwrap();
+        let pairs = files::pairs(&run.layout.pairs()).unwrap();
+        let encoded = encode(&model, &pairs, &run).unwrap();
+        assert_eq!(encoded.len(), 3);
+        for (record, pair) in (0..).zip(encoded) {
+            let codes = |number: u32| model.encode_images(&[picture(1 + record * 3 + number)]).unwrap().remove(0);
+            let expected = TrainingPair {
+                id: record.to_string(),
+                image: codes(0),
+                question: "What is there?".into(),
+                caption: format!("the prompt {record}"),
+                caption_win: format!(" win {record}"),
+                caption_lose: if record == 1 { String::new() } else { format!(" lose {record}") },
+                image_win: codes(1),
+                image_lose: codes(2),
+            };
+            assert_eq!(pair, expected);
+        }
+    }
+}
