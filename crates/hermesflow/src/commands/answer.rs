@@ -6,7 +6,7 @@ use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, three_deci
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use super::scenes;
 use crate::cache::pictures::{OpenedView, PictureReader};
 use crate::config::{AnswerScore, RunConfig};
@@ -20,26 +20,19 @@ use crate::run::decisive;
 use crate::run::pictures::Pictures;
 use crate::run::stage::{self, Stage};
 
-/// Let the model answer the questions about its own images
-///
-/// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
-/// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
-/// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it
-/// anywhere: it continues where it was.
-///
-/// Example: hermesflow answer scenes
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("answer", |run| {
+stage_command! {
+    /// Let the model answer the questions about its own images
+    ///
+    /// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
+    /// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
+    /// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it
+    /// anywhere: it continues where it was.
+    ///
+    /// Example: hermesflow answer scenes
+    "answer", |run| {
         answer(&models::player(run)?, run)?;
         Ok(run.layout.answers())
-    })
+    }
 }
 
 /// Scores every image of an iteration, in the records' order; records without questions, or without captions where

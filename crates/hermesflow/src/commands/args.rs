@@ -54,7 +54,7 @@ pub struct StageArgs {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// Which iteration, from 1; later ones play with the model that the one before trained
+    /// The iteration, counted from 1; from the second on, the model is the one that the iteration before trained
     #[arg(long, value_name = "N", default_value_t = 1)]
     iteration: usize,
 }
@@ -74,6 +74,26 @@ impl StageArgs {
         say!("{}", work(&run)?.display())
     }
 }
+
+/// Makes the `Args` and the `run` of a command that does one stage: its help, its name, and its work, which is given the run
+/// and gives the file or folder of the results.
+macro_rules! stage_command {
+    ($(#[$help:meta])* $name:literal, $work:expr) => {
+        $(#[$help])*
+        #[derive(Debug, clap::Args)]
+        pub struct Args {
+            #[command(flatten)]
+            stage: $crate::commands::args::StageArgs,
+        }
+
+        /// Runs the command.
+        pub fn run(args: Args) -> anyhow::Result<()> {
+            args.stage.make($name, $work)
+        }
+    };
+}
+
+pub(crate) use stage_command;
 
 /// What the commands beside the loop take: one of a run's models, and its settings.
 #[derive(Debug, Clone, clap::Args)]

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hermesflow_records::{ArrayFile, InitialRecord, QuestionRecord, RecordId, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use super::scenes;
 use crate::config::{RunConfig, Writer};
 use crate::files;
@@ -16,27 +16,20 @@ use crate::progress::Progress;
 use crate::run::context::RunContext;
 use crate::run::questions::LeftOut;
 
-/// Write questions with choices about every caption
-///
-/// With `ask.writer: scenes` a rule-based writer reads what each caption of the scenes world claims (things, colours,
-/// counts, places, sizes, background) and asks about it; with `template` one that reads any English caption does; with
-/// `llama` TIFA's fine-tuned Llama 2, whose questions UnifiedQA filters (`ask.filter`); with `file` the questions of
-/// `ask.file` are taken, in the form of vqa_data.json, of TIFA's benchmark (tifa_v1.0_question_answers.json) or of
-/// JourneyDB's annotation (JSON Lines with Task3). Writes vqa_data.json, one entry per question.
-///
-/// Example: hermesflow ask paper ask.writer=file ask.filter=none ask.file=my_questions.json
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("ask", |run| {
+stage_command! {
+    /// Write questions with choices about every caption
+    ///
+    /// With `ask.writer: scenes` a rule-based writer reads what each caption of the scenes world claims (things, colours,
+    /// counts, places, sizes, background) and asks about it; with `template` one that reads any English caption does; with
+    /// `llama` TIFA's fine-tuned Llama 2, whose questions UnifiedQA filters (`ask.filter`); with `file` the questions of
+    /// `ask.file` are taken, in the form of vqa_data.json, of TIFA's benchmark (tifa_v1.0_question_answers.json) or of
+    /// JourneyDB's annotation (JSON Lines with Task3). Writes vqa_data.json, one entry per question.
+    ///
+    /// Example: hermesflow ask paper ask.writer=file ask.filter=none ask.file=my_questions.json
+    "ask", |run| {
         ask(run)?;
         Ok(run.layout.questions())
-    })
+    }
 }
 
 /// Writes questions about every record of an iteration, in the records' order.

@@ -5,7 +5,7 @@ use hermesflow_models::{ImageView, ReplyRequest, UnifiedModel};
 use hermesflow_records::{CaptionRecord, InitialRecord};
 use serde_json::json;
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use super::scenes;
 use crate::cache::pictures::{OpenedView, PictureReader};
 use crate::digest::digest;
@@ -15,27 +15,20 @@ use crate::run::decisive;
 use crate::run::pictures::{Pictures, Skipped};
 use crate::run::stage::{self, Stage};
 
-/// Caption every image: ten candidates each, from careful to wild
-///
-/// Asks the model `caption.question` about every image of initial_data.json and samples one reply under each of
-/// `caption.candidates` (greedy, then top-k 2, 3, 4 at temperatures 0.1, 0.7, 2.0). The best and the worst of them,
-/// by similarity to the true caption, become the understanding half of a pair. Writes
-/// understanding_caption_results.json. Kill it anywhere: it continues where it was. A picture that is missing or broken
-/// is named and skipped; replace it and run the command again: its captions are added.
-///
-/// Example: hermesflow caption scenes caption.max_new_tokens=20
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("caption", |run| {
+stage_command! {
+    /// Caption every image: ten candidates each, from careful to wild
+    ///
+    /// Asks the model `caption.question` about every image of initial_data.json and samples one reply under each of
+    /// `caption.candidates` (greedy, then top-k 2, 3, 4 at temperatures 0.1, 0.7, 2.0). The best and the worst of them,
+    /// by similarity to the true caption, become the understanding half of a pair. Writes
+    /// understanding_caption_results.json. Kill it anywhere: it continues where it was. A picture that is missing or broken
+    /// is named and skipped; replace it and run the command again: its captions are added.
+    ///
+    /// Example: hermesflow caption scenes caption.max_new_tokens=20
+    "caption", |run| {
         caption(&models::player(run)?, run)?;
         Ok(run.layout.captions())
-    })
+    }
 }
 
 /// Makes the captions of every record of an iteration, in the records' order.

@@ -53,7 +53,7 @@ const ARMS: [Arm; 8] = [
     },
 ];
 
-/// The method beside its controls: one command, the whole table
+/// Compare the method with its controls at the same compute
 ///
 /// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true and whole
 /// captions), fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and

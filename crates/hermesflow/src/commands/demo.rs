@@ -30,7 +30,7 @@ const ROWS: usize = 12;
 /// Run the whole loop on the embedded model in minutes, and see what improved
 ///
 /// Needs nothing: the world, the model and the judge are inside this program. The model captions and imagines scenes,
-/// judges its own images, trains on its best against its worst, and plays again; then it is measured, before and
+/// judges its own images, trains on its best against its worst, and does so again; then it is measured, before and
 /// after, by an oracle that reads pixels, on combinations that it never saw. Leaves a folder with the preference
 /// pairs, two contact sheets (pairs.png, before-after.png), the figures and the trained models. Kill it anywhere: the
 /// same command continues.

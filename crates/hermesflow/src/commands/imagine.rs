@@ -8,7 +8,7 @@ use hermesflow_records::InitialRecord;
 use image::RgbImage;
 use serde_json::json;
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use super::scenes;
 use crate::digest::digest;
 use crate::made::Ledger;
@@ -19,26 +19,19 @@ use crate::run::pictures::{save_codes, save_png};
 use crate::run::stage;
 use crate::run::texts::Cut;
 
-/// Imagine every caption: sixteen images each
-///
-/// Makes `imagine.images` images from every caption of initial_data.json by MaskGIT parallel decoding in
-/// `imagine.steps` steps, as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own answers
-/// to questions about the caption, become the generation half of a pair. Kill it anywhere: images that exist are not
-/// made again.
-///
-/// Example: hermesflow imagine scenes imagine.images=4 imagine.guidance=2
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("imagine", |run| {
+stage_command! {
+    /// Imagine every caption: sixteen images each
+    ///
+    /// Makes `imagine.images` images from every caption of initial_data.json by MaskGIT parallel decoding in
+    /// `imagine.steps` steps, as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own answers
+    /// to questions about the caption, become the generation half of a pair. Kill it anywhere: images that exist are not
+    /// made again.
+    ///
+    /// Example: hermesflow imagine scenes imagine.images=4 imagine.guidance=2
+    "imagine", |run| {
         imagine(&models::player(run)?, run)?;
         Ok(run.layout.images())
-    })
+    }
 }
 
 /// Images of every record of an iteration, as files.
@@ -59,7 +52,7 @@ pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
     let (mut open, mut done) = (Vec::new(), 0);
     for chunk in records.chunks(run.config.data.chunk) {
         let there = records.read(chunk.clone())?;
-        let is_stale = |record: &&InitialRecord| !ledger.fits(&record.id, &made_from(record));
+        let is_stale = |record: &&InitialRecord| !ledger.was_made_from(&record.id, &made_from(record));
         let stale: Vec<&InitialRecord> = there.iter().filter(is_stale).collect();
         if stale.is_empty() && there.iter().all(is_there) {
             done += chunk.len() * images;

@@ -5,7 +5,7 @@ use std::fmt;
 
 use anyhow::{Context, Result};
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use super::scenes;
 use crate::config::ImageJudge;
 use crate::files;
@@ -18,26 +18,19 @@ use hermesflow_records::{
 };
 use hermesflow_score::CaptionSimilarity;
 
-/// Choose the best and the worst caption and image of every record
-///
-/// Captions are compared by their similarity to the true one, images by the share of questions that the model answered
-/// rightly about them. A record gives a pair only if both sides have a clear winner and its best image is good enough
-/// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
-/// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json.
-///
-/// Example: hermesflow pair scenes pair.min_accuracy=0.8
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("pair", |run| {
+stage_command! {
+    /// Choose the best and the worst caption and image of every record
+    ///
+    /// Captions are compared by their similarity to the true one, images by the share of questions that the model answered
+    /// rightly about them. A record gives a pair only if both sides have a clear winner and its best image is good enough
+    /// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
+    /// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json.
+    ///
+    /// Example: hermesflow pair scenes pair.min_accuracy=0.8
+    "pair", |run| {
         say!("{}", pair(run)?)?;
         Ok(run.layout.pairs())
-    })
+    }
 }
 
 /// What became of the records.

@@ -16,8 +16,8 @@ use crate::files::{self, NewFolder};
 
 /// Make a Show-o checkpoint with random weights, of any size up to the published one
 ///
-/// Writes showo/, vq/ and tokenizer.json (and clip/) into FOLDER, in the published layout. Nothing sensible comes out of it, but
-/// everything runs: `tiny` in seconds, `full` with the memory and the speed of the published model (6 GB on disk).
+/// Writes showo/, vq/ and tokenizer.json (and clip/) into FOLDER, in the published layout. Its replies and pictures make no sense,
+/// but every command runs: `tiny` in seconds, `full` with the memory and the speed of the published model (6 GB on disk).
 /// Use it as model.showo=FOLDER/showo model.vq=FOLDER/vq model.tokenizer=FOLDER/tokenizer.json.
 ///
 /// Example: hermesflow random-model models/random --size full --resolution 512 --format sharded

@@ -13,9 +13,9 @@ use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::{before, folder};
 
-/// The whole loop for N iterations, from one YAML file
+/// Run the whole loop for N iterations, from one YAML file
 ///
-/// Every iteration captions, imagines, asks, answers, pairs and trains; the trained model plays the next one. The
+/// Every iteration captions, imagines, asks, answers, pairs and trains; the next one begins with the trained model. The
 /// resolved configuration is saved as config.yaml in the run folder, the models under train/model and
 /// train_iterN/model. Kill it anywhere and start it again: it continues by record and by checkpoint, and ends with the
 /// files of an undisturbed run, byte for byte.

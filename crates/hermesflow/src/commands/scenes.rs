@@ -4,7 +4,7 @@ use anyhow::{Context, Result, ensure};
 use hermesflow_records::{InitialRecord, RecordId, Table, derive_seed};
 use serde_json::json;
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use crate::config::{RunConfig, ScenesSettings};
 use crate::files;
 use crate::files::lock::Lock;
@@ -13,25 +13,18 @@ use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::pictures::png;
 
-/// Make a data root of procedural scenes: pictures with captions, in the form of JourneyDB
-///
-/// Writes images/{id}.png and initial_data.json under data.root: `data.scenes.records` scenes of one split, a pure
-/// function of the seed. With `data.fresh` every iteration has its own block of the endless stream.
-///
-/// Example: hermesflow scenes scenes data.scenes.records=20 data.root=twenty
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("scenes", |run| {
+stage_command! {
+    /// Make a data root of procedural scenes: pictures with captions, in the form of JourneyDB
+    ///
+    /// Writes images/{id}.png and initial_data.json under data.root: `data.scenes.records` scenes of one split, a pure
+    /// function of the seed. With `data.fresh` every iteration has its own block of the endless stream.
+    ///
+    /// Example: hermesflow scenes scenes data.scenes.records=20 data.root=twenty
+    "scenes", |run| {
         let settings = run.config.data.scenes.context("data.scenes: missing; give data.scenes.records=N")?;
         scenes(settings, run)?;
         Ok(run.layout.initial_data())
-    })
+    }
 }
 
 /// The records of an iteration: read where `initial_data.json` exists, else made if the run is one of scenes. Records

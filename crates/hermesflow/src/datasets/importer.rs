@@ -65,7 +65,7 @@ pub fn import(settings: &ImportSettings, progress: &Progress) -> Result<Imported
     let files = sources::files(&settings.sources)?;
     let _lock = Lock::take([settings.root.join(".settings/import.lock")])?;
     let origin = origin(settings);
-    let begun = settled(settings, &origin)?;
+    let begun = ensure_same_settings(settings, &origin)?;
     let size = |file: &PathBuf| file.metadata().map_or(0, |metadata| metadata.len());
     let total = files.iter().map(size).sum::<u64>() / 1000;
     let task = progress.task("import", "kB", total as usize, 0);
@@ -101,7 +101,7 @@ fn asked(root: &Path) -> WholeFile {
 
 /// Refuses to write over records that were made from something else, and notes what these are made from. Whether an import
 /// into this root was begun before.
-fn settled(settings: &ImportSettings, origin: &Origin) -> Result<bool> {
+fn ensure_same_settings(settings: &ImportSettings, origin: &Origin) -> Result<bool> {
     let records = records(&settings.root);
     let before = records.noted();
     let made_from = match &before {

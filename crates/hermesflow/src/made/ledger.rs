@@ -45,7 +45,7 @@ impl Ledger {
     }
 
     /// Whether a record's result was made from this.
-    pub fn fits(&self, id: &RecordId, made_from: &str) -> bool {
+    pub fn was_made_from(&self, id: &RecordId, made_from: &str) -> bool {
         number(made_from).is_some_and(|made_from| self.noted.get(&id.key()) == Some(&made_from))
     }
 
@@ -128,7 +128,7 @@ mod tests {
         let run = || {
             let mut ledger = Ledger::open(&path).unwrap();
             for id in ids.iter().rev() {
-                if !ledger.fits(id, &made(id)) {
+                if !ledger.was_made_from(id, &made(id)) {
                     ledger.note([(id, made(id))].into_iter()).unwrap();
                 }
             }
@@ -138,7 +138,7 @@ mod tests {
         let whole = run();
         assert_eq!(whole.iter().filter(|byte| **byte == b'\n').count(), 3);
         let ledger = Ledger::open(&path).unwrap();
-        assert!(ledger.fits(&ids[1], &made(&ids[1])) && !ledger.fits(&ids[1], &made(&ids[0])));
+        assert!(ledger.was_made_from(&ids[1], &made(&ids[1])) && !ledger.was_made_from(&ids[1], &made(&ids[0])));
         for cut in 0..whole.len() {
             fs::write(&path, &whole[..cut]).unwrap();
             assert_eq!(run(), whole, "{cut}");
@@ -146,6 +146,6 @@ mod tests {
         Ledger::open(&path).unwrap().finish(&records, |key| key == ids[1].key()).unwrap();
         assert_eq!(fs::read(&path).unwrap().iter().filter(|byte| **byte == b'\n').count(), 1, "of results alone");
         Ledger::open(&path).unwrap().strike(ids.iter()).unwrap();
-        assert!(!Ledger::open(&path).unwrap().fits(&ids[1], &made(&ids[1])), "what was struck stays so");
+        assert!(!Ledger::open(&path).unwrap().was_made_from(&ids[1], &made(&ids[1])), "what was struck stays so");
     }
 }

@@ -139,7 +139,7 @@ fn embedded_files() -> Result<&'static Embedded<'static>> {
     anyhow::bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
 }
 
-/// The image tokenizer alone, and the side of the pictures that the model reads: nothing else is loaded.
+/// Loads the image tokenizer alone, and returns it with the side of the model's pictures in pixels.
 ///
 /// # Errors
 /// As [`open`].
@@ -155,7 +155,7 @@ pub fn image_tokenizer(settings: &ModelSettings, progress: &Progress) -> Result<
     Ok((vq, side))
 }
 
-/// What tells a run's image tokenizer from another: equal ones give a picture equal codes.
+/// A name of a run's image tokenizer and device: where it is equal, a picture has equal codes.
 ///
 /// # Errors
 /// When its files cannot be read.
@@ -168,7 +168,8 @@ pub fn image_tokenizer_identity(settings: &ModelSettings, progress: &Progress) -
     Ok(digest([vq.as_str(), &settings.device])[..12].to_owned())
 }
 
-/// What tells the player of an iteration from others: digests of all its files, by what they are.
+/// Digests of all files of the model that plays an iteration, by what they are, such as `model.showo`: equal models have
+/// equal ones.
 ///
 /// # Errors
 /// When a file is missing or cannot be read.
@@ -209,7 +210,8 @@ pub fn player_files(run: &RunContext) -> Result<Vec<(String, String)>> {
     Ok(found)
 }
 
-/// The model that plays an iteration: the run's first one, or what the iteration before trained.
+/// The model that plays an iteration, the current model: the one that the run begins with, or what the iteration before
+/// trained.
 ///
 /// # Errors
 /// When the iteration before has not been trained.
@@ -248,7 +250,7 @@ fn check_trained(layout: &RunLayout) -> Result<PathBuf> {
     Ok(file)
 }
 
-/// The model against which an iteration trains, given who plays it.
+/// The model that an iteration is trained against (`train.reference`), given the one that plays the iteration.
 ///
 /// # Errors
 /// As [`open`].

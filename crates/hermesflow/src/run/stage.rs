@@ -99,9 +99,9 @@ pub fn stale<'r>(
 ) -> Vec<&'r InitialRecord> {
     let made_from: Vec<Option<String>> = records.par_iter().map(|record| made_from(record)).collect();
     let now = records.into_iter().zip(made_from);
-    let fits =
-        |record: &InitialRecord, now: &Option<String>| now.as_ref().is_none_or(|now| ledger.fits(&record.id, now));
-    now.filter(|(record, now)| !fits(record, now)).map(|(record, _)| record).collect()
+    let unchanged =
+        |record: &InitialRecord, now: &Option<String>| now.as_ref().is_none_or(|now| ledger.was_made_from(&record.id, now));
+    now.filter(|(record, now)| !unchanged(record, now)).map(|(record, _)| record).collect()
 }
 
 /// Loads items ahead of the work: does `work` on what `load` makes of every item, in order, while another thread does `load`

@@ -47,7 +47,7 @@ pub struct Args {
     #[arg(long)]
     json: bool,
 
-    /// Run each stage once more and tell which parts its time goes to; on a GPU that run waits for it at both ends of each
+    /// Run each stage once more and print which parts take its time; on a GPU that run waits for the GPU around each part
     #[arg(long)]
     profile: bool,
 

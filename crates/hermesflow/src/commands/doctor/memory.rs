@@ -73,21 +73,21 @@ impl Findings {
         let (all, free) = (system.total_memory(), system.available_memory());
         if !sizes.is_on_gpu() {
             let remedy = "model.dtype=bf16 or, for training, train.checkpointing=true needs less";
-            self.fits(stages, |stage| stage.bytes, ("memory", all, free), remedy);
+            self.compare_memory(stages, |stage| stage.bytes, ("memory", all, free), remedy);
             return;
         }
         let most = stages.iter().map(|stage| stage.bytes).max().unwrap_or(0);
         let remedy =
             "model.dtype=bf16 or, for training, train.checkpointing=true and train.optimizer_state=host need less";
         match gpu {
-            Some(Memory { total, free }) => self.fits(stages, |stage| stage.bytes, ("memory", total, free), remedy),
+            Some(Memory { total, free }) => self.compare_memory(stages, |stage| stage.bytes, ("memory", total, free), remedy),
             None => self.add(Verdict::Note, "memory", format!("{} of a GPU's at most", gigabytes(most))),
         }
-        self.fits(stages, |stage| stage.host, ("host", all, free), "train.optimizer_state=device needs less");
+        self.compare_memory(stages, |stage| stage.host, ("host", all, free), "train.optimizer_state=device needs less");
     }
 
     /// Whether what each stage needs is there.
-    fn fits(
+    fn compare_memory(
         &mut self,
         stages: &[Stage],
         need: impl Fn(&Stage) -> u64,

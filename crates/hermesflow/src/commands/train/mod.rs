@@ -11,7 +11,7 @@ use hermesflow_records::temporary;
 use hermesflow_train::{Objective, Outcome, PairDpo, StepReport, Trainer};
 use serde_json::json;
 
-use super::args::StageArgs;
+use super::args::stage_command;
 use crate::cache::reference::ReferenceFile;
 use crate::config::{ObjectiveName, Reference};
 use crate::digest;
@@ -26,29 +26,22 @@ use crate::run::layout::RunLayout;
 use crate::run::stage;
 use crate::world::pretraining::BasePretraining;
 
-/// Train on the pairs: the best against the worst, captions and images
-///
-/// Reads pair_dpo_data.json, encodes those of its images whose codes are not known yet, and minimises the Pair-DPO loss
-/// against the frozen model that the iteration began with. The training folder holds config.yaml (every number,
-/// resolved), metrics.jsonl (a line per step with TRL's names under und/ and gen/), reference.jsonl (what the reference
-/// says of the captions), checkpoint-{step}/ and, at the end, model/ in the published layout. A killed run continues
-/// from its newest checkpoint, bit for bit.
-///
-/// Example: hermesflow train scenes train.steps=100 train.anchor_gen=0
-#[derive(Debug, clap::Args)]
-pub struct Args {
-    #[command(flatten)]
-    stage: StageArgs,
-}
-
-/// Runs the command.
-pub fn run(args: Args) -> Result<()> {
-    args.stage.make("train", |run| {
+stage_command! {
+    /// Train on the pairs: the best against the worst, captions and images
+    ///
+    /// Reads pair_dpo_data.json, encodes those of its images whose codes are not known yet, and minimises the Pair-DPO loss
+    /// against the frozen model that the iteration began with. The training folder holds config.yaml (every number,
+    /// resolved), metrics.jsonl (a line per step with TRL's names under und/ and gen/), reference.jsonl (what the reference
+    /// says of the captions), checkpoint-{step}/ and, at the end, model/ in the published layout. A killed run continues
+    /// from its newest checkpoint, bit for bit.
+    ///
+    /// Example: hermesflow train scenes train.steps=100 train.anchor_gen=0
+    "train", |run| {
         let player = models::player(run)?;
         models::ensure_trainable(player.config(), &run.config)?;
         train(&player, &models::reference(&player, run)?, run)?;
         Ok(run.layout.model())
-    })
+    }
 }
 
 /// Trains `player` against `reference` on the iteration's pairs; the trained model, which is also saved.
