@@ -12,7 +12,8 @@ pub use hermesflow_models::showo::pretrain::{
 };
 /// Checkpoints: their configurations and files.
 pub use hermesflow_models::showo::{
-    ClipConfig, ClipVision, CheckpointConfigs, Embedded, MagvitConfig, PhiConfig, ShowoConfig, check_files, check_showo,
+    CheckpointConfigs, ClipConfig, ClipVision, Embedded, MagvitConfig, PhiConfig, ShowoConfig, check_files,
+    check_showo,
     config::{ADDED_TOKENS, read_json},
     load_magvit, read_configs, read_magvit_config, write_configs, write_json,
 };

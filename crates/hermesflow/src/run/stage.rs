@@ -99,8 +99,9 @@ pub fn stale<'r>(
 ) -> Vec<&'r InitialRecord> {
     let made_from: Vec<Option<String>> = records.par_iter().map(|record| made_from(record)).collect();
     let now = records.into_iter().zip(made_from);
-    let unchanged =
-        |record: &InitialRecord, now: &Option<String>| now.as_ref().is_none_or(|now| ledger.was_made_from(&record.id, now));
+    let unchanged = |record: &InitialRecord, now: &Option<String>| {
+        now.as_ref().is_none_or(|now| ledger.was_made_from(&record.id, now))
+    };
     now.filter(|(record, now)| !unchanged(record, now)).map(|(record, _)| record).collect()
 }
 

@@ -80,7 +80,9 @@ impl Findings {
         let remedy =
             "model.dtype=bf16 or, for training, train.checkpointing=true and train.optimizer_state=host need less";
         match gpu {
-            Some(Memory { total, free }) => self.compare_memory(stages, |stage| stage.bytes, ("memory", total, free), remedy),
+            Some(Memory { total, free }) => {
+                self.compare_memory(stages, |stage| stage.bytes, ("memory", total, free), remedy)
+            }
             None => self.add(Verdict::Note, "memory", format!("{} of a GPU's at most", gigabytes(most))),
         }
         self.compare_memory(stages, |stage| stage.host, ("host", all, free), "train.optimizer_state=device needs less");
