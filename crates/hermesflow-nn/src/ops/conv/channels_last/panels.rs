@@ -49,7 +49,7 @@ pub(super) unsafe fn multiply(
 mod avx512 {
     use std::arch::x86_64::*;
 
-    use super::WIDTH;
+    use crate::ops::conv::channels_last::panels::WIDTH;
 
     /// [`super::multiply`] with AVX-512.
     ///
