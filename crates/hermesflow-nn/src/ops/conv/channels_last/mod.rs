@@ -97,7 +97,7 @@ pub fn norm_conv2d(
 }
 
 /// GroupNorm, then SiLU if `norm.silu`, in the layout of `x`: computed as in [`norm_conv2d`] for a channels-last tensor without
-/// gradients, else by [`group_norm_silu`].
+/// gradients, else by the operator for any layout.
 ///
 /// # Shapes
 /// `x [b, c, h, w]` -> `[b, c, h, w]`
