@@ -51,7 +51,7 @@ fn texts_that_are_too_long_are_named_by_their_record() {
     forget(&workshop);
     let output = workshop.hermesflow(&imagine);
     let said = text(&output.stderr);
-    assert!(output.status.success() && said.contains("of 12 records are cut"), "{said}");
+    assert!(output.status.success() && said.contains("of 12 captions are too long for the model"), "{said}");
     assert!(said.contains(&format!("record {id}")), "{said}");
 }
 

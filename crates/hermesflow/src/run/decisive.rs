@@ -40,7 +40,7 @@ pub fn decisive(config: &RunConfig) -> Result<Value> {
         let (section, name) = key.rsplit_once('.').unwrap_or(("", key));
         let section = section.split('.').filter(|part| !part.is_empty()).map(|part| format!("/{part}"));
         if let Some(map) = tree.pointer_mut(&section.collect::<String>()).and_then(Value::as_object_mut) {
-            map.remove(name);
+            map.shift_remove(name); // the others keep their order
         }
     }
     Ok(tree)
