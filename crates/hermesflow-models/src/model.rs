@@ -43,17 +43,17 @@ pub enum ImageView {
     Features(Tensor),
 }
 
-/// A picture that [`UnifiedModel::prepare`] fitted to what a model understands.
+/// An image that [`UnifiedModel::prepare`] cropped and scaled for a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Prepared(RgbImage);
 
 impl Prepared {
-    /// The pixels that a model reads, as its [`UnifiedModel::prepare`] made them.
+    /// An image with the pixels that a model's [`UnifiedModel::prepare`] returned.
     pub fn new(pixels: RgbImage) -> Self {
         Self(pixels)
     }
 
-    /// The pixels that are read.
+    /// The pixels.
     pub fn pixels(&self) -> &RgbImage {
         &self.0
     }
@@ -127,20 +127,21 @@ pub trait UnifiedModel {
     /// If a grid has another number of codes, or a code is outside the codebook.
     fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>>;
 
-    /// Fits a picture to what the model understands: the part that is read, at the size at which it is read. Nothing is
-    /// computed with weights, so pictures can be prepared on any thread, ahead of the model.
+    /// Crops and scales an image to the part and size that the model understands. No weights are used, so images can be
+    /// prepared on any thread while the model works.
     ///
     /// # Errors
-    /// When the picture has no pixels, or the model lacks a part that understanding needs.
+    /// If the image has no pixels, or the model lacks a part that understanding needs.
     fn prepare(&self, picture: RgbImage) -> Result<Prepared>;
 
-    /// Prepared pictures as replies read them.
+    /// Prepared images in the form in which the model understands them.
     ///
     /// # Errors
-    /// When a picture was not prepared by this model, or a tensor operation fails.
+    /// If an image was not prepared by this model, or a tensor operation fails.
     fn understand(&self, pictures: &[Prepared]) -> Result<Vec<ImageView>>;
 
-    /// A picture as replies read it, from its image codes alone; `None` where the model needs its pixels.
+    /// An image in the form in which the model understands it, from its image codes alone; `None` if the model needs
+    /// its pixels.
     fn view_of_codes(&self, codes: Vec<u32>) -> Option<ImageView>;
 
     /// Checks that a question and a reply of up to `max_new_tokens` tokens fit the model's positions, after an image.

@@ -26,10 +26,10 @@ pub struct AppendLog {
 }
 
 impl AppendLog {
-    /// Opens a file of which every entry is a line that ends with `\n`; it need not exist.
+    /// Opens a file in which every entry is a line that ends with `\n`; it need not exist.
     ///
     /// # Errors
-    /// Names the file when it exists and cannot be read.
+    /// If the file exists and cannot be read; it is named.
     pub fn of_lines(path: &Path) -> Result<Self> {
         Self::open(path, None)
     }
@@ -55,7 +55,7 @@ impl AppendLog {
         Ok(log)
     }
 
-    /// The file.
+    /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
     }

@@ -13,7 +13,8 @@ use crate::table::{FEW, Parts};
 use crate::whole::ArrayFile;
 use crate::{AppendLog, Error, IdKey, Identified, Record, Result};
 
-/// Results by record id; what was written before a kill is there again. Memory holds where they are.
+/// The results of a stage, by record id. Results written before the program was killed are kept. Memory holds only
+/// their places.
 #[derive(Debug)]
 pub struct Store<R> {
     path: PathBuf,
@@ -22,7 +23,7 @@ pub struct Store<R> {
     records: PhantomData<fn(R)>,
 }
 
-/// Where a result is kept.
+/// The place of a result.
 #[derive(Debug, Clone, Copy)]
 struct Kept {
     source: Source,
@@ -37,10 +38,11 @@ enum Source {
 }
 
 impl<R: Record> Store<R> {
-    /// The results that the final file or its `.jsonl` holds. A last line that a kill cut off is removed.
+    /// Opens the results in the final file and in the `.jsonl` beside it, of which there may be neither. An incomplete
+    /// last line is removed.
     ///
     /// # Errors
-    /// Names the file and the line of what cannot be read.
+    /// If a file cannot be read; the file and the line are named.
     pub fn open(path: &Path) -> Result<Self> {
         let working = AppendLog::of_lines(&path.with_extension("jsonl"))?;
         let mut store = Self { path: path.into(), working, places: HashMap::new(), records: PhantomData };
@@ -74,20 +76,20 @@ impl<R: Record> Store<R> {
         Ok(())
     }
 
-    /// Whether an id has its result.
+    /// Whether there is a result of an id.
     pub fn has(&self, key: IdKey) -> bool {
         self.places.contains_key(&key)
     }
 
-    /// Forgets the result of an id: it is not in the final file, unless it is made anew.
+    /// Drops the result of an id: unless a new one is appended, the final file has none.
     pub fn forget(&mut self, key: IdKey) {
         self.places.remove(&key);
     }
 
-    /// Adds results, in one write.
+    /// Adds results in one write.
     ///
     /// # Errors
-    /// Names the file that cannot be written; nothing of `records` is kept then.
+    /// If the file cannot be written, in which case none of `records` is kept; the file is named.
     pub fn append(&mut self, records: &[R]) -> Result<()> {
         let (mut lines, mut lengths) = (Vec::new(), Vec::with_capacity(records.len()));
         for record in records {
@@ -104,10 +106,11 @@ impl<R: Record> Store<R> {
         Ok(())
     }
 
-    /// Writes the final file in the order of `keys` and removes the `.jsonl`; the number of results.
+    /// Writes the final file, with results in the order of `keys`, and removes the `.jsonl`; returns the number of
+    /// results.
     ///
     /// # Errors
-    /// Names the file that cannot be written; the `.jsonl` is kept then.
+    /// If the file cannot be written, in which case the `.jsonl` stays; the file is named.
     pub fn finish(mut self, keys: impl Iterator<Item = IdKey>) -> Result<usize> {
         let mut file = ArrayFile::create(&self.path)?;
         let (mut whole, mut working) = (None, None);
