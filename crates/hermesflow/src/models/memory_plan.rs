@@ -84,7 +84,8 @@ pub fn need(config: &RunConfig, sizes: &Sizes, (checkpointing, state): (Checkpoi
     }
 }
 
-/// The allocator keeps freed memory for a while (LAB.md): about a fifth on top of what comes and goes.
+/// The allocator keeps freed memory for a while (docs/lab/performance.md, entry 2): about a fifth on top of what comes
+/// and goes.
 pub fn with_slack(passing: u64) -> u64 {
     passing / 5 * 6
 }
