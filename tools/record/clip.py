@@ -30,7 +30,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, decoders, 
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
-HERE = pathlib.Path(__file__).resolve().parent.parent / "crates/hermesflow-models/tests/clip"
+HERE = pathlib.Path(__file__).resolve().parents[2] / "crates/hermesflow-models/tests/clip"
 SIDE, PATCH, WIDTH = 56, 14, 24
 HIDDEN, HEADS, MLP, LAYERS = 32, 2, 64, 2
 CODES, TOKENS = 64, 16

@@ -19,7 +19,7 @@ LONGEST = 256
 
 
 def main(folder: str) -> None:
-    here = pathlib.Path(__file__).resolve().parent.parent / "crates/hermesflow-score/tests/minilm"
+    here = pathlib.Path(__file__).resolve().parents[2] / "crates/hermesflow-score/tests/minilm"
     sentences = json.loads((here / "sentences.json").read_text(encoding="utf-8"))
     tokenizer = AutoTokenizer.from_pretrained(folder)
     model = AutoModel.from_pretrained(folder).eval()
