@@ -2,7 +2,7 @@
 default:
     @just --list
 
-# What CI runs: format, lints, tests, the golden cases.
+# What CI runs: format, lints, documents, licences, spelling, tests.
 check:
     .ci/run
 
@@ -26,9 +26,9 @@ pretrain:
 controls:
     cargo run --release -- controls configs/scenes.yaml
 
-# The GPU's code, without a GPU (needs the CUDA toolkit; CUDA_COMPUTE_CAP names the GPU's architecture, such as 90).
+# Lints the Rust code of the feature `cuda`; the kernels too where the CUDA toolkit is (CUDA_COMPUTE_CAP: the GPU's, such as 90).
 cuda-check:
-    cargo check --workspace --features hermesflow/cuda
+    tools/cuda/check.sh
 
 # The program for GPUs (needs the CUDA toolkit).
 cuda-build:
@@ -46,6 +46,22 @@ kills N="40" *ARGS:
 # Licences and advisories (needs cargo-deny).
 deny:
     cargo deny check
+
+# Spelling (needs typos).
+typos:
+    typos
+
+# The documentation of all crates, without warnings.
+doc:
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --document-private-items
+
+# What is handed out: a Python wheel and an archive with one static file, in target/dist-files.
+dist:
+    tools/dist/build.sh
+
+# Tries the wheel in a fresh virtual environment and the archive in an empty root, both without Rust.
+dist-check: dist
+    tools/dist/check.sh
 
 # Mutated files of every format through the program, for so many seconds; says how many were accepted, refused or went wrong.
 fuzz SECONDS *ARGS:
