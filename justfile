@@ -53,7 +53,7 @@ typos:
 
 # The documentation of all crates, without warnings.
 doc:
-    RUSTDOCFLAGS="-D warnings" cargo doc --release --workspace --no-deps --document-private-items
+    RUSTDOCFLAGS="-D warnings -A rustdoc::private_intra_doc_links" cargo doc --release --workspace --no-deps --document-private-items
 
 # What is handed out: a Python wheel and an archive with one static file, in target/dist-files.
 dist:

@@ -11,7 +11,7 @@
 //! | CPU | bf16 without AVX512-BF16, or f16 | ≤ 192 | [`half_weight`]: 2¹⁷ elements widened to f32 at a time, `yᵀ = W xᵀ` |
 //! | CPU | the same | > 192 | [`half_weight`]: 2²⁰ elements widened to f32 at a time |
 //! | CPU, training in bf16 | f32 or bf16 | any | [`packed`] in bf16 ([`training`]) |
-//! | any other, or `HERMESFLOW_CPU=plain` | any | any | candle's operators ([`crate::ops::linear`]), [`f32_results`] |
+//! | any other, or `HERMESFLOW_CPU=plain` | any | any | candle's operators ([`crate::ops::linear()`]), [`f32_results`] |
 //!
 //! [`kernel`] is that table in code: whoever multiplies asks it. A product of two f32 matrices that lie in any way
 //! ([`product`]) runs in [`packed`] where [`packs_f32`] says so, else in the `gemm` crate ([`operand`]).

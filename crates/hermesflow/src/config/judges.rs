@@ -19,7 +19,7 @@ pub enum Similarity {
     Auto,
     /// Overlap of words and word pairs; needs no model
     Lexical,
-    /// Cosine of BERT's [CLS] states, as in the original
+    /// Cosine of BERT's CLS states, as in the original
     Bert,
     /// Cosine of sentence embeddings
     Sbert,
