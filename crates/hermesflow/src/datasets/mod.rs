@@ -3,7 +3,7 @@
 //!
 //! Sources are read record by record ([`sources`], [`json`], [`parquet`], [`shards`]), what a record calls its id,
 //! image, caption and prompt is looked up ([`fields`]), and a few records at a time are checked and written
-//! ([`importer::Importer`]). Memory holds one such handful, and eight bytes per id.
+//! (`importer.rs`). Memory holds one such handful, and eight bytes per id.
 
 mod fields;
 mod importer;
