@@ -55,8 +55,12 @@ fn configurations_are_checked_before_anything_is_made_of_them() {
     let mmu: &[&str] = &["mmu", "run.yaml", "--image", "one.png"];
     for (file, place, parts) in [
         ("phi-config/phi-layers-10-18.json", "model/showo/phi/config.json", ["phi/config.json", "num_hidden_layers"]),
-        ("phi-config/phi-rotary-2.json", "model/showo/phi/config.json", ["phi/config.json", "partial_rotary_factor is 2"]),
-        ("showo-config/showo-tokens-15.json", "model/showo/config.json", ["showo/config.json", "num_vq_tokens 15"]),
+        (
+            "phi-config/phi-rotary-2.json",
+            "model/showo/phi/config.json",
+            ["phi/config.json", "partial_rotary_factor is 2"],
+        ),
+        ("showo-config/showo-tokens-15.json", "model/showo/config.json", ["showo/config.json", "num_vq_tokens is 15"]),
     ] {
         refused_at(&workshop, place, &corpus(file), &[DOCTOR, T2I, mmu], &parts);
     }

@@ -375,7 +375,10 @@ fn a_pretraining_that_was_cut_short_ends_with_the_same_bytes() {
 
     // Nothing of other settings is taken for what was asked.
     for (setting, said) in [
-        ("vq.steps=6", "the files of the image tokenizer (made/vq/pytorch_model.safetensors) were made with different settings"),
+        (
+            "vq.steps=6",
+            "the files of the image tokenizer (made/vq/pytorch_model.safetensors) were made with different settings",
+        ),
         ("vq.model.ch=16", "vq.model.ch: there 8, here 16"),
         ("tokenizer.lines=200", "tokenizer.lines: there 300, here 200"),
         ("base.max_text_len=32", "base.max_text_len: there 64, here 32"),
