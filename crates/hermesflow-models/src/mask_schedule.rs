@@ -14,6 +14,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
 /// The share of tokens that is masked at time t.
@@ -35,16 +36,30 @@ pub enum MaskSchedule {
 }
 
 /// Which piece of the logistic curve.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SigmoidParams {
-    /// Where it begins.
+    /// Point of the logistic curve at which the schedule starts.
+    ///
+    /// Default: -3.0.
+    /// Source: Show-o, `models/sampling.py`.
     pub start: f64,
-    /// Where it ends.
+    /// Point of the logistic curve at which the schedule ends.
+    ///
+    /// Default: 3.0.
+    /// Source: Show-o, `models/sampling.py`.
     pub end: f64,
-    /// Its temperature.
+    /// Temperature τ by which points of the curve are divided.
+    ///
+    /// Default: 1.0.
+    /// Source: Show-o, `models/sampling.py`.
+    #[schemars(range(min = 0.0))]
     pub tau: f64,
-    /// The least share.
+    /// Smallest share that the schedule gives.
+    ///
+    /// Default: 1e-6.
+    /// Source: Show-o, `models/sampling.py`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub clip_min: f64,
 }
 
@@ -163,6 +178,27 @@ enum Written {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         params: Option<SigmoidParams>,
     },
+}
+
+impl JsonSchema for MaskSchedule {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "MaskSchedule".into()
+    }
+
+    fn json_schema(generator: &mut SchemaGenerator) -> Schema {
+        let name = json_schema!({
+            "type": "string",
+            "pattern": "^(cosine|linear|sigmoid|pow[0-9.]+)$",
+            "description": "cosine, linear, sigmoid, or pow2 (any exponent)",
+        });
+        let section = json_schema!({
+            "type": "object",
+            "description": "sigmoid with its parameters",
+            "properties": { "schedule": name.clone(), "params": generator.subschema_for::<Option<SigmoidParams>>() },
+            "required": ["schedule"],
+        });
+        json_schema!({ "oneOf": [name, section] })
+    }
 }
 
 impl From<MaskSchedule> for Written {

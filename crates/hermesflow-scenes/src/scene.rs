@@ -244,7 +244,7 @@ pub struct Scene {
 }
 
 /// The part of the world that a scene belongs to; no combination of objects is in two of them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Split {
     /// Scenes to train on: 75 % of all combinations.

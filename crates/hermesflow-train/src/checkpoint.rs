@@ -51,12 +51,44 @@ impl State {
             return Ok(());
         }
         let mut differences = Vec::new();
-        compare("", &self.settings, settings, &mut differences);
+        if self.settings_hash != hash(&self.settings) {
+            differences.push(format!("hash {}, but its settings have {}", self.settings_hash, hash(&self.settings)));
+        }
+        compare("", &renamed(self.settings.clone()), settings, &mut differences);
         if differences.is_empty() {
-            differences.push(format!("hash {}, this run {}", self.settings_hash, hash(settings)));
+            return Ok(()); // the same values, written by an earlier version
         }
         Err(Error::OtherSettings { path: path.into(), differences: differences.join("; ") })
     }
+}
+
+/// Where earlier versions wrote a setting, and where it is now: section, name, section, name.
+const RENAMED: [(&str, &str, &str, &str); 6] = [
+    ("/schedule", "total_steps", "/schedule", "steps"),
+    ("/objective/pair_dpo", "beta", "/objective/pair_dpo/loss", "beta"),
+    ("/objective/pair_dpo", "lambda_und", "/objective/pair_dpo/loss", "anchor_und"),
+    ("/objective/pair_dpo", "lambda_gen", "/objective/pair_dpo/loss", "anchor_gen"),
+    ("/objective/pair_dpo", "weight_und", "/objective/pair_dpo/loss", "weight_und"),
+    ("/objective/pair_dpo", "weight_gen", "/objective/pair_dpo/loss", "weight_gen"),
+];
+
+/// Settings that may be of an earlier version, under today's names.
+fn renamed(mut settings: Value) -> Value {
+    for (from, old, to, new) in RENAMED {
+        let Some(value) = settings.pointer_mut(from).and_then(Value::as_object_mut).and_then(|map| map.remove(old))
+        else {
+            continue;
+        };
+        if let (Some((above, section)), None) = (to.rsplit_once('/'), settings.pointer(to))
+            && let Some(map) = settings.pointer_mut(above).and_then(Value::as_object_mut)
+        {
+            map.insert(section.into(), Value::Object(serde_json::Map::new()));
+        }
+        if let Some(map) = settings.pointer_mut(to).and_then(Value::as_object_mut) {
+            map.insert(new.into(), value);
+        }
+    }
+    settings
 }
 
 /// The 64-bit FNV-1a hash of a value's JSON text, as 16 hexadecimal digits. The text need not fit into memory.
@@ -200,4 +232,47 @@ fn remove(path: &Path) -> Result<()> {
 
 fn sync(path: &Path) -> Result<()> {
     fs::File::open(path).and_then(|file| file.sync_all()).map_err(Error::file(path))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use serde_json::json;
+
+    /// What a checkpoint says that was written when the settings of the loss were flat.
+    fn flat(beta: f64) -> Value {
+        json!({
+            "schedule": { "kind": "cosine", "learning_rate": 2e-5, "warmup_steps": 2, "total_steps": 12 },
+            "objective": {
+                "pair_dpo": {
+                    "seed": 3, "beta": beta, "lambda_und": 5.0, "lambda_gen": 1.0, "weight_und": 0.3, "weight_gen": 1.0,
+                    "prompt_dropout": 0.1,
+                },
+                "pairs": 7,
+            },
+        })
+    }
+
+    fn nested() -> Value {
+        let loss = json!({ "beta": 0.2, "anchor_und": 5.0, "anchor_gen": 1.0, "weight_und": 0.3, "weight_gen": 1.0 });
+        json!({
+            "schedule": { "kind": "cosine", "learning_rate": 2e-5, "warmup_steps": 2, "steps": 12 },
+            "objective": { "pair_dpo": { "seed": 3, "loss": loss, "prompt_dropout": 0.1 }, "pairs": 7 },
+        })
+    }
+
+    #[test]
+    fn a_checkpoint_of_an_earlier_version_fits_by_its_values() {
+        let here = Path::new("checkpoint-3");
+        State::new(3, 3, nested()).check(&nested(), here).unwrap();
+        State::new(3, 3, flat(0.2)).check(&nested(), here).unwrap();
+        let said = State::new(3, 3, flat(0.5)).check(&nested(), here).unwrap_err().to_string();
+        assert!(said.contains("objective.pair_dpo.loss.beta: there 0.5, here 0.2"), "{said}");
+        assert!(!said.contains("steps") && !said.contains("anchor"), "{said}");
+        let edited = State { settings: nested(), ..State::new(3, 3, flat(0.2)) };
+        assert!(edited.check(&json!({}), here).is_err());
+        let tampered = State { settings_hash: "0".into(), ..State::new(3, 3, flat(0.2)) };
+        assert!(tampered.check(&nested(), here).unwrap_err().to_string().contains("hash 0"));
+    }
 }

@@ -6,6 +6,7 @@
 use hermesflow_models::MaskSchedule;
 use rand::{Rng, SeedableRng, seq::SliceRandom};
 use rand_chacha::ChaCha8Rng;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
@@ -66,28 +67,42 @@ fn permutation(seed: u64, epoch: u64, len: usize) -> Vec<usize> {
     order
 }
 
-/// How an image is masked in training, under the original's names.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+/// How image tokens are masked in training. The names are those of the released code.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Masking {
-    /// The share of masked tokens at a time; cosine is the paper.
+    /// Share of an image's tokens that is masked at time t, which is drawn uniformly from [0, 1].
+    ///
+    /// Default: cosine.
+    /// Source: paper; released code, `mask_schedule.schedule` or `training.mask_schedule`.
     pub mask_schedule: MaskSchedule,
-    /// The least share; 0 is the paper.
+    /// Smallest share of an image's tokens that is masked, whatever the schedule says. At least one token always is.
+    ///
+    /// Default: 0.0.
+    /// Source: released code, `training.min_masking_rate`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub min_masking_rate: f64,
-    /// How often one rectangle is masked instead of scattered positions; 0 is the paper. Drawn per mask here, per
-    /// batch in the original.
+    /// Probability that one rectangle of the image is masked instead of scattered tokens. Drawn for each mask; the
+    /// released code draws it for each batch.
+    ///
+    /// Default: 0.0.
+    /// Source: released code, `training.mask_contiguous_region_prob`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub mask_contiguous_region_prob: f64,
 }
 
 impl Masking {
     /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what is expected.
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
-        self.mask_schedule.validate().map_err(|problem| Error::Setting { key: "mask_schedule", problem })?;
+        self.mask_schedule.validate().map_err(|problem| Error::Setting { key: "masking.mask_schedule", problem })?;
         let share = |value: f64| (0.0..=1.0).contains(&value);
         let (least, region) = (self.min_masking_rate, self.mask_contiguous_region_prob);
-        check(share(least), "min_masking_rate", format!("{least} is not between 0 and 1"))?;
-        check(share(region), "mask_contiguous_region_prob", format!("{region} is not a probability"))
+        check(share(least), "masking.min_masking_rate", format!("{least} is not between 0 and 1"))?;
+        check(share(region), "masking.mask_contiguous_region_prob", format!("{region} is not a probability"))
     }
 
     /// The number of masked tokens of `tokens` at time `t` in [0, 1]: `max(1, round(tokens·share(t)))`, ties to even.

@@ -26,7 +26,7 @@ pub mod watch;
 
 pub use draws::{Masking, mask_positions};
 pub use error::{Error, Result};
-pub use loss::{LossKind, Pair, PairLogProbs, SideLoss};
+pub use loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss};
 pub use metrics::{Metrics, StepRecord};
 pub use optimizer::{AdamW, AdamWSettings, Gradients, StatePlace};
 pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, Sides, TrainingPair};

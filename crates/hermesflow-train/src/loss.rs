@@ -21,7 +21,10 @@
 //!    so that a run's first step is the paper's for every λ.
 
 use candle_core::{DType, Result, Tensor};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+
+use crate::Error;
 
 /// Two of the same kind, of which one is preferred.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,6 +85,76 @@ pub enum LossKind {
     PairDpo,
     /// The likelihood of the wins alone: a control.
     SftWins,
+}
+
+/// The numbers of the loss of a pair: `w_und · side_und + w_gen · side_gen`, each side
+/// `−log σ(β · (δ_win − δ_lose − λ · max(0, −δ_win)))`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct LossSettings {
+    /// Strength β of the comparison of win and lose: the larger, the closer the model stays to its reference.
+    ///
+    /// Default: 0.2.
+    /// Source: paper, training details; released code, `training.beta`.
+    #[schemars(range(min = 0.0))]
+    pub beta: f64,
+    /// Anchor λ of the captions: the penalty, inside the logarithm, on a winning caption that becomes less likely than under
+    /// the reference. 0 is the paper's loss.
+    ///
+    /// Default: 0.0.
+    /// Source: DPO-Positive (arXiv 2402.13228); neither the paper nor the released code has it.
+    #[schemars(range(min = 0.0))]
+    pub anchor_und: f64,
+    /// Anchor λ of the images: the penalty, inside the logarithm, on a winning image that becomes less likely than under the
+    /// reference. 0 is the paper's loss.
+    ///
+    /// Default: 0.0.
+    /// Source: DPO-Positive (arXiv 2402.13228); neither the paper nor the released code has it.
+    #[schemars(range(min = 0.0))]
+    pub anchor_gen: f64,
+    /// Weight of the captions' loss in the sum of both sides.
+    ///
+    /// Default: 1.0.
+    /// Source: released code, `training.mmu_coeff`.
+    #[schemars(range(min = 0.0))]
+    pub weight_und: f64,
+    /// Weight of the images' loss in the sum of both sides.
+    ///
+    /// Default: 1.0.
+    /// Source: released code, `training.t2i_coeff`.
+    #[schemars(range(min = 0.0))]
+    pub weight_gen: f64,
+}
+
+impl Default for LossSettings {
+    /// The paper's numbers.
+    fn default() -> Self {
+        Self { beta: 0.2, anchor_und: 0.0, anchor_gen: 0.0, weight_und: 1.0, weight_gen: 1.0 }
+    }
+}
+
+impl LossSettings {
+    /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what is expected.
+    pub fn validate(&self) -> crate::Result<()> {
+        let setting = |key, problem: String| Err(Error::Setting { key, problem });
+        if !(self.beta.is_finite() && self.beta > 0.0) {
+            return setting("loss.beta", format!("{} is not above 0", self.beta));
+        }
+        for (key, value) in [
+            ("loss.anchor_und", self.anchor_und),
+            ("loss.anchor_gen", self.anchor_gen),
+            ("loss.weight_und", self.weight_und),
+            ("loss.weight_gen", self.weight_gen),
+        ] {
+            if !(value.is_finite() && value >= 0.0) {
+                return setting(key, format!("{value} is not 0 or more"));
+            }
+        }
+        Ok(())
+    }
 }
 
 impl LossKind {

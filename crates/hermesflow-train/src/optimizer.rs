@@ -15,21 +15,38 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use hermesflow_nn::optim::{AdamWConfig, adamw_step, global_norm};
 use hermesflow_nn::weights::{self, TensorInfo};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
-/// AdamW's numbers except the learning rate, which the schedule gives.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// Settings of the optimizer AdamW, except the learning rate, which the schedule gives.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AdamWSettings {
-    /// Decay of the first moment.
+    /// AdamW's β₁: decay rate of the running mean of gradients (first moment).
+    ///
+    /// Default: 0.9.
+    /// Source: released code, `optimizer.params.beta1`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub beta1: f64,
-    /// Decay of the second moment.
+    /// AdamW's β₂: decay rate of the running mean of squared gradients (second moment).
+    ///
+    /// Default: 0.999.
+    /// Source: released code, `optimizer.params.beta2`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub beta2: f64,
-    /// Added to the root of the second moment.
+    /// AdamW's ε: added to the square root of the second moment, so that nothing is divided by 0.
+    ///
+    /// Default: 1e-8.
+    /// Source: released code, `optimizer.params.epsilon`.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub eps: f64,
-    /// Decoupled weight decay, on matrices only.
+    /// Decoupled weight decay. Applied to matrices only: never to biases, norms or embeddings.
+    ///
+    /// Default: 0.01.
+    /// Source: released code, `optimizer.params.weight_decay`; its list of exceptions matched no layer.
+    #[schemars(range(min = 0.0, max = 1.0))]
     pub weight_decay: f64,
 }
 
@@ -41,6 +58,9 @@ impl Default for AdamWSettings {
 
 impl AdamWSettings {
     /// Checks the ranges.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what is expected.
     pub fn validate(&self) -> Result<()> {
         let inside = |key, value: f64, range: std::ops::Range<f64>| {
             if range.contains(&value) {
@@ -48,10 +68,10 @@ impl AdamWSettings {
             }
             Err(Error::Setting { key, problem: format!("{value} is not in [{}, {})", range.start, range.end) })
         };
-        inside("beta1", self.beta1, 0.0..1.0)?;
-        inside("beta2", self.beta2, 0.0..1.0)?;
-        inside("eps", self.eps, f64::MIN_POSITIVE..1.0)?;
-        inside("weight_decay", self.weight_decay, 0.0..1.0)
+        inside("optimizer.beta1", self.beta1, 0.0..1.0)?;
+        inside("optimizer.beta2", self.beta2, 0.0..1.0)?;
+        inside("optimizer.eps", self.eps, f64::MIN_POSITIVE..1.0)?;
+        inside("optimizer.weight_decay", self.weight_decay, 0.0..1.0)
     }
 }
 

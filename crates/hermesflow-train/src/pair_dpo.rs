@@ -18,12 +18,13 @@ use std::path::Path;
 use candle_core::Tensor;
 use hermesflow_models::{CaptionExample, ImageExample, PairModel};
 use hermesflow_nn::parallel;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint;
 use crate::draws::{ImageDraw, Masking, Order, image_draw};
-use crate::loss::{LossKind, Pair, PairLogProbs, total};
+use crate::loss::{LossKind, LossSettings, Pair, PairLogProbs, total};
 use crate::metrics::Metrics;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
 use crate::{Error, Result};
@@ -56,7 +57,7 @@ pub struct TrainingPair {
 }
 
 /// Which sides take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Sides {
     /// Captions and images: the method.
@@ -89,16 +90,8 @@ pub struct PairDpoSettings {
     pub sides: Sides,
     /// The comparison, or the likelihood of the wins alone.
     pub objective: LossKind,
-    /// β.
-    pub beta: f64,
-    /// λ of the captions; 0 is the paper.
-    pub lambda_und: f64,
-    /// λ of the images; 0 is the paper.
-    pub lambda_gen: f64,
-    /// The weight of the captions' loss; 1 is the paper.
-    pub weight_und: f64,
-    /// The weight of the images' loss; 1 is the paper.
-    pub weight_gen: f64,
+    /// β, the anchors and the weights of both sides.
+    pub loss: LossSettings,
     /// Mask draws per pair and step; 1 is the paper.
     pub masks_per_pair: usize,
     /// How the images of a pair are masked.
@@ -115,11 +108,7 @@ impl Default for PairDpoSettings {
             batch_size: 4,
             sides: Sides::Both,
             objective: LossKind::PairDpo,
-            beta: 0.2,
-            lambda_und: 0.0,
-            lambda_gen: 0.0,
-            weight_und: 1.0,
-            weight_gen: 1.0,
+            loss: LossSettings::default(),
             masks_per_pair: 1,
             masking: Masking::default(),
             prompt_dropout: 0.1,
@@ -132,15 +121,9 @@ impl PairDpoSettings {
     pub fn validate(&self) -> Result<()> {
         let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
         let at_least_one = |key, value: usize| check(value > 0, key, "must be at least 1".into());
-        let not_negative =
-            |key, value: f64| check(value.is_finite() && value >= 0.0, key, format!("{value} is not 0 or more"));
         at_least_one("batch_size", self.batch_size)?;
         at_least_one("masks_per_pair", self.masks_per_pair)?;
-        check(self.beta.is_finite() && self.beta > 0.0, "beta", format!("{} is not above 0", self.beta))?;
-        not_negative("lambda_und", self.lambda_und)?;
-        not_negative("lambda_gen", self.lambda_gen)?;
-        not_negative("weight_und", self.weight_und)?;
-        not_negative("weight_gen", self.weight_gen)?;
+        self.loss.validate()?;
         self.masking.validate()?;
         let dropout = self.prompt_dropout;
         check((0.0..=1.0).contains(&dropout), "prompt_dropout", format!("{dropout} is not a probability"))
@@ -304,22 +287,22 @@ impl<M: PairModel> PairDpo<M> {
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
         let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
         let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
-        let sides =
-            [("und", settings.lambda_und, settings.weight_und), ("gen", settings.lambda_gen, settings.weight_gen)];
+        let LossSettings { beta, anchor_und, anchor_gen, weight_und, weight_gen } = settings.loss;
+        let sides = [("und", anchor_und, weight_und), ("gen", anchor_gen, weight_gen)];
         let mut metrics = Metrics::new();
-        for (side, (name, lambda, _)) in sides.iter().enumerate() {
+        for (side, (name, anchor, _)) in sides.iter().enumerate() {
             let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
             if !log_probs.is_empty() {
                 let log_probs = PairLogProbs::detached(&log_probs)?;
-                metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, settings.beta, *lambda)?)?;
+                metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, beta, *anchor)?)?;
             }
         }
         let mut losses = Vec::with_capacity(parts.len());
         for (part, indices) in parts.iter().zip(indices.chunks(self.part)) {
             let mut weighted = Vec::new();
-            for (log_probs, (_, lambda, weight)) in part.iter().zip(sides) {
+            for (log_probs, (_, anchor, weight)) in part.iter().zip(sides) {
                 if let Some(log_probs) = log_probs {
-                    weighted.push((weight, settings.objective.side(log_probs, settings.beta, lambda)?));
+                    weighted.push((weight, settings.objective.side(log_probs, beta, anchor)?));
                 }
             }
             let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();

@@ -4,51 +4,81 @@
 //! `get_linear_schedule_with_warmup` and `get_cosine_schedule_with_warmup`: step 0 of a run with
 //! warm-up has learning rate 0, and the peak is reached at step `warmup_steps`.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// What the learning rate does after the warm-up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ScheduleKind {
-    /// It stays.
+    /// Stays at the peak.
     Constant,
-    /// It falls to 0 along a line.
+    /// Falls to 0 along a straight line.
     Linear,
-    /// It falls to 0 along half a cosine wave.
+    /// Falls to 0 along half a cosine wave, as in the paper.
     Cosine,
 }
 
-/// A learning-rate schedule over a run of known length.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+/// The learning rate of every step of a run of known length.
+///
+/// The rate rises from 0 to its peak over `warmup_steps`, then follows `kind` until `steps`.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
 pub struct Schedule {
-    /// What follows the warm-up.
+    /// Shape of the learning rate after the warm-up.
+    ///
+    /// Default: cosine.
+    /// Source: paper, training details; released code, `lr_scheduler.scheduler`.
     pub kind: ScheduleKind,
-    /// The peak.
+    /// Peak learning rate, reached at the end of the warm-up.
+    ///
+    /// Default: 2e-5.
+    /// Source: paper, training details; released code, `optimizer.params.learning_rate`.
+    #[schemars(range(min = 0.0))]
     pub learning_rate: f64,
-    /// Steps from 0 to the peak.
+    /// Optimizer steps over which the learning rate rises from 0 to its peak. Must be fewer than `steps`.
+    ///
+    /// Unit: optimizer steps.
+    /// Default: 300.
+    /// Source: released code, `lr_scheduler.params.warmup_steps`, where it is 5000 of 3000 steps and never ends.
+    #[schemars(range(max = 1_000_000_000))]
     pub warmup_steps: usize,
-    /// Steps of the whole run.
-    pub total_steps: usize,
+    /// Optimizer steps of the whole training of one iteration.
+    ///
+    /// Unit: optimizer steps.
+    /// Default: 3000.
+    /// Source: paper, training details; released code, `training.max_train_steps`.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
+    pub steps: usize,
+}
+
+impl Default for Schedule {
+    /// The paper's numbers, with a warm-up that fits.
+    fn default() -> Self {
+        Self { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 300, steps: 3000 }
+    }
 }
 
 impl Schedule {
-    /// The schedule, if its numbers agree: the warm-up of the released 512 configuration (5,000 steps
-    /// of a 3,000-step run) would never have reached its learning rate.
+    /// Checks that the numbers agree. The warm-up of the released 512 configuration (5,000 steps of a 3,000-step run)
+    /// would never have reached its peak.
+    ///
+    /// # Errors
+    /// Names the setting, its value and what is expected.
     pub fn validate(&self) -> Result<()> {
-        if self.total_steps == 0 {
-            return Err(setting("total_steps", "must be at least 1".into()));
+        if self.steps == 0 {
+            return Err(setting("schedule.steps", "must be at least 1".into()));
         }
-        if self.warmup_steps >= self.total_steps {
+        if self.warmup_steps >= self.steps {
             return Err(setting(
-                "warmup_steps",
-                format!("{} steps of warm-up do not fit into a run of {} steps", self.warmup_steps, self.total_steps),
+                "schedule.warmup_steps",
+                format!("{} steps of warm-up do not fit into a run of {} steps", self.warmup_steps, self.steps),
             ));
         }
         if !(self.learning_rate.is_finite() && self.learning_rate >= 0.0) {
-            return Err(setting("learning_rate", format!("{} is not a learning rate", self.learning_rate)));
+            return Err(setting("schedule.learning_rate", format!("{} is not a learning rate", self.learning_rate)));
         }
         Ok(())
     }
@@ -62,10 +92,10 @@ impl Schedule {
         if step < self.warmup_steps {
             return step as f64 / self.warmup_steps.max(1) as f64;
         }
-        let span = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+        let span = self.steps.saturating_sub(self.warmup_steps).max(1) as f64;
         match self.kind {
             ScheduleKind::Constant => 1.0,
-            ScheduleKind::Linear => self.total_steps.saturating_sub(step) as f64 / span,
+            ScheduleKind::Linear => self.steps.saturating_sub(step) as f64 / span,
             ScheduleKind::Cosine => {
                 let progress = (step - self.warmup_steps) as f64 / span;
                 (0.5 * (1.0 + (std::f64::consts::PI * progress).cos())).max(0.0)
@@ -84,7 +114,7 @@ mod tests {
     use super::*;
 
     fn schedule(kind: ScheduleKind) -> Schedule {
-        Schedule { kind, learning_rate: 2e-3, warmup_steps: 2, total_steps: 12 }
+        Schedule { kind, learning_rate: 2e-3, warmup_steps: 2, steps: 12 }
     }
 
     /// `train.lr` of the golden traces: torch 2.7.1 and transformers 4.46.3.
@@ -108,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_warmup_longer_than_the_run_is_refused() {
-        let released = Schedule { warmup_steps: 5000, total_steps: 3000, ..schedule(ScheduleKind::Cosine) };
+        let released = Schedule { warmup_steps: 5000, steps: 3000, ..schedule(ScheduleKind::Cosine) };
         let message = released.validate().unwrap_err().to_string();
         assert!(message.contains("5000") && message.contains("3000"), "{message}");
         assert!(schedule(ScheduleKind::Cosine).validate().is_ok());

@@ -307,13 +307,13 @@ impl<O: Objective> Trainer<O> {
     /// # Errors
     /// As [`Self::step`].
     pub fn run(&mut self, mut on_step: impl FnMut(&StepReport) -> ControlFlow<()>) -> Result<Outcome> {
-        while self.steps() < self.settings.schedule.total_steps && !self.stopped {
+        while self.steps() < self.settings.schedule.steps && !self.stopped {
             let report = self.step()?;
             if on_step(&report).is_break() {
                 return Ok(Outcome::Interrupted { step: self.steps() });
             }
         }
-        let ended = self.stopped && self.steps() < self.settings.schedule.total_steps;
+        let ended = self.stopped && self.steps() < self.settings.schedule.steps;
         Ok(if ended { Outcome::LikelihoodFell { step: self.steps() } } else { Outcome::Finished })
     }
 
@@ -355,12 +355,12 @@ impl<O: Objective> Trainer<O> {
         let record = StepRecord { step: step + 1, epoch, loss, grad_norm, learning_rate, metrics, warnings };
         self.metrics.append(&record)?;
         let checkpoint = if self.checkpoint_is_due() { Some(self.save()?) } else { None };
-        Ok(StepReport { record, total_steps: self.settings.schedule.total_steps, falls, checkpoint })
+        Ok(StepReport { record, total_steps: self.settings.schedule.steps, falls, checkpoint })
     }
 
     fn checkpoint_is_due(&self) -> bool {
         let (step, every) = (self.steps(), self.settings.checkpoint_every);
-        step == self.settings.schedule.total_steps || self.stopped || (every > 0 && step.is_multiple_of(every))
+        step == self.settings.schedule.steps || self.stopped || (every > 0 && step.is_multiple_of(every))
     }
 
     fn save(&mut self) -> Result<PathBuf> {

@@ -7,6 +7,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::metrics::Metrics;
@@ -14,15 +15,31 @@ use crate::metrics::Metrics;
 /// The names of the watched metrics: δ_win of both sides.
 pub const WATCHED: [&str; 2] = ["und/delta/chosen", "gen/delta/chosen"];
 
-/// When the watch speaks, and whether the run stops.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+/// Alarm on a falling likelihood of the winning captions and images.
+///
+/// Speaks when the mean of δ_win = log π(win) − log π_ref(win) over a window of steps is below `threshold` and below the
+/// mean of the window before.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct WatchSettings {
-    /// Steps per window, at least 1.
+    /// Length of a window over which δ_win is averaged.
+    ///
+    /// Unit: optimizer steps.
+    /// Default: 20.
+    /// Source: this program.
+    #[schemars(range(min = 1, max = 1_000_000_000))]
     pub window: usize,
-    /// Nats: a window whose mean δ_win is at or above it is fine.
+    /// Mean δ_win of a window at or above which there is no alarm. −3 means that a winner has become about twenty times
+    /// less likely than under the reference.
+    ///
+    /// Unit: nats.
+    /// Default: -3.0.
+    /// Source: this program.
     pub threshold: f64,
-    /// Stop there, with a checkpoint.
+    /// Whether training stops at the first alarm, with a checkpoint; otherwise the alarm is only logged.
+    ///
+    /// Default: false.
+    /// Source: this program.
     pub stop: bool,
 }
 

@@ -42,7 +42,7 @@ fn trainer(folder: &Path, accumulation: usize, again: bool, place: StatePlace) -
     let reference = player.frozen().unwrap().training(Products::Bf16).unwrap();
     let settings = PairDpoSettings { batch_size: 2, ..PairDpoSettings::default() };
     let objective = PairDpo::new(policy, reference, pairs(), settings, |_, _| {}).unwrap();
-    let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 1e-3, warmup_steps: 0, total_steps: 3 };
+    let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 1e-3, warmup_steps: 0, steps: 3 };
     let settings = TrainerSettings {
         accumulation,
         max_grad_norm: Some(1.0),

@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 use candle_core::{Device, Tensor, Var};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
 use hermesflow_train::{
-    CaptionMemory, LossKind, Masking, Objective, ObjectiveError, Pair, PairDpo, PairDpoSettings, Position, Schedule,
-    ScheduleKind, Sides, Trainer, TrainerSettings, TrainingPair,
+    CaptionMemory, LossKind, LossSettings, Masking, Objective, ObjectiveError, Pair, PairDpo, PairDpoSettings,
+    Position, Schedule, ScheduleKind, Sides, Trainer, TrainerSettings, TrainingPair,
 };
 
 const CODES: usize = 8;
@@ -102,6 +102,11 @@ fn pairs(count: usize) -> Vec<TrainingPair> {
         .collect()
 }
 
+/// An anchor on the images.
+fn anchored() -> LossSettings {
+    LossSettings { anchor_gen: 5.0, ..LossSettings::default() }
+}
+
 fn objective(settings: PairDpoSettings, count: usize) -> (PairDpo<Unigram>, Unigram, Unigram) {
     let (policy, reference) = (Unigram::new(0.0), Unigram::new(0.0));
     let pair_dpo = PairDpo::new(policy.clone(), reference.clone(), pairs(count), settings, |_, _| {}).unwrap();
@@ -119,7 +124,8 @@ fn scalar(tensor: &Tensor) -> f32 {
 #[test]
 fn a_fresh_policy_starts_at_two_ln_two() {
     for lambda in [0.0, 5.0] {
-        let settings = PairDpoSettings { lambda_und: lambda, lambda_gen: lambda, ..PairDpoSettings::default() };
+        let loss = LossSettings { anchor_und: lambda, anchor_gen: lambda, ..LossSettings::default() };
+        let settings = PairDpoSettings { loss, ..PairDpoSettings::default() };
         let (mut pair_dpo, ..) = objective(settings, 6);
         let step = pair_dpo.micro_batch(at(0)).unwrap();
         assert_eq!(scalar(&step.loss().unwrap()), 2.0 * std::f32::consts::LN_2);
@@ -218,7 +224,7 @@ fn training_orders_the_pairs_moves_every_parameter_and_no_reference() {
     let folder = tempfile::tempdir().unwrap();
     let (pair_dpo, policy, reference) = objective(PairDpoSettings::default(), 6);
     let (before, frozen) = (policy.values(), reference.values());
-    let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 0.05, warmup_steps: 0, total_steps: 30 };
+    let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 0.05, warmup_steps: 0, steps: 30 };
     let mut records = Vec::new();
     Trainer::new(pair_dpo, TrainerSettings::new(schedule), folder.path())
         .unwrap()
@@ -243,9 +249,9 @@ fn training_orders_the_pairs_moves_every_parameter_and_no_reference() {
 fn a_batch_of_4_is_4_micro_batches_of_1() {
     let run = |batch_size: usize, accumulation: usize| {
         let folder = tempfile::tempdir().unwrap();
-        let settings = PairDpoSettings { batch_size, lambda_gen: 5.0, ..PairDpoSettings::default() };
+        let settings = PairDpoSettings { batch_size, loss: anchored(), ..PairDpoSettings::default() };
         let (pair_dpo, policy, _) = objective(settings, 6);
-        let schedule = Schedule { kind: ScheduleKind::Linear, learning_rate: 0.05, warmup_steps: 1, total_steps: 8 };
+        let schedule = Schedule { kind: ScheduleKind::Linear, learning_rate: 0.05, warmup_steps: 1, steps: 8 };
         let settings = TrainerSettings { accumulation, ..TrainerSettings::new(schedule) };
         Trainer::new(pair_dpo, settings, folder.path()).unwrap().run(|_| ControlFlow::Continue(())).unwrap();
         policy.values()
@@ -258,8 +264,8 @@ fn a_batch_of_4_is_4_micro_batches_of_1() {
 #[test]
 fn a_killed_and_resumed_alignment_is_the_uninterrupted_one() {
     let run = |folder: &std::path::Path, until: usize| {
-        let (pair_dpo, policy, _) = objective(PairDpoSettings { lambda_gen: 5.0, ..PairDpoSettings::default() }, 6);
-        let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 0.05, warmup_steps: 1, total_steps: 11 };
+        let (pair_dpo, policy, _) = objective(PairDpoSettings { loss: anchored(), ..PairDpoSettings::default() }, 6);
+        let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 0.05, warmup_steps: 1, steps: 11 };
         let settings = TrainerSettings { checkpoint_every: 3, ..TrainerSettings::new(schedule) };
         Trainer::new(pair_dpo, settings, folder)
             .unwrap()
@@ -281,7 +287,7 @@ fn a_run_goes_on_with_its_own_pairs_only() {
     let run = |pairs: Vec<TrainingPair>| {
         let (policy, reference) = (Unigram::new(0.0), Unigram::new(0.0));
         let pair_dpo = PairDpo::new(policy, reference, pairs, PairDpoSettings::default(), |_, _| {}).unwrap();
-        let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 0.05, warmup_steps: 0, total_steps: 3 };
+        let schedule = Schedule { kind: ScheduleKind::Constant, learning_rate: 0.05, warmup_steps: 0, steps: 3 };
         let settings = TrainerSettings { checkpoint_every: 1, ..TrainerSettings::new(schedule) };
         let mut trainer = Trainer::new(pair_dpo, settings, folder.path()).map_err(|error| error.to_string())?;
         trainer.run(|_| ControlFlow::Break(())).map_err(|error| error.to_string())
@@ -410,11 +416,12 @@ fn unusable_pairs_and_settings_are_named() {
     let error = build(short, PairDpoSettings::default()).err().unwrap().to_string();
     assert!(error.contains("training pair r1") && error.contains("16 codes, the losing one 15"), "{error}");
     assert!(build(Vec::new(), PairDpoSettings::default()).is_err());
-    let error = build(pairs(3), PairDpoSettings { beta: 0.0, ..PairDpoSettings::default() }).err().unwrap();
-    assert!(error.to_string().contains("`beta`"), "{error}");
+    let loss = LossSettings { beta: 0.0, ..LossSettings::default() };
+    let error = build(pairs(3), PairDpoSettings { loss, ..PairDpoSettings::default() }).err().unwrap();
+    assert!(error.to_string().contains("`loss.beta`: 0 is not above 0"), "{error}");
     let settings = PairDpoSettings { prompt_dropout: 1.5, ..PairDpoSettings::default() };
     assert!(build(pairs(3), settings).is_err());
     let masking = Masking { min_masking_rate: 1.5, ..Masking::default() };
     let error = build(pairs(3), PairDpoSettings { masking, ..PairDpoSettings::default() }).err().unwrap();
-    assert!(error.to_string().contains("`min_masking_rate`"), "{error}");
+    assert!(error.to_string().contains("`masking.min_masking_rate`"), "{error}");
 }

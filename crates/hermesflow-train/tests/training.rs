@@ -80,8 +80,8 @@ impl Objective for Toy {
     }
 }
 
-fn settings(total_steps: usize) -> TrainerSettings {
-    let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 0.02, warmup_steps: 3, total_steps };
+fn settings(steps: usize) -> TrainerSettings {
+    let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 0.02, warmup_steps: 3, steps };
     TrainerSettings { max_grad_norm: Some(0.5), checkpoint_every: 5, ..TrainerSettings::new(schedule) }
 }
 

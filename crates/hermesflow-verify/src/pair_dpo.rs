@@ -211,7 +211,7 @@ fn training(loaded: &Loaded, sides: &[Side; 2], references: &[Pair<Tensor>; 2], 
         kind: case.schedule.kind,
         learning_rate: case.optimizer.learning_rate,
         warmup_steps: case.schedule.warmup_steps,
-        total_steps: case.schedule.total_steps,
+        steps: case.schedule.total_steps,
     };
     let rates: Vec<f64> = (0..case.steps).map(|step| schedule.learning_rate(step)).collect();
     let recorded = values(loaded.get("train.lr")?)?;

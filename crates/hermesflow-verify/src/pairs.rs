@@ -14,7 +14,7 @@ use hermesflow_nn::ops::Products;
 use hermesflow_nn::weights::Weights;
 use hermesflow_train::draws::ImageDraw;
 use hermesflow_train::loss::{PairLogProbs, pair_dpo};
-use hermesflow_train::{PairDpo, PairDpoSettings, Sides, TrainingPair};
+use hermesflow_train::{LossSettings, PairDpo, PairDpoSettings, Sides, TrainingPair};
 use serde_json::json;
 
 use crate::case::Loaded;
@@ -35,7 +35,8 @@ pub(crate) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
     ];
     let mut losses = Vec::new();
     for (name, sides, sot, Batch { pairs, draws }) in sides {
-        let settings = PairDpoSettings { sides, beta: loaded.case.beta, ..PairDpoSettings::default() };
+        let loss = LossSettings { beta: loaded.case.beta, ..LossSettings::default() };
+        let settings = PairDpoSettings { sides, loss, ..PairDpoSettings::default() };
         let all: Vec<usize> = (0..pairs.len()).collect();
         let open = |weights: &Weights| Ok::<_, Error>(model(loaded, weights.clone(), sot)?.training(Products::F32)?);
         let objective = PairDpo::new(open(&weights)?, open(&reference)?, pairs, settings, |_, _| {})?;

@@ -221,7 +221,7 @@ fn a_training_is_of_its_pairs_pictures_and_settings_and_stands_in_its_own_folder
         |output: &str| fs::read_to_string(workshop.path(output).join("train/metrics.jsonl")).unwrap().lines().count();
     assert_eq!((lines("out"), lines("second"), lines("longer")), (12, 12, 15));
     let message = workshop.fails(&["train", "run.yaml", "train.steps=15"]);
-    assert!(message.contains("train.steps: there 12, here 15") && message.contains("out/train"), "{message}");
+    assert!(message.contains("train.schedule.steps: there 12, here 15") && message.contains("out/train"), "{message}");
     // What moved is what it was.
     fs::rename(workshop.path("out"), workshop.path("moved")).unwrap();
     fs::rename(workshop.path("data"), workshop.path("records")).unwrap();

@@ -140,7 +140,7 @@ fn what_saves_memory_trains_the_same_model() {
     workshop.succeeds(&[&train[..], &saving].concat());
     assert!(kept == model("less"));
     let config = fs::read_to_string(workshop.path("less/train/config.yaml")).unwrap();
-    assert!(config.contains("checkpointing: true") && config.contains("optimizer_state: host"), "{config}");
+    assert!(config.contains("recompute: true") && config.contains("optimizer_state: host"), "{config}");
     // A folder is not refused for them.
     workshop.succeeds(
         &[&["run", "run.yaml", "iterations=1", "train.steps=3", "train.products=bf16"], &saving[..]].concat(),

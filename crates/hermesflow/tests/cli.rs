@@ -180,7 +180,10 @@ fn later_iterations_renew_the_pairs_of_the_same_records() {
     assert!(!workshop.path("data/initial_data_iter2.json").exists(), "one set of records");
     assert!(workshop.path("data/generated_images_iter2").is_dir());
     let message = workshop.fails(&["run", "run.yaml", "data.fresh=false", "train.steps=13"]);
-    assert!(message.contains("out/config.yaml") && message.contains("train.steps: there 12, here 13"), "{message}");
+    assert!(
+        message.contains("out/config.yaml") && message.contains("train.schedule.steps: there 12, here 13"),
+        "{message}"
+    );
     workshop.succeeds(&["run", "run.yaml", "data.fresh=false", "iterations=3"]);
     assert!(workshop.path("out/train_iter3/model/pytorch_model.safetensors").is_file(), "a run can be continued");
 }

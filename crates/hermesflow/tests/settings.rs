@@ -40,9 +40,19 @@ fn an_error_says_where_the_value_came_from_and_what_was_meant() {
             "50 steps of warm-up do not fit into a run of 12 steps (from the argument train.warmup",
         ),
         ("imagine.images=many", "imagine.images: invalid type: string \"many\", expected a whole number"),
-        ("train.stepz=3", "train.stepz: there is no such key; did you mean train.steps?"),
-        ("warmup_steps=3", "warmup_steps: there is no such key; did you mean train.warmup_steps?"),
-        ("steps=3", "did you mean imagine.steps or train.steps?"),
+        ("train.stepz=3", "train.stepz: there is no such key; did you mean train.schedule.steps?"),
+        ("train.schedule.stepz=3", "train.schedule.stepz: there is no such key; did you mean train.schedule.steps?"),
+        (
+            "train.schedule.steps=0",
+            "train.schedule.steps: must be at least 1 (from the argument train.schedule.steps=0)",
+        ),
+        ("train.schedule=cosin", "train.schedule: unknown variant `cosin`"),
+        (
+            "train={steps: 3, schedule: {steps: 4}}",
+            "train.steps: is the earlier name of train.schedule.steps, which is given too",
+        ),
+        ("warmup_steps=3", "warmup_steps: there is no such key; did you mean train.schedule.warmup_steps?"),
+        ("steps=3", "did you mean imagine.steps or train.schedule.steps?"),
         ("trian.steps=3", "trian: there is no such key; did you mean train? (from the argument trian.steps=3)"),
         ("data.scenes.record=3", "did you mean data.scenes.records?"),
         ("train.anchor_und=-1", "train.anchor_und: -1 is not 0 or more"),
@@ -56,11 +66,12 @@ fn an_error_says_where_the_value_came_from_and_what_was_meant() {
         ("warmup_steps", "warmup_stepz", "bad.yaml, line 12: train.warmup_stepz: there is no such key; did you mean"),
         ("top_k: 20", "top_k: many", "bad.yaml, line 7: caption.candidates[1].top_k: invalid type"),
         ("seed: 5", "seed: -5", "bad.yaml, line 2: seed: "),
+        ("steps: 12,", "steps: 12, schedule: { steps: 12 },", "bad.yaml, line 12: train.steps: is the earlier name of"),
         ("seed: 5", "sed: 5", "bad.yaml, line 2: sed: there is no such key; did you mean seed?"),
         (
             "warmup_steps: 2, ",
             "",
-            "bad.yaml: train.warmup_steps: 300 steps of warm-up do not fit into a run of 12 steps (train.warmup_steps has its default)",
+            "bad.yaml: train.schedule.warmup_steps: 300 steps of warm-up do not fit into a run of 12 steps (train.schedule.warmup_steps has its default)",
         ),
     ] {
         workshop.write("bad.yaml", &RUN.replacen(from, to, 1));
@@ -78,7 +89,10 @@ fn configurations_are_inside_the_program() {
     for name in names.lines() {
         let printed = workshop.succeeds(&["config", name]);
         let file = format!("../../configs/{name}.yaml");
-        assert_eq!(printed, fs::read_to_string(file).unwrap());
+        let text = fs::read_to_string(file).unwrap();
+        let (schema, rest) = text.split_once('\n').unwrap();
+        assert!(schema.starts_with("# yaml-language-server: $schema="), "{schema}");
+        assert_eq!(printed, rest, "a copy has no schema beside it");
     }
     assert!(names.contains("scenes") && names.contains("paper"));
     let message = workshop.fails(&["config", "scene"]);

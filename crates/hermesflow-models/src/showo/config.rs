@@ -140,7 +140,7 @@ impl ShowoConfig {
 }
 
 /// The `config.json` of the Phi decoder in Show-o. Absent keys have the values of Phi-1.5.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct PhiConfig {
     /// The width of the residual stream. Default: 2048.
     #[serde(default = "d2048")]

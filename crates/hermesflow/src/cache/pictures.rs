@@ -2,7 +2,7 @@
 //! it, and encoded once: its codes are kept ([`super::codes`]) and stay the same from stage to stage and from one
 //! iteration to the next.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use anyhow::Result;
@@ -53,11 +53,11 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     /// # Errors
     /// Names the file when it is missing or broken, and what to do.
     pub fn open(&self, path: &Path) -> Result<OpenedView> {
-        let mut file = self.look_up(path)?;
-        if let Some(view) = file.codes.take().and_then(|codes| self.model.view_of_codes(codes)) {
+        let (key, known, decode) = self.look_up(path)?;
+        if let Some(view) = known.and_then(|codes| self.model.view_of_codes(codes)) {
             return Ok(Opened::Known(view));
         }
-        Ok(Opened::Picture(file.key, self.model.prepare(file.decode()?)?))
+        Ok(Opened::Picture(key, self.model.prepare(decode()?)?))
     }
 
     /// Decodes a picture whose codes are wanted; does not run the model, and can be called on any thread.
@@ -65,19 +65,20 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     /// # Errors
     /// As [`PictureReader::open`].
     pub fn open_codes(&self, path: &Path) -> Result<OpenedCodes> {
-        let mut file = self.look_up(path)?;
-        if let Some(codes) = file.codes.take() {
+        let (key, known, decode) = self.look_up(path)?;
+        if let Some(codes) = known {
             return Ok(Opened::Known(codes));
         }
-        Ok(Opened::Picture(file.key, fit_square(file.decode()?, self.model.resolution(), Centre::HalfToEven)?))
+        Ok(Opened::Picture(key, fit_square(decode()?, self.model.resolution(), Centre::HalfToEven)?))
     }
 
-    /// Reads a picture's file and looks its codes up.
-    fn look_up(&self, path: &Path) -> Result<PictureFile> {
+    /// A picture's key and its codes, if they are known; and what decodes its pixels.
+    fn look_up(&self, path: &Path) -> Result<(PictureKey, Option<Vec<u32>>, impl FnOnce() -> Result<RgbImage>)> {
         let path = self.pictures.find(path)?;
         let bytes = preprocess::read(&path)?;
         let key = key(&bytes);
-        Ok(PictureFile { codes: self.known().get(&key), key, path, bytes })
+        let known = self.known().get(&key);
+        Ok((key, known, move || Ok(preprocess::decode(&bytes, &path)?.into_rgb8())))
     }
 
     /// The pictures as the model understands them.
@@ -110,21 +111,6 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
 
     fn known(&self) -> MutexGuard<'_, KnownCodes> {
         self.codes.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// A picture's file in memory.
-struct PictureFile {
-    path: PathBuf,
-    bytes: Vec<u8>,
-    key: PictureKey,
-    /// The codes of the picture, if they are cached.
-    codes: Option<Vec<u32>>,
-}
-
-impl PictureFile {
-    fn decode(&self) -> Result<RgbImage> {
-        Ok(preprocess::decode(&self.bytes, &self.path)?.into_rgb8())
     }
 }
 

@@ -21,7 +21,7 @@ pub struct ConfigArgs {
     /// as hermesflow_pairdpo.yaml, will do
     pub config: PathBuf,
 
-    /// Single keys to change, such as train.steps=100 imagine.images=4
+    /// Single keys to change, such as train.schedule.steps=100 imagine.images=4 (`hermesflow keys` lists all keys)
     ///
     /// Over a file of the original its own keys may be given too, as to its Python scripts: training.batch_size=4
     /// optimizer.params.learning_rate=1e-5 guidance_scale=5 generation_timesteps=50.

@@ -25,7 +25,13 @@ pub fn run(args: Args) -> Result<()> {
         None => say!("{}", names.join("\n"))?,
         Some(name) => {
             let named = || format!("{name:?} is none of {}", names.join(", "));
-            say!("{}", preset(name).with_context(named)?.trim_end())?;
+            let text = preset(name).with_context(named)?;
+            // The schema that the first line names is not there beside a copy.
+            let text = text
+                .strip_prefix("# yaml-language-server:")
+                .and_then(|rest| rest.split_once('\n'))
+                .map_or(text, |(_, rest)| rest);
+            say!("{}", text.trim_end())?;
         }
     }
     Ok(())

@@ -49,7 +49,7 @@ const ARMS: [Arm; 8] = [
     Arm {
         name: "no-anchor",
         what: "λ = 0, the paper's loss",
-        overrides: &["train.anchor_und=0", "train.anchor_gen=0"],
+        overrides: &["train.loss.anchor_und=0", "train.loss.anchor_gen=0"],
     },
 ];
 

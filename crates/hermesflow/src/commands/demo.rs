@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
 
-    /// Single keys of the configuration scenes to change, such as train.anchor_gen=0
+    /// Single keys of the configuration scenes to change, such as train.loss.anchor_gen=0
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }
@@ -75,8 +75,14 @@ pub fn run(args: Args) -> Result<()> {
     ];
     if args.quick {
         overrides.extend(
-            ["data.scenes.records=24", "imagine.images=4", "train.steps=12", "train.warmup_steps=2", "iterations=1"]
-                .map(String::from),
+            [
+                "data.scenes.records=24",
+                "imagine.images=4",
+                "train.schedule.steps=12",
+                "train.schedule.warmup_steps=2",
+                "iterations=1",
+            ]
+            .map(String::from),
         );
     }
     overrides.extend(args.iterations.map(|iterations| format!("iterations={iterations}")));

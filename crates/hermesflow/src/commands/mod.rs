@@ -6,6 +6,7 @@ mod args;
 mod ask;
 mod bench;
 mod caption;
+mod completions;
 mod config;
 mod controls;
 mod convert;
@@ -18,6 +19,8 @@ mod imagine;
 mod import;
 mod inpaint;
 mod judge;
+mod keys;
+mod man;
 mod mmu;
 mod pair;
 mod pretrain;
@@ -95,6 +98,7 @@ commands! {
     Reconstruct in reconstruct,
     Controls in controls,
     Config in config,
+    Keys in keys,
     Pretrain in pretrain,
     Judge in judge,
     Fetch in fetch,
@@ -102,4 +106,6 @@ commands! {
     Verify in verify,
     Bench in bench,
     RandomModel in random_model,
+    Completions in completions,
+    Man in man,
 }

@@ -8,28 +8,21 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
 use crate::models::backbone::ADDED_TOKENS;
-use crate::models::backbone::{
-    Magvit, MagvitConfig, Model, PhiConfig, ShowoConfig, ShowoTokenizer, load_magvit, write_json,
-};
+use crate::models::backbone::{Magvit, Model, ShowoConfig, ShowoTokenizer, load_magvit, write_json};
 use crate::models::backbone::{VqLossWeights, random_magvit, random_showo, train_tokenizer};
 use anyhow::{Context, ensure};
 use hermesflow_models::{DType, Device, Weights};
 use hermesflow_records::derive_seed;
-use hermesflow_train::{
-    AdamWSettings, Masking, Objective, Outcome, Schedule, ScheduleKind, StepReport, Trainer, TrainerSettings,
-    checkpoint,
-};
-use serde::{Deserialize, Serialize};
+use hermesflow_train::{Masking, Objective, Outcome, StepReport, Trainer, TrainerSettings, checkpoint};
 use serde_json::{Value, json};
 
-use crate::config::overrides;
-use crate::config::{self, Sources};
+use crate::config::PretrainConfig;
 use crate::digest;
 use crate::files::lock::Lock;
 use crate::files::{self, NewFolder};
 use crate::made::{Origin, Results};
 use crate::progress::Progress;
-use crate::world::pretraining::{BasePretraining, PretrainingMix, VqPretraining};
+use crate::world::pretraining::{BasePretraining, VqPretraining};
 
 /// Train the image tokenizer and the base model of the scenes world from nothing.
 ///
@@ -60,74 +53,9 @@ pub struct Args {
     stop_after: Option<usize>,
 }
 
-/// The numbers of a pretraining.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PretrainConfig {
-    seed: u64,
-    output: PathBuf,
-    tokenizer: TokenizerSettings,
-    vq: VqSettings,
-    base: BaseSettings,
-    checkpoint_every: usize,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct TokenizerSettings {
-    vocab_size: usize,
-    lines: usize,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VqSettings {
-    model: MagvitConfig,
-    commitment: f64,
-    entropy: f64,
-    salience: f64,
-    harden_steps: usize,
-    batch_size: usize,
-    steps: usize,
-    learning_rate: f64,
-    warmup_steps: usize,
-    weight_decay: f64,
-    max_grad_norm: f64,
-}
-
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct BaseSettings {
-    model: PhiConfig,
-    max_text_len: usize,
-    caption_question: String,
-    stages: Vec<StageSettings>,
-}
-
-/// One stage of the base model's training: it begins with the weights of the stage before and a fresh optimizer.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct StageSettings {
-    mix: PretrainingMix,
-    steps: usize,
-    learning_rate: f64,
-    warmup_steps: usize,
-    weight_decay: f64,
-    max_grad_norm: f64,
-}
-
-/// The keys that hold a text or a path: behind the file their values are taken as they stand.
-const TEXTS: [&str; 2] = ["output", "base.caption_question"];
-
 /// Runs the command.
 pub fn run(args: Args) -> anyhow::Result<()> {
-    let yaml = config::read(&args.config)?;
-    let mut config: PretrainConfig = overrides::parse(&yaml, &args.overrides, &TEXTS).map_err(|error| {
-        let defaults =
-            config::preset("pretrain-scenes").and_then(|text| overrides::tree(text).ok()).unwrap_or_default();
-        let file = Some(args.config.display().to_string());
-        Sources { file, text: &yaml, overrides: &args.overrides, defaults: &defaults }.explain(&error)
-    })?;
+    let mut config = PretrainConfig::load(&args.config, &args.overrides)?;
     config.seed = args.seed.unwrap_or(config.seed);
     let output = config.output.clone();
     let dir = |name: &str| output.join(name);
@@ -260,8 +188,7 @@ fn vq_stage(
         batch_size: settings.batch_size,
         seed: derive_seed(config.seed, &[2]),
     };
-    let numbers = (settings.steps, settings.learning_rate, settings.warmup_steps, settings.weight_decay);
-    let trainer = trainer_settings(numbers, settings.max_grad_norm, config.checkpoint_every);
+    let trainer = settings.trainer(config.checkpoint_every);
     if !train("image tokenizer", objective, trainer, &folder.join("training"), stop_after)? {
         return Ok(None);
     }
@@ -327,8 +254,7 @@ fn base_stage(
             caption_question: settings.caption_question.clone(),
             seed,
         };
-        let numbers = (stage.steps, stage.learning_rate, stage.warmup_steps, stage.weight_decay);
-        let trainer = trainer_settings(numbers, stage.max_grad_norm, config.checkpoint_every);
+        let trainer = stage.trainer(config.checkpoint_every);
         if !train(&name, objective, trainer, &folder.join(&trainings[number]), stop_after)? {
             return Ok(None);
         }
@@ -356,22 +282,6 @@ fn text_vocabulary(tokenizer: &[u8]) -> anyhow::Result<usize> {
     Ok(ids.chain(added).max().context("has an empty vocabulary")? as usize + 1)
 }
 
-fn trainer_settings(
-    (steps, learning_rate, warmup_steps, weight_decay): (usize, f64, usize, f64),
-    max_grad_norm: f64,
-    checkpoint_every: usize,
-) -> TrainerSettings {
-    let kind = ScheduleKind::Cosine;
-    let schedule = Schedule { kind, learning_rate, warmup_steps, total_steps: steps };
-    TrainerSettings {
-        optimizer: AdamWSettings { weight_decay, beta2: 0.98, ..AdamWSettings::default() },
-        max_grad_norm: Some(max_grad_norm),
-        watch: None,
-        checkpoint_every,
-        ..TrainerSettings::new(schedule)
-    }
-}
-
 fn train<O: Objective>(
     what: &str,
     objective: O,
@@ -384,7 +294,7 @@ fn train<O: Objective>(
     for (checkpoint, why) in trainer.passed_over() {
         progress.log(format!("WARNING: {} cannot be read and is skipped: {why}", checkpoint.display()));
     }
-    let task = progress.task(what, "steps", settings.schedule.total_steps, trainer.steps());
+    let task = progress.task(what, "steps", settings.schedule.steps, trainer.steps());
     let mut made = 0;
     let outcome = trainer.run(|report: &StepReport| {
         made += 1;

@@ -20,7 +20,9 @@ use crate::run::{before, folder};
 /// train_iterN/model. Kill it anywhere and start it again: it continues by record and by checkpoint, and ends with the
 /// files of an undisturbed run, byte for byte.
 ///
-/// Example: hermesflow run scenes iterations=1 train.steps=100 --seed 3
+/// All keys of the file: hermesflow keys.
+///
+/// Example: hermesflow run scenes iterations=1 train.schedule.steps=100 --seed 3
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]

@@ -1,66 +1,62 @@
-//! What no setting may be, whatever it means: a number that the model's f32 cannot hold, or a size that only a mistake
-//! asks for.
-
-use std::ops::RangeInclusive;
+//! Ranges of single keys, as their structures declare them, and what no number may be: one that f32 cannot hold.
 
 use anyhow::{Result, ensure};
+use serde::Serialize;
+use serde_json::Value as Schema;
 use serde_yaml_ng::Value;
 
-use super::RunConfig;
+use super::keys::{Keys, object};
 
-/// Checks every number of a configuration.
+/// Checks every value of a configuration that was read.
 ///
 /// # Errors
-/// Names the key and what is expected.
-pub fn check(config: &RunConfig) -> Result<()> {
-    let RunConfig { data, caption, imagine, answer, judges, train, .. } = config;
-    let sizes: [(&str, usize, RangeInclusive<usize>); 15] = [
-        ("iterations", config.iterations, 1..=10_000),
-        ("data.chunk", data.chunk, 1..=10_000),
-        ("data.scenes.records", data.scenes.map_or(1, |scenes| scenes.records), 1..=100_000_000),
-        ("caption.candidates, how many:", caption.candidates.len(), 2..=1000),
-        ("caption.max_new_tokens", caption.max_new_tokens, 1..=100_000),
-        ("imagine.images", imagine.images, 2..=10_000),
-        ("imagine.steps", imagine.steps, 1..=10_000),
-        ("answer.max_new_tokens", answer.max_new_tokens, 1..=100_000),
-        ("judges.beams", judges.beams, 1..=64),
-        ("train.steps", train.steps, 0..=1_000_000_000),
-        ("train.warmup_steps", train.warmup_steps, 0..=1_000_000_000),
-        ("train.batch_size", train.batch_size, 0..=10_000),
-        ("train.accumulation", train.accumulation, 0..=1_000_000),
-        ("train.masks_per_pair", train.masks_per_pair, 0..=1000),
-        ("train.keep", train.keep, 0..=1_000_000),
-    ];
-    for (key, size, range) in sizes {
-        ensure!(range.contains(&size), "{key}: {size} is not within {} … {}", range.start(), range.end());
-    }
-    numbers("", &serde_yaml_ng::to_value(config)?)
+/// Names the key, its value and what is expected.
+pub fn check(config: &impl Serialize, keys: &Keys) -> Result<()> {
+    within("", &serde_yaml_ng::to_value(config)?, keys.schema())
 }
 
-/// Checks that every number of a tree is one in f32 too: neither NaN nor infinite, nor 0 unless it is 0.
-fn numbers(key: &str, value: &Value) -> Result<()> {
+fn within(key: &str, value: &Value, schema: &Schema) -> Result<()> {
     match value {
         Value::Mapping(map) => map.iter().try_for_each(|(name, inner)| {
             let name = name.as_str().unwrap_or_default();
-            numbers(&if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") }, inner)
+            let inside = object(schema).map_or(&Schema::Null, |section| &section["properties"][name]);
+            within(&if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") }, inner, inside)
         }),
         Value::Sequence(list) => {
-            list.iter().enumerate().try_for_each(|(at, inner)| numbers(&format!("{key}[{at}]"), inner))
+            let (least, most) = (schema["minItems"].as_u64().unwrap_or(0), schema["maxItems"].as_u64());
+            let good = (least..=most.unwrap_or(u64::MAX)).contains(&(list.len() as u64));
+            ensure!(good, "{key}: {} entries are not within {least} … {}", list.len(), most.unwrap_or(u64::MAX));
+            let inside = &schema["items"];
+            list.iter().enumerate().try_for_each(|(at, inner)| within(&format!("{key}[{at}]"), inner, inside))
         }
-        Value::Number(number) if number.is_f64() => {
-            let number = number.as_f64().unwrap_or(f64::NAN);
-            let computed = number as f32;
-            let good = computed.is_finite() && (computed != 0.0 || number == 0.0);
+        Value::Number(number) => {
+            let value = number.as_f64().unwrap_or(f64::NAN);
+            let computed = value as f32;
+            let good = computed.is_finite() && (computed != 0.0 || value == 0.0);
             ensure!(good, "{key}: {number} is no number that can be computed with (in 32 bits it is {computed})");
-            Ok(())
+            range(key, number, schema)
         }
         _ => Ok(()),
     }
 }
 
+fn range(key: &str, number: &serde_yaml_ng::Number, schema: &Schema) -> Result<()> {
+    let value = number.as_f64().unwrap_or(f64::NAN);
+    match (schema["minimum"].as_f64(), schema["maximum"].as_f64()) {
+        (None, None) => {}
+        (Some(least), Some(most)) => {
+            ensure!((least..=most).contains(&value), "{key}: {number} is not within {least} … {most}");
+        }
+        (Some(least), None) => ensure!(value >= least, "{key}: {number} is not {least} or more"),
+        (None, Some(most)) => ensure!(value <= most, "{key}: {number} is more than {most}"),
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use super::super::RunConfig;
     use super::*;
 
     fn problem(argument: &str) -> String {
@@ -69,7 +65,7 @@ mod tests {
 
     #[test]
     fn no_number_leaves_what_can_be_computed_with() {
-        check(&RunConfig::default()).unwrap();
+        check(&RunConfig::default(), Keys::run()).unwrap();
         for (argument, key) in [
             ("imagine.guidance=1e39", "imagine.guidance: "),
             ("imagine.guidance=.inf", "imagine.guidance: "),
@@ -80,6 +76,7 @@ mod tests {
                 "caption.candidates[1].temperature: ",
             ),
             ("train.weight_decay=1e300", "train.weight_decay: "),
+            ("train.optimizer.weight_decay=1e300", "train.optimizer.weight_decay: "),
             ("train.eps=1e-60", "train.eps: "),
             ("judges.bertscore_baseline=-.inf", "judges.bertscore_baseline: "),
         ] {

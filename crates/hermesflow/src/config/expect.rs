@@ -6,28 +6,46 @@
 use anyhow::{Result, bail, ensure};
 use hermesflow_models::showo::ShowoConfig;
 use hermesflow_models::showo::config::ADDED_TOKENS;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What the checkpoint must be; absent numbers may be any.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+/// Facts that the checkpoint must fulfil; those that are absent may be anything. They are compared with its `config.json`.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct Expect {
-    /// Text tokens, added tokens, image tokens and the mask token.
+    /// Size of the whole vocabulary: text tokens, added tokens, image tokens and the mask token.
+    ///
+    /// Unit: tokens.
+    /// Source: released code, `model.showo.vocab_size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub vocab_size: Option<usize>,
-    /// Text tokens without the added ones.
+    /// Number of text tokens, without the added ones.
+    ///
+    /// Unit: tokens.
+    /// Source: released code, `model.showo.llm_vocab_size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub llm_vocab_size: Option<usize>,
-    /// Codes of the image tokenizer.
+    /// Number of codes of the image tokenizer.
+    ///
+    /// Unit: codes.
+    /// Source: released code, `model.showo.codebook_size`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub codebook_size: Option<usize>,
-    /// Tokens per image.
+    /// Number of tokens of an image.
+    ///
+    /// Unit: tokens.
+    /// Source: released code, `model.showo.num_vq_tokens`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub image_tokens: Option<usize>,
-    /// The side of its images in pixels.
+    /// Side of the images.
+    ///
+    /// Unit: pixels.
+    /// Source: released code, `dataset.params.resolution`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub resolution: Option<usize>,
-    /// Whether it understands images by CLIP features.
+    /// Whether the model understands images by features of CLIP.
+    ///
+    /// Source: released code, `model.showo.w_clip_vit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<bool>,
 }

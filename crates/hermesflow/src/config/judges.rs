@@ -1,18 +1,17 @@
 //! The judges of a run: which judge each stage asks, and where their models come from.
 //!
 //! A judge is a variant of one of the four enums here. A judge with weights also has a key in [`JudgeSettings`], with its
-//! default, and a line in its enum's `model`. [`crate::judges`] loads them.
+//! default, and a line in its enum's `model`. The folder `judges` loads them.
 
 use std::path::PathBuf;
 
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{ImageJudge, RunConfig};
-
 /// The measure of how similar a caption is to the true one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Similarity {
     /// `lexical` for the embedded model, `bert` for all others
@@ -28,7 +27,7 @@ pub enum Similarity {
 }
 
 /// The judge that finds the choice which a free reply means.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Matcher {
     /// `lexical` for the embedded model, `sbert` for all others
@@ -40,7 +39,7 @@ pub enum Matcher {
 }
 
 /// The source of the questions that images are judged by.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Writer {
     /// `scenes` for the embedded model, `llama` for all others
@@ -56,7 +55,7 @@ pub enum Writer {
 }
 
 /// The filter that decides which questions are kept.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema, ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Filter {
     /// `unifiedqa` for the writer `llama`, else `none`
@@ -69,25 +68,49 @@ pub enum Filter {
 
 /// The models of judges with weights: names on the hub (`organisation/model`, or `organisation/model@revision`) or
 /// folders.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct JudgeSettings {
-    /// The model of `pair.similarity: bert`.
+    /// Model of `pair.similarity: bert`.
+    ///
+    /// Default: bert-large-uncased.
+    /// Source: released code.
     pub bert: String,
-    /// The model of `pair.similarity: sbert` and of `answer.matcher: sbert`.
+    /// Model of `pair.similarity: sbert` and of `answer.matcher: sbert`.
+    ///
+    /// Default: sentence-transformers/all-mpnet-base-v2.
+    /// Source: released code (TIFA).
     pub sbert: String,
-    /// The model of `pair.similarity: bertscore`: a BERT or an MPNet.
+    /// Model of `pair.similarity: bertscore`: a BERT or an MPNet.
+    ///
+    /// Default: bert-large-uncased.
+    /// Source: this program.
     pub bertscore: String,
-    /// The layer whose states BERTScore compares (0: the embeddings); by default the one that BERTScore's authors chose
-    /// for the model.
+    /// Layer whose states BERTScore compares, counted from 1. `null` is the one that BERTScore's authors chose for the model.
+    ///
+    /// Source: BERTScore.
     pub bertscore_layer: Option<usize>,
-    /// The F1 of unrelated captions, to which BERTScore is rescaled as 0; without it, scores are not rescaled.
+    /// F1 of unrelated captions, to which BERTScore is rescaled as 0. `null` does not rescale.
+    ///
+    /// Source: BERTScore.
+    #[schemars(range(min = -1.0, max = 1.0))]
     pub bertscore_baseline: Option<f64>,
-    /// The model of `ask.filter: unifiedqa`.
+    /// Model of `ask.filter: unifiedqa`.
+    ///
+    /// Default: allenai/unifiedqa-v2-t5-large-1363200.
+    /// Source: released code (TIFA).
     pub unifiedqa: String,
-    /// The model of `ask.writer: llama`: a folder of safetensors, or a `.gguf` file with its tokenizer.json beside it.
+    /// Model of `ask.writer: llama`: a folder of safetensors, or a `.gguf` file with its tokenizer.json beside it.
+    ///
+    /// Default: tifa-benchmark/llama2_tifa_question_generation.
+    /// Source: released code (TIFA).
     pub llama: String,
-    /// Beams of the search with which `ask.writer: llama` writes, from 1 (greedy) to 64.
+    /// Beams of the search with which `ask.writer: llama` writes; 1 is greedy.
+    ///
+    /// Unit: beams.
+    /// Default: 5.
+    /// Source: released code (TIFA).
+    #[schemars(range(min = 1, max = 64))]
     pub beams: usize,
 }
 
@@ -207,16 +230,8 @@ impl Filter {
     }
 }
 
-/// The keys of the models of all judges, each once.
-pub fn model_keys() -> Vec<ModelKey> {
-    let similarities = Similarity::value_variants().iter().map(|judge| judge.model());
-    let matchers = Matcher::value_variants().iter().map(|judge| judge.model());
-    let writers = Writer::value_variants().iter().map(|judge| judge.model());
-    let filters = Filter::value_variants().iter().map(|judge| judge.model());
-    each_once(similarities.chain(matchers).chain(writers).chain(filters))
-}
-
-fn each_once(keys: impl Iterator<Item = Option<ModelKey>>) -> Vec<ModelKey> {
+/// Keys without those that are missing or were there before.
+pub(super) fn each_once(keys: impl Iterator<Item = Option<ModelKey>>) -> Vec<ModelKey> {
     let mut found: Vec<ModelKey> = Vec::new();
     for key in keys.flatten() {
         if found.iter().all(|other| other.name != key.name) {
@@ -226,25 +241,24 @@ fn each_once(keys: impl Iterator<Item = Option<ModelKey>>) -> Vec<ModelKey> {
     found
 }
 
-impl RunConfig {
-    /// The keys of the models of the judges that this run asks, each once.
-    pub fn judge_models(&self) -> Vec<ModelKey> {
-        let of_images = [self.answer.matcher.model(), self.ask.writer.model(), self.ask.filter.model()];
-        let of_images = of_images.into_iter().filter(|_| self.pair.judge == ImageJudge::Itself);
-        each_once([self.pair.similarity.model()].into_iter().chain(of_images))
-    }
-}
-
 /// The questions that images are judged by.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct AskSettings {
-    /// The source of the questions.
+    /// Source of the questions that images are judged by.
+    ///
+    /// Default: auto.
+    /// Source: released code, which has llama (TIFA).
     pub writer: Writer,
-    /// The filter that decides which of them are kept.
+    /// Filter that decides which questions are kept.
+    ///
+    /// Default: auto.
+    /// Source: released code, which has unifiedqa (TIFA).
     pub filter: Filter,
-    /// For `writer: file`: a file of questions in the form of `vqa_data.json`, of TIFA's benchmark or of JourneyDB's
+    /// File of questions for `ask.writer: file`, in the form of `vqa_data.json`, of TIFA's benchmark or of JourneyDB's
     /// annotation.
+    ///
+    /// Source: this program.
     pub file: Option<PathBuf>,
 }
 

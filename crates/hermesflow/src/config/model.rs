@@ -3,30 +3,47 @@
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::device::DeviceName;
 use hermesflow_models::{DType, Device};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Expect;
+use super::expect::Expect;
 
 /// The model that a run begins with.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// `embedded` (the small model inside this program), a Show-o checkpoint's folder, or its name on the hub.
+    /// The model: `embedded` (the small one inside this program), a Show-o checkpoint's folder, or its name on the hub.
+    ///
+    /// Default: embedded.
+    /// Source: released code, `model.showo.pretrained_model_path`.
     pub showo: String,
-    /// The image tokenizer's folder or name; none is the published one.
+    /// The image tokenizer: its folder, or its name on the hub. `null` is showlab/magvitv2, or the embedded model's own.
+    ///
+    /// Source: released code, `model.vq_model.vq_model_name`.
     pub vq: Option<String>,
-    /// The text tokenizer's `tokenizer.json`, the folder that holds one, or a name; none is Phi-1.5's.
+    /// The text tokenizer: its `tokenizer.json`, the folder that holds one, or a name on the hub. `null` is
+    /// microsoft/phi-1_5, or the embedded model's own.
+    ///
+    /// Source: released code, `model.showo.llm_model_path`.
     pub tokenizer: Option<String>,
-    /// The folder or name of the CLIP vision tower, for a checkpoint that understands by its features (`w_clip_vit`);
-    /// none is the published one.
+    /// The CLIP vision tower of a checkpoint that understands images by its features (`w_clip_vit`): its folder, or its name
+    /// on the hub. `null` is openai/clip-vit-large-patch14-336.
+    ///
+    /// Source: Show-o.
     pub clip: Option<String>,
-    /// The type in which the decoder's matrices are held while it captions, imagines and answers, and those of the
-    /// reference while it trains. What is trained is in f32; its products follow `train.products`.
+    /// Type in which the decoder's matrices are held while it captions, generates and answers, and those of the reference
+    /// while it trains. What is trained is in f32; its matrix products follow `train.products`.
+    ///
+    /// Default: f32.
+    /// Source: this program; the released code infers in f32.
     pub dtype: DTypeName,
-    /// `cpu`, `cuda:N` where this build has it, or `auto`: the first GPU, if there is one and the model is not the embedded
-    /// one, else the CPU; what was chosen stands in config.yaml.
+    /// Device: `cpu`, `cuda:N` (in a build for GPUs), or `auto`: the first GPU if there is one and the model is not the
+    /// embedded one, else the CPU. config.yaml says which was chosen.
+    ///
+    /// Default: cpu.
+    /// Source: this program.
     pub device: String,
-    /// What the checkpoint must be.
+    /// Facts that the checkpoint must fulfil; those that are absent may be anything.
     #[serde(skip_serializing_if = "Expect::is_empty")]
     pub expect: Expect,
 }
@@ -104,12 +121,12 @@ impl ModelSettings {
     }
 }
 
-/// The types that weights can have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Type in which weights are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeName {
-    /// `bf16` where the device multiplies it faster (AVX512-BF16, or a GPU from compute capability 8 on), else `f32`; what
-    /// was chosen stands in config.yaml.
+    /// `bf16` where the device multiplies it faster (AVX512-BF16, or a GPU from compute capability 8 on), else `f32`;
+    /// config.yaml says which was chosen.
     Auto,
     /// 32 bits.
     F32,

@@ -4,19 +4,8 @@ use anyhow::{Context, Result, ensure};
 use serde::de::DeserializeOwned;
 use serde_yaml_ng::{Mapping, Value};
 
-use super::yaml;
-
-/// Reads YAML with overrides, naming the key of whatever does not fit. The values of `texts` are taken as they stand.
-///
-/// # Errors
-/// When the text is not YAML, an override is not `key=value`, or a key or value is not one of `T`'s.
-pub fn parse<T: DeserializeOwned>(yaml: &str, overrides: &[String], texts: &[&str]) -> Result<T> {
-    let mut tree = tree(yaml)?;
-    for argument in overrides {
-        apply(&mut tree, argument, texts)?;
-    }
-    read(&tree)
-}
+use super::keys::Keys;
+use super::{aliases, yaml};
 
 /// The tree of a YAML text; an empty one has no keys.
 ///
@@ -41,42 +30,34 @@ pub fn read<T: DeserializeOwned>(tree: &Value) -> Result<T> {
     serde_yaml_ng::from_str(&text).map_err(|error| anyhow::anyhow!("{}", without_location(&error.to_string())))
 }
 
-/// Sets one dotted key, e.g. `train.steps=100` or `caption.candidates=[{top_k: 1, temperature: 1.0}]`.
+/// Sets one dotted key of our files, e.g. `train.schedule.steps=100` or `caption.candidates=[{top_k: 1, temperature: 1.0}]`,
+/// by its name of today or an earlier one.
 ///
-/// A value is YAML, but that of one of `texts`, keys that hold a text or a path: `data.root=1.10` and `data.root=a #1` mean
-/// what they say.
+/// A value is YAML, except that of a key that holds any text or a path: `data.root=1.10` and `data.root=a #1` mean what
+/// they say.
 ///
 /// # Errors
 /// When the argument is not `key=value`, its value is empty, or a part of the key before the last has a single value.
-pub fn apply(tree: &mut Value, argument: &str, texts: &[&str]) -> Result<()> {
-    let (key, value) =
-        argument.split_once('=').with_context(|| format!("{argument:?} is not key=value, such as train.steps=100"))?;
+pub fn apply(tree: &mut Value, argument: &str, keys: &Keys) -> Result<()> {
+    let (key, value) = split(argument, |key| keys.takes_any_text(key))?;
+    yaml::set(tree, &aliases::today(&key, !value.is_mapping()), value)?;
+    aliases::rename(tree)
+}
+
+/// The key and the value of a `key=value` argument; the value of a key that holds a text is taken as it stands.
+///
+/// # Errors
+/// When it is not `key=value`, its value is empty, or it is not YAML.
+pub fn split(argument: &str, is_text: impl Fn(&str) -> bool) -> Result<(String, Value)> {
+    let (key, value) = argument
+        .split_once('=')
+        .with_context(|| format!("{argument:?} is not key=value, such as train.schedule.steps=100"))?;
     ensure!(!value.is_empty(), "{key}: the value is empty; is a variable of the shell not set?");
-    let value: Value = match texts.contains(&key) {
+    let value = match is_text(key) {
         true => value.into(),
         false => yaml::read(value).with_context(|| format!("{key}: {value:?} is not a value"))?,
     };
-    set(tree, key, value)
-}
-
-/// Puts a value at a dotted key, making the sections on the way.
-///
-/// # Errors
-/// When a part of the key is empty or, before the last, has a single value.
-pub fn set(tree: &mut Value, key: &str, value: Value) -> Result<()> {
-    let mut place = tree;
-    for part in key.split('.') {
-        ensure!(!part.is_empty(), "the key {key:?} has an empty part");
-        if place.is_null() {
-            *place = Value::Mapping(Mapping::new());
-        }
-        let map = place
-            .as_mapping_mut()
-            .with_context(|| format!("{key}: {part:?} is inside a single value, not a section"))?;
-        place = map.entry(Value::String(part.into())).or_insert(Value::Null);
-    }
-    *place = value;
-    Ok(())
+    Ok((key.to_owned(), value))
 }
 
 /// The re-read text is not the user's file: its line numbers would mislead.

@@ -1,5 +1,5 @@
-//! Where the values of a configuration came from, for whoever must mend one: the file and its line, the argument behind
-//! it, or the default. And what a key may have been meant to be.
+//! Where the values of a configuration came from, for whoever must correct one: the file and its line, the argument behind
+//! it, or the default. And what a key that does not exist may have been meant to be.
 
 use std::fmt;
 
@@ -7,8 +7,8 @@ use anyhow::Result;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
 use serde_yaml_ng::Value;
 
-/// How alike a key and what was written must be, from 0 to 1.
-const ALIKE: f64 = 0.7;
+use super::aliases;
+use super::keys::Keys;
 
 /// A file and the arguments behind it.
 pub struct Sources<'a> {
@@ -18,12 +18,12 @@ pub struct Sources<'a> {
     pub text: &'a str,
     /// `key=value` arguments.
     pub overrides: &'a [String],
-    /// All keys with their defaults.
-    pub defaults: &'a Value,
+    /// All keys that the file may hold.
+    pub keys: &'a Keys,
 }
 
 impl Sources<'_> {
-    /// An error with where the value at fault came from.
+    /// An error with where the value at fault came from, under the name of the key that was written there.
     pub fn explain(&self, error: &anyhow::Error) -> anyhow::Error {
         let mut message = format!("{error:#}");
         for (machine, word) in
@@ -36,41 +36,41 @@ impl Sources<'_> {
         }
         let file = self.file.as_deref().map_or_else(String::new, |file| format!("{file}: "));
         // Of an argument that is none the message shows the whole.
-        let Some(key) = key_of(&message) else { return anyhow::anyhow!("{file}{message}") };
+        let Some(key) = key_of(&message).map(str::to_owned) else { return anyhow::anyhow!("{file}{message}") };
         let about = |argument: &&String| {
             let given = argument.split_once('=').map_or(argument.as_str(), |(key, _)| key);
-            given == key || within(key, given) || within(given, key)
+            let today = aliases::today(given, key == "train.schedule.kind");
+            [given, &today].into_iter().any(|given| given == key || within(&key, given) || within(given, &key))
         };
         if let Some(argument) = self.overrides.iter().rev().find(about) {
+            let given = argument.split_once('=').map_or(argument.as_str(), |(key, _)| key);
+            if aliases::of(&key).any(|earlier| earlier == given) {
+                message.replace_range(..key.len(), given);
+            }
             return anyhow::anyhow!("{message} (from the argument {argument})");
         }
-        match (line_of(self.text, key), &self.file) {
+        let mut line = line_of(self.text, &key);
+        if let (None, Some(earlier)) = (line, aliases::of(&key).find(|earlier| line_of(self.text, earlier).is_some())) {
+            line = line_of(self.text, earlier);
+            message.replace_range(..key.len(), earlier);
+        }
+        match (line, &self.file) {
             (Some(line), Some(file)) => anyhow::anyhow!("{file}, line {line}: {message}"),
             (Some(line), None) => anyhow::anyhow!("line {line}: {message}"),
-            _ if at(self.defaults, key).is_some() => anyhow::anyhow!("{file}{message} ({key} has its default)"),
+            _ if self.keys.names().any(|known| known == key) => {
+                anyhow::anyhow!("{file}{message} ({key} has its default)")
+            }
             _ => anyhow::anyhow!("{file}{message}"),
         }
     }
 
     /// What an unknown key may have been meant to be, in words.
     fn meant(&self, unknown: &str) -> String {
-        let mut keys = Vec::new();
-        all_keys(self.defaults, "", &mut keys);
-        let (section, name) = split(unknown);
-        let elsewhere: Vec<&str> = keys.iter().map(String::as_str).filter(|key| split(key).1 == name).collect();
-        if !elsewhere.is_empty() {
-            return format!("; did you mean {}?", elsewhere.join(" or "));
+        match self.keys.nearest(unknown) {
+            nearest if nearest.is_empty() => "; `hermesflow keys` lists all".into(),
+            nearest => format!("; did you mean {}?", nearest.join(" or ")),
         }
-        let likeness = |key: &&String| strsim::jaro_winkler(split(key).1, name);
-        let beside = keys.iter().filter(|key| split(key).0 == section).map(|key| (likeness(&key), key));
-        let best = beside.filter(|(likeness, _)| *likeness > ALIKE).max_by(|(a, _), (b, _)| a.total_cmp(b));
-        best.map_or_else(String::new, |(_, key)| format!("; did you mean {key}?"))
     }
-}
-
-/// A key's section and its name there.
-fn split(key: &str) -> (&str, &str) {
-    key.rsplit_once('.').unwrap_or(("", key))
 }
 
 /// The unknown key that serde's message is about.
@@ -95,22 +95,6 @@ fn within(key: &str, section: &str) -> bool {
 
 fn parts(key: &str) -> Vec<&str> {
     key.split(['.', '[']).map(|part| part.trim_end_matches(']')).filter(|part| !part.is_empty()).collect()
-}
-
-fn at<'v>(tree: &'v Value, key: &str) -> Option<&'v Value> {
-    parts(key).into_iter().try_fold(tree, |place, part| match part.parse::<usize>() {
-        Ok(number) => place.get(number),
-        Err(_) => place.get(part),
-    })
-}
-
-fn all_keys(tree: &Value, key: &str, out: &mut Vec<String>) {
-    for (name, inner) in tree.as_mapping().into_iter().flatten() {
-        let Some(name) = name.as_str() else { continue };
-        let inner_key = if key.is_empty() { name.to_owned() } else { format!("{key}.{name}") };
-        all_keys(inner, &inner_key, out);
-        out.push(inner_key);
-    }
 }
 
 /// The line on which the value of a key stands, from 1.

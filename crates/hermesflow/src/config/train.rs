@@ -1,121 +1,154 @@
-//! The `train` section of a run's configuration.
+//! The `train` section of a run's configuration: how the model is trained on its pairs.
+//!
+//! The sections `loss`, `optimizer`, `schedule`, `masking` and `watch` are the settings of `hermesflow-train` themselves.
 
+use std::fmt;
+
+use hermesflow_models::Products;
 use hermesflow_models::device::DeviceName;
-use hermesflow_models::{MaskSchedule, Products};
 use hermesflow_train::{
-    AdamWSettings, LossKind, Masking, PairDpoSettings, Schedule, ScheduleKind, Sides, StatePlace, TrainerSettings,
+    AdamWSettings, LossKind, LossSettings, Masking, PairDpoSettings, Schedule, Sides, StatePlace, TrainerSettings,
     WatchSettings,
 };
-use serde::{Deserialize, Serialize};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{DTypeName, ModelSettings};
-use crate::world::pretraining::PretrainingMix;
+use super::model::{DTypeName, ModelSettings};
+use super::pretrain::PretrainingMix;
 
-/// How the model is trained.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// How the model is trained on its pairs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct TrainSettings {
-    /// The method, or one of its controls.
+    /// What training minimises: the paper's method, or one of its controls.
+    ///
+    /// Default: pair_dpo.
+    /// Source: paper; the controls are this program's.
     pub objective: ObjectiveName,
-    /// Which sides of a pair take part.
-    pub sides: Sides,
-    /// What an imagined image is to the loss.
-    pub codes: ImageCodes,
-    /// How matrix products are computed. Weights, activations, gradients and the optimizer are in f32 either way.
-    pub products: ProductsName,
-    /// Whether the decoder's blocks keep their inputs only for the backward pass and compute the rest again: the same
-    /// numbers for less memory and a seventh more time. Small models in f32 run operator by operator and stay as they are.
-    /// `auto`: where a step would not fit the GPU without it; what was chosen stands in the training folder's config.yaml.
-    pub checkpointing: Checkpointing,
-    /// Where AdamW's moments lie: on the model's `device`, or on the `host`, where its steps are computed then. On the CPU
-    /// these are one. `auto`: on the host where a step would not fit the GPU otherwise, even with `checkpointing`.
-    pub optimizer_state: OptimizerState,
-    /// The strength of the comparison.
-    pub beta: f64,
-    /// The captions' anchor λ; 0 is the paper.
-    pub anchor_und: f64,
-    /// The images' anchor λ; 0 is the paper.
-    pub anchor_gen: f64,
-    /// The weight of the captions' loss; 1 is the paper.
-    pub weight_und: f64,
-    /// The weight of the images' loss; 1 is the paper.
-    pub weight_gen: f64,
-    /// Mask draws per pair and step; 1 is the paper.
-    pub masks_per_pair: usize,
-    /// The share of an image that is masked at a time: cosine (the paper), linear, pow2 or sigmoid.
-    pub mask_schedule: MaskSchedule,
-    /// The least share; 0 is the paper.
-    pub min_masking_rate: f64,
-    /// How often one rectangle of an image is masked instead of scattered tokens; 0 is the paper.
-    pub mask_contiguous_region_prob: f64,
-    /// How often a pair's text is left away.
-    pub prompt_dropout: f64,
-    /// Its peak.
-    pub learning_rate: f64,
-    /// What it does after the warm-up.
-    pub schedule: ScheduleKind,
-    /// Steps until the peak.
-    pub warmup_steps: usize,
-    /// Steps of one iteration.
-    pub steps: usize,
-    /// Pairs per micro batch.
-    pub batch_size: usize,
-    /// Micro batches per step.
-    pub accumulation: usize,
-    /// The gradient is scaled down to this norm; none leaves it alone.
-    pub max_grad_norm: Option<f64>,
-    /// AdamW.
-    pub beta1: f64,
-    /// AdamW.
-    pub beta2: f64,
-    /// AdamW.
-    pub eps: f64,
-    /// On matrices only.
-    pub weight_decay: f64,
-    /// Steps between checkpoints; 0 writes one at the end.
-    pub checkpoint_every: usize,
-    /// Checkpoints that are kept.
-    pub keep: usize,
-    /// What the model is compared with.
+    /// Model that the trained one is compared with.
+    ///
+    /// Default: iteration.
+    /// Source: paper, self-play in iterations.
     pub reference: Reference,
-    /// The alarm on a falling likelihood of the wins; none is silent.
+    /// Sides of a pair that are trained: captions (`und`), images (`gen`) or both.
+    ///
+    /// Default: both.
+    /// Source: paper.
+    pub sides: Sides,
+    /// Which codes of a generated image the loss scores: those re-encoded from its picture, or those that the model drew.
+    ///
+    /// Default: encoded.
+    /// Source: released code, which re-encodes.
+    pub codes: ImageCodes,
+    /// Pairs per micro batch.
+    ///
+    /// Unit: pairs.
+    /// Default: 4.
+    /// Source: paper, training details; released code, `training.batch_size_t2i` and `training.batch_size_mmu`.
+    #[schemars(range(min = 1, max = 10_000))]
+    pub batch_size: usize,
+    /// Micro batches whose gradients are averaged for one optimizer step.
+    ///
+    /// Unit: micro batches.
+    /// Default: 1.
+    /// Source: released code, `training.gradient_accumulation_steps`.
+    #[schemars(range(min = 1, max = 1_000_000))]
+    pub accumulation: usize,
+    /// Largest global norm of the gradient: a longer one is scaled down to it. `null` never scales.
+    ///
+    /// Default: 1.0.
+    /// Source: released code, `training.max_grad_norm`.
+    #[schemars(range(min = 0.0))]
+    pub max_grad_norm: Option<f64>,
+    /// Masks drawn for each pair of images in each step. Several are averaged before the loss, which lowers its variance and
+    /// costs as many passes.
+    ///
+    /// Unit: masks.
+    /// Default: 1.
+    /// Source: paper, which draws one.
+    #[schemars(range(min = 1, max = 1000))]
+    pub masks_per_pair: usize,
+    /// Probability of dropping the prompt of a pair of images, for win and lose together.
+    ///
+    /// Default: 0.1.
+    /// Source: released code, `training.cond_dropout_prob`.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub prompt_dropout: f64,
+    /// The loss of a pair.
+    pub loss: LossSettings,
+    /// The optimizer, AdamW.
+    pub optimizer: AdamWSettings,
+    /// Learning rate, and number of steps.
+    pub schedule: Schedule,
+    /// How image tokens are masked.
+    pub masking: Masking,
+    /// Alarm on a falling likelihood of the winning captions and images; `null` turns it off.
     pub watch: Option<WatchSettings>,
-    /// `objective: continue_pretraining`: what a step sees.
+    /// Precision of the matrix products of training. Weights, activations, gradients and optimizer are in f32 in any case.
+    ///
+    /// Default: auto.
+    /// Source: this program; the released code trains in `training.mixed_precision: bf16`.
+    pub products: ProductsName,
+    /// Whether the backward pass recomputes activations instead of keeping them: the same numbers for less memory and about
+    /// a seventh more time. Small models in f32 ignore it.
+    ///
+    /// Default: auto.
+    /// Source: this program; `model.gradient_checkpointing` in the released code.
+    pub recompute: Recompute,
+    /// Memory that holds AdamW's moments and computes its steps: the GPU's or the computer's. On the CPU these are one.
+    ///
+    /// Default: auto.
+    /// Source: this program.
+    pub optimizer_state: OptimizerState,
+    /// Optimizer steps between two checkpoints; 0 writes one at the end only.
+    ///
+    /// Unit: optimizer steps.
+    /// Default: 500.
+    /// Source: released code, `experiment.save_every`.
+    #[schemars(range(max = 1_000_000_000))]
+    pub checkpoint_every: usize,
+    /// Number of checkpoints that are kept; older ones are removed.
+    ///
+    /// Unit: checkpoints.
+    /// Default: 2.
+    /// Source: this program.
+    #[schemars(range(max = 1_000_000))]
+    pub keep: usize,
+    /// Data of a step under `train.objective: continue_pretraining`.
     pub pretraining: PretrainingMix,
 }
 
 /// What training minimises.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ObjectiveName {
-    /// Win against lose: the method.
+    /// Pair-DPO, the paper's method: win against lose.
     PairDpo,
-    /// The likelihood of the wins alone: a control.
+    /// A control: the likelihood of the winners alone.
     SftWins,
-    /// Pretraining goes on, no pairs: a control of the scenes world.
+    /// A control of the scenes world: pretraining goes on, without pairs.
     ContinuePretraining,
 }
 
-/// What an imagined image is to the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Which codes of a generated image the loss scores.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ImageCodes {
-    /// The codes that the image tokenizer reads from its picture, as released.
+    /// The codes that the image tokenizer reads from its picture.
     Encoded,
-    /// The codes that the model drew, which lie beside its picture; read from pictures without them.
+    /// The codes that the model drew, stored beside its picture; re-encoded where they are missing.
     Drawn,
 }
 
-/// How the matrix products of training are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Precision of the matrix products of training.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProductsName {
-    /// As the model's are (`model.dtype`): `bf16` for that type, where the device multiplies it; what was chosen stands in
-    /// config.yaml.
+    /// `bf16` where `model.dtype` is and the device multiplies it, else `f32`; config.yaml says which was chosen.
     Auto,
-    /// In f32.
+    /// 32 bits.
     F32,
-    /// Of operands rounded to bf16, with sums in f32.
+    /// Operands rounded to bf16, sums in f32.
     Bf16,
 }
 
@@ -139,177 +172,170 @@ impl From<ProductsName> for Products {
     }
 }
 
-/// Whether blocks keep their inputs only.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(try_from = "Written", into = "Written")]
-pub enum Checkpointing {
-    /// Where training does not fit a GPU without.
+/// Whether the backward pass recomputes activations. In YAML `auto`, `true` or `false`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Recompute {
+    /// Only where training would not fit the GPU otherwise.
     Auto,
-    /// They do.
+    /// Activations are recomputed.
     On,
-    /// They keep what they computed.
+    /// Activations are kept.
     Off,
 }
 
-/// [`Checkpointing`] as it stands in YAML.
-#[derive(Serialize, Deserialize)]
-#[serde(untagged)]
-enum Written {
-    Chosen(bool),
-    Other(serde_yaml_ng::Value),
-}
-
-impl Checkpointing {
-    /// Itself, or `choice` where it is left open.
+impl Recompute {
+    /// This choice, or `choice` where it is left open.
     pub fn or(self, choice: Self) -> Self {
         if self == Self::Auto { choice } else { self }
     }
 }
 
-impl TryFrom<Written> for Checkpointing {
-    type Error = String;
-
-    fn try_from(written: Written) -> Result<Self, String> {
-        match written {
-            Written::Chosen(true) => Ok(Self::On),
-            Written::Chosen(false) => Ok(Self::Off),
-            Written::Other(name) if name == "auto" => Ok(Self::Auto),
-            Written::Other(_) => Err("checkpointing is auto, true or false".into()),
+impl Serialize for Recompute {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Auto => serializer.serialize_str("auto"),
+            Self::On => serializer.serialize_bool(true),
+            Self::Off => serializer.serialize_bool(false),
         }
     }
 }
 
-impl From<Checkpointing> for Written {
-    fn from(checkpointing: Checkpointing) -> Self {
-        match checkpointing {
-            Checkpointing::Auto => Self::Other("auto".into()),
-            Checkpointing::On => Self::Chosen(true),
-            Checkpointing::Off => Self::Chosen(false),
+impl<'de> Deserialize<'de> for Recompute {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl de::Visitor<'_> for Visitor {
+            type Value = Recompute;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("auto, true or false")
+            }
+
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<Recompute, E> {
+                Ok(if on { Recompute::On } else { Recompute::Off })
+            }
+
+            fn visit_str<E: de::Error>(self, name: &str) -> Result<Recompute, E> {
+                match name {
+                    "auto" => Ok(Recompute::Auto),
+                    other => Err(E::invalid_value(de::Unexpected::Str(other), &self)),
+                }
+            }
         }
+        deserializer.deserialize_any(Visitor)
     }
 }
 
-/// Where AdamW's moments lie.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+impl JsonSchema for Recompute {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Recompute".into()
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({ "oneOf": [
+            {
+                "const": "auto",
+                "description": "Only where training would not fit the GPU otherwise; the training folder's config.yaml \
+                                says what was chosen.",
+            },
+            { "const": true, "description": "Activations are recomputed." },
+            { "const": false, "description": "Activations are kept." },
+        ] })
+    }
+}
+
+/// Memory that holds AdamW's moments.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum OptimizerState {
-    /// On the host where training does not fit a GPU otherwise.
+    /// The host's only where training would not fit the GPU otherwise, even with `train.recompute: true`.
     Auto,
-    /// Beside the model.
+    /// The memory of `model.device`.
     Device,
-    /// In the computer's memory.
+    /// The computer's own memory.
     Host,
 }
 
 impl OptimizerState {
-    /// Itself, or `choice` where it is left open.
+    /// This choice, or `choice` where it is left open.
     pub fn or(self, choice: Self) -> Self {
         if self == Self::Auto { choice } else { self }
     }
 }
 
-/// What the model is compared with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+/// Model that the trained one is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Reference {
-    /// The model as it stood when this iteration began.
+    /// The model with which this iteration began.
     Iteration,
-    /// The model as it stood when the whole run began.
+    /// The model with which the whole run began.
     Run,
 }
 
 impl Default for TrainSettings {
     /// The paper's numbers, with a warm-up that fits.
     fn default() -> Self {
-        let AdamWSettings { beta1, beta2, eps, weight_decay } = AdamWSettings::default();
-        let Masking { mask_schedule, min_masking_rate, mask_contiguous_region_prob } = Masking::default();
-        let PairDpoSettings { batch_size, sides, beta, masks_per_pair, prompt_dropout, .. } =
+        let PairDpoSettings { batch_size, sides, loss, masks_per_pair, masking, prompt_dropout, .. } =
             PairDpoSettings::default();
         Self {
             objective: ObjectiveName::PairDpo,
+            reference: Reference::Iteration,
             sides,
             codes: ImageCodes::Encoded,
-            products: ProductsName::Auto,
-            checkpointing: Checkpointing::Auto,
-            optimizer_state: OptimizerState::Auto,
-            beta,
-            anchor_und: 0.0,
-            anchor_gen: 0.0,
-            weight_und: 1.0,
-            weight_gen: 1.0,
-            masks_per_pair,
-            mask_schedule,
-            min_masking_rate,
-            mask_contiguous_region_prob,
-            prompt_dropout,
-            learning_rate: 2e-5,
-            schedule: ScheduleKind::Cosine,
-            warmup_steps: 300,
-            steps: 3000,
             batch_size,
             accumulation: 1,
             max_grad_norm: Some(1.0),
-            beta1,
-            beta2,
-            eps,
-            weight_decay,
+            masks_per_pair,
+            prompt_dropout,
+            loss,
+            optimizer: AdamWSettings::default(),
+            schedule: Schedule::default(),
+            masking,
+            watch: Some(WatchSettings::default()),
+            products: ProductsName::Auto,
+            recompute: Recompute::Auto,
+            optimizer_state: OptimizerState::Auto,
             checkpoint_every: 500,
             keep: 2,
-            reference: Reference::Iteration,
-            watch: Some(WatchSettings::default()),
             pretraining: PretrainingMix::default(),
         }
     }
 }
 
-/// An error about a setting of training under its key here.
-pub(super) fn with_our_key(error: hermesflow_train::Error) -> anyhow::Error {
-    match error {
-        hermesflow_train::Error::Setting { key, problem } => {
-            let ours = match key {
-                "total_steps" => "steps",
-                "lambda_und" => "anchor_und",
-                "lambda_gen" => "anchor_gen",
-                same => same,
-            };
-            anyhow::anyhow!("train.{ours}: {problem}")
-        }
-        other => other.into(),
-    }
-}
-
 impl TrainSettings {
-    /// Names what was left open and does not depend on the model: on the CPU, where one memory holds everything, that is
-    /// all; on a GPU what fits is chosen when the model is known ([`crate::models::memory_plan`]).
+    /// Chooses what was left open and does not depend on the model. On the CPU, where one memory holds everything, that is
+    /// all; on a GPU the rest is chosen by what fits once the model is known.
     pub(super) fn resolve(&mut self, model: &ModelSettings) {
         let rounds = || model.device_name().is_ok_and(DeviceName::multiplies_bf16);
         self.products = self.products.resolved(model.dtype, rounds);
         if !model.names_a_gpu() {
-            self.checkpointing = self.checkpointing.or(Checkpointing::Off);
+            self.recompute = self.recompute.or(Recompute::Off);
             self.optimizer_state = self.optimizer_state.or(OptimizerState::Device);
         }
     }
 
-    /// Whether blocks keep their inputs only; what is still open is not done.
-    pub fn checkpoints(&self) -> bool {
-        self.checkpointing == Checkpointing::On
+    /// Checks the numbers against each other.
+    ///
+    /// # Errors
+    /// Names the key, its value and what is expected.
+    pub(super) fn validate(&self) -> anyhow::Result<()> {
+        let checked = self.trainer().validate().and_then(|()| self.pair_dpo(0).validate());
+        checked.map_err(|error| match error {
+            hermesflow_train::Error::Setting { key, problem } => anyhow::anyhow!("train.{key}: {problem}"),
+            other => other.into(),
+        })
     }
 
-    /// The loop's settings.
+    /// Whether the backward pass recomputes activations; a choice that is still open does not.
+    pub fn recomputes(&self) -> bool {
+        self.recompute == Recompute::On
+    }
+
+    /// The settings of the training loop.
     pub fn trainer(&self) -> TrainerSettings {
         TrainerSettings {
-            schedule: Schedule {
-                kind: self.schedule,
-                learning_rate: self.learning_rate,
-                warmup_steps: self.warmup_steps,
-                total_steps: self.steps,
-            },
-            optimizer: AdamWSettings {
-                beta1: self.beta1,
-                beta2: self.beta2,
-                eps: self.eps,
-                weight_decay: self.weight_decay,
-            },
+            schedule: self.schedule,
+            optimizer: self.optimizer,
             optimizer_state: match self.optimizer_state {
                 OptimizerState::Auto | OptimizerState::Device => StatePlace::Device,
                 OptimizerState::Host => StatePlace::Host,
@@ -322,7 +348,7 @@ impl TrainSettings {
         }
     }
 
-    /// The loss's settings.
+    /// The settings of Pair-DPO and its control, under a seed.
     pub fn pair_dpo(&self, seed: u64) -> PairDpoSettings {
         PairDpoSettings {
             seed,
@@ -332,23 +358,10 @@ impl TrainSettings {
                 ObjectiveName::SftWins => LossKind::SftWins,
                 ObjectiveName::PairDpo | ObjectiveName::ContinuePretraining => LossKind::PairDpo,
             },
-            beta: self.beta,
-            lambda_und: self.anchor_und,
-            lambda_gen: self.anchor_gen,
-            weight_und: self.weight_und,
-            weight_gen: self.weight_gen,
+            loss: self.loss,
             masks_per_pair: self.masks_per_pair,
-            masking: self.masking(),
+            masking: self.masking,
             prompt_dropout: self.prompt_dropout,
-        }
-    }
-
-    /// How images are masked.
-    pub fn masking(&self) -> Masking {
-        Masking {
-            mask_schedule: self.mask_schedule,
-            min_masking_rate: self.min_masking_rate,
-            mask_contiguous_region_prob: self.mask_contiguous_region_prob,
         }
     }
 }

@@ -6,7 +6,7 @@ use std::fmt;
 
 use anyhow::{Context, Result, ensure};
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visitor};
-use serde_yaml_ng::Value;
+use serde_yaml_ng::{Mapping, Value};
 
 /// Bytes of a configuration.
 const LONGEST: usize = 1 << 20;
@@ -26,6 +26,26 @@ pub fn read(text: &str) -> Result<Value> {
     let _ = Count(&left).deserialize(serde_yaml_ng::Deserializer::from_str(text)); // what is not YAML is said below
     ensure!(left.get() > 0, "more than {MOST} values, with all that is repeated");
     serde_yaml_ng::from_str(text).context("not YAML")
+}
+
+/// Puts a value at a dotted key, making the sections on the way.
+///
+/// # Errors
+/// When a part of the key is empty or, before the last, has a single value.
+pub fn set(tree: &mut Value, key: &str, value: Value) -> Result<()> {
+    let mut place = tree;
+    for part in key.split('.') {
+        ensure!(!part.is_empty(), "the key {key:?} has an empty part");
+        if place.is_null() {
+            *place = Value::Mapping(Mapping::new());
+        }
+        let map = place
+            .as_mapping_mut()
+            .with_context(|| format!("{key}: {part:?} is inside a single value, not a section"))?;
+        place = map.entry(Value::String(part.into())).or_insert(Value::Null);
+    }
+    *place = value;
+    Ok(())
 }
 
 /// How many brackets are open at most, whatever they stand in.

@@ -21,6 +21,7 @@ use hermesflow_records::TEMPORARY;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
+use crate::config;
 use crate::files;
 
 pub use ledger::Ledger;
@@ -76,7 +77,9 @@ impl Origin {
     pub fn read(path: &Path) -> Result<Option<Self>> {
         let text = files::if_there(path, |path| std::fs::read_to_string(path))?;
         // One of another form, as of an earlier version, tells nothing.
-        Ok(text.map(|text| serde_json::from_str(&text).unwrap_or_default()))
+        let mut origin: Option<Self> = text.map(|text| serde_json::from_str(&text).unwrap_or_default());
+        origin.iter_mut().for_each(|origin| config::with_todays_names(&mut origin.settings));
+        Ok(origin)
     }
 
     fn write(&self, path: &Path) -> Result<()> {

@@ -1,11 +1,11 @@
-//! What training takes of a device's memory, and how `train.checkpointing` and `train.optimizer_state` are chosen so that
+//! What training takes of a device's memory, and how `train.recompute` and `train.optimizer_state` are chosen so that
 //! it fits a GPU.
 
 use hermesflow_models::device::memory;
 use hermesflow_models::{DType, Products};
 
 use super::backbone::{Model, Sizes, training};
-use crate::config::{Checkpointing, OptimizerState, Reference, RunConfig};
+use crate::config::{OptimizerState, Recompute, Reference, RunConfig};
 
 /// Tokens of a typical caption or question.
 pub const WORDS: usize = 30;
@@ -16,11 +16,11 @@ pub const DRIVER: u64 = 700_000_000;
 
 /// The forms of training, the fastest first: computing blocks again takes a seventh more time, the host's memory several
 /// seconds a step for a large model.
-pub const FORMS: [(Checkpointing, OptimizerState); 4] = [
-    (Checkpointing::Off, OptimizerState::Device),
-    (Checkpointing::On, OptimizerState::Device),
-    (Checkpointing::Off, OptimizerState::Host),
-    (Checkpointing::On, OptimizerState::Host),
+pub const FORMS: [(Recompute, OptimizerState); 4] = [
+    (Recompute::Off, OptimizerState::Device),
+    (Recompute::On, OptimizerState::Device),
+    (Recompute::Off, OptimizerState::Host),
+    (Recompute::On, OptimizerState::Host),
 ];
 
 /// The memory and work that a form of training needs.
@@ -38,11 +38,10 @@ pub struct Need {
 /// bytes, else the smallest.
 pub fn choose(config: &mut RunConfig, sizes: &Sizes, total: u64) {
     let train = &config.train;
-    let forms =
-        FORMS.map(|(checkpointing, state)| (train.checkpointing.or(checkpointing), train.optimizer_state.or(state)));
-    let fits = |form: &(Checkpointing, OptimizerState)| need(config, sizes, *form).device <= total;
+    let forms = FORMS.map(|(recompute, state)| (train.recompute.or(recompute), train.optimizer_state.or(state)));
+    let fits = |form: &(Recompute, OptimizerState)| need(config, sizes, *form).device <= total;
     let [.., smallest] = forms;
-    (config.train.checkpointing, config.train.optimizer_state) = forms.into_iter().find(fits).unwrap_or(smallest);
+    (config.train.recompute, config.train.optimizer_state) = forms.into_iter().find(fits).unwrap_or(smallest);
 }
 
 /// A configuration in which [`choose`] has named the form of training that fits the device of a loaded model.
@@ -59,7 +58,7 @@ pub fn chosen(config: &RunConfig, model: &Model) -> anyhow::Result<RunConfig> {
 }
 
 /// What a form of a configuration's training takes of the device.
-pub fn need(config: &RunConfig, sizes: &Sizes, (checkpointing, state): (Checkpointing, OptimizerState)) -> Need {
+pub fn need(config: &RunConfig, sizes: &Sizes, (recompute, state): (Recompute, OptimizerState)) -> Need {
     let train = &config.train;
     let cost = sizes.train(&training::TrainingWork {
         pairs: train.batch_size,
@@ -67,7 +66,7 @@ pub fn need(config: &RunConfig, sizes: &Sizes, (checkpointing, state): (Checkpoi
         masks: train.masks_per_pair,
         accumulation: train.accumulation,
         products: train.products.into(),
-        recompute: checkpointing == Checkpointing::On,
+        recompute: recompute == Recompute::On,
         host_state: state == OptimizerState::Host,
     });
     // The model that plays is the reference, unless that is the run's first one.

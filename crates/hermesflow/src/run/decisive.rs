@@ -25,7 +25,7 @@ pub const DECIDE_NOTHING: [&str; 16] = [
     "ask.file",
     "train.checkpoint_every",
     "train.keep",
-    "train.checkpointing",
+    "train.recompute",
     "train.optimizer_state",
     "train.watch",
 ];
@@ -72,7 +72,7 @@ mod tests {
             assert!(whole.pointer(&pointer).is_some(), "{key} is no key of a configuration");
             assert!(left.pointer(&pointer).is_none(), "{key}");
         }
-        for key in ["/seed", "/train/steps", "/model/dtype", "/data/chunk", "/caption/question"] {
+        for key in ["/seed", "/train/schedule/steps", "/model/dtype", "/data/chunk", "/caption/question"] {
             assert_eq!(left.pointer(key), whole.pointer(key), "{key}");
         }
     }

@@ -14,9 +14,9 @@ use hermesflow_records::derive_seed;
 use hermesflow_scenes::Split;
 use hermesflow_train::trainer::ObjectiveError;
 use hermesflow_train::{Masking, Metrics, Objective, Position, Step, mask_positions};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::config::PretrainingMix;
 use crate::world;
 
 /// The image tokenizer's autoencoder.
@@ -74,44 +74,6 @@ impl Objective for VqPretraining {
     fn settings(&self) -> Value {
         json!({ "kind": "vq", "seed": self.seed, "batch_size": self.batch_size, "harden_steps": self.harden_steps,
                 "commitment": self.weights.commitment, "entropy": self.weights.entropy, "salience": self.weights.salience })
-    }
-}
-
-/// What one step of base pretraining sees.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PretrainingMix {
-    /// Scenes per micro batch that are captioned and asked about.
-    pub understanding: usize,
-    /// Questions about each of them.
-    pub questions: usize,
-    /// Whether these include the number of single things and of all, as the questions about imagined pictures do.
-    pub count_all: bool,
-    /// Scenes per micro batch that are imagined.
-    pub generation: usize,
-    /// The weight of the captions' and answers' loss against that of the images.
-    pub understanding_weight: f64,
-    /// How often an image's text is left away, so that guidance has something to compare with.
-    pub prompt_dropout: f64,
-    /// How often an image's text is hurried alt text about it, often wrong (see [`hermesflow_scenes::Scene::alt_text`]).
-    /// What is captioned and asked is never wrong.
-    pub alt_text: f64,
-    /// How often a caption to be written tells of one group only (see [`hermesflow_scenes::Scene::short_caption`]).
-    pub short_captions: f64,
-}
-
-impl Default for PretrainingMix {
-    fn default() -> Self {
-        Self {
-            understanding: 12,
-            questions: 2,
-            count_all: false,
-            generation: 24,
-            understanding_weight: 0.5,
-            prompt_dropout: 0.1,
-            alt_text: 0.0,
-            short_captions: 0.0,
-        }
     }
 }
 

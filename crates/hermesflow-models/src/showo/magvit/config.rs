@@ -12,7 +12,7 @@ const MOST_LEVELS: usize = 8;
 const MOST_PER_LEVEL: usize = 64;
 
 /// The `config.json` of the MAGVIT-v2 image tokenizer. Absent keys have the published values.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, schemars::JsonSchema)]
 pub struct MagvitConfig {
     /// The Python class that wrote the file.
     #[serde(rename = "_class_name", default = "magvit_class")]

@@ -156,7 +156,7 @@ impl Bench {
                     masks: 1,
                     accumulation: 1,
                     products: self.training.products.into(),
-                    recompute: self.training.checkpoints(),
+                    recompute: self.training.recomputes(),
                     host_state: false,
                 };
                 (sizes.train(&step).operations, 0.0)
@@ -238,11 +238,10 @@ impl Bench {
         let pairs = (0..self.work.pairs).map(pair).collect();
         let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
         let products = self.training.products.into();
-        let policy = self.model.trainable()?.training(products)?.recompute(self.training.checkpoints());
+        let policy = self.model.trainable()?.training(products)?.recompute(self.training.recomputes());
         let reference = self.model.frozen()?.training(products)?;
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
-        let schedule =
-            Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, total_steps: 1_000_000 };
+        let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, steps: 1_000_000 };
         let folder = tempfile::tempdir()?;
         let TrainerSettings { optimizer_state, .. } = self.training.trainer();
         let settings = TrainerSettings { max_grad_norm: Some(1.0), optimizer_state, ..TrainerSettings::new(schedule) };

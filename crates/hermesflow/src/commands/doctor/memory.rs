@@ -9,7 +9,7 @@ use super::Findings;
 use super::Stage;
 use super::Verdict;
 use super::gigabytes;
-use crate::config::{Checkpointing, OptimizerState, RunConfig};
+use crate::config::{OptimizerState, Recompute, RunConfig};
 use crate::models::memory_plan::{self, FORMS};
 
 impl Findings {
@@ -45,22 +45,22 @@ impl Findings {
 
     /// Chooses the form of training where it is left open, and says what each takes of a GPU.
     pub(super) fn forms(&mut self, config: &mut RunConfig, sizes: &Sizes, gpu: Option<Memory>) {
-        let needs = FORMS.map(|(checkpointing, state)| {
-            let need = memory_plan::need(config, sizes, (checkpointing, state));
+        let needs = FORMS.map(|(recompute, state)| {
+            let need = memory_plan::need(config, sizes, (recompute, state));
             let host = if need.host > 0 { format!(" and {} of the host", gigabytes(need.host)) } else { String::new() };
             format!(
                 "{}, {} {}{host}",
-                checkpointing == Checkpointing::On,
+                recompute == Recompute::On,
                 if state == OptimizerState::Host { "host" } else { "device" },
                 gigabytes(need.device)
             )
         });
-        let mut text = format!("by train.checkpointing, train.optimizer_state: {}", needs.join("; "));
+        let mut text = format!("by train.recompute, train.optimizer_state: {}", needs.join("; "));
         if let Some(memory) = gpu {
             memory_plan::choose(config, sizes, memory.total);
             let host = config.train.optimizer_state == OptimizerState::Host;
             let place = if host { "host" } else { "device" };
-            text.push_str(&format!("; here: {}, {place}", config.train.checkpoints()));
+            text.push_str(&format!("; here: {}, {place}", config.train.recomputes()));
         }
         self.add(Verdict::Good, "training", text);
     }
@@ -72,13 +72,12 @@ impl Findings {
         );
         let (all, free) = (system.total_memory(), system.available_memory());
         if !sizes.is_on_gpu() {
-            let remedy = "model.dtype=bf16 or, for training, train.checkpointing=true needs less";
+            let remedy = "model.dtype=bf16 or, for training, train.recompute=true needs less";
             self.compare_memory(stages, |stage| stage.bytes, ("memory", all, free), remedy);
             return;
         }
         let most = stages.iter().map(|stage| stage.bytes).max().unwrap_or(0);
-        let remedy =
-            "model.dtype=bf16 or, for training, train.checkpointing=true and train.optimizer_state=host need less";
+        let remedy = "model.dtype=bf16 or, for training, train.recompute=true and train.optimizer_state=host need less";
         match gpu {
             Some(Memory { total, free }) => {
                 self.compare_memory(stages, |stage| stage.bytes, ("memory", total, free), remedy)

@@ -28,7 +28,7 @@ use crate::run::{before, folder};
 /// and downloads nothing. Then it
 /// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
 /// about how long. For a GPU (model.device) it counts the GPU's memory, and says what training takes with and without
-/// train.checkpointing and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
+/// train.recompute and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
 /// way.
 ///
 /// Examples: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
@@ -341,13 +341,13 @@ fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
         stages.push(stage("answer", format!("{records} × {images} images × about {QUESTIONS} questions"), answer));
     }
     let train = &config.train;
-    let need = memory_plan::need(config, sizes, (train.checkpointing, train.optimizer_state));
+    let need = memory_plan::need(config, sizes, (train.recompute, train.optimizer_state));
     stages.push(Stage {
         name: TRAIN,
-        work: format!("{} steps of {} pairs", train.steps, train.batch_size),
+        work: format!("{} steps of {} pairs", train.schedule.steps, train.batch_size),
         bytes: need.device,
         host: host + need.host,
-        operations: need.operations * (train.steps * train.accumulation) as f64,
+        operations: need.operations * (train.schedule.steps * train.accumulation) as f64,
     });
     stages
 }

@@ -35,7 +35,7 @@ stage_command! {
     /// says of the captions), checkpoint-{step}/ and, at the end, model/ in the published layout. A killed run continues
     /// from its newest checkpoint, bit for bit.
     ///
-    /// Example: hermesflow train scenes train.steps=100 train.anchor_gen=0
+    /// Example: hermesflow train scenes train.schedule.steps=100 train.loss.anchor_gen=0
     "train", |run| {
         let player = models::player(run)?;
         models::ensure_trainable(player.config(), &run.config)?;
@@ -72,7 +72,7 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let mut seen = 0;
     let settings = run.config.train.pair_dpo(stage::seed(run, "train", &[]));
     let products = run.config.train.products.into();
-    let policy = player.trainable()?.training(products)?.recompute(run.config.train.checkpoints());
+    let policy = player.trainable()?.training(products)?.recompute(run.config.train.recomputes());
     let reference = reference.frozen()?.training(products)?;
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
@@ -108,7 +108,7 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
     let objective = BasePretraining {
         model: player.trainable()?,
         mix: run.config.train.pretraining.clone(),
-        masking: run.config.train.masking(),
+        masking: run.config.train.masking,
         caption_question: run.config.caption.question.clone(),
         seed: stage::seed(run, "train", &[]),
     };
@@ -158,7 +158,7 @@ fn all_steps<O: Objective>(objective: O, run: &RunContext) -> Result<O> {
     if let Some(checkpoint) = trainer.resumed_from() {
         run.progress.log(format!("train: continues from {}", checkpoint.display()));
     }
-    let task = run.progress.task("train", "steps", run.config.train.steps, trainer.steps());
+    let task = run.progress.task("train", "steps", run.config.train.schedule.steps, trainer.steps());
     let outcome = trainer.run(|report| {
         show(report, &task, &run.progress);
         ControlFlow::Continue(())
@@ -167,8 +167,8 @@ fn all_steps<O: Objective>(objective: O, run: &RunContext) -> Result<O> {
     if let Outcome::LikelihoodFell { step } = outcome {
         bail!(
             "train: stopped after step {step} because the winning likelihood kept falling (train.watch.stop); the model \
-             of that step is {}; train.watch.stop=false goes on from there, and an anchor (train.anchor_und, \
-             train.anchor_gen) or a lower train.learning_rate, with another `output`, may keep it from falling",
+             of that step is {}; train.watch.stop=false goes on from there, and an anchor (train.loss.anchor_und, \
+             train.loss.anchor_gen) or a lower train.schedule.learning_rate, with another `output`, may keep it from falling",
             folder.join(format!("checkpoint-{step}")).display()
         );
     }

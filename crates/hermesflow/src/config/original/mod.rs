@@ -12,8 +12,11 @@ use serde_yaml_ng::{Mapping, Value};
 
 use self::reader::Reader;
 use self::translation::Translation;
-use super::overrides;
-use super::{RunConfig, TrainSettings};
+use super::data::DataSettings;
+use super::keys::Keys;
+use super::run::RunConfig;
+use super::train::TrainSettings;
+use super::{aliases, overrides, yaml};
 
 mod keys;
 mod reader;
@@ -61,16 +64,18 @@ pub fn translate(mut tree: Value, arguments: &[String]) -> Result<(Value, Vec<St
     let own = OwnKeys::new();
     let (ours, theirs): (Vec<&String>, Vec<&String>) = arguments.iter().partition(|argument| own.has(key_of(argument)));
     for argument in &theirs {
-        overrides::apply(&mut tree, argument, &TEXTS)?;
+        let (key, value) = overrides::split(argument, |key| TEXTS.contains(&key))?;
+        yaml::set(&mut tree, &key, value)?;
     }
     let mut tree = references::resolve(&tree)?;
-    let over = own.take(&mut tree);
+    let mut over = own.take(&mut tree);
+    aliases::rename(&mut over)?;
 
-    let given: BTreeSet<String> = arguments.iter().map(|argument| key_of(argument).to_owned()).collect();
+    let given: BTreeSet<String> = arguments.iter().map(|argument| aliases::today(key_of(argument), false)).collect();
     let Translation { into: mut out, mut warnings, .. } = Translation::of(Reader::new(tree), &given)?;
     merge(&mut out, over);
     for argument in &ours {
-        overrides::apply(&mut out, argument, &super::texts())?;
+        overrides::apply(&mut out, argument, Keys::run())?;
     }
     ensure!(
         out.get("model").is_some_and(|model| model.get("showo").is_some()),
@@ -159,9 +164,12 @@ fn merge(tree: &mut Value, over: Value) {
 
 /// Shortens a warm-up that is longer than the run, unless it was asked for on the command line.
 fn fit_warmup(out: &mut Value, given: &BTreeSet<String>) -> Result<Option<String>> {
-    let asked = ["lr_scheduler.params.warmup_steps", "train.warmup_steps"].iter().any(|key| given.contains(*key));
-    let defaults = TrainSettings::default();
-    let count = |key: &str, default: usize| out["train"].get(key).map_or(Some(default as u64), Value::as_u64);
+    let asked =
+        ["lr_scheduler.params.warmup_steps", "train.schedule.warmup_steps"].iter().any(|key| given.contains(*key));
+    let defaults = TrainSettings::default().schedule;
+    let schedule = out.get("train").and_then(|train| train.get("schedule"));
+    let given = |key: &str| schedule.and_then(|schedule| schedule.get(key));
+    let count = |key: &str, default: usize| given(key).map_or(Some(default as u64), Value::as_u64);
     let (Some(steps), Some(warmup)) = (count("steps", defaults.steps), count("warmup_steps", defaults.warmup_steps))
     else {
         return Ok(None); // of the wrong type, which is said where the tree is read
@@ -170,11 +178,11 @@ fn fit_warmup(out: &mut Value, given: &BTreeSet<String>) -> Result<Option<String
         return Ok(None);
     }
     let fitting = steps / 10;
-    overrides::set(out, "train.warmup_steps", fitting.into())?;
+    yaml::set(out, "train.schedule.warmup_steps", fitting.into())?;
     Ok(Some(format!(
         "the warm-up of {warmup} steps (lr_scheduler.params.warmup_steps) does not fit into a training of {steps} \
          steps (training.max_train_steps): the learning rate would never reach its peak. It is shortened to \
-         {fitting} steps; give train.warmup_steps=N for another one"
+         {fitting} steps; give train.schedule.warmup_steps=N for another one"
     )))
 }
 
@@ -199,7 +207,7 @@ fn fit_resolution(out: &mut Value) -> Option<String> {
 
 /// The data root under the spelling that exists: the original's files and scripts have two.
 fn fit_spelling(out: &mut Value) -> Option<String> {
-    let default = super::DataSettings::default().root;
+    let default = DataSettings::default().root;
     let written = match out.get("data").and_then(|data| data.get("root")) {
         Some(root) => std::path::PathBuf::from(root.as_str()?),
         None => default,
@@ -212,7 +220,7 @@ fn fit_spelling(out: &mut Value) -> Option<String> {
     if written.exists() || !other.is_dir() {
         return None;
     }
-    overrides::set(out, "data.root", other.to_str()?.into()).ok()?;
+    yaml::set(out, "data.root", other.to_str()?.into()).ok()?;
     Some(format!("{} does not exist; the data root is {}", written.display(), other.display()))
 }
 

@@ -4,6 +4,7 @@ use super::super::{RunConfig, TrainSettings};
 use super::translate;
 use super::wrapped;
 use crate::config::overrides;
+use hermesflow_train::Schedule;
 
 const DEMO: &str = include_str!("../../../tests/original/hermesflow_demo_512x512.yaml");
 const PAIR_DPO: &str = include_str!("../../../tests/original/hermesflow_pairdpo.yaml");
@@ -36,8 +37,8 @@ fn contains(text: &str, parts: &[&str]) {
 
 /// The defaults, with what the machine decides of them as it was resolved here.
 fn untouched(resolved: &TrainSettings) -> TrainSettings {
-    let TrainSettings { products, checkpointing, optimizer_state, .. } = *resolved;
-    TrainSettings { products, checkpointing, optimizer_state, ..TrainSettings::default() }
+    let TrainSettings { products, recompute, optimizer_state, .. } = *resolved;
+    TrainSettings { products, recompute, optimizer_state, ..TrainSettings::default() }
 }
 
 #[test]
@@ -61,8 +62,7 @@ fn the_published_files_run_as_they_are() {
     assert_eq!((train.seed, train.output.to_str()), (10086, Some("hermesflow-training-pairdpo_vqa_iteration1")));
     assert_eq!(train.data.root.to_str(), Some("datasets/journeydb"));
     let settings = TrainSettings {
-        warmup_steps: 5000,
-        steps: 50_000,
+        schedule: Schedule { warmup_steps: 5000, steps: 50_000, ..Schedule::default() },
         batch_size: 1,
         max_grad_norm: None,
         checkpoint_every: 1000,
@@ -73,7 +73,7 @@ fn the_published_files_run_as_they_are() {
     assert_eq!(config(SHOWO_DEMO, &[]).model.expect.image_tokens, Some(256));
     assert_eq!(config(SHOWO_CLIP, &[]).model.expect.clip, Some(true));
     let tuning = config(SHOWO_TUNING, &[]).train;
-    assert_eq!((tuning.batch_size, tuning.steps, tuning.learning_rate), (3, 19_600, 1e-4));
+    assert_eq!((tuning.batch_size, tuning.schedule.steps, tuning.schedule.learning_rate), (3, 19_600, 1e-4));
 }
 
 #[test]
@@ -134,7 +134,8 @@ fn overrides_in_the_originals_names() {
     ];
     let config = config(PAIR_DPO, &arguments);
     let train = &config.train;
-    assert_eq!((train.batch_size, train.learning_rate, train.steps, train.warmup_steps), (4, 1e-5, 100, 7));
+    let schedule = train.schedule;
+    assert_eq!((train.batch_size, schedule.learning_rate, schedule.steps, schedule.warmup_steps), (4, 1e-5, 100, 7));
     assert_eq!((train.max_grad_norm, config.output.to_str()), (Some(0.5), Some("out/training")));
     assert_eq!((config.data.root.to_str(), config.model.showo.as_str()), (Some("elsewhere"), "checkpoints/showo"));
     contains(&said(PAIR_DPO, &arguments), &["--iteration 2"]);
@@ -161,7 +162,8 @@ fn mask_schedules_are_those_of_decoding_and_training() {
         let arguments: Vec<String> = arguments.iter().map(|one| (*one).to_owned()).collect();
         let (tree, _) = translate(overrides::tree(SHOWO_DEMO).unwrap(), &arguments).unwrap();
         let at = |section: &str, key: &str| tree.get(section).and_then(|section| section.get(key)).cloned();
-        assert_eq!(at("imagine", "schedule"), at("train", "mask_schedule"));
+        let trained = tree.get("train").and_then(|train| train.get("masking"));
+        assert_eq!(at("imagine", "schedule"), trained.and_then(|masking| masking.get("mask_schedule")).cloned());
         at("imagine", "schedule").map(|schedule| serde_json::to_string(&schedule).unwrap())
     };
     assert_eq!(schedules(&["training.mask_schedule=cosine"]), None, "the default");
@@ -178,10 +180,13 @@ fn our_own_keys_go_over_the_translation() {
     let arguments =
         ["training.max_train_steps=90", "train.steps=40", "imagine.images=4", "model.showo=models/mine", "--"];
     let config = config(PAIR_DPO, &arguments[..4]);
-    assert_eq!((config.train.steps, config.imagine.images, config.model.showo.as_str()), (40, 4, "models/mine"));
+    assert_eq!(
+        (config.train.schedule.steps, config.imagine.images, config.model.showo.as_str()),
+        (40, 4, "models/mine")
+    );
     let mixed = format!("{DEMO}\ntrain: {{ anchor_gen: 0.5 }}\nimagine: {{ images: 3 }}\n");
     let mixed = self::config(&mixed, &["imagine.images=2", "model.expect={}"]);
-    assert_eq!((mixed.train.anchor_gen, mixed.imagine.images), (0.5, 2));
+    assert_eq!((mixed.train.loss.anchor_gen, mixed.imagine.images), (0.5, 2));
     assert!(mixed.model.expect.is_empty());
     contains(&problem(PAIR_DPO, &["train.stepz=3"]), &["stepz"]);
     contains(&problem(PAIR_DPO, &arguments), &["\"--\" is not key=value"]);
@@ -190,10 +195,10 @@ fn our_own_keys_go_over_the_translation() {
 #[test]
 fn a_warmup_that_does_not_fit_is_shortened_and_said() {
     for arguments in [&["training.max_train_steps=3000"][..], &["train.steps=3000"]] {
-        assert_eq!(config(PAIR_DPO, arguments).train.warmup_steps, 300);
+        assert_eq!(config(PAIR_DPO, arguments).train.schedule.warmup_steps, 300);
         contains(&said(PAIR_DPO, arguments), &["warm-up of 5000 steps", "training of 3000", "shortened to 300"]);
     }
-    assert_eq!(config(DEMO, &["train.steps=2"]).train.warmup_steps, 0);
+    assert_eq!(config(DEMO, &["train.steps=2"]).train.schedule.warmup_steps, 0);
     contains(&problem(PAIR_DPO, &["training.max_train_steps=3000", "train.warmup_steps=4000"]), &["4000", "3000"]);
     assert!(!said(PAIR_DPO, &[]).contains("warm-up"), "5,000 of 50,000 fit");
 }
@@ -270,5 +275,5 @@ fn our_own_files_stay_strict() {
     contains(&problem("model: { showo: embedded }\ntraining: {}", &[]), &["training"]);
     contains(&problem("seed: 1", &["training.batch_size=3"]), &["training"]);
     let small = "training: { max_train_steps: 20 }\npretrained_model_path: m\nmodel: { vq: v, tokenizer: t }";
-    assert_eq!(config(small, &[]).train.steps, 20);
+    assert_eq!(config(small, &[]).train.schedule.steps, 20);
 }

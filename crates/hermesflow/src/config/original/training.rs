@@ -31,26 +31,26 @@ impl Translation<'_> {
         let (rate, scheduled) = (self.from.number(keys[0])?, self.from.number(keys[1])?);
         self.agree(keys[0], rate, keys[1], scheduled)?;
         if let Some(rate) = rate.or(scheduled) {
-            self.set("train.learning_rate", rate.into())?;
+            self.set("train.schedule.learning_rate", rate.into())?;
         }
-        self.number("optimizer.params.beta1", "train.beta1")?;
-        self.number("optimizer.params.beta2", "train.beta2")?;
-        self.number("optimizer.params.epsilon", "train.eps")?;
-        self.number("optimizer.params.weight_decay", "train.weight_decay")?;
-        self.count("lr_scheduler.params.warmup_steps", "train.warmup_steps")?;
+        self.number("optimizer.params.beta1", "train.optimizer.beta1")?;
+        self.number("optimizer.params.beta2", "train.optimizer.beta2")?;
+        self.number("optimizer.params.epsilon", "train.optimizer.eps")?;
+        self.number("optimizer.params.weight_decay", "train.optimizer.weight_decay")?;
+        self.count("lr_scheduler.params.warmup_steps", "train.schedule.warmup_steps")?;
         let Some(scheduler) = self.from.text("lr_scheduler.scheduler")? else { return Ok(()) };
         let kind = match scheduler.as_str() {
             "cosine" | "linear" => scheduler.as_str(),
             "constant_with_warmup" => "constant",
             "constant" => {
-                self.set("train.warmup_steps", 0.into())?; // diffusers' constant has none
+                self.set("train.schedule.warmup_steps", 0.into())?; // diffusers' constant has none
                 "constant"
             }
             other => bail!(
                 "lr_scheduler.scheduler: {other:?} is not here; give cosine, linear, constant or constant_with_warmup"
             ),
         };
-        self.set("train.schedule", kind.into())
+        self.set("train.schedule.kind", kind.into())
     }
 
     /// Pairs per step. The original draws the two halves of a "pair" by two loaders, each with its own size.
@@ -93,11 +93,11 @@ impl Translation<'_> {
         if let Some(seed) = self.from.count("training.seed")? {
             self.set("seed", seed.into())?;
         }
-        self.number("training.beta", "train.beta")?;
+        self.number("training.beta", "train.loss.beta")?;
         self.number("training.cond_dropout_prob", "train.prompt_dropout")?;
-        self.number("training.t2i_coeff", "train.weight_gen")?;
-        self.number("training.mmu_coeff", "train.weight_und")?;
-        self.count("training.max_train_steps", "train.steps")?;
+        self.number("training.t2i_coeff", "train.loss.weight_gen")?;
+        self.number("training.mmu_coeff", "train.loss.weight_und")?;
+        self.count("training.max_train_steps", "train.schedule.steps")?;
         self.count("training.gradient_accumulation_steps", "train.accumulation")?;
         match self.from.value("training.max_grad_norm")? {
             Some(Value::Null) => self.set("train.max_grad_norm", Value::Null)?,
@@ -105,7 +105,7 @@ impl Translation<'_> {
         }
         for key in ["min_masking_rate", "mask_contiguous_region_prob"] {
             if let Some(share) = self.from.number(&format!("training.{key}"))?.filter(|share| *share != 0.0) {
-                self.set(&format!("train.{key}"), share.into())?;
+                self.set(&format!("train.masking.{key}"), share.into())?;
             }
         }
         self.unlike_ours()

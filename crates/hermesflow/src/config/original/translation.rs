@@ -9,9 +9,8 @@ use serde_yaml_ng::{Mapping, Value};
 
 use super::keys::{SINGLE, meaningless};
 use super::reader::Reader;
-use crate::config::Expect;
-use crate::config::expect::original_name;
-use crate::config::overrides;
+use crate::config::expect::{Expect, original_name};
+use crate::config::yaml;
 
 /// Pixels of the side of an image token in every checkpoint that the original knows.
 const TOKEN_PIXELS: usize = 16;
@@ -233,13 +232,13 @@ impl<'g> Translation<'g> {
             };
         if schedule != "cosine" {
             self.set("imagine.schedule", written.clone())?;
-            self.set("train.mask_schedule", written)?;
+            self.set("train.masking.mask_schedule", written)?;
         }
         Ok(())
     }
 
     pub(super) fn set(&mut self, key: &str, value: Value) -> Result<()> {
-        overrides::set(&mut self.into, key, value).with_context(|| key.to_owned())
+        yaml::set(&mut self.into, key, value).with_context(|| key.to_owned())
     }
 
     pub(super) fn text(&mut self, theirs: &str, ours: &str) -> Result<()> {
