@@ -1,18 +1,30 @@
 //! Rows of Parquet files: text and number columns, `image: {bytes, path}` as the datasets library writes it, or a plain
 //! binary column.
+//!
+//! The parquet crate reserves memory and loops by counts that a file states; these are checked first: those of the footer
+//! in [`footer`], those of page headers in [`pages`] (both are written in Thrift, [`thrift`]), and those within pages in
+//! [`content`].
+
+mod content;
+mod footer;
+mod pages;
+mod thrift;
 
 use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
-use ::parquet::file::reader::{FileReader, SerializedFileReader};
+use ::parquet::file::metadata::RowGroupMetaData;
+use ::parquet::file::reader::RowGroupReader;
 use ::parquet::record::reader::TreeBuilder;
 use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::{SchemaDescriptor, Type};
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, ensure};
 use hermesflow_models::foreign::decoded;
 use serde_json::{Map, Value};
 
+use self::footer::Footer;
+use self::pages::Group;
 use super::fields::Names;
 use super::meter::Meter;
 use super::{At, Broken, Entry, Place, Reason, Take};
@@ -31,26 +43,31 @@ pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<
     let unreadable = |error: String| anyhow!("{}: not readable as Parquet: {error}", file.display());
     let open = File::open(file).map_err(|error| anyhow!("{}: {error}", file.display()))?;
     let size = open.metadata().map_or(0, |metadata| metadata.len());
-    let reader = decoded(|| SerializedFileReader::new(open)).map_err(unreadable)?;
-    let metadata = reader.metadata();
-    let root = metadata.file_metadata().schema();
+    let footer = decoded(|| Footer::read(&open, size)).map_err(unreadable)?;
+    let open = Arc::new(open);
+    let root = footer.metadata.file_metadata().schema();
     let columns: Vec<String> = root.get_fields().iter().map(|column| column.name().to_string()).collect();
-    let wanted: Vec<_> = root.get_fields().iter().filter(|column| names.wants(column.name())).cloned().collect();
-    let schema = Type::group_type_builder(root.name())
-        .with_fields(wanted)
-        .build()
-        .map_err(|error| unreadable(error.to_string()))?;
-    let schema = Arc::new(SchemaDescriptor::new(Arc::new(schema)));
-    let all = metadata.file_metadata().num_rows().max(1) as u64;
+    let projected = |wanted: &dyn Fn(&str) -> bool| {
+        let fields = root.get_fields().iter().filter(|column| wanted(column.name())).cloned().collect();
+        let schema = Type::group_type_builder(root.name()).with_fields(fields).build();
+        decoded(|| schema.map(|schema| Arc::new(SchemaDescriptor::new(Arc::new(schema))))).map_err(unreadable)
+    };
+    let mut schema = projected(&|name| names.wants(name))?;
+    if schema.num_columns() == 0 {
+        // Rows are those of a column, whatever the footer says.
+        schema = projected(&|_| true)?;
+    }
+    ensure!(schema.num_columns() > 0, "{}: has no column", file.display());
+    let all = u128::from(footer.metadata.file_metadata().num_rows().max(1) as u64);
+    let read_by = |row: u64| (u128::from(size) * u128::from(row) / all) as u64;
     let mut row = 0;
     let place = |row| Place { file: file.clone(), at: At::Row(row) };
     let cut_off = |row, error: String| Broken::new(&place(row), Reason::CutOff, error);
-    for number in 0..reader.num_row_groups() {
+    for number in 0..footer.metadata.num_row_groups() {
+        let group = Group::new(&open, &footer, number);
         let rows = decoded(|| {
-            let group = reader.get_row_group(number)?;
-            let (rows, bytes) = (group.metadata().num_rows().max(1), group.metadata().total_byte_size().max(1));
-            let together = (DECODED / (bytes / rows).max(1)).clamp(1, 1024);
-            TreeBuilder::new().with_batch_size(together as usize).as_iter(schema.clone(), &*group)
+            let together = together(group.metadata(), &schema);
+            TreeBuilder::new().with_batch_size(together).as_iter(schema.clone(), &group)
         });
         let mut rows = match rows {
             Ok(rows) => rows,
@@ -58,7 +75,7 @@ pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<
         };
         while let Some(next) = decoded(|| rows.next().transpose()).transpose() {
             row += 1;
-            meter.advance(size * row / all - size * (row - 1) / all);
+            meter.advance(read_by(row) - read_by(row - 1));
             let next = match next {
                 Ok(next) => next,
                 Err(error) => return take(Err(cut_off(row, error))).map(drop),
@@ -69,6 +86,13 @@ pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<
         }
     }
     Ok(())
+}
+
+/// How many rows of a group are decoded together.
+fn together(group: &RowGroupMetaData, schema: &SchemaDescriptor) -> usize {
+    let row = group.total_byte_size() / group.num_rows().max(1);
+    let widest = schema.columns().iter().map(|column| i64::from(column.type_length())).max();
+    (DECODED / row.max(widest.unwrap_or(0)).max(1)).clamp(1, 1024) as usize
 }
 
 fn entry(row: Row, columns: &[String], place: Place) -> Entry {
