@@ -1,26 +1,28 @@
 //! What is changed in a file: bits, bytes, numbers, lengths, words, lines; often several at once.
 
-/// Numbers that a sequence draws, all from one seed (SplitMix64).
+use rand::{Rng, RngCore, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Numbers that a case draws.
 #[derive(Debug)]
-pub struct Random(u64);
+pub struct Random(ChaCha8Rng);
 
 impl Random {
-    /// The sequence of a seed.
-    pub fn new(seed: u64) -> Self {
-        Self(seed)
+    /// The numbers of a campaign's case: its seed, and the case's number.
+    pub fn new(seed: u64, case: u64) -> Self {
+        let mut random = ChaCha8Rng::seed_from_u64(seed);
+        random.set_stream(case);
+        Self(random)
     }
 
     /// The next number.
     pub fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ self.0 >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
+        self.0.next_u64()
     }
 
     /// A number below `end`, or 0.
     pub fn below(&mut self, end: usize) -> usize {
-        (self.next() % end.max(1) as u64) as usize
+        self.0.random_range(0..end.max(1))
     }
 
     /// One of some.
@@ -172,12 +174,12 @@ mod tests {
     #[test]
     fn a_seed_gives_the_same_file_and_another_seed_another() {
         let file = b"{\"id\": 1, \"caption\": \"a red circle\"}".repeat(3);
-        let of = |seed| mutated(&file, &file[5..], &mut Random::new(seed));
+        let of = |seed| mutated(&file, &file[5..], &mut Random::new(seed, 0));
         let all: std::collections::HashSet<Vec<u8>> = (0..500).map(of).collect();
         assert!(all.len() > 400, "{}", all.len());
         assert_eq!(of(7), of(7));
         // Nothing is too small to be changed.
-        (0..2000).for_each(|seed| drop(mutated(&file[..seed as usize % 3], &file, &mut Random::new(seed))));
-        (0..200).for_each(|seed| drop(mutated(b"", b"", &mut Random::new(seed))));
+        (0..2000).for_each(|seed| drop(mutated(&file[..seed as usize % 3], &file, &mut Random::new(seed, 0))));
+        (0..200).for_each(|seed| drop(mutated(b"", b"", &mut Random::new(seed, 0))));
     }
 }

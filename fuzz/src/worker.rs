@@ -113,7 +113,7 @@ pub fn run(args: &Args) -> Result<ExitCode> {
             .position(|target| only.is_some_and(|only| only.name == target.name))
             .unwrap_or(case as usize % TARGETS.len());
         let (target, corpus) = (&TARGETS[number], &corpora[number]);
-        let mut random = Random::new(args.seed.wrapping_add(case.wrapping_mul(0x5851_f42d_4c95_7f2d)));
+        let mut random = Random::new(args.seed, case);
         let file = changed(corpus, &mut random);
         notes.set(0, case + 1)?;
         let (went, said) = tried(target, &args.workshop, &file)?;
@@ -217,7 +217,7 @@ mod tests {
         enter(folder.path()).unwrap();
         for target in &TARGETS {
             let corpus = target.corpus(folder.path()).unwrap();
-            let mut random = Random::new(1);
+            let mut random = Random::new(1, 0);
             let changed: Vec<Vec<u8>> = (0..12).map(|_| changed(&corpus, &mut random)).collect();
             let mut accepted = 0;
             for (number, file) in corpus.iter().chain(&changed).enumerate() {

@@ -8,6 +8,8 @@
 mod content;
 mod footer;
 mod pages;
+#[cfg(test)]
+mod tests;
 mod thrift;
 
 use std::fs::File;
@@ -19,7 +21,7 @@ use ::parquet::file::reader::RowGroupReader;
 use ::parquet::record::reader::TreeBuilder;
 use ::parquet::record::{Field, Row};
 use ::parquet::schema::types::{SchemaDescriptor, Type};
-use anyhow::{Result, anyhow, ensure};
+use anyhow::{Context, Result, anyhow};
 use hermesflow_models::foreign::decoded;
 use serde_json::{Map, Value};
 
@@ -54,10 +56,11 @@ pub fn read(file: &Arc<Path>, names: &Names, meter: &Meter<'_>, take: &mut Take<
     };
     let mut schema = projected(&|name| names.wants(name))?;
     if schema.num_columns() == 0 {
-        // Rows are those of a column, whatever the footer says.
-        schema = projected(&|_| true)?;
+        // There are as many rows as a column has, whatever the footer says.
+        let first = footer.metadata.file_metadata().schema_descr().columns().first();
+        let first = first.with_context(|| format!("{}: has no column", file.display()))?;
+        schema = projected(&|name| first.path().parts().first().is_some_and(|part| part == name))?;
     }
-    ensure!(schema.num_columns() > 0, "{}: has no column", file.display());
     let all = u128::from(footer.metadata.file_metadata().num_rows().max(1) as u64);
     let read_by = |row: u64| (u128::from(size) * u128::from(row) / all) as u64;
     let mut row = 0;
