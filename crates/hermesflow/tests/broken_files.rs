@@ -157,6 +157,14 @@ fn gguf_is_compared_with_itself_before_it_is_read() {
 }
 
 #[test]
+fn counts_in_parquet_files_are_checked_before_memory_is_reserved_by_them() {
+    let workshop = Workshop::new();
+    let file = corpus("parquet/allocation-fails.parquet").display().to_string();
+    let parts = ["allocation-fails.parquet, row 1: ", "\"image.path\"", "its number of values is -144282990010"];
+    refused(&workshop, &["import", &file, "--to", "none"], &parts);
+}
+
+#[test]
 fn references_that_double_are_refused() {
     let workshop = workshop();
     let file = corpus("original/original-doubling.yaml").display().to_string();

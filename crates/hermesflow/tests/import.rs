@@ -373,6 +373,17 @@ fn what_people_have_is_read() {
 }
 
 #[test]
+fn rows_before_a_broken_page_are_kept_and_its_place_is_named() {
+    let workshop = Workshop::new();
+    // The header of a page in the middle asks for millions of elements.
+    let started = std::time::Instant::now();
+    let (_, log) = workshop.succeeds(&["import", &odd("parquet/takes-long.parquet"), "--to", "data"]);
+    assert!(started.elapsed() < std::time::Duration::from_secs(10));
+    assert!(log.contains("takes-long.parquet, row 5: file cut off or broken"), "{log}");
+    assert_eq!(workshop.ids("data/initial_data.json"), ["one", "two", "three"]);
+}
+
+#[test]
 fn files_of_a_shard_that_stand_apart_are_said_to() {
     let workshop = Workshop::new();
     let png = fs::read(odd("picture/good.png")).unwrap();

@@ -8,10 +8,7 @@ use ::parquet::schema::types::ColumnDescPtr;
 use flate2::read::MultiGzDecoder;
 use lz4_flex::frame::FrameDecoder;
 
-use super::pages::{Header, Kind};
-
-/// So many bytes a page may decode to, however few it has, where its compression sets no limit.
-pub const PAGE: u64 = 512 << 20;
+use super::header::{Header, Kind, PAGE, most};
 
 /// A dictionary has at most so many values.
 const DICTIONARY: u64 = 1 << 24;
@@ -20,48 +17,49 @@ const DICTIONARY: u64 = 1 << 24;
 /// eight for each of its bytes, and one for each row up to a limit: few bytes can state any number of equal ones.
 const VALUES: (u64, u64) = (1 << 20, 1 << 24);
 
-/// How many bytes so many can decode to at most; nothing where no memory is reserved by what a header states.
-pub fn most(compression: Compression, bytes: u64) -> Option<u64> {
-    let longest = match compression {
-        Compression::UNCOMPRESSED => return None,
-        // Three bytes repeat 64.
-        Compression::SNAPPY => bytes * 22,
-        // A byte adds 255 to a length.
-        Compression::LZ4 | Compression::LZ4_RAW => bytes * 255,
-        // Two bits repeat 258 bytes.
-        Compression::GZIP(_) => bytes * 1032,
-        _ => (bytes * 1032).max(PAGE),
-    };
-    Some(longest + 64)
+/// Whether pages are decoded here: the parquet crate decodes these to their end, whatever size they state.
+pub fn is_ours(compression: Compression) -> bool {
+    matches!(compression, Compression::GZIP(_) | Compression::BROTLI(_))
 }
 
-/// Whether a page could decode to so much more than its header states that it is tried first: the parquet crate decodes to
-/// the end whatever comes.
-pub fn is_tried(compression: Compression, header: &Header) -> bool {
-    let bomb = || most(compression, header.compressed).is_some_and(|most| most > PAGE);
-    !header.is_plain
-        && match compression {
-            Compression::BROTLI(_) => true,
-            Compression::GZIP(_) | Compression::LZ4 => bomb(),
-            _ => false,
-        }
+/// Decodes a page to the size it states.
+///
+/// # Errors
+/// When it has another size, or is broken.
+pub fn decoded(compression: Compression, header: &Header, body: &[u8]) -> Result<Vec<u8>, String> {
+    let (levels, values) = body.split_at_checked(header.levels as usize).ok_or("is cut off")?;
+    let mut bytes = Vec::with_capacity(header.decoded as usize);
+    bytes.extend_from_slice(levels);
+    let stated = header.decoded - header.levels;
+    // A page without values need not have anything to decode.
+    if stated > 0 {
+        let decoder: Box<dyn Read + '_> = match compression {
+            Compression::GZIP(_) => Box::new(MultiGzDecoder::new(values)),
+            _ => Box::new(brotli::Decompressor::new(values, 4096)),
+        };
+        let read = decoder.take(stated + 1).read_to_end(&mut bytes);
+        read.map_err(|error| format!("cannot be decoded: {error}"))?;
+    }
+    match bytes.len() as u64 == header.decoded {
+        true => Ok(bytes),
+        false => Err(format!("does not decode to the {} bytes it states", header.decoded)),
+    }
 }
 
-/// Tries whether a page decodes to no more than its header states.
+/// Tries whether a page in LZ4 decodes to no more than it states: the parquet crate decodes it to its end where it is
+/// written in frames.
 ///
 /// # Errors
 /// When it does.
-pub fn tried(compression: Compression, header: &Header, body: &[u8]) -> Result<(), String> {
-    let body = body.get(header.levels as usize..).unwrap_or_default();
-    let stated = header.decoded - header.levels;
-    let decoder: Box<dyn Read + '_> = match compression {
-        Compression::GZIP(_) => Box::new(MultiGzDecoder::new(body)),
-        Compression::BROTLI(_) => Box::new(brotli::Decompressor::new(body, 4096)),
-        _ => Box::new(FrameDecoder::new(body)),
-    };
-    // What cannot be decoded is for the parquet crate to refuse; it knows LZ4 in other forms, too.
-    match io::copy(&mut decoder.take(stated + 1), &mut io::sink()) {
-        Ok(decoded) if decoded > stated => Err(format!("decodes to more than the {} bytes it states", header.decoded)),
+pub fn tried(header: &Header, body: &[u8]) -> Result<(), String> {
+    if most(Compression::LZ4, header.compressed).is_none_or(|most| most <= PAGE) {
+        return Ok(());
+    }
+    // Other forms, and what is broken, are for the parquet crate.
+    match io::copy(&mut FrameDecoder::new(body).take(header.decoded + 1), &mut io::sink()) {
+        Ok(decoded) if decoded > header.decoded => {
+            Err(format!("does not decode to the {} bytes it states", header.decoded))
+        }
         _ => Ok(()),
     }
 }

@@ -2,11 +2,12 @@
 //! binary column.
 //!
 //! The parquet crate reserves memory and loops by counts that a file states; these are checked first: those of the footer
-//! in [`footer`], those of page headers in [`pages`] (both are written in Thrift, [`thrift`]), and those within pages in
-//! [`content`].
+//! in [`footer`], those of page headers in [`header`] (both are written in Thrift, [`thrift`]) and [`pages`], and those
+//! within pages in [`content`].
 
 mod content;
 mod footer;
+mod header;
 mod pages;
 #[cfg(test)]
 mod tests;

@@ -20,7 +20,8 @@ use ::parquet::schema::types::{ColumnDescPtr, Type};
 
 use super::content::{self, Content};
 use super::footer::{Footer, wrong};
-use super::thrift::{BOOLEANS, Fault, I32, STRUCT, walk};
+use super::header::{Header, Kind};
+use super::thrift::Fault;
 
 /// Bytes that are read first of a header; few have more.
 const HEADER: u64 = 256;
@@ -76,98 +77,6 @@ fn named(column: &ColumnDescPtr, error: ParquetError) -> ParquetError {
     wrong(format!("column {}: {why}", column.path()))
 }
 
-/// What a page's header states.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Header {
-    /// What the page is.
-    pub kind: Kind,
-    /// Bytes in the file, behind the header.
-    pub compressed: u64,
-    /// Bytes once decoded.
-    pub decoded: u64,
-    /// Values, absent ones among them.
-    pub values: u64,
-    /// Bytes before the values that are never compressed.
-    pub levels: u64,
-    /// Whether nothing is compressed, whatever the column's compression is.
-    pub is_plain: bool,
-}
-
-/// What a page is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
-    /// The values that others refer to.
-    Dictionary,
-    /// Values, in the first form or the second.
-    Data,
-}
-
-impl Header {
-    /// The header that `bytes` begin with, and its length.
-    fn read(bytes: &[u8]) -> std::result::Result<(Self, usize), Fault> {
-        let (mut sizes, mut values, mut levels, mut is_plain) = ([None; 3], [None; 9], [None; 2], false);
-        let length = walk(bytes, &mut |path, kind, value| {
-            // The crate reads fields as what they should be, not as what they are.
-            let right = match path {
-                [1..=4] | [5, 1..=4] | [7, 1..=2] | [8, 1..=6] => kind == I32,
-                [5..=8] => kind == STRUCT,
-                [7, 3] | [8, 7] => BOOLEANS.contains(&kind),
-                _ => true,
-            };
-            if !right {
-                return Err(format!("field {path:?} is of type {kind}"));
-            }
-            match *path {
-                [field @ 1..=3] => sizes[field as usize - 1] = Some(value),
-                [page @ (5 | 7 | 8), 1] => values[page as usize] = Some(value),
-                [8, field @ 5..=6] => levels[field as usize - 5] = Some(value),
-                [8, 7] => is_plain = kind != BOOLEANS[0],
-                _ => {}
-            }
-            Ok(())
-        })?;
-        let stated = |what: &str, value: Option<i64>| {
-            let number = value.ok_or_else(|| Fault::Broken(format!("its {what} is missing")))?;
-            let fits = i32::try_from(number).ok().and_then(|number| u64::try_from(number).ok());
-            fits.ok_or_else(|| Fault::Broken(format!("its {what} is {number}")))
-        };
-        let (kind, field) = match stated("type", sizes[0])? {
-            0 => (Kind::Data, 5),
-            2 => (Kind::Dictionary, 7),
-            3 => (Kind::Data, 8),
-            other => return Err(Fault::Broken(format!("its type is {other}, which is not read"))),
-        };
-        let [_, decoded, compressed] = sizes;
-        let levels = levels.into_iter().flatten().map(|size| stated("size of levels", Some(size)));
-        let header = Self {
-            kind,
-            compressed: stated("size", compressed)?,
-            decoded: stated("decoded size", decoded)?,
-            values: stated("number of values", values[field])?,
-            levels: levels.sum::<std::result::Result<_, _>>()?,
-            is_plain,
-        };
-        if header.levels > header.compressed.min(header.decoded) {
-            return Err(Fault::Broken(format!("it states {} bytes of levels; the page has fewer", header.levels)));
-        }
-        Ok((header, length))
-    }
-}
-
-impl Header {
-    /// Checks the sizes against the bytes that are left of the column.
-    fn fits(&self, compression: Compression, left: u64) -> std::result::Result<(), String> {
-        let Self { compressed, decoded, .. } = self;
-        if *compressed > left {
-            return Err(format!("states {compressed} bytes; {left} are left of its column"));
-        }
-        if content::most(compression, *compressed).is_some_and(|most| *decoded > most) {
-            return Err(format!("states that its {compressed} bytes decode to {decoded}"));
-        }
-        Ok(())
-    }
-}
-
 /// A page, and where its bytes are.
 #[derive(Debug)]
 struct Found {
@@ -195,9 +104,14 @@ impl Checked {
         if held > stated || (held < stated && fault.is_none()) {
             return Err(wrong(format!("the footer states {stated} values, the headers of its pages {held}")));
         }
-        let inner = SerializedPageReader::new(file.clone(), column, rows as usize, None)?;
+        let compression = column.compression();
         let content = Content::new(column.column_descr_ptr(), rows as u64);
-        Ok(Self { file, inner, pages, fault, compression: column.compression(), content })
+        let mut column = column.clone().into_builder();
+        if content::is_ours(compression) {
+            column = column.set_compression(Compression::UNCOMPRESSED);
+        }
+        let inner = SerializedPageReader::new(file.clone(), &column.build()?, rows as usize, None)?;
+        Ok(Self { file, inner, pages, fault, compression, content })
     }
 
     /// Fails where the crate would read a header that is broken.
@@ -213,11 +127,17 @@ impl Checked {
             self.ahead()?;
             let Some(Found { header, at }) = self.pages.pop_front() else { return Ok(None) };
             let at_page = |why: String| wrong(page(at, &why));
-            if content::is_tried(self.compression, &header) {
+            if self.compression == Compression::LZ4 && !header.is_plain {
                 let body = self.file.get_bytes(at, header.compressed as usize)?;
-                content::tried(self.compression, &header, &body).map_err(at_page)?;
+                content::tried(&header, &body).map_err(at_page)?;
             }
-            let Some(page) = self.inner.get_next_page()? else { return Ok(None) };
+            let Some(mut page) = self.inner.get_next_page()? else { return Ok(None) };
+            if content::is_ours(self.compression) && !header.is_plain {
+                let decoded = content::decoded(self.compression, &header, page.buffer()).map_err(at_page)?;
+                let (Page::DataPage { buf, .. } | Page::DataPageV2 { buf, .. } | Page::DictionaryPage { buf, .. }) =
+                    &mut page;
+                *buf = decoded.into();
+            }
             self.content.check(&header, &page).map_err(at_page)?;
             // The crate takes a page without values for the column's end.
             if header.values > 0 || header.kind == Kind::Dictionary {
