@@ -36,6 +36,9 @@ pub type OpenedView = Opened<ImageView, Prepared>;
 /// A picture to be encoded, a square at the model's resolution.
 pub type OpenedCodes = Opened<Vec<u32>, RgbImage>;
 
+/// What is known of a picture's file: its key, its codes if they are cached, and what decodes its pixels.
+type LookedUp<F> = (PictureKey, Option<Vec<u32>>, F);
+
 impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     /// Opens the cached image codes of a run.
     ///
@@ -73,7 +76,7 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     }
 
     /// A picture's key and its codes, if they are known; and what decodes its pixels.
-    fn look_up(&self, path: &Path) -> Result<(PictureKey, Option<Vec<u32>>, impl FnOnce() -> Result<RgbImage>)> {
+    fn look_up(&self, path: &Path) -> Result<LookedUp<impl FnOnce() -> Result<RgbImage>>> {
         let path = self.pictures.find(path)?;
         let bytes = preprocess::read(&path)?;
         let key = key(&bytes);

@@ -36,7 +36,7 @@ impl Keys {
     /// Everything about the keys whose names, or earlier names, begin with `prefix`; empty where there are none.
     pub fn entries(&self, prefix: &str) -> String {
         let prefix = prefix.trim_end_matches('.');
-        let wanted = |key: &&Key| key.name.starts_with(prefix) || key.earlier.iter().any(|earlier| *earlier == prefix);
+        let wanted = |key: &&Key| key.name.starts_with(prefix) || key.earlier.contains(&prefix);
         let keys = self.sections.iter().flat_map(|section| &section.keys).filter(wanted);
         keys.map(entry).collect::<Vec<_>>().join("\n")
     }
