@@ -127,7 +127,7 @@ impl Checked {
             self.ahead()?;
             let Some(Found { header, at }) = self.pages.pop_front() else { return Ok(None) };
             let at_page = |why: String| wrong(page(at, &why));
-            if self.compression == Compression::LZ4 && !header.is_plain {
+            if content::is_tried(self.compression, &header) {
                 let body = self.file.get_bytes(at, header.compressed as usize)?;
                 content::tried(&header, &body).map_err(at_page)?;
             }
