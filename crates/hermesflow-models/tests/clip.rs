@@ -164,7 +164,7 @@ fn a_saved_model_keeps_its_projector() {
     assert!(PROJECTOR_PARAMETERS.iter().all(|name| weights.tensors().contains_key(*name)));
     let again = model.with_weights(weights).unwrap();
     let said = |model: &Showo| {
-        let view = read(&model, picture());
+        let view = read(model, picture());
         model.reply(&view, &[request(QUESTION, 1, 9)]).unwrap()
     };
     assert_eq!(said(&again), said(&model));
