@@ -249,7 +249,7 @@ impl<'ast> Visit<'ast> for Code<'_> {
                     joined = !path.is_empty();
                     continue;
                 }
-                if !(joined && number == 0) && !path.is_empty() {
+                if (!joined || number > 0) && !path.is_empty() {
                     self.0.insert(std::mem::take(&mut path));
                 }
                 if is_word(word) {
