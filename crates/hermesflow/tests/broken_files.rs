@@ -60,7 +60,7 @@ fn configurations_are_checked_before_anything_is_made_of_them() {
             "model/showo/phi/config.json",
             ["phi/config.json", "partial_rotary_factor is 2"],
         ),
-        ("showo-config/showo-tokens-15.json", "model/showo/config.json", ["showo/config.json", "num_vq_tokens 15"]),
+        ("showo-config/showo-tokens-15.json", "model/showo/config.json", ["showo/config.json", "num_vq_tokens is 15"]),
     ] {
         refused_at(&workshop, place, &corpus(file), &[DOCTOR, T2I, mmu], &parts);
     }
