@@ -242,7 +242,7 @@ fn bert_score_agrees_with_the_original() {
 #[test]
 fn bert_score_knows_customary_layers_and_asks_for_others() {
     let refusal = BertScore::load(&golden("bert"), None, &Device::Cpu).unwrap_err().to_string();
-    assert!(refusal.contains("config.json") && refusal.contains("name the layer"), "{refusal}");
+    assert!(refusal.contains("config.json") && refusal.contains("give the layer"), "{refusal}");
     assert!(BertScore::load(&golden("bert"), Some(3), &Device::Cpu).is_err(), "there are two layers");
     let folder = copied("mpnet");
     let config = fs::read_to_string(folder.path().join("config.json")).unwrap();
