@@ -249,7 +249,7 @@ fn bert_score_knows_customary_layers_and_asks_for_others() {
     let config = config.replacen('{', r#"{"_name_or_path": "microsoft/mpnet-base","#, 1);
     fs::write(folder.path().join("config.json"), config).unwrap();
     let refusal = BertScore::load(folder.path(), None, &Device::Cpu).unwrap_err().to_string();
-    assert!(refusal.contains("layer 8 of a model of 2"), "{refusal}");
+    assert!(refusal.contains("layer 8 does not exist; the model has 2 layers"), "{refusal}");
 }
 
 #[test]
