@@ -129,6 +129,52 @@ fn help_fits_a_hundred_columns() {
     }
 }
 
+/// The names of the commands, as `--help` lists them.
+fn commands(workshop: &Workshop) -> Vec<String> {
+    let listed = workshop.succeeds(&["--help"]);
+    let lines = listed.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let named = lines.take_while(|line| !line.is_empty()).filter(|line| !line.starts_with("   "));
+    named.filter_map(|line| line.split_whitespace().next().map(str::to_owned)).filter(|name| name != "help").collect()
+}
+
+#[test]
+fn every_command_is_completed_by_shells_and_has_a_manual_page() {
+    let workshop = Workshop::new();
+    let commands = commands(&workshop);
+    assert!(commands.len() > 25 && commands.contains(&"keys".to_owned()), "{commands:?}");
+    for shell in ["bash", "zsh", "fish", "elvish", "powershell"] {
+        let script = workshop.succeeds(&["completions", shell]);
+        assert!(commands.iter().all(|name| script.contains(name)), "{shell}");
+    }
+    let written = workshop.succeeds(&["man", "--out", "man1"]);
+    assert_eq!(written.lines().count(), commands.len() + 1);
+    for name in &commands {
+        let page = fs::read_to_string(workshop.path(&format!("man1/hermesflow-{name}.1"))).unwrap();
+        let page = page.replace("\\-", "-");
+        assert!(page.contains(&format!("hermesflow-{name} - ")) && page.contains(".SH OPTIONS"), "{name}: {page}");
+    }
+    let program = fs::read_to_string(workshop.path("man1/hermesflow.1")).unwrap();
+    assert_eq!(workshop.succeeds(&["man"]).trim_end(), program.trim_end());
+}
+
+#[test]
+fn keys_are_explained_and_a_prefix_that_none_has_is_answered_with_the_nearest() {
+    let workshop = Workshop::new();
+    assert!(workshop.succeeds(&["keys"]).contains("train.loss: "));
+    let shown = workshop.succeeds(&["keys", "train.loss"]);
+    assert!(shown.contains("train.loss.beta (default: 0.2)") && shown.contains("Earlier name: train.beta"), "{shown}");
+    assert!(
+        workshop.succeeds(&["keys", "train.learning_rate"]).contains("train.schedule.learning_rate (default: 2e-5)")
+    );
+    assert!(workshop.succeeds(&["keys", "--pretrain", "vq.steps"]).contains("vq.steps (required)"));
+    let message = workshop.fails(&["keys", "train.lose"]);
+    assert!(message.contains("train.lose: no key begins with this; did you mean train.loss?"), "{message}");
+    for (files, key) in [("run", "imagine"), ("pretrain", "tokenizer")] {
+        let schema: serde_json::Value = serde_json::from_str(&workshop.succeeds(&["keys", "--schema", files])).unwrap();
+        assert!(schema["properties"][key].is_object(), "{files}");
+    }
+}
+
 #[test]
 #[cfg(unix)]
 fn a_picture_may_have_any_name() {

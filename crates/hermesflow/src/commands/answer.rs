@@ -25,8 +25,8 @@ stage_command! {
     ///
     /// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
     /// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
-    /// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. Kill it
-    /// anywhere: it continues where it was.
+    /// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. When it
+    /// was interrupted, the same command continues.
     ///
     /// Example: hermesflow answer scenes
     "answer", |run| {

@@ -17,18 +17,18 @@ use crate::run::pictures::png;
 /// What every command that reads a run's configuration takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigArgs {
-    /// The run's YAML file, or the name of one inside this program: scenes, released, paper; the original's own, such
-    /// as hermesflow_pairdpo.yaml, will do
+    /// Run configuration: a YAML file, or one inside this program by its name: scenes, released, paper. The files of
+    /// HermesFlow's and Show-o's Python code, such as hermesflow_pairdpo.yaml, work too
     pub config: PathBuf,
 
-    /// Single keys to change, such as train.schedule.steps=100 imagine.images=4 (`hermesflow keys` lists all keys)
+    /// Settings to change, such as train.schedule.steps=100 imagine.images=4; `hermesflow keys` lists all
     ///
-    /// Over a file of the original its own keys may be given too, as to its Python scripts: training.batch_size=4
+    /// With a file of the Python code, the names that its scripts use are accepted too: training.batch_size=4
     /// optimizer.params.learning_rate=1e-5 guidance_scale=5 generation_timesteps=50.
     #[arg(value_name = "KEY=VALUE")]
     pub overrides: Vec<String>,
 
-    /// The seed of every random number (the same as seed=N)
+    /// Seed of every random number; the same as seed=N
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
 }
@@ -101,7 +101,7 @@ pub struct ModelArgs {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// Use what this iteration of the run trained; 0 is the model that the run begins with
+    /// Use the model that this iteration of the run trained; 0 is the one that the run begins with
     #[arg(long, value_name = "N", default_value_t = 0)]
     iteration: usize,
 }
@@ -121,11 +121,11 @@ impl ModelArgs {
 /// How many pictures a command makes, and where they go.
 #[derive(Debug, Clone, clap::Args)]
 pub struct PictureArgs {
-    /// Pictures per prompt, each from draws of its own
+    /// Pictures per prompt, each drawn with a seed of its own
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=10_000))]
     pub images: u64,
 
-    /// The folder of the results; a folder named as the command in the run's `output` if not given
+    /// Folder of the results [default: the command's name, inside the run's `output`]
     #[arg(long, value_name = "FOLDER")]
     out: Option<PathBuf>,
 }

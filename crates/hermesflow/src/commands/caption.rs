@@ -21,7 +21,7 @@ stage_command! {
     /// Asks the model `caption.question` about every image of initial_data.json and samples one reply under each of
     /// `caption.candidates` (greedy, then top-k 2, 3, 4 at temperatures 0.1, 0.7, 2.0). The best and the worst of them,
     /// by similarity to the true caption, become the understanding half of a pair. Writes
-    /// understanding_caption_results.json. Kill it anywhere: it continues where it was. A picture that is missing or broken
+    /// understanding_caption_results.json. When it was interrupted, the same command continues. A picture that is missing or broken
     /// is named and skipped; replace it and run the command again: its captions are added.
     ///
     /// Example: hermesflow caption scenes caption.max_new_tokens=20

@@ -6,9 +6,9 @@ use crate::config::{PRESETS, preset};
 
 /// Print one of the configurations inside this program, to change and keep as your own
 ///
-/// scenes is the whole method on the embedded world and model, released the released checkpoint with the settings of its
-/// code, paper the settings of the paper, pretrain-scenes makes the embedded model. The commands take these names, too:
-/// hermesflow run scenes.
+/// scenes: the whole method on the embedded model and its world of simple scenes. released: Show-o 512x512 with the
+/// settings of HermesFlow's released code. paper: Show-o 256x256 with the settings of the paper. pretrain-scenes: how
+/// the embedded model was made. All commands take these names in place of a file: hermesflow run scenes.
 ///
 /// Example: hermesflow config scenes > my.yaml
 #[derive(Debug, clap::Args)]

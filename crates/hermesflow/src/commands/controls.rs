@@ -59,7 +59,7 @@ const ARMS: [Arm; 8] = [
 /// captions), fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and
 /// the paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's
 /// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints
-/// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json. Kill it anywhere: it continues.
+/// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json. When it was interrupted, the same command continues.
 ///
 /// Example: hermesflow controls scenes --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
 #[derive(Debug, clap::Args)]
@@ -83,7 +83,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = count::<1_000_000>)]
     prompts: usize,
 
-    /// Which combinations: heldout (final figures) or dev (choosing settings)
+    /// Scenes to draw the prompts from: heldout (for final figures) or dev (for choosing settings)
     #[arg(long, value_name = "SPLIT", default_value = "heldout")]
     split: String,
 }

@@ -15,29 +15,27 @@ use crate::progress::Progress;
 
 /// Write a checkpoint in another layout: safetensors or .bin, whole or sharded
 ///
-/// Takes any checkpoint that the other commands take (a folder, a name on the hub, a checkpoint-{step} of a training
-/// run, the final model/): Show-o or its image tokenizer, pytorch_model.safetensors, model.safetensors,
-/// diffusion_pytorch_model.safetensors or pytorch_model.bin, whole or sharded. What is written has the original's names
-/// and configuration, so the original's Python code loads it with from_pretrained. Values stay as they are, bit for
-/// bit, unless --dtype says otherwise.
+/// Reads any checkpoint that the other commands read (a folder, a name on the hub, a checkpoint-{step} of a training,
+/// the final model/) of Show-o or its image tokenizer. The result has the names and the configuration of the published
+/// files, so that Show-o's Python code loads it with from_pretrained. Values stay as they are, bit for bit, unless
+/// --dtype is given.
 ///
-/// Examples:
-///   hermesflow convert models/show-o models/show-o-safetensors
-///   hermesflow convert runs/mine/train/model exported --format bin
+/// Example: hermesflow convert models/show-o models/show-o-safetensors
+///
+/// Example: hermesflow convert runs/mine/train/model exported --format bin
 #[derive(Debug, clap::Args)]
-#[command(verbatim_doc_comment)]
 pub struct Args {
     /// The checkpoint: a folder or a name such as showlab/show-o
     source: String,
 
-    /// Where to write; a new or empty folder
+    /// Folder of the result; new or empty
     target: PathBuf,
 
-    /// The layout
+    /// Layout of the result
     #[arg(long, value_enum, default_value_t = Format::Safetensors)]
     format: Format,
 
-    /// The type of all floats; left out, they stay as they are
+    /// Type of all floating-point values [default: as they are]
     #[arg(long, value_parser = dtype, value_name = "f32|bf16|f16")]
     dtype: Option<DTypeName>,
 }

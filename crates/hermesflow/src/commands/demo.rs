@@ -29,28 +29,28 @@ const ROWS: usize = 12;
 
 /// Run the whole loop on the embedded model in minutes, and see what improved
 ///
-/// Needs nothing: the world, the model and the judge are inside this program. The model captions and imagines scenes,
-/// judges its own images, trains on its best against its worst, and does so again; then it is measured, before and
-/// after, by an oracle that reads pixels, on combinations that it never saw. Leaves a folder with the preference
-/// pairs, two contact sheets (pairs.png, before-after.png), the figures and the trained models. Kill it anywhere: the
-/// same command continues.
+/// Nothing has to be downloaded: the model, its world of simple scenes and the judge are inside this program. The model
+/// captions scenes and generates pictures of captions, judges its own pictures, trains on its best against its worst,
+/// and repeats this. Before and after, an oracle that reads the pixels measures it on combinations of shapes that
+/// training never showed. The folder then holds the preference pairs, two contact sheets (pairs.png, before-after.png),
+/// the figures and the trained models. A demo that was interrupted continues with the same command.
 ///
 /// Example: hermesflow demo --out /tmp/demo --seed 7
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The folder that it leaves
+    /// Folder of the results
     #[arg(long, value_name = "DIR", default_value = "hermesflow-demo")]
     out: PathBuf,
 
-    /// The seed of every random number
+    /// Seed of every random number
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// How often the loop goes round
+    /// Iterations of the loop [default: those of the configuration scenes; 1 with --quick]
     #[arg(long, value_name = "N")]
     iterations: Option<usize>,
 
-    /// Prompts of the evaluation before and after
+    /// Prompts on which the model is measured before and after
     #[arg(long, value_name = "N", default_value_t = 192, value_parser = count::<1_000_000>)]
     prompts: usize,
 
@@ -58,7 +58,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
 
-    /// Single keys of the configuration scenes to change, such as train.loss.anchor_gen=0
+    /// Settings of the configuration scenes to change, such as train.loss.anchor_gen=0; `hermesflow keys` lists all
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }

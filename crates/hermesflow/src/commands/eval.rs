@@ -23,7 +23,7 @@ use crate::world::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluat
 ///
 /// Runs on scenes whose combinations never occur in training. Prompts and draws depend on the seed alone, so two
 /// models are compared on the same ones: give an earlier report to --compare for paired differences. Prints a table
-/// per category with 95 % intervals; --out keeps every prompt. Kill it anywhere: with --out it continues.
+/// per category with 95 % intervals; --out keeps every prompt. With --out, an evaluation that was interrupted continues.
 ///
 /// Example: hermesflow eval scenes --iteration 2 --prompts 400 --compare base.json
 #[derive(Debug, clap::Args)]
@@ -35,23 +35,23 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 0)]
     iteration: usize,
 
-    /// How many prompts
+    /// Number of prompts
     #[arg(long, value_name = "N", default_value_t = 400, value_parser = count::<1_000_000>)]
     prompts: usize,
 
-    /// Which combinations: heldout (final figures), dev (choosing settings) or train
+    /// Scenes to draw the prompts from: heldout (for final figures), dev (for choosing settings) or train
     #[arg(long, value_name = "SPLIT", default_value = "heldout")]
     split: String,
 
-    /// The seed of prompts and draws
+    /// Seed of the prompts and of all draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     eval_seed: u64,
 
-    /// Keep the report, prompt by prompt, as JSON
+    /// Write the report, prompt by prompt, into this JSON file
     #[arg(long, value_name = "FILE")]
     out: Option<PathBuf>,
 
-    /// An earlier report to show paired differences from
+    /// Earlier report of --out to show paired differences from
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
 

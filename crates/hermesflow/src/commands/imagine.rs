@@ -20,12 +20,12 @@ use crate::run::stage;
 use crate::run::texts::Cut;
 
 stage_command! {
-    /// Imagine every caption: sixteen images each
+    /// Generate images from every caption: sixteen each
     ///
-    /// Makes `imagine.images` images from every caption of initial_data.json by MaskGIT parallel decoding in
-    /// `imagine.steps` steps, as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own answers
-    /// to questions about the caption, become the generation half of a pair. Kill it anywhere: images that exist are not
-    /// made again.
+    /// Generates `imagine.images` images from every caption of initial_data.json by MaskGIT parallel decoding in
+    /// `imagine.steps` steps, as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own
+    /// answers to questions about the caption, become the generation half of a pair. When it was interrupted, the same
+    /// command continues; images that exist are kept.
     ///
     /// Example: hermesflow imagine scenes imagine.images=4 imagine.guidance=2
     "imagine", |run| {

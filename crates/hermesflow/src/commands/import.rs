@@ -7,7 +7,7 @@ use anyhow::Result;
 use crate::datasets::{ImportSettings, Names, import};
 use crate::progress::Progress;
 
-/// Make a data root from your images and captions
+/// Turn your images and captions into a data root
 ///
 /// Reads JSON, JSON Lines, Parquet and WebDataset shards (.tar, .tar.gz), told apart by their content, and writes
 /// initial_data.json: an id, an image, a caption and a prompt per record. Images inside Parquet files and shards are
@@ -20,7 +20,7 @@ use crate::progress::Progress;
 /// caption.
 ///
 /// A record without a caption, with a missing or broken image, or with an id that is there twice is named, counted and
-/// skipped. Memory does not grow with the number of records. Kill it anywhere and run it again: initial_data.json is
+/// skipped. Memory does not grow with the number of records. An import that was interrupted starts again: initial_data.json is
 /// there only when it is whole, and images that are written are not written again.
 ///
 /// Example: hermesflow import coco/data-{000..012}.tar --to datasets/coco --caption txt --limit 10000

@@ -16,7 +16,7 @@ use crate::run::pictures::slug;
 use crate::run::stage::text_number;
 use crate::run::texts;
 
-/// Paint a part of a picture anew, after a prompt
+/// Repaint part of a picture from a prompt
 ///
 /// The model makes the parts where the mask is white and keeps those where it is black. Picture and mask may have any
 /// format; both are fitted to the model's square in the same way, so draw the mask over the picture at its own size. A
@@ -41,7 +41,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     image: PathBuf,
 
-    /// The mask: white is painted anew, black is kept
+    /// The mask: white is repainted, black is kept
     #[arg(long, value_name = "FILE")]
     mask: PathBuf,
 

@@ -30,12 +30,12 @@ enum What {
     Questions(QuestionsArgs),
 }
 
-/// How near captions are to a true one
+/// How similar captions are to a true one
 ///
 /// Example: hermesflow judge similarity --judge sbert --model models/all-MiniLM-L6-v2 "a dog" "a puppy" "a car"
 #[derive(Debug, clap::Args)]
 struct SimilarityArgs {
-    /// Who judges
+    /// The judge
     #[arg(long, value_enum, default_value = "lexical")]
     judge: Similarity,
 
@@ -43,11 +43,11 @@ struct SimilarityArgs {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
 
-    /// The layer that BERTScore reads, where the model's name does not tell
+    /// Layer whose states BERTScore compares, counted from 1 [default: known by the model's name]
     #[arg(long, value_name = "N")]
     layer: Option<usize>,
 
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 
@@ -64,7 +64,7 @@ struct SimilarityArgs {
 /// Example: hermesflow judge choice "There are two of them." 1 2 3
 #[derive(Debug, clap::Args)]
 struct ChoiceArgs {
-    /// Who judges
+    /// The judge
     #[arg(long, value_enum, default_value = "lexical")]
     judge: Matcher,
 
@@ -72,14 +72,14 @@ struct ChoiceArgs {
     #[arg(long, value_name = "MODEL")]
     model: Option<String>,
 
-    /// JSON instead of text
+    /// Print JSON instead of text
     #[arg(long)]
     json: bool,
 
-    /// What was replied
+    /// The reply
     reply: String,
 
-    /// What may be meant
+    /// The choices
     #[arg(required = true)]
     choices: Vec<String>,
 }
@@ -89,11 +89,11 @@ struct ChoiceArgs {
 /// Example: hermesflow judge questions --writer llama --filter unifiedqa "Three dogs in a park"
 #[derive(Debug, clap::Args)]
 struct QuestionsArgs {
-    /// Who writes them
+    /// Writer of the questions
     #[arg(long, value_enum, default_value = "template")]
     writer: Writer,
 
-    /// Which of them are kept
+    /// Filter that decides which questions are kept
     #[arg(long, value_enum, default_value = "none")]
     filter: Filter,
 
@@ -109,7 +109,7 @@ struct QuestionsArgs {
     #[arg(long, value_name = "N", default_value_t = 5, value_parser = count::<64>)]
     beams: usize,
 
-    /// JSON instead of a table
+    /// Print JSON instead of a table
     #[arg(long)]
     json: bool,
 

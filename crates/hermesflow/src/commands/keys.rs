@@ -4,14 +4,15 @@ use anyhow::{Result, ensure};
 
 use crate::config::keys::{Keys, page};
 
-/// List the keys of configuration files: type, unit, default, meaning
+/// List the settings of configuration files: type, unit, default, meaning
 ///
-/// Without PREFIX, all keys in one line each. With one, everything about the keys whose names begin with it.
+/// Without PREFIX, one line for each key. With PREFIX, everything about the keys whose names begin with it: range,
+/// allowed values, unit, default, meaning, source, earlier names.
 ///
 /// Example: hermesflow keys train.loss
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How the names begin, such as train, imagine.steps or train.schedule
+    /// Beginning of the names, such as train, imagine.steps or train.schedule
     #[arg(value_name = "PREFIX")]
     prefix: Option<String>,
 

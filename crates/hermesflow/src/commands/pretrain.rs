@@ -24,20 +24,21 @@ use crate::made::{Origin, Results};
 use crate::progress::Progress;
 use crate::world::pretraining::{BasePretraining, VqPretraining};
 
-/// Train the image tokenizer and the base model of the scenes world from nothing.
+/// Train the embedded model from nothing: text tokenizer, image tokenizer, base model
 ///
-/// Everything follows from one YAML file and its seed; kill it at any time and the same command
-/// continues where it was.
+/// Everything follows from one YAML file and its seed; `hermesflow keys --pretrain` lists its settings. When it was
+/// interrupted, the same command continues.
 ///
-/// Example: hermesflow pretrain pretrain-scenes base.steps=500 output=runs/short
+/// Example: hermesflow pretrain pretrain-scenes base.model.num_hidden_layers=4 output=runs/small
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The YAML file, or pretrain-scenes, which is inside this program
+    /// Pretraining configuration: a YAML file, or pretrain-scenes, which is inside this program
     config: PathBuf,
-    /// `key=value` overrides, e.g. `base.steps=500`.
+    /// Settings to change, such as vq.steps=500
+    #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
-    /// Overrides the file's seed.
-    #[arg(long)]
+    /// Seed of every random number; the same as seed=N
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Write the finished model here too, a new or empty folder, in 16 bits: this is how assets/scenes is made.
     #[arg(long, value_name = "DIR")]

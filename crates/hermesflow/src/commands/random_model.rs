@@ -23,26 +23,26 @@ use crate::files::{self, NewFolder};
 /// Example: hermesflow random-model models/random --size full --resolution 512 --format sharded
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Where to write it; a new or empty folder
+    /// Folder of the checkpoint; new or empty
     folder: PathBuf,
 
-    /// How large it is
+    /// Size of the model
     #[arg(long, value_enum, default_value_t = Size::Tiny)]
     size: Size,
 
-    /// The side of its pictures in pixels, 256 or 512; tiny ones have 64
+    /// Side of its pictures in pixels, 256 or 512; a tiny model has 64
     #[arg(long, value_name = "PIXELS")]
     resolution: Option<usize>,
 
-    /// Blocks of the decoder, where they shall be fewer or more
+    /// Blocks of the decoder [default: those of --size]
     #[arg(long, value_name = "N", value_parser = count::<1024>)]
     layers: Option<usize>,
 
-    /// How its weights are laid out
+    /// Layout of the weights
     #[arg(long, value_enum, default_value_t = Format::Safetensors)]
     format: Format,
 
-    /// The seed of the weights
+    /// Seed of the weights
     #[arg(long, default_value_t = 0)]
     seed: u64,
 

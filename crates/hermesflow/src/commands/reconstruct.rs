@@ -17,7 +17,7 @@ use crate::run::pictures::{self, png};
 /// Pictures on one contact sheet.
 const ROWS: usize = 50;
 
-/// See what the image tokenizer keeps of your pictures
+/// Show how much of your pictures the image tokenizer preserves
 ///
 /// Encodes every picture into image tokens and decodes these again: the best that the model could ever imagine. A
 /// picture may have any format and shape: the short side is fitted to the model's resolution and the middle cut out.

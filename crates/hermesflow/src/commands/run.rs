@@ -13,14 +13,14 @@ use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::{before, folder};
 
-/// Run the whole loop for N iterations, from one YAML file
+/// Run the whole loop, as a YAML file describes it
 ///
-/// Every iteration captions, imagines, asks, answers, pairs and trains; the next one begins with the trained model. The
-/// resolved configuration is saved as config.yaml in the run folder, the models under train/model and
-/// train_iterN/model. Kill it anywhere and start it again: it continues by record and by checkpoint, and ends with the
-/// files of an undisturbed run, byte for byte.
+/// Every iteration makes captions and images, asks and answers questions about the images, chooses pairs and trains on
+/// them; the next one begins with the trained model. The run folder (`output`) receives config.yaml with every setting,
+/// and the models, as train/model and train_iterN/model. A run that was interrupted continues with the same command and
+/// ends with the same files, byte for byte.
 ///
-/// All keys of the file: hermesflow keys.
+/// `hermesflow keys` lists every setting of the YAML file; `hermesflow config scenes` prints a file to begin with.
 ///
 /// Example: hermesflow run scenes iterations=1 train.schedule.steps=100 --seed 3
 #[derive(Debug, clap::Args)]

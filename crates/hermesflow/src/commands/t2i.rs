@@ -17,9 +17,9 @@ use crate::run::texts;
 /// Prompts on one contact sheet.
 const ROWS: usize = 50;
 
-/// Make pictures of your own prompts
+/// Generate pictures from your own prompts
 ///
-/// Imagines every --prompt (and every line of --prompts FILE) by MaskGIT parallel decoding under the configuration's
+/// Generates a picture of every --prompt (and every line of --prompts FILE) by MaskGIT parallel decoding under the configuration's
 /// `imagine` section: `imagine.steps`, `imagine.guidance`, `imagine.temperature`, `imagine.schedule` (cosine, linear,
 /// pow2 with any exponent, sigmoid). A picture depends on the seed, its prompt and its number alone, so it can be made
 /// again. Several pictures also come as one contact sheet, sheet.png. Prints the files.

@@ -24,9 +24,9 @@ use crate::report::table;
 /// that of the configuration; on a GPU (model.device=cuda:0) a clock stops when the GPU is done, and the peak of its memory
 /// is that of tensors. `benches/stages.py` and `benches/gpu_session.py` run it beside PyTorch in turns.
 ///
-/// Examples:
-///   hermesflow bench paper model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
-///   hermesflow bench scenes model.device=cuda:0 model.dtype=bf16 --stages multiply,copy
+/// Example: hermesflow bench paper model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
+///
+/// Example: hermesflow bench scenes model.device=cuda:0 model.dtype=bf16 --stages multiply,copy
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -35,11 +35,11 @@ pub struct Args {
     #[command(flatten)]
     work: Work,
 
-    /// Only these stages
+    /// Run only these stages, separated by commas
     #[arg(long, value_enum, value_delimiter = ',')]
     stages: Vec<StageName>,
 
-    /// How often each is run; the median counts
+    /// Runs of each stage, of which the median is printed
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..))]
     repeat: u64,
 

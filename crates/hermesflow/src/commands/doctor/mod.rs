@@ -21,25 +21,23 @@ use crate::progress::{Progress, brief};
 use crate::run::context::RunContext;
 use crate::run::{before, folder};
 
-/// Check everything that a run will need, and say what it will cost
+/// Check everything that a run will need, and estimate its memory and time
 ///
-/// Looks at the records and their pictures, the questions, the folders that are written to, the checkpoint's files and
-/// whether they fit each other and the configuration, the judges' models, the free disk and the memory; loads no weights
-/// and downloads nothing. Then it
-/// prints what each stage of one iteration will take in memory and, at the speed of matrix products that it measures,
-/// about how long. For a GPU (model.device) it counts the GPU's memory, and says what training takes with and without
-/// train.recompute and train.optimizer_state=host; the GPU need not be here. Exits with 1 if something stands in the
-/// way.
+/// Checks the records and their pictures, the questions, the folders that are written to, the files of the checkpoint,
+/// the judges' models, free disk space and memory. No weights are loaded and nothing is downloaded. Then it prints the
+/// memory of each stage of one iteration and, from a short measurement of this machine, about how long it takes. For a
+/// GPU (model.device) it also prints what training needs with and without train.recompute=true and
+/// train.optimizer_state=host; the GPU need not be in this machine. Exits with 1 if the run would fail.
 ///
-/// Examples: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
+/// Example: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
 ///
-/// hermesflow doctor paper model.device=cuda:0 model.dtype=auto --gpu-memory 24
+/// Example: hermesflow doctor paper model.device=cuda:0 model.dtype=auto --gpu-memory 24
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
 
-    /// Predict for a GPU of so many GB, whether one is here or not
+    /// Estimate for a GPU with this much memory, in GB; it need not be in this machine
     #[arg(long, value_name = "GB")]
     gpu_memory: Option<f64>,
 }
