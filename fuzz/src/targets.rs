@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 /// A format, or a use of one.
 #[derive(Debug)]
 pub struct Target {
-    /// Its name, also of its corpus.
+    /// The name, which the folder of the corpus has too.
     pub name: &'static str,
     /// Where the file is put, from the workshop.
     pub place: &'static str,

@@ -16,15 +16,15 @@ use crate::targets::{TARGETS, Target, prepare};
 /// What a worker is told.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Its folder
+    /// The folder of the worker
     pub workshop: PathBuf,
     /// Where it notes how cases went
     pub notes: PathBuf,
     /// Where it puts files that went wrong
     pub findings: PathBuf,
-    /// Its first case
+    /// The first case
     pub first: u64,
-    /// From one of its cases to the next
+    /// The distance from one case to the next
     pub step: u64,
     /// The campaign's seed
     pub seed: u64,
@@ -40,7 +40,7 @@ static PANIC: Mutex<Option<String>> = Mutex::new(None);
 pub enum Went {
     /// The file was accepted.
     Accepted = 0,
-    /// It was refused.
+    /// The file was refused.
     Refused = 1,
     /// The program failed.
     Wrong = 2,

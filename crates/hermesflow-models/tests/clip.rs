@@ -187,7 +187,7 @@ fn other_weights_bring_their_own_projector() {
     assert!(said.to_string().contains("mm_projector.2.bias"), "{said}");
 }
 
-/// Its images are trained as any other's: every parameter that training sees has a gradient.
+/// The images of the variant are trained as any other's: every parameter that training sees has a gradient.
 #[test]
 fn only_the_images_are_trained() {
     let model = model().trainable().unwrap();

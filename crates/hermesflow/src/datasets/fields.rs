@@ -23,13 +23,13 @@ const JOURNEYDB_CAPTION: &str = "Task2.Caption";
 /// Names that were given, where the usual ones are not to be tried.
 #[derive(Debug, Clone, Default)]
 pub struct Names {
-    /// Of the id.
+    /// The name of the id.
     pub id: Option<String>,
-    /// Of the image.
+    /// The name of the image.
     pub image: Option<String>,
-    /// Of the caption.
+    /// The name of the caption.
     pub caption: Option<String>,
-    /// Of the prompt.
+    /// The name of the prompt.
     pub prompt: Option<String>,
 }
 

@@ -49,16 +49,16 @@ pub struct Place {
 /// Where in a source a record is.
 #[derive(Debug, Clone)]
 pub enum At {
-    /// It is this record, from 1, and begins on this line, from 1.
+    /// A record of a file of text.
     Record {
-        /// Its number.
+        /// The number of the record, from 1.
         number: usize,
-        /// Its line.
+        /// The line on which the record begins, from 1.
         line: usize,
     },
-    /// It is this row, from 1.
+    /// A row, by its number from 1.
     Row(u64),
-    /// Its files carry this name.
+    /// The name that the files of the record share.
     Key(String),
 }
 
@@ -77,7 +77,7 @@ impl fmt::Display for Place {
 /// Why a record is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Reason {
-    /// It is not JSON, or no record.
+    /// What is there is not JSON, or no record.
     NotARecord,
     /// A source breaks off, or is broken from there on.
     CutOff,

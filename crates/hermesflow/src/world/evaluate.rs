@@ -49,9 +49,9 @@ pub struct EvalSettings {
 /// One prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PromptRow {
-    /// Its number.
+    /// The number of the prompt.
     pub index: usize,
-    /// Its text.
+    /// The text of the prompt.
     pub prompt: String,
     /// What the oracle says of each fact.
     pub facts: Vec<(Category, bool)>,

@@ -23,7 +23,7 @@ use crate::world;
 pub struct VqPretraining {
     /// The tokenizer over trainable weights.
     pub vq: Magvit,
-    /// Its trainable parameters.
+    /// The trainable parameters of the tokenizer.
     pub parameters: Vec<(String, Var)>,
     /// The weights of the loss.
     pub weights: VqLossWeights,

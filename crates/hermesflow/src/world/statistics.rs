@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub struct Mean {
     /// The mean.
     pub mean: f64,
-    /// Its standard error.
+    /// The standard error of the mean.
     pub error: f64,
     /// Prompts.
     pub count: usize,

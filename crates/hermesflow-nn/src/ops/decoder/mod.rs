@@ -20,7 +20,7 @@ use crate::device::uses_kernels;
 
 /// `x + attention(norm(x)) + mlp(norm(x))`, with queries and keys normalised per head and then rotated.
 ///
-/// Its backward pass runs in [`crate::gradients::backward`] only.
+/// The backward pass runs in [`crate::gradients::backward`] only.
 ///
 /// # Shapes
 /// `x [n, h]`, `cos` and `sin` `[n, rot / 2]` of the `rot` dimensions of each head that are rotated -> `[n, h]`; segments as

@@ -15,7 +15,7 @@ use crate::matmul::training::Products;
 
 /// `log softmax(x Wᵀ + b)[target]` of each row.
 ///
-/// Its backward pass runs in [`crate::gradients::backward`] only.
+/// The backward pass runs in [`crate::gradients::backward`] only.
 ///
 /// # Shapes
 /// `x [n, h]`, `weight [v, h]`, `bias [v]`, `targets` n ids below `v` -> `[n]`

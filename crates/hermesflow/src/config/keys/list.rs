@@ -14,32 +14,32 @@ use crate::config::run::RunConfig;
 /// One key.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Key {
-    /// Its dotted name; `[]` stands for the entries of a list.
+    /// The dotted name; `[]` stands for the entries of a list.
     pub name: String,
-    /// Its type and range, in words.
+    /// The type and the range of its values, in words.
     pub kind: String,
     /// What its number counts.
     pub unit: Option<String>,
-    /// Its default as it would stand in YAML; none where it must be given.
+    /// The default as it would stand in YAML; none where it must be given.
     pub default: Option<String>,
-    /// Its meaning.
+    /// The meaning.
     pub meaning: String,
     /// Where it comes from.
     pub source: Option<String>,
     /// The values that it may have, with their meaning, where these are few.
     pub allowed: Vec<(String, String)>,
-    /// Its earlier names, which are understood.
+    /// Earlier names, which are accepted.
     pub earlier: Vec<&'static str>,
 }
 
 /// A section and the keys in it, or the keys outside all sections.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Section {
-    /// Its dotted name; empty for the top of the file.
+    /// The dotted name; empty for the top of the file.
     pub name: String,
-    /// Its meaning.
+    /// The meaning.
     pub meaning: String,
-    /// Its keys, without those of sections within it.
+    /// The keys in it, without those of sections within it.
     pub keys: Vec<Key>,
 }
 

@@ -9,7 +9,7 @@ pub struct Words {
     pub meaning: String,
     /// What its number counts.
     pub unit: Option<String>,
-    /// Its default.
+    /// The default.
     pub default: Option<String>,
     /// Where it comes from.
     pub source: Option<String>,

@@ -9,6 +9,7 @@ use flate2::read::MultiGzDecoder;
 use lz4_flex::frame::FrameDecoder;
 
 use super::header::{Header, Kind, PAGE, most};
+use super::thrift;
 
 /// A dictionary has at most so many values.
 const DICTIONARY: u64 = 1 << 24;
@@ -181,10 +182,9 @@ fn past_lengths(bytes: &[u8], values: u64) -> Result<&[u8], String> {
     Ok(rest)
 }
 
-/// Takes a number of up to ten bytes from the front.
+/// Takes a number from the front.
 fn number(bytes: &mut &[u8]) -> Option<u64> {
-    let last = bytes.iter().take(10).position(|byte| *byte < 128)?;
-    let (number, rest) = bytes.split_at(last + 1);
-    *bytes = rest;
-    Some(number.iter().rev().fold(0, |sum, byte| sum << 7 | u64::from(byte & 127)))
+    let (number, length) = thrift::number(bytes).ok()?;
+    *bytes = &bytes[length..];
+    Some(number)
 }

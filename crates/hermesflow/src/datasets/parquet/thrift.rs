@@ -40,6 +40,22 @@ pub fn walk(bytes: &[u8], seen: &mut Seen<'_>) -> Result<usize, Fault> {
     Ok(walk.at)
 }
 
+/// The number (of ten bytes at most, seven bits in each) that `bytes` begin with, and its length in bytes. Parquet writes
+/// numbers in this way within pages, too.
+///
+/// # Errors
+/// When the bytes end within the number, or it has more than ten.
+pub fn number(bytes: &[u8]) -> Result<(u64, usize), Fault> {
+    let mut number = 0;
+    for (at, byte) in bytes.iter().take(10).enumerate() {
+        number |= u64::from(byte & 127) << (7 * at);
+        if *byte < 128 {
+            return Ok((number, at + 1));
+        }
+    }
+    Err(if bytes.len() < 10 { Fault::Ends } else { Fault::Broken("a number has more than 64 bits".into()) })
+}
+
 struct Walk<'a, 'b> {
     bytes: &'a [u8],
     at: usize,
@@ -142,15 +158,9 @@ impl Walk<'_, '_> {
     }
 
     fn unsigned(&mut self) -> Result<u64, Fault> {
-        let mut number = 0;
-        for shift in (0..64).step_by(7) {
-            let byte = self.byte()?;
-            number |= u64::from(byte & 127) << shift;
-            if byte < 128 {
-                return Ok(number);
-            }
-        }
-        Err(Fault::Broken("a number has more than 64 bits".into()))
+        let (number, length) = number(&self.bytes[self.at..])?;
+        self.at += length;
+        Ok(number)
     }
 
     fn signed(&mut self) -> Result<i64, Fault> {
