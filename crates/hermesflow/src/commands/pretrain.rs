@@ -43,10 +43,11 @@ pub struct Args {
     /// Write the finished model here too, a new or empty folder, in 16 bits: this is how assets/scenes is made.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
-    /// Begin with a model that `--export` wrote: its tokenizers as they are, its weights into `--stage`.
-    #[arg(long, value_name = "DIR", requires = "stage")]
+    /// Begin with a model that `--export` wrote: its tokenizers as they are and, with `--stage`, its weights.
+    #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
-    /// With `--from`: the first stage of `base.stages` to train, counted from 1.
+    /// With `--from`: the first stage of `base.stages` to train, counted from 1, from the weights of that model. Without it
+    /// the base model begins with random weights.
     #[arg(long, value_name = "N", requires = "from", value_parser = clap::value_parser!(u64).range(1..))]
     stage: Option<u64>,
     /// Stop after this many more steps of each stage (a checkpoint is not written for that).
@@ -61,8 +62,8 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     let output = config.output.clone();
     let dir = |name: &str| output.join(name);
     let _lock = Lock::take([dir(".hermesflow-lock")])?;
-    let begin = args.from.as_deref().zip(args.stage);
-    if let Some((_, stage)) = begin {
+    let begin = args.from.as_deref().map(|exported| Begin { exported, stage: args.stage });
+    if let Some(stage) = args.stage {
         let stages = config.base.stages.len();
         ensure!(stage as usize <= stages, "--stage {stage}: base.stages of {} has {stages}", args.config.display());
     }
@@ -77,6 +78,13 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     }
     say!("{}", dir("showo").display())?;
     Ok(())
+}
+
+/// An exported model to begin with: its tokenizers and, with a stage, its weights into that one.
+#[derive(Debug, Clone, Copy)]
+struct Begin<'a> {
+    exported: &'a Path,
+    stage: Option<u64>,
 }
 
 /// The first line of a saved configuration: what has it may be written over.
@@ -120,9 +128,9 @@ fn results(folder: &Path, trainings: &[String]) -> anyhow::Result<Vec<PathBuf>> 
 
 const WEIGHTS: &str = "pytorch_model.safetensors";
 
-fn tokenizer_stage(config: &PretrainConfig, begin: Option<(&Path, u64)>) -> anyhow::Result<()> {
+fn tokenizer_stage(config: &PretrainConfig, begin: Option<Begin<'_>>) -> anyhow::Result<()> {
     let tokenizer = config.output.join("tokenizer.json");
-    let exported = begin.map(|(exported, _)| exported.join("tokenizer.json"));
+    let exported = begin.map(|begin| begin.exported.join("tokenizer.json"));
     let settings = match exported {
         Some(_) => json!({}),
         None => json!({ "seed": config.seed, "tokenizer": config.tokenizer }),
@@ -150,11 +158,11 @@ fn tokenizer_stage(config: &PretrainConfig, begin: Option<(&Path, u64)>) -> anyh
 
 fn vq_stage(
     config: &PretrainConfig,
-    begin: Option<(&Path, u64)>,
+    begin: Option<Begin<'_>>,
     stop_after: Option<usize>,
 ) -> anyhow::Result<Option<Magvit>> {
     let (device, folder, settings) = (Device::Cpu, &config.output.join("vq"), &config.vq);
-    let exported = begin.map(|(exported, _)| exported.join("vq"));
+    let exported = begin.map(|begin| begin.exported.join("vq"));
     let decisive = if exported.is_some() { json!({}) } else { json!({ "seed": config.seed, "vq": settings }) };
     let files = exported.iter().map(|path| ("the image tokenizer to begin with", path.clone())).collect();
     ensure_same_settings(
@@ -201,7 +209,7 @@ fn vq_stage(
 fn base_stage(
     config: &PretrainConfig,
     vq: Magvit,
-    begin: Option<(&Path, u64)>,
+    begin: Option<Begin<'_>>,
     stop_after: Option<usize>,
 ) -> anyhow::Result<Option<Model>> {
     let device = Device::Cpu;
@@ -210,11 +218,12 @@ fn base_stage(
     let training =
         |number: usize| if number == 0 { "training".into() } else { format!("training_stage{}", number + 1) };
     let trainings: Vec<String> = (0..settings.stages.len()).map(training).collect();
-    let first = begin.map_or(0, |(_, stage)| stage as usize - 1);
+    let weights_of = begin.and_then(|begin| Some((begin.exported.join("showo"), begin.stage? as usize - 1)));
+    let first = weights_of.as_ref().map_or(0, |(_, stage)| *stage);
     let decisive = json!({ "seed": config.seed, "base": settings, "first_stage": first + 1 });
     let mut files =
         vec![("the text tokenizer", tokenizer_file.clone()), ("the image tokenizer", config.output.join("vq"))];
-    files.extend(begin.map(|(exported, _)| ("the model to begin with", exported.join("showo"))));
+    files.extend(weights_of.iter().map(|(folder, _)| ("the model to begin with", folder.clone())));
     ensure_same_settings(
         config,
         ("showo", "the files of the base model"),
@@ -237,11 +246,12 @@ fn base_stage(
     showo.vocab_size = showo.llm_vocab_size + ADDED_TOKENS.len() + showo.codebook_size + 1;
     showo.mask_token_id = Some(showo.vocab_size as u32 - 1);
     let tokenizer = ShowoTokenizer::from_bytes(&text, &showo, tokenizer_file)?;
-    let weights = match begin {
-        Some((exported, _)) => Weights::load(&exported.join("showo"), DType::F32, &device)?,
+    let weights = match &weights_of {
+        Some((folder, _)) => Weights::load(folder, DType::F32, &device)?,
         None => random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?,
     };
     let model = Model::new(showo, settings.model.clone(), weights.trainable()?, tokenizer, vq)?;
+    let trained = model.training(settings.products.into())?;
     for (number, stage) in settings.stages.iter().enumerate().skip(first) {
         // A stage that is finished gives its weights at once: they are its last checkpoint.
         let (seed, name) = match number {
@@ -249,7 +259,7 @@ fn base_stage(
             _ => (derive_seed(config.seed, &[4, number as u64 + 1]), format!("base model, stage {}", number + 1)),
         };
         let objective = BasePretraining {
-            model: model.clone(),
+            model: trained.clone(),
             mix: stage.mix.clone(),
             masking: Masking::default(),
             caption_question: settings.caption_question.clone(),

@@ -22,6 +22,7 @@ mod original;
 mod overrides;
 mod presets;
 mod pretrain;
+mod products;
 mod run;
 mod sources;
 mod train;

@@ -8,6 +8,8 @@ use hermesflow_train::{AdamWSettings, Error, Schedule, ScheduleKind, TrainerSett
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::products::ProductsName;
+
 /// Everything that decides a pretraining.
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -105,8 +107,19 @@ pub struct BaseSettings {
     pub max_text_len: usize,
     /// Question under which captions are trained.
     pub caption_question: String,
+    /// Precision of the matrix products of training. Everything else is in f32 in any case.
+    ///
+    /// Default: f32.
+    /// Source: this program.
+    #[serde(default = "in_f32")]
+    pub products: ProductsName,
     /// Stages of the training, one after the other.
     pub stages: Vec<StageSettings>,
+}
+
+/// The default of `base.products`.
+fn in_f32() -> ProductsName {
+    ProductsName::F32
 }
 
 /// One stage of the base model's training: it begins with the weights of the stage before and a fresh optimizer.

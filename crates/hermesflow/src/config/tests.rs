@@ -2,7 +2,7 @@
 use super::curation::*;
 use super::data::*;
 use super::keys::Keys;
-use super::train::ProductsName;
+use super::products::ProductsName;
 use super::*;
 use anyhow::Result;
 use hermesflow_models::device::DeviceName;

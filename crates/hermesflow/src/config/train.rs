@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use hermesflow_models::Products;
 use hermesflow_models::device::DeviceName;
 use hermesflow_train::{
     AdamWSettings, LossKind, LossSettings, Masking, PairDpoSettings, Schedule, Sides, StatePlace, TrainerSettings,
@@ -13,8 +12,9 @@ use hermesflow_train::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::model::{DTypeName, ModelSettings};
+use super::model::ModelSettings;
 use super::pretrain::PretrainingMix;
+use super::products::ProductsName;
 
 /// How the model is trained on its pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -138,38 +138,6 @@ pub enum ImageCodes {
     Encoded,
     /// The codes that the model drew, stored beside its picture; re-encoded where they are missing.
     Drawn,
-}
-
-/// Precision of the matrix products of training.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-pub enum ProductsName {
-    /// `bf16` where `model.dtype` is and the device multiplies it, else `f32`; config.yaml says which was chosen.
-    Auto,
-    /// 32 bits.
-    F32,
-    /// Operands rounded to bf16, sums in f32.
-    Bf16,
-}
-
-impl ProductsName {
-    /// With nothing left open.
-    fn resolved(self, model: DTypeName, multiplies_bf16: impl Fn() -> bool) -> Self {
-        match self {
-            Self::Auto if model == DTypeName::BF16 && multiplies_bf16() => Self::Bf16,
-            Self::Auto => Self::F32,
-            chosen => chosen,
-        }
-    }
-}
-
-impl From<ProductsName> for Products {
-    fn from(name: ProductsName) -> Self {
-        match name {
-            ProductsName::Auto | ProductsName::F32 => Self::F32,
-            ProductsName::Bf16 => Self::Bf16,
-        }
-    }
 }
 
 /// Whether the backward pass recomputes activations. In YAML `auto`, `true` or `false`.
