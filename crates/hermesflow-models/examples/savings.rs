@@ -260,24 +260,24 @@ fn training(model: &Showo, phi: &Phi, codes: &[Vec<u32>], text: &[u32]) -> Done 
         "image pairs share their text (4, with gradients)",
         || {
             images.iter().try_for_each(|image| {
-                let log_probs = policy.image_log_probs(std::slice::from_ref(image))?;
+                let log_probs = policy.image_log_probs(std::slice::from_ref(image), 0.0)?;
                 black_box(gradients::backward(&log_probs.sum_all()?)?);
                 Ok(())
             })
         },
         || {
-            black_box(gradients::backward(&policy.image_log_probs(&images)?.sum_all()?)?);
+            black_box(gradients::backward(&policy.image_log_probs(&images, 0.0)?.sum_all()?)?);
             Ok(())
         },
     )?;
     compare(
         "the reference without a graph (4 image pairs)",
         || {
-            black_box(policy.image_log_probs(&images)?);
+            black_box(policy.image_log_probs(&images, 0.0)?);
             Ok(())
         },
         || {
-            black_box(reference.image_log_probs(&images)?);
+            black_box(reference.image_log_probs(&images, 0.0)?);
             Ok(())
         },
     )

@@ -59,7 +59,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .collect();
     for _ in 0..4 {
         let start = Instant::now();
-        let loss = model.image_log_probs(&images)?.sum_all()?;
+        let loss = model.image_log_probs(&images, 0.0)?.sum_all()?;
         let forward = start.elapsed();
         let grads = loss.backward()?;
         let generation = start.elapsed();

@@ -214,15 +214,20 @@ pub trait PairModel: Sync {
     /// If an image or a text does not fit the model.
     fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor>;
 
-    /// For each example, the sum of the log-probabilities (softmax over the whole vocabulary) of the true codes at the
-    /// masked positions, from one pass over the image.
+    /// For each example, the sum of the log-probabilities of the true codes at the masked positions, from one pass over
+    /// the image.
+    ///
+    /// With `guidance` 0 these are the model's own log-probabilities (softmax over the whole vocabulary), as in the paper.
+    /// With guidance g they are those of the policy that generates images under it: softmax over the image codes of
+    /// `(1+g)·cond − g·uncond`, where `uncond` are the logits for the same image without its text. Gradients flow through
+    /// both.
     ///
     /// # Shapes
     /// `[examples]`, f32
     ///
     /// # Errors
-    /// If an image does not fit the model, or a masked position lies outside of it.
-    fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor>;
+    /// If an image does not fit the model, a masked position lies outside of it, or the guidance is not 0 or more.
+    fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor>;
 
     /// Writes the model's configuration files, in its published layout, into a folder of weights.
     ///

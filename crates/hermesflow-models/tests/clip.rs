@@ -193,7 +193,7 @@ fn only_the_images_are_trained() {
     let model = model().trainable().unwrap();
     let tokens = model.image_tokens();
     let example = ImageExample { prompt: "a caption".into(), image: vec![1; tokens], masked: vec![0, 3] };
-    let gradients = model.image_log_probs(&[example]).unwrap().sum_all().unwrap().backward().unwrap();
+    let gradients = model.image_log_probs(&[example], 0.0).unwrap().sum_all().unwrap().backward().unwrap();
     assert!(model.parameters().iter().all(|(_, variable)| gradients.get(variable.as_tensor()).is_some()));
     assert_eq!(model.parameters().len() + PROJECTOR_PARAMETERS.len(), model.weights().tensors().len());
     let caption = CaptionExample { image: vec![1; tokens], question: QUESTION.into(), caption: " a caption".into() };

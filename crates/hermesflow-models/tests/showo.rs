@@ -66,9 +66,9 @@ fn a_batch_of_log_probabilities_equals_its_rows() {
         let alone = model.caption_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0];
         assert!((alone - batched).abs() < 1e-4, "{alone} {batched}");
     }
-    let together = model.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    let together = model.image_log_probs(&images(), 0.0).unwrap().to_vec1::<f32>().unwrap();
     for (example, batched) in images().into_iter().zip(together) {
-        let alone = model.image_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0];
+        let alone = model.image_log_probs(&[example], 0.0).unwrap().to_vec1::<f32>().unwrap()[0];
         assert!((alone - batched).abs() < 1e-4, "{alone} {batched}");
     }
 }
@@ -77,7 +77,7 @@ fn a_batch_of_log_probabilities_equals_its_rows() {
 fn every_trainable_parameter_receives_a_gradient() {
     let model = model().trainable().unwrap();
     let und = model.caption_log_probs(&captions()).unwrap().sum_all().unwrap();
-    let generation = model.image_log_probs(&images()).unwrap().sum_all().unwrap();
+    let generation = model.image_log_probs(&images(), 0.0).unwrap().sum_all().unwrap();
     for loss in [und, generation] {
         let gradients = loss.backward().unwrap();
         for (name, variable) in model.parameters() {
@@ -94,7 +94,7 @@ fn rounded_products_lose_no_gradient_and_little_of_any() {
     let rounded = model.training(Products::Bf16).unwrap();
     let losses = |model: &Showo| {
         let und = model.caption_log_probs(&captions()).unwrap().sum_all().unwrap();
-        [und, model.image_log_probs(&images()).unwrap().sum_all().unwrap()]
+        [und, model.image_log_probs(&images(), 0.0).unwrap().sum_all().unwrap()]
     };
     for loss in losses(&rounded) {
         assert!(loss.backward().is_err(), "a plain backward pass would lose what the blocks hold");
@@ -120,7 +120,7 @@ fn a_policy_begins_where_its_reference_stands() {
     let read = |log_probs: Tensor| log_probs.to_vec1::<f32>().unwrap();
     let captions = [&policy, &reference].map(|model| read(model.caption_log_probs(&captions()).unwrap()));
     assert_eq!(captions[0], captions[1]);
-    let drawn = [&policy, &reference].map(|model| read(model.image_log_probs(&images()).unwrap()));
+    let drawn = [&policy, &reference].map(|model| read(model.image_log_probs(&images(), 0.0).unwrap()));
     assert_eq!(drawn[0], drawn[1]);
     let parts = |model: &Showo| {
         let mut parts = Vec::new();
@@ -137,12 +137,12 @@ fn a_frozen_model_makes_no_graph_and_follows_the_training() {
     let trained = model().trainable().unwrap();
     let frozen = trained.frozen().unwrap();
     let copy = trained.snapshot().unwrap();
-    assert!(!frozen.image_log_probs(&images()).unwrap().track_op());
-    let before = copy.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    assert!(!frozen.image_log_probs(&images(), 0.0).unwrap().track_op());
+    let before = copy.image_log_probs(&images(), 0.0).unwrap().to_vec1::<f32>().unwrap();
     for (_, variable) in trained.parameters() {
         variable.set(&(variable.as_detached_tensor() * 1.05).unwrap()).unwrap();
     }
-    let read = |model: &Showo| model.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    let read = |model: &Showo| model.image_log_probs(&images(), 0.0).unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(read(&frozen), read(&trained));
     assert_eq!(read(&copy), before);
     assert_ne!(read(&frozen), before);
@@ -255,7 +255,7 @@ fn a_saved_model_loads_again_bit_for_bit() {
     let weights =
         hermesflow_nn::weights::Weights::load(folder.path(), hermesflow_models::DType::F32, &Device::Cpu).unwrap();
     let again = model.with_weights(weights).unwrap();
-    let read = |model: &Showo| model.image_log_probs(&images()).unwrap().to_vec1::<f32>().unwrap();
+    let read = |model: &Showo| model.image_log_probs(&images(), 0.0).unwrap().to_vec1::<f32>().unwrap();
     assert_eq!(read(&again), read(&model));
     let (config, phi) = hermesflow_models::showo::read_configs(folder.path()).unwrap();
     assert_eq!((&config.vocab_size, &phi), (&model.config().vocab_size, model.phi_config()));

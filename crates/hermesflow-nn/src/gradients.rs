@@ -38,7 +38,8 @@ thread_local! {
     static CURRENT: RefCell<Option<Sums>> = const { RefCell::new(None) };
 }
 
-/// The gradients of a scalar with respect to all variables that it was computed from.
+/// The gradients of a scalar with respect to all variables that it was computed from. A weight that an operator holds may
+/// itself be computed from variables (some rows of one, say): its gradient is then propagated to these.
 ///
 /// # Errors
 /// When an operator on the way has no backward pass, or one fails.
@@ -49,13 +50,30 @@ pub fn backward(loss: &Tensor) -> Result<GradStore> {
     let mut found = found?;
     for (id, (tensor, sum)) in sums {
         let sum = sum.tensor(&tensor)?;
-        let sum = match found.get_id(id) {
-            Some(other) => (sum + other.detach())?,
-            None => sum,
-        };
-        found.insert_id(id, sum);
+        if tensor.is_variable() {
+            add_to_store(&mut found, id, sum)?;
+            continue;
+        }
+        // Its gradients are those of Σ tensor · sum, the sum being a constant. What is computed from several variables, or
+        // from one by other operators, is the same.
+        let behind = (&tensor * sum.detach())?.sum_all()?.backward()?;
+        for id in behind.get_ids().copied().collect::<Vec<_>>() {
+            if let Some(gradient) = behind.get_id(id) {
+                add_to_store(&mut found, id, gradient.clone())?;
+            }
+        }
     }
     Ok(found)
+}
+
+/// Adds a gradient to those of a store.
+fn add_to_store(store: &mut GradStore, id: TensorId, gradient: Tensor) -> Result<()> {
+    let sum = match store.get_id(id) {
+        Some(other) => (gradient + other.detach())?,
+        None => gradient,
+    };
+    store.insert_id(id, sum);
+    Ok(())
 }
 
 /// Whether [`backward`] runs on this thread.
@@ -108,4 +126,42 @@ pub(crate) fn add_vector(weight: &Tensor, gradient: &[f32]) -> Result<()> {
 /// Outside [`backward`].
 pub(crate) fn add_tensor(weight: &Tensor, sum: impl FnOnce(Option<Tensor>) -> Result<Tensor>) -> Result<()> {
     update(weight, |before| sum(before.map(|sum| sum.tensor(weight)).transpose()?).map(Sum::Tensor))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use candle_core::Var;
+
+    use super::*;
+    use crate::ops;
+    use crate::ops::Products;
+    use crate::testing::{normal, worst};
+
+    /// Some rows of a head, whose gradients are collected, hand them on to the whole.
+    #[test]
+    fn a_part_of_a_weight_hands_its_gradient_on() {
+        let [x, weight, bias] =
+            [normal(&[4, 8]), normal(&[10, 8]), normal(&[10])].map(|t| Var::from_tensor(&t).unwrap());
+        let part = |of: &Var| of.narrow(0, 3, 5).unwrap();
+        let targets = [0, 4, 2, 2];
+        let ours = ops::head_log_prob(&x, &part(&weight), &part(&bias), &targets, Products::F32).unwrap();
+        let ours = backward(&ours.sum_all().unwrap()).unwrap();
+        let logits = ops::linear(&x, &part(&weight), Some(&part(&bias))).unwrap();
+        let plain = ops::log_prob(&logits, &targets).unwrap().sum_all().unwrap().backward().unwrap();
+        for variable in [&x, &weight, &bias] {
+            let (ours, plain) = (ours.get(variable).unwrap(), plain.get(variable).unwrap());
+            assert!(worst(ours, plain) < 1e-5);
+        }
+        // And adds to what the whole has got elsewhere.
+        let both = ops::head_log_prob(&x, &part(&weight), &part(&bias), &targets, Products::F32).unwrap();
+        let whole = ops::head_log_prob(&x, &weight, &bias, &[9, 0, 1, 5], Products::F32).unwrap();
+        let sum = backward(&(both.sum_all().unwrap() + whole.sum_all().unwrap()).unwrap()).unwrap();
+        let whole = ops::head_log_prob(&x, &weight, &bias, &[9, 0, 1, 5], Products::F32).unwrap();
+        let whole = backward(&whole.sum_all().unwrap()).unwrap();
+        for variable in [&x, &weight, &bias] {
+            let expected = (whole.get(variable).unwrap() + ours.get(variable).unwrap()).unwrap();
+            assert!(worst(sum.get(variable).unwrap(), &expected) < 1e-5);
+        }
+    }
 }

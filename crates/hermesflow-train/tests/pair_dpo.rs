@@ -27,6 +27,7 @@ struct Unigram {
 struct Asked {
     captions: Vec<Vec<CaptionExample>>,
     images: Vec<Vec<ImageExample>>,
+    guidance: Vec<f64>,
 }
 
 impl Unigram {
@@ -69,15 +70,18 @@ impl PairModel for Unigram {
         Self::sum(counts, &self.letters.unsqueeze(0)?)
     }
 
-    fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {
+    fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
         self.asked.lock().unwrap().images.push(examples.to_vec());
+        self.asked.lock().unwrap().guidance.push(guidance);
         let masked = |example: &ImageExample| {
             counts(example.masked.iter().map(|&position| example.image[position as usize] as usize))
         };
         let prompted: Vec<f32> =
             examples.iter().map(|example| if example.prompt.is_empty() { 0.0 } else { 1.0 }).collect();
-        let prompted =
-            Tensor::from_vec(prompted, (examples.len(), 1), &Device::Cpu)?.matmul(&self.prompted.unsqueeze(0)?)?;
+        // `(1+g)·(codes + prompted) − g·codes`.
+        let prompted = Tensor::from_vec(prompted, (examples.len(), 1), &Device::Cpu)?
+            .matmul(&self.prompted.unsqueeze(0)?)?
+            .affine(1.0 + guidance, 0.0)?;
         Self::sum(examples.iter().map(masked).collect(), &prompted.broadcast_add(&self.codes)?)
     }
 
@@ -401,11 +405,28 @@ fn several_masks_are_averaged_before_the_comparison() {
     let examples = policy.asked.lock().unwrap().images[0].clone();
     assert_eq!(examples.len(), 2 * 2 * 3);
     let alone = |example: &ImageExample| {
-        f64::from(policy.image_log_probs(std::slice::from_ref(example)).unwrap().to_vec1::<f32>().unwrap()[0])
+        f64::from(policy.image_log_probs(std::slice::from_ref(example), 0.0).unwrap().to_vec1::<f32>().unwrap()[0])
     };
     let wins: f64 = examples[..6].iter().map(alone).sum::<f64>() / 6.0;
     assert!((step.metrics.get("gen/logps/chosen").unwrap() - wins).abs() < 1e-4);
     assert_ne!(examples[0].masked.len(), examples[2].masked.len());
+}
+
+#[test]
+fn guidance_scores_the_images_of_policy_and_reference_alike() {
+    let settings = PairDpoSettings { guidance: 2.0, prompt_dropout: 0.0, ..PairDpoSettings::default() };
+    let (mut pair_dpo, policy, reference) = objective(settings, 6);
+    let step = pair_dpo.micro_batch(at(0)).unwrap();
+    for model in [&policy, &reference] {
+        let asked = model.asked.lock().unwrap();
+        assert!(!asked.guidance.is_empty() && asked.guidance.iter().all(|guidance| *guidance == 2.0));
+    }
+    assert_eq!(step.metrics.get("gen/delta/chosen"), Some(0.0));
+    let unguided = PairDpoSettings { guidance: 0.0, ..settings };
+    let (mut without, ..) = objective(unguided, 6);
+    let chosen = |step: &hermesflow_train::Step| step.metrics.get("gen/logps/chosen").unwrap();
+    assert_ne!(chosen(&step), chosen(&without.micro_batch(at(0)).unwrap()));
+    assert_ne!(pair_dpo.settings(), without.settings(), "a run goes on under its own guidance only");
 }
 
 #[test]
@@ -421,6 +442,11 @@ fn unusable_pairs_and_settings_are_named() {
     assert!(error.to_string().contains("`loss.beta`: 0 is not above 0"), "{error}");
     let settings = PairDpoSettings { prompt_dropout: 1.5, ..PairDpoSettings::default() };
     assert!(build(pairs(3), settings).is_err());
+    let settings = PairDpoSettings { guidance: 1.0, ..PairDpoSettings::default() };
+    let error = build(pairs(3), settings).err().unwrap().to_string();
+    assert!(error.contains("`prompt_dropout`") && error.contains("under guidance"), "{error}");
+    let settings = PairDpoSettings { guidance: -1.0, prompt_dropout: 0.0, ..PairDpoSettings::default() };
+    assert!(build(pairs(3), settings).err().unwrap().to_string().contains("`guidance`"));
     let masking = Masking { min_masking_rate: 1.5, ..Masking::default() };
     let error = build(pairs(3), PairDpoSettings { masking, ..PairDpoSettings::default() }).err().unwrap();
     assert!(error.to_string().contains("`masking.min_masking_rate`"), "{error}");

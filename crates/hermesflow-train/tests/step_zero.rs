@@ -27,11 +27,13 @@ fn pairs(count: u32) -> Vec<TrainingPair> {
     (0..count).map(pair).collect()
 }
 
-/// The differences of the first step, und and gen.
-fn deltas(player: &Showo, products: Products, recompute: bool, masks_per_pair: usize) -> Vec<f64> {
+/// The differences of the first step, und and gen, with so many masks per pair and under this guidance.
+fn deltas(player: &Showo, products: Products, recompute: bool, (masks_per_pair, guidance): (usize, f64)) -> Vec<f64> {
     let policy = player.trainable().unwrap().training(products).unwrap().recompute(recompute);
     let reference = player.frozen().unwrap().training(products).unwrap();
-    let settings = PairDpoSettings { batch_size: 5, masks_per_pair, ..PairDpoSettings::default() };
+    let prompt_dropout = if guidance == 0.0 { 0.1 } else { 0.0 };
+    let settings =
+        PairDpoSettings { batch_size: 5, masks_per_pair, guidance, prompt_dropout, ..PairDpoSettings::default() };
     let mut objective = PairDpo::new(policy, reference, pairs(7), settings, |_, _| {}).unwrap();
     let metrics = objective.micro_batch(Position { step: 0, micro: 0, micros: 1 }).unwrap().metrics;
     let of = |name: &str| metrics.get(name).unwrap();
@@ -48,9 +50,10 @@ fn every_difference_is_exactly_zero_before_the_first_step() {
         for &dtype in if bits == 5 { &dtypes[..] } else { &dtypes[..2] } {
             let player = small::held(&model, dtype);
             for products in [Products::F32, Products::Bf16] {
-                for recompute in [false, width == 48] {
-                    let found = deltas(&player, products, recompute, masks);
-                    assert_eq!(found, [0.0; 4], "width {width}, {dtype:?}, {products:?}, {recompute}");
+                for (recompute, guidance) in [(false, 0.0), (width == 48, 0.0), (width == 48, 1.5)] {
+                    let found = deltas(&player, products, recompute, (masks, guidance));
+                    let what = format!("width {width}, {dtype:?}, {products:?}, {recompute}, guidance {guidance}");
+                    assert_eq!(found, [0.0; 4], "{what}");
                 }
             }
         }

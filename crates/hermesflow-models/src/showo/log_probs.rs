@@ -4,6 +4,10 @@
 //! All examples of a call go through the decoder as one packed batch. Examples about the same image share its tokens,
 //! those with the same question share these too, and images of the same prompt share its text. The vocabulary head runs
 //! only on rows that predict a label.
+//!
+//! Under guidance each image is in the batch twice, behind its text and behind the empty text, which all images share. The
+//! head is affine, so the guided logits `(1+g)·cond − g·uncond` are the head's values at `(1+g)·h_cond − g·h_uncond`, where
+//! h is the hidden state behind the last norm. The head therefore runs once, over the image codes only.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -24,6 +28,18 @@ pub struct Labelled {
     rows: Vec<u32>,
     targets: Vec<u32>,
     examples: Vec<u32>,
+    guided: Option<Guided>,
+}
+
+/// What makes labels those of guided sampling.
+#[derive(Debug)]
+struct Guided {
+    /// g in `(1+g)·cond − g·uncond`.
+    guidance: f64,
+    /// Each label's row without the text.
+    rows: Vec<u32>,
+    /// The part of the vocabulary that is drawn from.
+    columns: Range<usize>,
 }
 
 impl Labelled {
@@ -43,7 +59,7 @@ impl Labelled {
     }
 
     /// For each example, the sum of its labels' log-probabilities (natural logarithm, softmax over the whole
-    /// vocabulary).
+    /// vocabulary; over the image codes under guidance).
     ///
     /// # Shapes
     /// `[examples]`, f32
@@ -51,8 +67,16 @@ impl Labelled {
     /// # Errors
     /// If a token of `packed` or a target is outside the vocabulary, or a tensor operation fails.
     pub fn sums(&self, phi: &Phi, packed: &Packed, examples: usize) -> Result<Tensor> {
-        let hidden = phi.forward(phi.embed(&packed.ids)?, &packed.positions, &packed.segments(), None)?;
-        let log_probs = phi.log_probs(&ops::gather_rows(&hidden, &self.rows)?, &self.targets)?;
+        let hidden = phi.forward(packed.embed(phi)?, &packed.positions, &packed.segments(), None)?;
+        let own = ops::gather_rows(&hidden, &self.rows)?;
+        let log_probs = match &self.guided {
+            None => phi.log_probs(&own, &self.targets, None)?,
+            Some(Guided { guidance, rows, columns }) => {
+                let without = ops::gather_rows(&hidden, rows)?;
+                let guided = (own.affine(1.0 + guidance, 0.0)? - without.affine(*guidance, 0.0)?)?;
+                phi.log_probs(&guided, &self.targets, Some(columns.clone()))?
+            }
+        };
         let mut membership = vec![0f32; examples * self.rows.len()];
         for (label, &example) in self.examples.iter().enumerate() {
             membership[example as usize * self.rows.len() + label] = 1.0;
@@ -107,22 +131,32 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
     Ok((labels.sums(&model.phi, &packed, examples.len())?, counts))
 }
 
-/// For each example, the sum of the log-probabilities of the true codes at its masked positions.
-pub(super) fn images(model: &Showo, examples: &[ImageExample]) -> Result<Tensor> {
+/// For each example, the sum of the log-probabilities of the true codes at its masked positions: of the model itself
+/// without guidance, of the sampler under guidance with it.
+pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: f64) -> Result<Tensor> {
+    if !(guidance.is_finite() && guidance >= 0.0) {
+        return Err(Error::Invalid(format!("guidance {guidance} is not 0 or more")));
+    }
     let (mut packed, mut labels) = (Packed::default(), Labelled::default());
-    let mut texts: HashMap<&str, Range<usize>> = HashMap::new();
+    let mut texts: HashMap<&'a str, Range<usize>> = HashMap::new();
     let offset = model.config.image_offset();
+    labels.guided = (guidance != 0.0).then(|| Guided {
+        guidance,
+        rows: Vec::new(),
+        columns: offset as usize..offset as usize + model.config.codebook_size,
+    });
+    let behind = |packed: &mut Packed, text: Range<usize>, ids: &[u32]| packed.push(ids, text.len(), vec![text], false);
+    let mut text = |packed: &mut Packed, prompt: &'a str| match texts.get(prompt) {
+        Some(rows) => Ok::<_, Error>(rows.clone()),
+        None => {
+            let ids = model.frames.imagine_text(&model.tokenizer.encode(prompt)?);
+            let rows = packed.push(&ids, 0, vec![], true);
+            texts.insert(prompt, rows.clone());
+            Ok(rows)
+        }
+    };
     for (at, example) in examples.iter().enumerate() {
         check_image(model, &example.image)?;
-        let text = match texts.get(example.prompt.as_str()) {
-            Some(rows) => rows.clone(),
-            None => {
-                let ids = model.frames.imagine_text(&model.tokenizer.encode(&example.prompt)?);
-                let rows = packed.push(&ids, 0, vec![], true);
-                texts.insert(&example.prompt, rows.clone());
-                rows
-            }
-        };
         let mut codes: Vec<Option<u32>> = example.image.iter().copied().map(Some).collect();
         for &position in &example.masked {
             match codes.get_mut(position as usize) {
@@ -136,10 +170,23 @@ pub(super) fn images(model: &Showo, examples: &[ImageExample]) -> Result<Tensor>
             }
         }
         let ids = model.frames.imagine_image(codes.into_iter());
-        let rows = packed.push(&ids, text.len(), vec![text], false);
+        let given = text(&mut packed, &example.prompt)?;
+        let rows = behind(&mut packed, given, &ids);
         for &position in &example.masked {
-            let position = position as usize;
-            labels.push(rows.start + 1 + position, example.image[position] + offset, at);
+            let code = example.image[position as usize];
+            let target = if labels.guided.is_some() { code } else { code + offset };
+            labels.push(rows.start + 1 + position as usize, target, at);
+        }
+        if let Some(guided) = &mut labels.guided {
+            // Without a text guidance has nothing to lead away from: both are one.
+            let without = match example.prompt.is_empty() {
+                true => rows,
+                false => {
+                    let empty = text(&mut packed, "")?;
+                    behind(&mut packed, empty, &ids)
+                }
+            };
+            guided.rows.extend(example.masked.iter().map(|position| without.start as u32 + 1 + position));
         }
     }
     labels.sums(&model.phi, &packed, examples.len())

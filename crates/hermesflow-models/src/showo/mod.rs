@@ -298,8 +298,8 @@ impl PairModel for Showo {
         Ok(self.reply_log_probs(examples)?.0)
     }
 
-    fn image_log_probs(&self, examples: &[ImageExample]) -> Result<Tensor> {
-        log_probs::images(self, examples)
+    fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
+        log_probs::images(self, examples, guidance)
     }
 
     fn describe(&self, folder: &Path) -> Result<()> {

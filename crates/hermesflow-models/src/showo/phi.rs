@@ -286,18 +286,29 @@ impl Phi {
         self.final_layernorm.norm(&xs, self.config.layer_norm_eps)
     }
 
-    /// The log-probability of each row's target token.
+    /// The log-probability of each row's target token, with a softmax over the vocabulary or over `columns` of it. With
+    /// columns, targets are counted from the first column.
     ///
     /// # Shapes
     /// `[rows, hidden]`, one target per row → `[rows]`, f32
     ///
     /// # Errors
-    /// If a target is outside the vocabulary.
-    pub fn log_probs(&self, hidden: &Tensor, targets: &[u32]) -> Result<Tensor> {
+    /// If a target is outside the vocabulary or the columns.
+    pub fn log_probs(
+        &self,
+        hidden: &Tensor,
+        targets: &[u32],
+        columns: Option<std::ops::Range<usize>>,
+    ) -> Result<Tensor> {
         let Affine { weight, bias } = &self.lm_head;
-        Ok(match self.whole {
-            Some(products) => ops::head_log_prob(hidden, weight, bias, targets, products)?,
-            None => ops::log_prob(&self.logits(hidden, None)?.to_dtype(DType::F32)?, targets)?,
+        Ok(match (self.whole, columns) {
+            (Some(products), None) => ops::head_log_prob(hidden, weight, bias, targets, products)?,
+            (Some(products), Some(columns)) => {
+                // A copy, because the kernels of a GPU take whole tensors. Its gradients are handed on to the weight.
+                let part = |of: &Tensor| of.narrow(0, columns.start, columns.len())?.copy();
+                ops::head_log_prob(hidden, &part(weight)?, &part(bias)?, targets, products)?
+            }
+            (None, columns) => ops::log_prob(&self.logits(hidden, columns)?.to_dtype(DType::F32)?, targets)?,
         })
     }
 

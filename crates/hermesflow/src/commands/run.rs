@@ -64,6 +64,7 @@ pub fn run_loop(
     }
     let mut player = models::open(&config.model, progress)?;
     models::ensure_trainable(player.config(), config)?;
+    train::warn(&first);
     after(0, &player)?;
     let base = (config.train.reference == Reference::Run).then(|| player.clone());
     for iteration in 1..=config.iterations {

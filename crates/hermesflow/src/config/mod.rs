@@ -10,6 +10,7 @@
 //! - The resolved configuration is saved as `config.yaml` beside the outputs; that file is a complete run in itself.
 
 mod aliases;
+mod auto;
 mod bounds;
 mod curation;
 mod data;
@@ -29,7 +30,7 @@ mod train;
 mod yaml;
 
 pub use aliases::with_todays_names;
-pub use curation::{AnswerScore, ImageJudge, SamplingSettings};
+pub use curation::{AnswerScore, ImageJudge, ImagineSettings, SamplingSettings};
 pub use data::ScenesSettings;
 pub use judges::{Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use model::{CLIP, DTypeName, EMBEDDED, MAGVIT, ModelSettings, PHI};

@@ -3,14 +3,15 @@
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
+use hermesflow_train::Sides;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::curation::{AnswerSettings, CaptionSettings, ImageJudge, ImagineSettings, PairSettings};
+use super::curation::{AnswerScore, AnswerSettings, CaptionSettings, ImageJudge, ImagineSettings, PairSettings};
 use super::data::DataSettings;
 use super::judges::{AskSettings, JudgeSettings, ModelKey, Writer, each_once};
 use super::model::{EMBEDDED, ModelSettings};
-use super::train::TrainSettings;
+use super::train::{ObjectiveName, TrainSettings};
 
 /// Everything that decides a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -82,7 +83,7 @@ impl RunConfig {
         self.ask.writer = self.ask.writer.resolved(embedded);
         self.ask.filter = self.ask.filter.resolved(self.ask.writer);
         self.model.resolve();
-        self.train.resolve(&self.model);
+        self.train.resolve(&self.model, self.imagine.guidance);
     }
 
     /// Checks what the ranges of single keys do not say.
@@ -102,6 +103,19 @@ impl RunConfig {
         self.train.validate()
     }
 
+    /// What must be known of a training on images that are drawn under guidance and scored without it.
+    pub fn trains_other_than_it_draws(&self) -> Option<String> {
+        let (drawn, train) = (self.imagine.guidance, &self.train);
+        let images = train.sides != Sides::Und && train.objective != ObjectiveName::ContinuePretraining;
+        (images && drawn != 0.0 && train.guidance.number() == 0.0).then(|| {
+            format!(
+                "images are drawn under guidance {drawn} (imagine.guidance) and trained without it (train.guidance: 0, as in \
+                 the paper): that sharpens the model as guidance does, and under guidance it may draw worse pictures than \
+                 before; train.guidance=auto trains what draws"
+            )
+        })
+    }
+
     /// The resolved configuration as YAML.
     ///
     /// # Errors
@@ -112,7 +126,8 @@ impl RunConfig {
 
     /// The keys of the models of the judges that this run asks, each once.
     pub fn judge_models(&self) -> Vec<ModelKey> {
-        let of_images = [self.answer.matcher.model(), self.ask.writer.model(), self.ask.filter.model()];
+        let matcher = self.answer.matcher.model().filter(|_| self.answer.score != AnswerScore::Probability);
+        let of_images = [matcher, self.ask.writer.model(), self.ask.filter.model()];
         let of_images = of_images.into_iter().filter(|_| self.pair.judge == ImageJudge::Itself);
         each_once([self.pair.similarity.model()].into_iter().chain(of_images))
     }

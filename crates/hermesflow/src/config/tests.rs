@@ -116,6 +116,34 @@ fn on_the_cpu_nothing_of_training_is_left_open() {
 }
 
 #[test]
+fn images_are_scored_as_the_paper_does_or_as_they_are_drawn() {
+    let numbers = |yaml: &str, overrides: &[&str]| {
+        let settings = parse(yaml, overrides).unwrap().train.pair_dpo(0);
+        (settings.guidance, settings.prompt_dropout)
+    };
+    assert_eq!(numbers("", &[]), (0.0, 0.1), "the paper");
+    assert_eq!(numbers("", &["train.guidance=auto"]), (5.0, 0.0), "what draws");
+    assert_eq!(numbers("imagine: {guidance: 0.5}", &["train.guidance=auto"]), (0.5, 0.0));
+    assert_eq!(numbers("imagine: {guidance: 0}", &["train.guidance=auto"]), (0.0, 0.1));
+    assert_eq!(numbers("", &["train.guidance=2", "imagine.guidance=1"]), (2.0, 0.0));
+    assert_eq!(numbers("", &["train.prompt_dropout=0.3"]), (0.0, 0.3));
+    let yaml = parse("", &["train.guidance=auto"]).unwrap().to_yaml().unwrap();
+    assert!(yaml.contains("  guidance: 5.0\n"), "{yaml}");
+    assert_eq!(numbers(&yaml, &[]), (5.0, 0.0));
+    assert!(problem("", &["train.guidance=much"]).contains("a number or auto"));
+    assert!(problem("", &["train.guidance=-1"]).contains("train.guidance: -1 is not 0 or more"));
+
+    let warned = |overrides: &[&str]| parse("", overrides).unwrap().trains_other_than_it_draws();
+    let warning = warned(&[]).unwrap();
+    assert!(warning.contains("guidance 5") && warning.contains("train.guidance=auto"), "{warning}");
+    for quiet in
+        ["train.guidance=auto", "imagine.guidance=0", "train.sides=und", "train.objective=continue_pretraining"]
+    {
+        assert_eq!(warned(&[quiet]), None, "{quiet}");
+    }
+}
+
+#[test]
 fn a_gpu_that_is_not_here_can_be_predicted_for() {
     let overrides = ["model.showo=m", "model.device=cuda:7", "model.dtype=auto"].map(String::from);
     let (config, _) = RunConfig::read("", &overrides).unwrap();

@@ -12,6 +12,7 @@ use hermesflow_train::{
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
+use super::auto::AutoNumber;
 use super::model::ModelSettings;
 use super::pretrain::PretrainingMix;
 use super::products::ProductsName;
@@ -68,7 +69,15 @@ pub struct TrainSettings {
     /// Source: paper, which draws one.
     #[schemars(range(min = 1, max = 1000))]
     pub masks_per_pair: usize,
-    /// Probability of dropping the prompt of a pair of images, for win and lose together.
+    /// Guidance under which images are scored: how likely an image is to be drawn under it. 0 is the likelihood of the model
+    /// alone; `auto` is `imagine.guidance`, so that what is trained is what draws. Other numbers than 0 double the passes of
+    /// images.
+    ///
+    /// Default: 0.0.
+    /// Source: paper, which scores without guidance; the rest is this program's.
+    pub guidance: AutoNumber,
+    /// Probability of dropping the prompt of a pair of images, for win and lose together. Under `train.guidance` none is
+    /// dropped.
     ///
     /// Default: 0.1.
     /// Source: released code, `training.cond_dropout_prob`.
@@ -243,7 +252,7 @@ pub enum Reference {
 impl Default for TrainSettings {
     /// The paper's numbers, with a warm-up that fits.
     fn default() -> Self {
-        let PairDpoSettings { batch_size, sides, loss, masks_per_pair, masking, prompt_dropout, .. } =
+        let PairDpoSettings { batch_size, sides, loss, masks_per_pair, masking, guidance, prompt_dropout, .. } =
             PairDpoSettings::default();
         Self {
             objective: ObjectiveName::PairDpo,
@@ -254,6 +263,7 @@ impl Default for TrainSettings {
             accumulation: 1,
             max_grad_norm: Some(1.0),
             masks_per_pair,
+            guidance: AutoNumber::Number(guidance),
             prompt_dropout,
             loss,
             optimizer: AdamWSettings::default(),
@@ -272,8 +282,9 @@ impl Default for TrainSettings {
 
 impl TrainSettings {
     /// Chooses what was left open and does not depend on the model. On the CPU, where one memory holds everything, that is
-    /// all; on a GPU the rest is chosen by what fits once the model is known.
-    pub(super) fn resolve(&mut self, model: &ModelSettings) {
+    /// all; on a GPU the rest is chosen by what fits once the model is known. Images are `drawn` under this guidance.
+    pub(super) fn resolve(&mut self, model: &ModelSettings, drawn: f64) {
+        self.guidance = self.guidance.or(drawn);
         let rounds = || model.device_name().is_ok_and(DeviceName::multiplies_bf16);
         self.products = self.products.resolved(model.dtype, rounds);
         if !model.names_a_gpu() {
@@ -329,7 +340,8 @@ impl TrainSettings {
             loss: self.loss,
             masks_per_pair: self.masks_per_pair,
             masking: self.masking,
-            prompt_dropout: self.prompt_dropout,
+            prompt_dropout: if self.guidance.number() == 0.0 { self.prompt_dropout } else { 0.0 },
+            guidance: self.guidance.number(),
         }
     }
 }

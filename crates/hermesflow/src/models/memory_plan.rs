@@ -64,6 +64,7 @@ pub fn need(config: &RunConfig, sizes: &Sizes, (recompute, state): (Recompute, O
         pairs: train.batch_size,
         words: WORDS,
         masks: train.masks_per_pair,
+        guided: train.guidance.number() != 0.0,
         accumulation: train.accumulation,
         products: train.products.into(),
         recompute: recompute == Recompute::On,

@@ -142,7 +142,7 @@ impl BasePretraining {
             })
             .collect();
         let tokens = examples.iter().map(|example| example.masked.len()).sum::<usize>().max(1) as f64;
-        let loss = (self.model.image_log_probs(&examples)?.sum_all()? * (-1.0 / tokens))?;
+        let loss = (self.model.image_log_probs(&examples, 0.0)?.sum_all()? * (-1.0 / tokens))?;
         Ok((loss, tokens))
     }
 }

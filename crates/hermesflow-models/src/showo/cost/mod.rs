@@ -286,6 +286,7 @@ mod tests {
             pairs: 4,
             words: 20,
             masks: 1,
+            guided: false,
             accumulation: 1,
             products: Products::Bf16,
             recompute: false,

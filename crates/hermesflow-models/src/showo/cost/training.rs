@@ -21,6 +21,8 @@ pub struct TrainingWork {
     pub words: usize,
     /// Masks that are drawn per pair.
     pub masks: usize,
+    /// Whether the likelihood of images is guided: each goes through the model once more, without its text.
+    pub guided: bool,
     /// Micro batches per step.
     pub accumulation: usize,
     /// The precision of the matrix products.
@@ -68,7 +70,8 @@ impl Sizes {
     pub fn train(&self, work: &TrainingWork) -> TrainingCost {
         let block = self.showo.num_vq_tokens + 3;
         let captions = (work.pairs * (block + 20 + 2 * work.words)) as u64;
-        let images = (work.pairs * work.masks * (work.words + 2 * block)) as u64;
+        let passes = if work.guided { 2 } else { 1 };
+        let images = (work.pairs * work.masks * (work.words + 2 * passes * block)) as u64;
         let (said, drawn) = (2 * work.pairs * work.words, 2 * work.pairs * work.masks);
         // A mask can cover all positions; on average it covers about two thirds.
         let (most, usual) = (drawn * self.showo.num_vq_tokens, drawn * self.showo.num_vq_tokens * 2 / 3);
@@ -210,6 +213,7 @@ pub(super) mod tests {
             pairs: 4,
             words: 30,
             masks: 1,
+            guided: false,
             accumulation: 1,
             products: Products::Bf16,
             recompute: false,

@@ -154,6 +154,7 @@ impl Bench {
                     pairs: work.pairs,
                     words,
                     masks: 1,
+                    guided: self.training.guidance.number() != 0.0,
                     accumulation: 1,
                     products: self.training.products.into(),
                     recompute: self.training.recomputes(),
@@ -236,7 +237,10 @@ impl Bench {
             image_lose: self.codes[3 * number + 2].clone(),
         };
         let pairs = (0..self.work.pairs).map(pair).collect();
-        let settings = PairDpoSettings { batch_size: self.work.pairs, ..PairDpoSettings::default() };
+        let guidance = self.training.guidance.number();
+        let prompt_dropout = if guidance == 0.0 { PairDpoSettings::default().prompt_dropout } else { 0.0 };
+        let settings =
+            PairDpoSettings { batch_size: self.work.pairs, guidance, prompt_dropout, ..PairDpoSettings::default() };
         let products = self.training.products.into();
         let policy = self.model.trainable()?.training(products)?.recompute(self.training.recomputes());
         let reference = self.model.frozen()?.training(products)?;

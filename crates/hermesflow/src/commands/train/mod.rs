@@ -39,8 +39,16 @@ stage_command! {
     "train", |run| {
         let player = models::player(run)?;
         models::ensure_trainable(player.config(), &run.config)?;
+        warn(run);
         train(&player, &models::reference(&player, run)?, run)?;
         Ok(run.layout.model())
+    }
+}
+
+/// Says what must be known of a run's training before it begins.
+pub fn warn(run: &RunContext) {
+    if let Some(warning) = run.config.trains_other_than_it_draws() {
+        run.progress.log(format!("WARNING: train: {warning}"));
     }
 }
 

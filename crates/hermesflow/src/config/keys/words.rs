@@ -89,6 +89,7 @@ pub fn allowed(schema: &Value) -> Vec<(String, String)> {
             (Some(value), _) => found.push((flow(value), meaning)),
             (None, Some(values)) => found.extend(values.iter().map(|value| (flow(value), String::new()))),
             (None, None) if one["properties"].is_object() => found.push(("a section".into(), meaning)),
+            (None, None) if one["type"] == "number" => found.push((kind(one), meaning)),
             (None, None) => found.push(("a name".into(), meaning)),
         }
     }
