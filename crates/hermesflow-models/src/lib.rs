@@ -19,6 +19,6 @@ pub use hermesflow_nn::weights::{FileBacked, FileFormat, Weights, files as weigh
 pub use hermesflow_nn::{device, foreign, measure};
 pub use mask_schedule::{MaskSchedule, SigmoidParams};
 pub use model::{
-    CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Prepared, Reply, ReplyRequest,
-    Sampling, UnifiedModel,
+    CaptionExample, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood, PairModel, Prepared,
+    Reply, ReplyRequest, Sampling, UnifiedModel,
 };

@@ -69,6 +69,24 @@ pub struct Reply {
     pub log_prob: f64,
 }
 
+/// A given reply whose likelihood is wanted.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GivenReply {
+    /// The question, without the `USER:`/`ASSISTANT:` frame.
+    pub question: String,
+    /// The reply as records hold texts, without the space that the model writes in front of it.
+    pub reply: String,
+}
+
+/// How likely a model is to give a reply.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Likelihood {
+    /// The sum of the log-probabilities of the reply's tokens and the closing `<|eot|>`.
+    pub log_prob: f64,
+    /// The number of these tokens.
+    pub tokens: usize,
+}
+
 /// A request for one image.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct ImagineJob {
@@ -163,6 +181,13 @@ pub trait UnifiedModel {
     fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         images.iter().map(|(image, requests)| self.reply(image, requests)).collect()
     }
+
+    /// The likelihoods of given replies about several images. The tokens of each image and of each question go through
+    /// the model once.
+    ///
+    /// # Errors
+    /// If an image or a text does not fit the model, or logits are not finite.
+    fn score_replies(&self, images: &[(&ImageView, &[GivenReply])]) -> Result<Vec<Vec<Likelihood>>>;
 
     /// Whether a prompt is too long, so that [`UnifiedModel::imagine`] leaves out its end.
     ///

@@ -6,8 +6,8 @@ use hermesflow_models::showo::imagine::Denoiser;
 use hermesflow_models::showo::maskgit::{Decoding, SeededDraws};
 use hermesflow_models::showo::{Frames, Phi, Showo};
 use hermesflow_models::{
-    CaptionExample, DType, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Products,
-    ReplyRequest, Sampling, Tensor, UnifiedModel,
+    CaptionExample, DType, Device, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel,
+    Products, ReplyRequest, Sampling, Tensor, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 
@@ -192,6 +192,41 @@ fn a_reply_s_probability_is_the_caption_s() {
     assert!(replies.iter().any(|reply| reply.text.is_empty() && (reply.log_prob - expected).abs() < 1e-4));
     let sum: f64 = replies.iter().map(|reply| (-reply.log_prob).exp()).sum();
     assert!(replies.iter().all(|reply| reply.log_prob < 0.0) && sum > 4000.0);
+}
+
+#[test]
+fn given_replies_are_as_likely_as_captions_in_training() {
+    let model = model();
+    let reply = |question: &str, reply: &str| GivenReply { question: question.into(), reply: reply.into() };
+    let asked = [
+        reply("what is this?", "a large red circle"),
+        reply("what is this?", ""),
+        reply("how many?", "7"),
+        reply("what is this?", " small blue squares "),
+    ];
+    let views: Vec<ImageView> = (0..40).map(|seed| ImageView::Codes(image(seed))).collect();
+    let all: Vec<(&ImageView, &[GivenReply])> = views.iter().map(|view| (view, &asked[..])).collect();
+    let found = model.score_replies(&all).unwrap();
+    assert_eq!(found.len(), 40);
+    for (seed, found) in found.iter().enumerate() {
+        let examples: Vec<CaptionExample> = asked
+            .iter()
+            .map(|asked| CaptionExample {
+                image: image(seed as u32),
+                question: asked.question.clone(),
+                caption: hermesflow_models::showo::reply_text(&asked.reply),
+            })
+            .collect();
+        let (sums, counts) = model.reply_log_probs(&examples).unwrap();
+        for ((found, sum), count) in found.iter().zip(sums.to_vec1::<f32>().unwrap()).zip(counts) {
+            assert!((found.log_prob - f64::from(sum)).abs() < 1e-4 && found.tokens == count, "{found:?} {sum} {count}");
+        }
+    }
+    assert!(model.score_replies(&[(&views[0], &[])]).unwrap()[0].is_empty());
+    let wrong = ImageView::Features(Tensor::zeros((3, 8), hermesflow_models::DType::F32, &Device::Cpu).unwrap());
+    assert!(model.score_replies(&[(&wrong, &asked[..])]).is_err());
+    let long = [reply(&"what is this? ".repeat(900), "7")];
+    assert!(model.score_replies(&[(&views[0], &long[..])]).unwrap_err().to_string().contains("positions"));
 }
 
 #[test]

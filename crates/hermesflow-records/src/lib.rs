@@ -18,7 +18,7 @@ pub use error::{Error, Result};
 pub use fnv::Fnv1a;
 pub use given::{QuestionCounts, QuestionFile, QuestionForm, journeydb_questions};
 pub use id::{IdKey, InvalidId, RecordId};
-pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, three_decimals};
+pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, ranked, three_decimals};
 pub use read::read;
 pub use record::{AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record};
 pub use seed::derive_seed;

@@ -50,6 +50,34 @@ pub fn three_decimals(score: f64) -> f64 {
     format!("{score:.3}").parse().unwrap_or(score)
 }
 
+/// The best and the worst image of a record by two judges, with their accuracies. Images are ranked by accuracy and by a
+/// `second` score, and the highest and the lowest sum of both ranks win and lose (the first of equal ones). If the best
+/// image by this sum is not more accurate than the worst, the judges disagree, and the best is returned twice: a tie.
+pub fn ranked(images: &[Scored], second: &[f64]) -> Vec<Scored> {
+    let accuracies: Vec<f64> = images.iter().map(|image| image.1).collect();
+    let sums: Vec<f64> = ranks(&accuracies).into_iter().zip(ranks(second)).map(|(a, b)| a + b).collect();
+    let known = || (0..sums.len()).filter(|&at| !sums[at].is_nan());
+    let first_of = |better: fn(f64, f64) -> bool| {
+        known().fold(None, |best: Option<usize>, at| match best {
+            Some(best) if !better(sums[at], sums[best]) => Some(best),
+            _ => Some(at),
+        })
+    };
+    let (Some(best), Some(worst)) = (first_of(|a, b| a > b), first_of(|a, b| a < b)) else { return Vec::new() };
+    let agree = images[best].1 > images[worst].1;
+    vec![images[best].clone(), images[if agree { worst } else { best }].clone()]
+}
+
+/// The rank of each score, from 0 for the lowest. Equal scores share the mean of their ranks; NaN has the rank NaN.
+fn ranks(scores: &[f64]) -> Vec<f64> {
+    let rank = |score: &f64| {
+        let lower = scores.iter().filter(|other| *other < score).count() as f64;
+        let equal = scores.iter().filter(|other| *other == score).count() as f64;
+        if score.is_nan() { f64::NAN } else { lower + (equal - 1.0) / 2.0 }
+    };
+    scores.iter().map(rank).collect()
+}
+
 /// The first candidate of the highest and the first of the lowest score. Scores that are NaN are ignored.
 fn extremes(candidates: &[Scored]) -> Option<(&Scored, &Scored)> {
     let mut candidates = candidates.iter().filter(|one| !one.1.is_nan());
@@ -234,6 +262,37 @@ mod tests {
         assert_eq!((pair.caption_win.as_str(), pair.caption_lose.as_str()), ("c", "b"));
         let none = first_round(&competing(&captions[..1], &[("0", 1.0), ("1", 0.0)]), 0.6);
         assert_eq!(none, Err(DropReason::NoCaptions));
+    }
+
+    #[test]
+    fn two_judges_rank_together() {
+        let images = |scores: &[f64]| -> Vec<Scored> {
+            scores.iter().enumerate().map(|(number, score)| (number.to_string(), *score)).collect()
+        };
+        let said = |scores: &[f64], second: &[f64]| -> Vec<String> {
+            ranked(&images(scores), second).into_iter().map(|image| image.0).collect()
+        };
+        // Ranks 2, 3, 0.5, 0.5 and 3, 1, 2, 0: sums 5, 4, 2.5, 0.5.
+        assert_eq!(said(&[0.8, 0.9, 0.5, 0.5], &[-1.0, -3.0, -2.0, -4.0]), ["0", "3"]);
+        // A single accuracy for all: the second judge alone gives no pair.
+        assert_eq!(said(&[0.5; 3], &[-1.0, -2.0, -3.0]), ["0", "0"]);
+        assert_eq!(said(&[0.7, 0.6], &[-2.0, -1.0]), ["0", "0"], "they disagree");
+        assert_eq!(said(&[f64::NAN, 0.6, 0.7], &[-1.0, -2.0, -1.5]), ["2", "1"]);
+        assert!(said(&[], &[]).is_empty());
+        let pair = first_round(
+            &Candidates {
+                images: ranked(&images(&[0.7, 0.65, 0.1]), &[-2.0, -1.0, -3.0]),
+                ..competing(&[("a", 0.5), ("b", 0.1)], &[])
+            },
+            0.6,
+        );
+        let pair = pair.unwrap();
+        assert_eq!((pair.image_win.as_str(), pair.vqa_score_win, pair.image_lose.as_str()), ("0", 0.7, "2"));
+        let tie = Candidates {
+            images: ranked(&images(&[0.7, 0.7]), &[-2.0, -1.0]),
+            ..competing(&[("a", 0.5), ("b", 0.1)], &[])
+        };
+        assert_eq!(first_round(&tie, 0.6), Err(DropReason::ImagesTie));
     }
 
     #[test]

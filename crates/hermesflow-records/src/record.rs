@@ -41,6 +41,10 @@ impl<T: Outlined> Outlined for Vec<T> {
     type As = Vec<T::As>;
 }
 
+impl<T: Outlined> Outlined for Option<T> {
+    type As = Option<T::As>;
+}
+
 /// A string that is not kept.
 struct SomeText;
 
@@ -145,6 +149,9 @@ records! {
         question_number: usize,
         /// The share of right answers of each image, rounded to three decimals.
         result: Vec<f64>,
+        /// The caption's log-probability given each image, per token, where it was asked.
+        #[serde(skip_serializing_if = "Option::is_none")]
+        caption_log_prob: Option<Vec<f64>>,
     }
 
     /// A record of `pair_dpo_data.json`: the preferred and the rejected caption and image of a record.

@@ -151,7 +151,13 @@ mod tests {
     use crate::read;
 
     fn answer(id: &str, score: f64) -> AnswerRecord {
-        AnswerRecord { id: RecordId::new(id).unwrap(), caption: "c".into(), question_number: 1, result: vec![score] }
+        AnswerRecord {
+            id: RecordId::new(id).unwrap(),
+            caption: "c".into(),
+            question_number: 1,
+            result: vec![score],
+            caption_log_prob: None,
+        }
     }
 
     #[test]

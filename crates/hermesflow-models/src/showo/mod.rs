@@ -17,6 +17,7 @@ pub mod projector;
 mod reading;
 pub mod reply;
 mod rotary;
+mod scoring;
 pub mod sequence;
 mod texts;
 pub mod tokenizer;
@@ -43,8 +44,8 @@ pub use texts::reply_text;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
 use crate::model::{
-    CaptionExample, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel, Prepared, Reply, ReplyRequest,
-    UnifiedModel,
+    CaptionExample, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood, PairModel, Prepared,
+    Reply, ReplyRequest, UnifiedModel,
 };
 use crate::{Error, Result};
 
@@ -275,6 +276,10 @@ impl UnifiedModel for Showo {
 
     fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
         reply::reply_many(self, images)
+    }
+
+    fn score_replies(&self, images: &[(&ImageView, &[GivenReply])]) -> Result<Vec<Vec<Likelihood>>> {
+        scoring::score_replies(self, images)
     }
 
     fn cuts(&self, prompt: &str) -> Result<bool> {

@@ -181,6 +181,12 @@ mod tests {
         fn reply(&self, _: &ImageView, _: &[ReplyRequest]) -> hermesflow_models::Result<Vec<Reply>> {
             unreachable!()
         }
+        fn score_replies(
+            &self,
+            _: &[(&ImageView, &[hermesflow_models::GivenReply])],
+        ) -> hermesflow_models::Result<Vec<Vec<hermesflow_models::Likelihood>>> {
+            unreachable!()
+        }
         fn check_question(&self, _: &str, _: usize) -> hermesflow_models::Result<()> {
             unreachable!()
         }

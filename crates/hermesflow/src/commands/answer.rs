@@ -1,7 +1,7 @@
 //! `hermesflow answer`: the model answers the questions about its own images.
 
 use anyhow::{Context, Result};
-use hermesflow_models::{ImageView, Reply, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{GivenReply, ImageView, Likelihood, Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, three_decimals};
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
@@ -25,8 +25,9 @@ stage_command! {
     ///
     /// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
     /// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
-    /// decimals (`answer.score: confidence` weighs them by their probability). Writes generation_vqa_results.json. When it
-    /// was interrupted, the same command continues.
+    /// decimals (`answer.score: confidence` weighs them by their probability; `probability` asks for no replies and takes the
+    /// mean probability of the right choices). Writes generation_vqa_results.json. When it was interrupted, the same
+    /// command continues.
     ///
     /// Example: hermesflow answer scenes
     "answer", |run| {
@@ -53,13 +54,14 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
     let judges = Judges::of_run(run)?;
     let origin = decisive::origin(&run.config, json!({ "answer": run.config.answer, "imagine": { "images": images } }));
     let origin = origin.with(models::player_files(run)?);
-    let origin = origin.with(judges.matcher_files(run.config.answer.matcher)?);
+    let matched = run.config.answer.score != AnswerScore::Probability;
+    let origin = if matched { origin.with(judges.matcher_files(run.config.answer.matcher)?) } else { origin };
     stage::ensure_same_settings(&run.layout, "answer", stage::store_files(&run.layout.answers()), &origin)?;
     let examiner = Examiner {
         model,
         config: &run.config,
         reader: PictureReader::new(model, run)?,
-        matcher: judges.matcher(run.config.answer.matcher)?,
+        matcher: if matched { Some(judges.matcher(run.config.answer.matcher)?) } else { None },
     };
     let (file, ledger) = (run.layout.answers(), run.layout.ledger("answer"));
     let stage = Stage { name: "answer", unit: "records", file, ledger, chunk: run.config.data.chunk };
@@ -104,7 +106,8 @@ struct Examiner<'a, M> {
     model: &'a M,
     config: &'a RunConfig,
     reader: PictureReader<'a, M>,
-    matcher: Box<dyn ChoiceMatcher>,
+    /// None where no reply is written.
+    matcher: Option<Box<dyn ChoiceMatcher>>,
 }
 
 /// A question as the model is asked it.
@@ -126,19 +129,29 @@ impl<M: UnifiedModel> Examiner<'_, M> {
         questions: &[QuestionRecord],
         images: Vec<OpenedView>,
     ) -> Result<AnswerRecord> {
-        let result = self.scores(questions, images)?;
+        let views = self.reader.views(images)?;
+        let result = match &self.matcher {
+            Some(matcher) => self.of_replies(&**matcher, questions, &views)?,
+            None => self.of_choices(questions, &views)?,
+        };
+        let said = self.config.answer.caption_likelihood;
         Ok(AnswerRecord {
             id: record.id.clone(),
             caption: record.caption.clone(),
             question_number: questions.len(),
             result,
+            caption_log_prob: if said { Some(self.of_caption(&record.caption, &views)?) } else { None },
         })
     }
 
     /// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
     /// weighted by its confidence in them if `answer.score` says so.
-    fn scores(&self, questions: &[QuestionRecord], images: Vec<OpenedView>) -> Result<Vec<f64>> {
-        let views = self.reader.views(images)?;
+    fn of_replies(
+        &self,
+        matcher: &dyn ChoiceMatcher,
+        questions: &[QuestionRecord],
+        views: &[ImageView],
+    ) -> Result<Vec<f64>> {
         let request = |question: &QuestionRecord| ReplyRequest {
             question: prompt(question),
             sampling: Sampling::GREEDY,
@@ -153,14 +166,52 @@ impl<M: UnifiedModel> Examiner<'_, M> {
             .zip(questions.iter().cycle())
             .map(|(reply, asked)| Answered { reply: &reply.text, choices: &asked.choices, answer: &asked.answer })
             .collect();
-        let right = judges::right(&*self.matcher, &answered)?;
+        let right = judges::right(matcher, &answered)?;
         let counts = |(reply, right): (&Reply, &bool)| match (right, self.config.answer.score) {
             (false, _) => 0.0,
-            (true, AnswerScore::Accuracy) => 1.0,
             (true, AnswerScore::Confidence) => reply.log_prob.exp(),
+            (true, _) => 1.0,
         };
         let counts: Vec<f64> = replies.iter().zip(&right).map(counts).collect();
-        let of_image = |counts: &[f64]| three_decimals(counts.iter().sum::<f64>() / questions.len() as f64);
-        Ok(counts.chunks(questions.len().max(1)).map(of_image).collect())
+        Ok(counts.chunks(questions.len().max(1)).map(mean_in_three_decimals).collect())
     }
+
+    /// How likely the right choices of `questions` are among all choices, about each image: the mean.
+    fn of_choices(&self, questions: &[QuestionRecord], views: &[ImageView]) -> Result<Vec<f64>> {
+        let given = |asked: &QuestionRecord| {
+            let question = prompt(asked);
+            asked
+                .choices
+                .iter()
+                .map(move |choice| GivenReply { question: question.clone(), reply: choice.clone() })
+                .collect::<Vec<_>>()
+        };
+        let given: Vec<GivenReply> = questions.iter().flat_map(given).collect();
+        let asked: Vec<(&ImageView, &[GivenReply])> = views.iter().map(|view| (view, given.as_slice())).collect();
+        let of_image = |found: Vec<Likelihood>| {
+            let mut rest = found.as_slice();
+            let of_question = |asked: &QuestionRecord| {
+                let (own, behind) = rest.split_at(asked.choices.len());
+                rest = behind;
+                let highest = own.iter().map(|one| one.log_prob).fold(f64::NEG_INFINITY, f64::max);
+                let share = |one: &Likelihood| (one.log_prob - highest).exp();
+                let right = own.iter().zip(&asked.choices).filter(|(_, choice)| **choice == asked.answer);
+                right.map(|(one, _)| share(one)).sum::<f64>() / own.iter().map(share).sum::<f64>()
+            };
+            questions.iter().map(of_question).sum::<f64>() / questions.len() as f64
+        };
+        Ok(self.model.score_replies(&asked)?.into_iter().map(of_image).collect())
+    }
+
+    /// How likely a caption is given each image: its log-probability per token, the end counted.
+    fn of_caption(&self, caption: &str, views: &[ImageView]) -> Result<Vec<f64>> {
+        let given = [GivenReply { question: self.config.caption.question.clone(), reply: caption.to_owned() }];
+        let asked: Vec<(&ImageView, &[GivenReply])> = views.iter().map(|view| (view, given.as_slice())).collect();
+        let per_token = |one: &Likelihood| one.log_prob / one.tokens.max(1) as f64;
+        Ok(self.model.score_replies(&asked)?.iter().flatten().map(per_token).collect())
+    }
+}
+
+fn mean_in_three_decimals(counts: &[f64]) -> f64 {
+    three_decimals(counts.iter().sum::<f64>() / counts.len() as f64)
 }

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use super::args::stage_command;
 use super::scenes;
@@ -14,7 +14,7 @@ use crate::made::{Origin, WholeFile};
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
 use hermesflow_records::{
-    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round,
+    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round, ranked,
 };
 use hermesflow_score::CaptionSimilarity;
 
@@ -22,7 +22,8 @@ stage_command! {
     /// Choose the best and the worst caption and image of every record
     ///
     /// Captions are compared by their similarity to the true one, images by the share of questions that the model answered
-    /// rightly about them. A record gives a pair only if both sides have a clear winner and its best image is good enough
+    /// rightly about them (with `answer.caption_likelihood` by that and by how likely it finds the caption, ranks summed). A
+    /// record gives a pair only if both sides have a clear winner and its best image is good enough
     /// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
     /// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json.
     ///
@@ -136,8 +137,15 @@ impl<'a> Competition<'a> {
         let captions = self.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
         let similarities = self.similarity.similarities(&record.caption, &captions).with_context(named)?;
         let path = |number| self.run.layout.image(record.id.as_str(), number);
+        let mut second = None;
         let scores = match &self.images {
-            Images::Answers(answers) => answers.of_id(&record.id)?.pop().map(|one| one.result).unwrap_or_default(),
+            Images::Answers(answers) => {
+                let answered = answers.of_id(&record.id)?.pop();
+                if let Some(answered) = answered.as_ref().filter(|_| self.run.config.answer.caption_likelihood) {
+                    second = Some(likelihoods(answered).with_context(named)?);
+                }
+                answered.map(|one| one.result).unwrap_or_default()
+            }
             Images::Oracle(pictures) => {
                 let score = |number| Ok(judges::oracle(&pictures.load(&path(number))?, &record.caption));
                 (0..self.run.config.imagine.images).map(score).collect::<Result<_>>().with_context(named)?
@@ -147,7 +155,21 @@ impl<'a> Competition<'a> {
             let path = path(number);
             (path.strip_prefix(self.run.layout.data()).unwrap_or(&path).display().to_string(), score)
         };
-        let images = scores.into_iter().enumerate().map(image).collect();
+        let images: Vec<_> = scores.into_iter().enumerate().map(image).collect();
+        let images = match second {
+            Some(second) => ranked(&images, &second),
+            None => images,
+        };
         Ok(Candidates { captions: captions.into_iter().zip(similarities).collect(), images, record })
     }
+}
+
+/// How likely the record's caption is given each of its images.
+fn likelihoods(answered: &AnswerRecord) -> Result<Vec<f64>> {
+    let found = answered.caption_log_prob.clone().context(
+        "answer.caption_likelihood: its answers were written without; `hermesflow answer` with this key adds it",
+    )?;
+    let (images, scores) = (found.len(), answered.result.len());
+    ensure!(images == scores, "{scores} images were judged by their answers, {images} by the caption");
+    Ok(found)
 }

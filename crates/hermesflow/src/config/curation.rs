@@ -123,7 +123,7 @@ pub struct AnswerSettings {
     /// Default: auto.
     /// Source: released code, which has sbert.
     pub matcher: Matcher,
-    /// What a right answer adds to the score of an image; a wrong one adds nothing.
+    /// What a question adds to the score of an image.
     ///
     /// Default: accuracy.
     /// Source: paper.
@@ -135,22 +135,32 @@ pub struct AnswerSettings {
     /// Source: released code, `max_new_tokens`.
     #[schemars(range(min = 1, max = 100_000))]
     pub max_new_tokens: usize,
+    /// Whether the likelihood of the record's caption given each image is a second judge: images are then ranked by both, and
+    /// the sums of their ranks are compared. The best image's score must be the higher one, too.
+    ///
+    /// Default: false.
+    /// Source: this program.
+    pub caption_likelihood: bool,
 }
 
 impl Default for AnswerSettings {
     fn default() -> Self {
-        Self { matcher: Matcher::Auto, score: AnswerScore::Accuracy, max_new_tokens: 100 }
+        Self { matcher: Matcher::Auto, score: AnswerScore::Accuracy, max_new_tokens: 100, caption_likelihood: false }
     }
 }
 
-/// What a right answer adds to the score of an image.
+/// What a question adds to the score of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum AnswerScore {
-    /// One: the score is the share of right answers, as in the paper.
+    /// One for a right answer: the score is the share of right answers, as in the paper.
     Accuracy,
-    /// The probability that the model gave the answer, so that of two images with equal answers the clearer one wins.
+    /// For a right answer, the probability that the model gave it, so that of two images with equal answers the clearer one
+    /// wins.
     Confidence,
+    /// The probability of the right choice among all choices, from the likelihood of each choice as a reply: nothing is
+    /// written, and no matcher is asked.
+    Probability,
 }
 
 /// How pairs are chosen from captions and images.

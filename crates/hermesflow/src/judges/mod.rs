@@ -24,7 +24,7 @@ pub use replies::{Answered, meant, right};
 pub use scenes::oracle;
 
 use crate::cache::scores::ScoreCache;
-use crate::config::{Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
+use crate::config::{AnswerScore, Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
 use crate::digest::{self, digest};
 use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
@@ -69,7 +69,9 @@ impl Judges {
         if config.pair.judge == ImageJudge::Itself {
             self.writer(config.ask.writer)?;
             self.filter(config.ask.filter)?;
-            self.matcher(config.answer.matcher)?;
+            if config.answer.score != AnswerScore::Probability {
+                self.matcher(config.answer.matcher)?;
+            }
         }
         Ok(())
     }
