@@ -19,7 +19,7 @@ use crate::models;
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
-use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow};
+use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow, other_guidances};
 use crate::world::statistics::Mean;
 
 /// What one arm changes of the run's configuration.
@@ -139,6 +139,7 @@ fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) ->
     let settings = EvalSettings { split, prompts: args.prompts, seed: 1000 + seed };
     share_curation(args, seed, &home, &config, progress)?;
     let first = RunContext::new(config.clone(), 1, progress.clone());
+    let guidances = other_guidances(&config);
     let mut base: Option<EvalReport> = None;
     let mut outcomes = Vec::new();
     run::run_loop(&config, progress, |iteration, model: &Model| {
@@ -149,7 +150,7 @@ fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) ->
                 (name, home.join(arm.name).join(format!("eval-{iteration}-{}.json", split.name())))
             }
         };
-        let report = eval::evaluate_into(model, &name, &first.at(iteration + 1), settings, &file)?;
+        let report = eval::evaluate_into(model, &name, (&first.at(iteration + 1), &guidances), settings, &file)?;
         match &base {
             None => base = Some(report),
             Some(base) => outcomes.push(outcome(arm, seed, iteration, base, &report)?),

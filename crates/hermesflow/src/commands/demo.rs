@@ -20,7 +20,7 @@ use crate::report::sheet::{BAD, Cell, GOOD, Words, draw};
 use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::pictures::Pictures;
-use crate::world::evaluate::{EvalReport, EvalSettings, pictures, prompt};
+use crate::world::evaluate::{EvalReport, EvalSettings, other_guidances, pictures, prompt};
 
 /// The demo's run: the preset that the repository ships.
 const PRESET: &str = include_str!("../../../../configs/scenes.yaml");
@@ -93,13 +93,14 @@ pub fn run(args: Args) -> Result<()> {
     let settings = EvalSettings { split: Split::HeldOut, prompts, seed: 0 };
 
     let first = RunContext::new(config.clone(), 1, progress.clone());
+    let guidances = other_guidances(&config);
     let mut reports: Vec<EvalReport> = Vec::new();
     let mut after: Vec<RgbImage> = Vec::new();
     let mut before: Vec<RgbImage> = Vec::new();
     run::run_loop(&config, &progress, |iteration: usize, model: &Model| {
         let name = if iteration == 0 { "base".to_string() } else { format!("iteration {iteration}") };
         let file = out.join(format!("eval-{iteration}.json"));
-        reports.push(eval::evaluate_into(model, &name, &first.at(iteration + 1), settings, &file)?);
+        reports.push(eval::evaluate_into(model, &name, (&first.at(iteration + 1), &guidances), settings, &file)?);
         after = pictures(model, &config, &settings, &shown(&settings))?;
         if iteration == 0 {
             before = after.clone();

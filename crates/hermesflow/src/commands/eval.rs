@@ -9,6 +9,7 @@ use serde_json::json;
 
 use super::args::ConfigArgs;
 use super::args::count;
+use crate::config::RunConfig;
 use crate::files;
 use crate::files::lock::Lock;
 use crate::judges::Judges;
@@ -17,7 +18,7 @@ use crate::models;
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
-use crate::world::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate};
+use crate::world::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate, other_guidances};
 
 /// Measure understanding, generation (by the oracle and by the model itself) and the gap
 ///
@@ -55,6 +56,10 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     compare: Option<PathBuf>,
 
+    /// Draw the pictures under these guidances too, one or several; left out, without any, where the run has one
+    #[arg(long, value_name = "G,…", value_delimiter = ',')]
+    guidance: Vec<f64>,
+
     /// Print the report as JSON
     #[arg(long)]
     json: bool,
@@ -65,15 +70,16 @@ pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
     let before = args.compare.as_deref().map(|path| comparable(path, &settings)).transpose()?;
+    let guidances = guidances(&args.guidance, &config)?;
     let run = RunContext::new(config, args.iteration + 1, Progress::stderr());
     let model = models::player(&run)?;
     let name = format!("iteration {}", args.iteration);
     let report = match &args.out {
         Some(out) => {
             let _lock = Lock::beside(out)?;
-            evaluate_into(&model, &name, &run, settings, out)?
+            evaluate_into(&model, &name, (&run, &guidances), settings, out)?
         }
-        None => evaluate(&model, &name, &run.config, settings, vec![], &run.progress, |_| Ok(()))?,
+        None => evaluate(&model, &name, (&run.config, &guidances), settings, vec![], &run.progress, |_| Ok(()))?,
     };
     if args.json {
         say!("{}", serde_json::to_string_pretty(&report)?)?;
@@ -83,19 +89,35 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// Evaluates the model that an iteration begins with, under a name, into a file: what it or the file of a killed
-/// evaluation has is not done again, if it was made with the same settings and model.
+/// The guidances to draw under beside the run's own: those asked for, or what is usual.
+fn guidances(asked: &[f64], config: &RunConfig) -> Result<Vec<f64>> {
+    if asked.is_empty() {
+        return Ok(other_guidances(config));
+    }
+    let mut all: Vec<f64> = Vec::new();
+    for &guidance in asked {
+        let number = guidance as f32;
+        anyhow::ensure!(number.is_finite() && number >= 0.0, "--guidance: {guidance} is not 0 or more");
+        if guidance != config.imagine.guidance && !all.contains(&guidance) {
+            all.push(guidance);
+        }
+    }
+    Ok(all)
+}
+
+/// Evaluates the model that an iteration begins with, under a name and with pictures under other `guidances` too, into a
+/// file: what it or the file of a killed evaluation has is not done again, if it was made with the same settings and model.
 ///
 /// # Errors
 /// When the model fails, the file is another report's or anyone's, or it cannot be written.
 pub fn evaluate_into(
     model: &impl hermesflow_models::UnifiedModel,
     name: &str,
-    run: &RunContext,
+    (run, guidances): (&RunContext, &[f64]),
     settings: EvalSettings,
     out: &Path,
 ) -> Result<EvalReport> {
-    let made_from = made_from(run, settings)?;
+    let made_from = made_from(run, guidances, settings)?;
     if out.exists() {
         let report = read(out)?;
         let differing = made_from.differences(&report.made_from.clone().unwrap_or_default());
@@ -121,7 +143,7 @@ pub fn evaluate_into(
         log.append(lines.as_bytes())?;
         Ok(())
     };
-    let mut report = evaluate(model, name, &run.config, settings, done, &run.progress, keep)?;
+    let mut report = evaluate(model, name, (&run.config, guidances), settings, done, &run.progress, keep)?;
     report.made_from = Some(made_from);
     files::write_atomically(out, (serde_json::to_string(&report)? + "\n").as_bytes())?;
     std::fs::remove_file(partial(out)).with_context(|| partial(out).display().to_string())?;
@@ -166,7 +188,7 @@ fn comparable(path: &Path, settings: &EvalSettings) -> Result<EvalReport> {
 }
 
 /// Everything that decides a report.
-fn made_from(run: &RunContext, settings: EvalSettings) -> Result<Origin> {
+fn made_from(run: &RunContext, guidances: &[f64], settings: EvalSettings) -> Result<Origin> {
     let config = &run.config;
     let mut decisive = json!({
         "evaluation": settings,
@@ -178,6 +200,9 @@ fn made_from(run: &RunContext, settings: EvalSettings) -> Result<Origin> {
     });
     if let Some(imagine) = decisive["imagine"].as_object_mut() {
         imagine.remove("images"); // one per prompt
+    }
+    if !guidances.is_empty() {
+        decisive["guidances"] = json!(guidances);
     }
     let player = models::player_files(run)?;
     let matcher = Judges::alone(config.judges.clone(), &run.progress).matcher_files(config.answer.matcher)?;

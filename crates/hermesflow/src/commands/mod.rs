@@ -27,6 +27,7 @@ mod pretrain;
 mod random_model;
 mod reconstruct;
 mod run;
+mod samplers;
 mod scenes;
 mod t2i;
 mod train;
@@ -91,6 +92,7 @@ commands! {
     Pair in pair,
     Train in train,
     Eval in eval,
+    Samplers in samplers,
     T2i in t2i,
     Mmu in mmu,
     Inpaint in inpaint,

@@ -38,6 +38,23 @@ pub const FIGURES: [Figure; 7] = [
     ("gap", PromptRow::gap),
 ];
 
+/// The guidances of a report's pictures beside the run's own.
+fn guidances(report: &EvalReport) -> Vec<f64> {
+    report.rows.first().map_or(vec![], |row| row.under.iter().map(|(guidance, _)| *guidance).collect())
+}
+
+/// The figures of pictures drawn under another guidance: their names, and what a prompt has of them.
+fn figures_under(guidance: f64) -> [(String, impl Fn(&PromptRow) -> f64 + Copy); 2] {
+    let figure = move |all: bool| {
+        move |row: &PromptRow| match row.drawn_under(guidance) {
+            Some(verdict) if all => f64::from(u8::from(verdict.all)),
+            Some(verdict) => verdict.facts,
+            None => f64::NAN,
+        }
+    };
+    [(format!("generation at guidance {guidance}"), figure(false)), ("  all right".to_owned(), figure(true))]
+}
+
 /// One model's figures, with paired differences from another report if there is one.
 ///
 /// # Errors
@@ -54,6 +71,13 @@ pub fn evaluation(report: &EvalReport, before: Option<&EvalReport>) -> Result<St
     for (name, figure) in FIGURES {
         let difference = before.map(|before| report.difference(before, figure)).transpose()?;
         add(name.into(), report.mean(figure), difference);
+    }
+    for guidance in guidances(report) {
+        for (name, figure) in figures_under(guidance) {
+            let before = before.filter(|before| guidances(before).contains(&guidance));
+            let difference = before.map(|before| report.difference(before, figure)).transpose()?;
+            add(name, report.mean(figure), difference);
+        }
     }
     for (category, mean) in report.categories() {
         add(format!("oracle: {} ({})", category.name(), mean.count), mean, None);
@@ -83,6 +107,16 @@ pub fn course(reports: &[EvalReport]) -> Result<String> {
             row.push(format!("{:+}", report.difference(base, figure)?));
         }
         all.add_row(row);
+    }
+    for guidance in guidances(base) {
+        for (name, figure) in figures_under(guidance) {
+            let mut row = vec![name, base.mean(figure).to_string()];
+            for report in later {
+                row.push(format!("{:.3}", report.mean(figure).mean));
+                row.push(format!("{:+}", report.difference(base, figure)?));
+            }
+            all.add_row(row);
+        }
     }
     Ok(format!(
         "{all}\n± is half the 95 % interval; changes are paired over {} {} prompts (seed {}) with the same draws",

@@ -14,7 +14,7 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, Result};
-use hermesflow_models::{ImagineJob, Reply, ReplyRequest, Sampling, UnifiedModel};
+use hermesflow_models::{ImagineJob, ImagineOptions, Reply, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::oracle::{caption_facts_score, judge};
 use hermesflow_scenes::{
@@ -46,6 +46,15 @@ pub struct EvalSettings {
     pub seed: u64,
 }
 
+/// What the oracle says of the picture of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// The share of the prompt's facts that it finds.
+    pub facts: f64,
+    /// All hold.
+    pub all: bool,
+}
+
 /// One prompt.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct PromptRow {
@@ -65,6 +74,9 @@ pub struct PromptRow {
     pub caption: (usize, usize),
     /// The greedy caption.
     pub caption_text: String,
+    /// What the oracle says of pictures drawn under other guidances than the run's, with the same draws.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub under: Vec<(f64, Verdict)>,
 }
 
 impl std::fmt::Display for EvalSettings {
@@ -91,6 +103,11 @@ impl PromptRow {
     /// The share of right statements.
     pub fn captioned(&self) -> f64 {
         self.caption.0 as f64 / self.caption.1.max(1) as f64
+    }
+
+    /// What the oracle says of the picture that was drawn under another guidance.
+    pub fn drawn_under(&self, guidance: f64) -> Option<Verdict> {
+        self.under.iter().find(|(under, _)| *under == guidance).map(|(_, verdict)| *verdict)
     }
 
     /// The mean of answers and captions.
@@ -192,6 +209,19 @@ pub fn pictures(
     settings: &EvalSettings,
     indices: &[usize],
 ) -> Result<Vec<RgbImage>> {
+    pictures_by(model, &config.imagine.into(), settings, indices)
+}
+
+/// The pictures that a model imagines of some prompts by these numbers, with the same draws whatever they are.
+///
+/// # Errors
+/// When the model fails.
+pub fn pictures_by(
+    model: &impl UnifiedModel,
+    options: &ImagineOptions,
+    settings: &EvalSettings,
+    indices: &[usize],
+) -> Result<Vec<RgbImage>> {
     let jobs: Vec<ImagineJob> = indices
         .iter()
         .map(|&index| ImagineJob {
@@ -200,17 +230,29 @@ pub fn pictures(
             known: vec![],
         })
         .collect();
-    Ok(model.decode_images(&model.imagine(&jobs, &config.imagine.into())?)?)
+    Ok(model.decode_images(&model.imagine(&jobs, options)?)?)
 }
 
-/// Evaluates a model block by block; `done` are the rows of earlier blocks, `keep` gets each new one.
+/// The oracle's verdict on a picture of prompt `index`.
+pub fn verdict(settings: &EvalSettings, index: usize, picture: &RgbImage) -> Verdict {
+    let judgement = parse_caption(&prompt(settings, index).1).map(|facts| judge(picture, &facts));
+    judgement.map_or(Verdict { facts: 0.0, all: false }, |it| Verdict { facts: it.fact_accuracy(), all: it.all })
+}
+
+/// The guidances under which a run's model is drawn from, beside the run's own: none at all, where there is one.
+pub fn other_guidances(config: &RunConfig) -> Vec<f64> {
+    if config.imagine.guidance == 0.0 { vec![] } else { vec![0.0] }
+}
+
+/// Evaluates a model block by block, its pictures under other `guidances` too; `done` are the rows of earlier blocks, `keep`
+/// gets each new one.
 ///
 /// # Errors
 /// When the model fails, or `keep` does.
 pub fn evaluate(
     model: &impl UnifiedModel,
     name: &str,
-    config: &RunConfig,
+    (config, guidances): (&RunConfig, &[f64]),
     settings: EvalSettings,
     done: Vec<PromptRow>,
     progress: &Progress,
@@ -222,7 +264,7 @@ pub fn evaluate(
     let task = progress.task(&format!("eval {name}"), "prompts", settings.prompts, rows.len());
     while rows.len() < settings.prompts {
         let indices: Vec<usize> = (rows.len()..settings.prompts.min(rows.len() + BLOCK)).collect();
-        let block = evaluate_block(model, config, &*matcher, &settings, &indices)?;
+        let block = evaluate_block(model, (config, guidances), &*matcher, &settings, &indices)?;
         keep(&block)?;
         task.advance(block.len());
         rows.extend(block);
@@ -232,13 +274,21 @@ pub fn evaluate(
 
 fn evaluate_block(
     model: &impl UnifiedModel,
-    config: &RunConfig,
+    (config, guidances): (&RunConfig, &[f64]),
     matcher: &dyn ChoiceMatcher,
     settings: &EvalSettings,
     indices: &[usize],
 ) -> Result<Vec<PromptRow>> {
     let prompts: Vec<(Scene, String)> = indices.iter().map(|&index| prompt(settings, index)).collect();
     let imagined = pictures(model, config, settings, indices)?;
+    let mut under = vec![Vec::new(); indices.len()];
+    for &guidance in guidances {
+        let options = ImagineOptions { guidance, ..config.imagine.into() };
+        let drawn = pictures_by(model, &options, settings, indices)?;
+        for ((under, picture), &index) in under.iter_mut().zip(&drawn).zip(indices) {
+            under.push((guidance, verdict(settings, index, picture)));
+        }
+    }
     let real: Vec<RgbImage> = prompts.iter().map(|(scene, _)| scene.render()).collect();
     let seed = |index: usize| derive_seed(settings.seed, &[3, index as u64]);
     let about_real: Vec<Vec<SceneQuestion>> = prompts
@@ -286,6 +336,7 @@ fn evaluate_block(
             answers: judged(matcher, &about_real[at], &of_real[at][1..])?,
             caption: caption_facts_score(scene, &caption_text),
             caption_text,
+            under: std::mem::take(&mut under[at]),
         })
     });
     rows.collect()

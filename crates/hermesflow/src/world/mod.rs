@@ -2,6 +2,7 @@
 
 pub mod evaluate;
 pub mod pretraining;
+pub mod samplers;
 pub mod statistics;
 
 use hermesflow_records::derive_seed;
