@@ -36,7 +36,8 @@ pub struct TrainSettings {
     /// Default: both.
     /// Source: paper.
     pub sides: Sides,
-    /// Which codes of a generated image the loss scores: those re-encoded from its picture, or those that the model drew.
+    /// Codes (discrete image tokens) of a generated image that the loss scores: those that the image tokenizer reads from its
+    /// picture, or those that the model drew.
     ///
     /// Default: encoded.
     /// Source: released code, which re-encodes.
