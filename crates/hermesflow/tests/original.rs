@@ -110,7 +110,12 @@ fn from_captions_to_a_trained_model() {
     let text = fs::read_to_string(workshop.path(&saved)).unwrap();
     assert!(text.contains("warmup_steps: 0") && !text.contains("experiment"), "{text}");
     let said = workshop.succeeds(&["train", &saved], &[]);
-    assert!(said.contains("already exists") && !said.contains("WARNING"), "the saved file is a run in itself: {said}");
+    assert!(
+        said.contains("already exists") && !said.contains("of the original"),
+        "the saved file is a run in itself: {said}"
+    );
+    assert!(said.contains("WARNING: train: images are drawn under guidance 5"), "{said}");
+    assert_eq!(said.matches("WARNING").count(), 1, "{said}");
 }
 
 #[test]
