@@ -54,7 +54,7 @@ impl State {
         if self.settings_hash != hash(&self.settings) {
             differences.push(format!("hash {}, but its settings have {}", self.settings_hash, hash(&self.settings)));
         }
-        compare("", &renamed(self.settings.clone()), settings, &mut differences);
+        compare("", &as_of_today(self.settings.clone()), settings, &mut differences);
         if differences.is_empty() {
             return Ok(()); // the same values, written by an earlier version
         }
@@ -72,8 +72,18 @@ const RENAMED: [(&str, &str, &str, &str); 6] = [
     ("/objective/pair_dpo", "weight_gen", "/objective/pair_dpo/loss", "weight_gen"),
 ];
 
-/// Settings that may be of an earlier version, under today's names.
-fn renamed(mut settings: Value) -> Value {
+/// Settings that earlier versions did not have: section, name, and the value by which they acted.
+fn added() -> [(&'static str, &'static str, Value); 4] {
+    [
+        ("/objective/pair_dpo", "guidance", 0.0.into()),
+        ("/objective/pair_dpo", "weights", "equal".into()),
+        ("/objective/pair_dpo/loss", "likelihood_und", 0.0.into()),
+        ("/objective/pair_dpo/loss", "likelihood_gen", 0.0.into()),
+    ]
+}
+
+/// Settings that may be of an earlier version, as today's.
+fn as_of_today(mut settings: Value) -> Value {
     for (from, old, to, new) in RENAMED {
         let Some(value) = settings.pointer_mut(from).and_then(Value::as_object_mut).and_then(|map| map.remove(old))
         else {
@@ -86,6 +96,11 @@ fn renamed(mut settings: Value) -> Value {
         }
         if let Some(map) = settings.pointer_mut(to).and_then(Value::as_object_mut) {
             map.insert(new.into(), value);
+        }
+    }
+    for (section, name, value) in added() {
+        if let Some(section) = settings.pointer_mut(section).and_then(Value::as_object_mut) {
+            section.entry(name).or_insert(value);
         }
     }
     settings
@@ -255,10 +270,14 @@ mod tests {
     }
 
     fn nested() -> Value {
-        let loss = json!({ "beta": 0.2, "anchor_und": 5.0, "anchor_gen": 1.0, "weight_und": 0.3, "weight_gen": 1.0 });
+        let loss = json!({
+            "beta": 0.2, "anchor_und": 5.0, "anchor_gen": 1.0, "likelihood_und": 0.0, "likelihood_gen": 0.0,
+            "weight_und": 0.3, "weight_gen": 1.0,
+        });
+        let pair_dpo = json!({ "seed": 3, "loss": loss, "prompt_dropout": 0.1, "guidance": 0.0, "weights": "equal" });
         json!({
             "schedule": { "kind": "cosine", "learning_rate": 2e-5, "warmup_steps": 2, "steps": 12 },
-            "objective": { "pair_dpo": { "seed": 3, "loss": loss, "prompt_dropout": 0.1 }, "pairs": 7 },
+            "objective": { "pair_dpo": pair_dpo, "pairs": 7 },
         })
     }
 

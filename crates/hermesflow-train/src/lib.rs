@@ -26,10 +26,10 @@ pub mod watch;
 
 pub use draws::{Masking, mask_positions};
 pub use error::{Error, Result};
-pub use loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss};
+pub use loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, SideTerms};
 pub use metrics::{Metrics, StepRecord};
 pub use optimizer::{AdamW, AdamWSettings, Gradients, StatePlace};
-pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, Sides, TrainingPair};
+pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, PairWeights, Sides, TrainingPair};
 pub use schedule::{Schedule, ScheduleKind};
 pub use trainer::{Objective, ObjectiveError, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
 pub use watch::{LikelihoodFalls, WatchSettings};

@@ -9,6 +9,9 @@
 //! L      = w_und · side_und + w_gen · side_gen      per pair, then the mean over the batch
 //! ```
 //!
+//! Beside the comparison each side may be given the likelihood of the win, `− α · log π(win)`, as in OSPO and others
+//! (an extension; α = 0 is the paper's loss).
+//!
 //! By hand, with β = 0.2: let π give the winner −42.0 and the loser −45.0, the reference −43.0 and
 //! −44.0. Then δ_win = 1, δ_lose = −1, the rewards are β·δ = 0.2 and −0.2, their margin 0.4, and the
 //! loss −log σ(0.4) = ln(1 + e^−0.4) = 0.5130. Now let π give −45.0 and −48.0: δ_win = −2, δ_lose = −4,
@@ -88,7 +91,7 @@ pub enum LossKind {
 }
 
 /// The numbers of the loss of a pair: `w_und · side_und + w_gen · side_gen`, each side
-/// `−log σ(β · (δ_win − δ_lose − λ · max(0, −δ_win)))`.
+/// `−log σ(β · (δ_win − δ_lose − λ · max(0, −δ_win))) − α · log π(win)`.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct LossSettings {
@@ -112,6 +115,23 @@ pub struct LossSettings {
     /// Source: DPO-Positive (arXiv 2402.13228); neither the paper nor the released code has it.
     #[schemars(range(min = 0.0))]
     pub anchor_gen: f64,
+    /// Weight α of the likelihood of the winning caption beside the comparison: `−α · log π(win)`, summed over the caption's
+    /// tokens. The comparison pulls on the same log-probability with a strength of β/2 at most when training begins. 0 is the
+    /// paper's loss.
+    ///
+    /// Default: 0.0.
+    /// Source: OSPO and others train the likelihood of the win beside the comparison; neither the paper nor the released code
+    /// does.
+    #[schemars(range(min = 0.0))]
+    pub likelihood_und: f64,
+    /// Weight α of the likelihood of the winning image beside the comparison, summed over the masked tokens; otherwise like
+    /// `likelihood_und`. 0 is the paper's loss.
+    ///
+    /// Default: 0.0.
+    /// Source: OSPO and others train the likelihood of the win beside the comparison; neither the paper nor the released code
+    /// does.
+    #[schemars(range(min = 0.0))]
+    pub likelihood_gen: f64,
     /// Weight of the captions' loss in the sum of both sides.
     ///
     /// Default: 1.0.
@@ -129,7 +149,15 @@ pub struct LossSettings {
 impl Default for LossSettings {
     /// The paper's numbers.
     fn default() -> Self {
-        Self { beta: 0.2, anchor_und: 0.0, anchor_gen: 0.0, weight_und: 1.0, weight_gen: 1.0 }
+        Self {
+            beta: 0.2,
+            anchor_und: 0.0,
+            anchor_gen: 0.0,
+            likelihood_und: 0.0,
+            likelihood_gen: 0.0,
+            weight_und: 1.0,
+            weight_gen: 1.0,
+        }
     }
 }
 
@@ -146,6 +174,8 @@ impl LossSettings {
         for (key, value) in [
             ("loss.anchor_und", self.anchor_und),
             ("loss.anchor_gen", self.anchor_gen),
+            ("loss.likelihood_und", self.likelihood_und),
+            ("loss.likelihood_gen", self.likelihood_gen),
             ("loss.weight_und", self.weight_und),
             ("loss.weight_gen", self.weight_gen),
         ] {
@@ -157,15 +187,46 @@ impl LossSettings {
     }
 }
 
+/// The numbers of the loss of one side.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SideTerms {
+    /// Strength β of the comparison.
+    pub beta: f64,
+    /// Anchor λ.
+    pub anchor: f64,
+    /// Weight α of the win's likelihood.
+    pub likelihood: f64,
+    /// Weight of the side in the sum of both.
+    pub weight: f64,
+}
+
+impl LossSettings {
+    /// The numbers of both sides, captions first.
+    pub fn sides(&self) -> [SideTerms; 2] {
+        let Self { beta, anchor_und, anchor_gen, likelihood_und, likelihood_gen, weight_und, weight_gen } = *self;
+        [
+            SideTerms { beta, anchor: anchor_und, likelihood: likelihood_und, weight: weight_und },
+            SideTerms { beta, anchor: anchor_gen, likelihood: likelihood_gen, weight: weight_gen },
+        ]
+    }
+}
+
 impl LossKind {
-    /// This loss of one side; `anchor` is λ.
+    /// This loss of one side of a batch. The likelihood of the wins alone has neither anchor nor further likelihood.
     ///
     /// # Errors
     /// If the tensors have different shapes.
-    pub fn side(self, log_probs: &PairLogProbs, beta: f64, anchor: f64) -> Result<SideLoss> {
+    pub fn side(self, log_probs: &PairLogProbs, terms: SideTerms) -> Result<SideLoss> {
         match self {
-            Self::PairDpo => pair_dpo(log_probs, beta, anchor),
-            Self::SftWins => sft_wins(log_probs, beta),
+            Self::PairDpo => {
+                let side = pair_dpo(log_probs, terms.beta, terms.anchor)?;
+                if terms.likelihood == 0.0 {
+                    return Ok(side);
+                }
+                let loss = (&side.loss - log_probs.policy.win.affine(terms.likelihood, 0.0)?)?;
+                Ok(SideLoss { loss, ..side })
+            }
+            Self::SftWins => sft_wins(log_probs, terms.beta),
         }
     }
 }
@@ -311,6 +372,10 @@ mod tests {
         near(&values(&anchored.loss), &[0.513_015_3, 1.783_900_6], 1e-6);
         let sft = sft_wins(&batch, 0.2).unwrap();
         near(&values(&sft.loss), &[4.2, 4.5], 1e-6);
+        let terms = SideTerms { beta: 0.2, anchor: 5.0, likelihood: 0.01, weight: 1.0 };
+        let with_likelihood = LossKind::PairDpo.side(&batch, terms).unwrap();
+        near(&values(&with_likelihood.loss), &[0.513_015_3 + 0.42, 1.783_900_6 + 0.45], 1e-6);
+        near(&values(&with_likelihood.rewards.win), &[0.2, -0.4], 1e-6);
     }
 
     /// `dpo.{t2i,mmu}.*` of golden `showo-a` (two pairs, β 0.2), from the original's log-probabilities.

@@ -27,7 +27,7 @@ use serde_json::{Value, json};
 
 use crate::checkpoint;
 use crate::draws::{ImageDraw, Masking, Order, image_draw};
-use crate::loss::{LossKind, LossSettings, Pair, PairLogProbs, total};
+use crate::loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
 use crate::{Error, Result};
@@ -39,7 +39,7 @@ const PART: usize = 2;
 ///
 /// Texts are given to the model unchanged. A caption must therefore be spelled as the model would write it in a reply
 /// (Show-o's replies begin with a space, which records do not store), and the question as it was asked.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct TrainingPair {
     /// The record's id.
     pub id: String,
@@ -57,6 +57,10 @@ pub struct TrainingPair {
     pub image_win: Vec<u32>,
     /// The codes of the rejected image.
     pub image_lose: Vec<u32>,
+    /// How much better the win of captions was judged than the loser, then that of images: the difference of their scores.
+    /// Stored only where pairs are weighted by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub margins: Option<[f64; 2]>,
 }
 
 /// Which sides take part.
@@ -81,6 +85,17 @@ impl Sides {
     }
 }
 
+/// How much each pair counts in the loss.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PairWeights {
+    /// One, as in the paper.
+    Equal,
+    /// The difference of the scores of win and loser, divided by its mean over all pairs; captions and images each by their
+    /// own scores. Pairs of which the judge is surer count more.
+    Margin,
+}
+
 /// The settings of Pair-DPO and its controls.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -95,6 +110,8 @@ pub struct PairDpoSettings {
     pub objective: LossKind,
     /// β, the anchors and the weights of both sides.
     pub loss: LossSettings,
+    /// How much each pair counts.
+    pub weights: PairWeights,
     /// Mask draws per pair and step; 1 is the paper.
     pub masks_per_pair: usize,
     /// How the images of a pair are masked.
@@ -114,6 +131,7 @@ impl Default for PairDpoSettings {
             sides: Sides::Both,
             objective: LossKind::PairDpo,
             loss: LossSettings::default(),
+            weights: PairWeights::Equal,
             masks_per_pair: 1,
             masking: Masking::default(),
             prompt_dropout: 0.1,
@@ -183,6 +201,8 @@ pub struct PairDpo<M> {
     part: usize,
     /// For each pair, log π_ref of its winning and losing caption; empty if captions take no part.
     reference_captions: Vec<Pair<f32>>,
+    /// For each pair, the weights of its captions' and its images' loss, where they are not all one.
+    weights: Option<Vec<[f32; 2]>>,
 }
 
 impl<M: PairModel> PairDpo<M> {
@@ -249,7 +269,11 @@ impl<M: PairModel> PairDpo<M> {
                 on_reference(done, pairs.len());
             }
         }
-        Ok(Self { part, policy, reference, pairs, settings, order, reference_captions })
+        let weights = match settings.weights {
+            PairWeights::Equal => None,
+            PairWeights::Margin => Some(by_margin(&pairs, settings.sides)?),
+        };
+        Ok(Self { part, policy, reference, pairs, settings, order, reference_captions, weights })
     }
 
     /// The model that is trained.
@@ -298,22 +322,22 @@ impl<M: PairModel> PairDpo<M> {
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
         let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
         let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
-        let LossSettings { beta, anchor_und, anchor_gen, weight_und, weight_gen } = settings.loss;
-        let sides = [("und", anchor_und, weight_und), ("gen", anchor_gen, weight_gen)];
+        let sides = settings.loss.sides();
         let mut metrics = Metrics::new();
-        for (side, (name, anchor, _)) in sides.iter().enumerate() {
+        for (side, (name, terms)) in ["und", "gen"].into_iter().zip(sides).enumerate() {
             let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
             if !log_probs.is_empty() {
                 let log_probs = PairLogProbs::detached(&log_probs)?;
-                metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, beta, *anchor)?)?;
+                metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, terms)?)?;
             }
         }
         let mut losses = Vec::with_capacity(parts.len());
         for (part, indices) in parts.iter().zip(indices.chunks(self.part)) {
             let mut weighted = Vec::new();
-            for (log_probs, (_, anchor, weight)) in part.iter().zip(sides) {
+            for (side, (log_probs, terms)) in part.iter().zip(sides).enumerate() {
                 if let Some(log_probs) = log_probs {
-                    weighted.push((weight, settings.objective.side(log_probs, beta, anchor)?));
+                    let own = settings.objective.side(log_probs, terms)?;
+                    weighted.push((terms.weight, self.weighted(own, side, indices)?));
                 }
             }
             let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();
@@ -322,6 +346,14 @@ impl<M: PairModel> PairDpo<M> {
             losses.extend(total(&weighted)?.map(|loss| loss.affine(share, 0.0)).transpose()?);
         }
         Ok(Step { losses, metrics })
+    }
+
+    /// The loss of one side (0: captions, 1: images), in which each pair counts as `settings.weights` says.
+    fn weighted(&self, side: SideLoss, number: usize, indices: &[usize]) -> Result<SideLoss> {
+        let Some(weights) = &self.weights else { return Ok(side) };
+        let own: Vec<f32> = indices.iter().map(|&index| weights[index][number]).collect();
+        let own = Tensor::new(own, side.loss.device())?;
+        Ok(SideLoss { loss: (&side.loss * own)?, ..side })
     }
 
     /// The log-probabilities that the loss of some pairs is computed from: of their captions and of their images,
@@ -406,6 +438,33 @@ fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw], 
 
 fn halves(log_probs: &Tensor, pairs: usize) -> Result<Pair<Tensor>> {
     Ok(Pair { win: log_probs.narrow(0, 0, pairs)?, lose: log_probs.narrow(0, pairs, pairs)? })
+}
+
+/// For each pair, the margins of both sides, divided by their means over all pairs.
+fn by_margin(pairs: &[TrainingPair], sides: Sides) -> Result<Vec<[f32; 2]>> {
+    let mut means = [0.0; 2];
+    for pair in pairs {
+        let problem = |problem: String| Error::TrainingPair { id: pair.id.clone(), problem };
+        let margins = pair.margins.ok_or_else(|| problem("nothing says how much better its win was judged".into()))?;
+        for ((mean, margin), side) in means.iter_mut().zip(margins).zip(["captions", "images"]) {
+            if !(margin.is_finite() && margin >= 0.0) {
+                return Err(problem(format!(
+                    "its {side} differ by {margin} in their scores; a win has the higher one"
+                )));
+            }
+            *mean += margin / pairs.len() as f64;
+        }
+    }
+    let used = [sides.understanding(), sides.generation()];
+    for ((mean, used), side) in means.iter().zip(used).zip(["captions", "images"]) {
+        if used && *mean == 0.0 {
+            let problem = format!("no pair of {side} differs in its scores, so that none would count");
+            return Err(Error::Setting { key: "weights", problem });
+        }
+    }
+    let weight = |margin: f64, mean: f64| if mean == 0.0 { 1.0 } else { (margin / mean) as f32 };
+    let margins = pairs.iter().filter_map(|pair| pair.margins);
+    Ok(margins.map(|[und, r#gen]| [weight(und, means[0]), weight(r#gen, means[1])]).collect())
 }
 
 fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {

@@ -31,6 +31,7 @@ fn pairs() -> Vec<TrainingPair> {
         caption_lose: " small blue squares".into(),
         image_win: codes(10 + number),
         image_lose: codes(20 + number),
+        margins: None,
     };
     (0..4).map(pair).collect()
 }

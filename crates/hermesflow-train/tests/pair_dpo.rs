@@ -8,7 +8,7 @@ use candle_core::{Device, Tensor, Var};
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
 use hermesflow_train::{
     CaptionMemory, LossKind, LossSettings, Masking, Objective, ObjectiveError, Pair, PairDpo, PairDpoSettings,
-    Position, Schedule, ScheduleKind, Sides, Trainer, TrainerSettings, TrainingPair,
+    PairWeights, Position, Schedule, ScheduleKind, Sides, Trainer, TrainerSettings, TrainingPair,
 };
 
 const CODES: usize = 8;
@@ -102,6 +102,7 @@ fn pairs(count: usize) -> Vec<TrainingPair> {
             caption_lose: "defde".into(),
             image_win: (0..TOKENS as u32).map(|position| position % 4).collect(),
             image_lose: (0..TOKENS as u32).map(|position| 4 + (position + index as u32) % 4).collect(),
+            margins: None,
         })
         .collect()
 }
@@ -137,6 +138,36 @@ fn a_fresh_policy_starts_at_two_ln_two() {
         assert_eq!(step.metrics.get("und/delta/chosen"), Some(0.0));
         assert!(step.metrics.get("und/logps/chosen").unwrap() < -1.0);
     }
+}
+
+/// By margin a pair counts by the difference of its scores over their mean, each side by its own.
+#[test]
+fn pairs_count_by_their_margins() {
+    let mut pairs = pairs(4);
+    for (pair, margin) in pairs.iter_mut().zip([0.1, 0.1, 0.3, 0.3]) {
+        pair.margins = Some([margin, 0.5]);
+    }
+    let settings = PairDpoSettings { batch_size: 1, weights: PairWeights::Margin, ..PairDpoSettings::default() };
+    let models = || (Unigram::new(0.0), Unigram::new(0.0));
+    let new = |pairs: Vec<TrainingPair>, sides| {
+        let settings = PairDpoSettings { sides, ..settings };
+        PairDpo::new(models().0, models().1, pairs, settings, |_, _| {})
+    };
+    let mut pair_dpo = new(pairs.clone(), Sides::Both).unwrap();
+    let mut losses: Vec<f32> =
+        (0..4).map(|step| scalar(&pair_dpo.micro_batch(at(step)).unwrap().loss().unwrap())).collect();
+    losses.sort_by(f32::total_cmp);
+    for (loss, weight) in losses.iter().zip([1.5, 1.5, 2.5, 2.5]) {
+        assert!((loss - weight * std::f32::consts::LN_2).abs() < 1e-6, "{losses:?}");
+    }
+    pairs[1].margins = Some([-0.1, 0.5]);
+    let said = new(pairs.clone(), Sides::Both).err().unwrap().to_string();
+    assert!(said.contains("r1") && said.contains("-0.1"), "{said}");
+    pairs.iter_mut().for_each(|pair| pair.margins = Some([0.0, 0.5]));
+    assert!(new(pairs.clone(), Sides::Both).err().unwrap().to_string().contains("no pair of captions differs"));
+    assert!(new(pairs.clone(), Sides::Gen).is_ok());
+    pairs[2].margins = None;
+    assert!(new(pairs, Sides::Gen).err().unwrap().to_string().contains("r2"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ fn pairs(count: u32) -> Vec<TrainingPair> {
         caption_lose: " small blue squares".chars().take(number as usize * 5 % 19).collect(),
         image_win: codes(10 + number),
         image_lose: codes(20 + number),
+        margins: None,
     };
     (0..count).map(pair).collect()
 }

@@ -1,4 +1,4 @@
-//! Run folders of earlier versions, in which the settings of training were flat.
+//! Run folders of earlier versions, in which the settings of training were flat and some were not known.
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
@@ -10,6 +10,9 @@ use std::path::Path;
 use serde_json::{Map, Value};
 use workshop::Workshop;
 
+/// Keys of `train` that came later.
+const LATER: [&str; 4] = ["guidance", "pair_weights", "likelihood_und", "likelihood_gen"];
+
 /// The sections of `train` that were flat, and the names that keys had there.
 fn flatten(train: &mut Map<String, Value>) {
     for section in ["loss", "optimizer", "schedule", "masking"] {
@@ -20,6 +23,9 @@ fn flatten(train: &mut Map<String, Value>) {
     }
     if let Some(value) = train.remove("recompute") {
         train.insert("checkpointing".into(), value);
+    }
+    for key in LATER {
+        assert!(train.remove(key).is_some(), "{key}");
     }
 }
 
@@ -58,7 +64,13 @@ fn a_run_of_an_earlier_version_continues_to_the_same_model() {
         let pair_dpo = settings["objective"]["pair_dpo"].as_object_mut().unwrap();
         let Some(Value::Object(loss)) = pair_dpo.remove("loss") else { panic!("no loss") };
         pair_dpo.extend(loss.into_iter().map(|(key, value)| (key.replace("anchor", "lambda"), value)));
+        for key in ["guidance", "weights", "likelihood_und", "likelihood_gen"] {
+            assert!(pair_dpo.remove(key).is_some(), "{key}");
+        }
         state["settings_hash"] = format!("{:016x}", fnv1a(&state["settings"].to_string())).into();
+    });
+    json(&workshop.path("data/.settings/answer.json"), |origin| {
+        assert!(origin["settings"]["answer"].as_object_mut().unwrap().remove("caption_likelihood").is_some());
     });
     fs::remove_dir_all(workshop.path("out/train/model")).unwrap();
     fs::remove_dir_all(workshop.path("out/train/checkpoint-4")).unwrap();

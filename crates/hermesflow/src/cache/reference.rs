@@ -127,6 +127,7 @@ mod tests {
             caption_lose: "a dog".into(),
             image_win: vec![],
             image_lose: vec![],
+            margins: None,
         }
     }
 

@@ -1,6 +1,9 @@
-//! Earlier names of keys. They are accepted in files and as `key=value` arguments, and saved under the names of today.
+//! Earlier names of keys, and keys that earlier versions did not have. Earlier names are accepted in files and as `key=value`
+//! arguments, and saved under the names of today. Settings stored beside results are read as today's, so that results of an
+//! earlier version are continued by a later one.
 
 use anyhow::{Result, ensure};
+use serde_json::json;
 use serde_yaml_ng::Value;
 
 use super::yaml;
@@ -28,6 +31,17 @@ pub const ALIASES: [(&str, &str); 17] = [
 
 /// The shape of the learning rate, where the section of that name is now.
 const KIND: &str = "train.schedule";
+
+/// Keys that were added after results had been made without them: section, name, and the value that earlier versions acted by.
+fn added() -> [(&'static str, &'static str, serde_json::Value); 5] {
+    [
+        ("/answer", "caption_likelihood", json!(false)),
+        ("/train", "guidance", json!(0.0)),
+        ("/train", "pair_weights", json!("equal")),
+        ("/train/loss", "likelihood_und", json!(0.0)),
+        ("/train/loss", "likelihood_gen", json!(0.0)),
+    ]
+}
 
 /// Earlier names of a key.
 pub fn of(key: &str) -> impl Iterator<Item = &'static str> {
@@ -66,13 +80,21 @@ pub fn rename(tree: &mut Value) -> Result<()> {
     Ok(())
 }
 
-/// Puts stored settings of an earlier version under the names of today; what has both names stays as it is.
-pub fn with_todays_names(settings: &mut serde_json::Map<String, serde_json::Value>) {
+/// Puts stored settings of an earlier version under the names of today, and adds keys that came later with the value by which
+/// earlier versions acted. What has both names stays as it is.
+pub fn as_of_today(settings: &mut serde_json::Map<String, serde_json::Value>) {
     let Ok(mut tree) = serde_yaml_ng::to_value(&*settings) else { return };
-    if rename(&mut tree).is_ok()
-        && let Ok(serde_json::Value::Object(renamed)) = serde_json::to_value(&tree)
-    {
-        *settings = renamed;
+    if rename(&mut tree).is_err() {
+        return;
+    }
+    let Ok(mut tree) = serde_json::to_value(&tree) else { return };
+    for (section, name, value) in added() {
+        if let Some(section) = tree.pointer_mut(section).and_then(serde_json::Value::as_object_mut) {
+            section.entry(name).or_insert(value);
+        }
+    }
+    if let serde_json::Value::Object(today) = tree {
+        *settings = today;
     }
 }
 
@@ -114,12 +136,21 @@ mod tests {
 
     #[test]
     fn stored_settings_keep_their_values() {
-        let mut stored =
-            serde_json::json!({ "seed": u64::MAX, "train": { "beta": 0.1, "keep": null }, "x": [1, 2.5e-7] });
-        with_todays_names(stored.as_object_mut().unwrap());
-        let today = serde_json::json!({
-            "seed": u64::MAX, "train": { "keep": null, "loss": { "beta": 0.1 } }, "x": [1, 2.5e-7],
+        let mut stored = json!({ "seed": u64::MAX, "train": { "beta": 0.1, "guidance": 2.0 }, "x": [1, 2.5e-7] });
+        as_of_today(stored.as_object_mut().unwrap());
+        let loss = json!({ "beta": 0.1, "likelihood_und": 0.0, "likelihood_gen": 0.0 });
+        let today = json!({
+            "seed": u64::MAX, "train": { "guidance": 2.0, "loss": loss, "pair_weights": "equal" }, "x": [1, 2.5e-7],
         });
         assert_eq!(stored, today);
+    }
+
+    /// A key whose default is not what earlier versions did would bind their results to a value they were not made with.
+    #[test]
+    fn added_keys_are_keys_at_their_defaults() {
+        let defaults = serde_json::to_value(crate::config::RunConfig::default()).unwrap();
+        for (section, name, value) in added() {
+            assert_eq!(defaults.pointer(&format!("{section}/{name}")), Some(&value), "{section}/{name}");
+        }
     }
 }

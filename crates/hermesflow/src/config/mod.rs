@@ -29,7 +29,7 @@ mod sources;
 mod train;
 mod yaml;
 
-pub use aliases::with_todays_names;
+pub use aliases::as_of_today;
 pub use curation::{AnswerScore, ImageJudge, ImagineSettings, SamplingSettings};
 pub use data::ScenesSettings;
 pub use judges::{Filter, JudgeSettings, Matcher, Similarity, Writer};

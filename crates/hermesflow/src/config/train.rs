@@ -6,8 +6,8 @@ use std::fmt;
 
 use hermesflow_models::device::DeviceName;
 use hermesflow_train::{
-    AdamWSettings, LossKind, LossSettings, Masking, PairDpoSettings, Schedule, Sides, StatePlace, TrainerSettings,
-    WatchSettings,
+    AdamWSettings, LossKind, LossSettings, Masking, PairDpoSettings, PairWeights, Schedule, Sides, StatePlace,
+    TrainerSettings, WatchSettings,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -86,6 +86,11 @@ pub struct TrainSettings {
     pub prompt_dropout: f64,
     /// The loss of a pair.
     pub loss: LossSettings,
+    /// How much each pair counts in the loss.
+    ///
+    /// Default: equal.
+    /// Source: paper; the rest is this program's, after work that weighs pairs by the judge's certainty.
+    pub pair_weights: PairWeights,
     /// The optimizer, AdamW.
     pub optimizer: AdamWSettings,
     /// Learning rate, and number of steps.
@@ -253,8 +258,9 @@ pub enum Reference {
 impl Default for TrainSettings {
     /// The paper's numbers, with a warm-up that fits.
     fn default() -> Self {
-        let PairDpoSettings { batch_size, sides, loss, masks_per_pair, masking, guidance, prompt_dropout, .. } =
-            PairDpoSettings::default();
+        let PairDpoSettings {
+            batch_size, sides, loss, weights, masks_per_pair, masking, guidance, prompt_dropout, ..
+        } = PairDpoSettings::default();
         Self {
             objective: ObjectiveName::PairDpo,
             reference: Reference::Iteration,
@@ -267,6 +273,7 @@ impl Default for TrainSettings {
             guidance: AutoNumber::Number(guidance),
             prompt_dropout,
             loss,
+            pair_weights: weights,
             optimizer: AdamWSettings::default(),
             schedule: Schedule::default(),
             masking,
@@ -339,6 +346,7 @@ impl TrainSettings {
                 ObjectiveName::PairDpo | ObjectiveName::ContinuePretraining => LossKind::PairDpo,
             },
             loss: self.loss,
+            weights: self.pair_weights,
             masks_per_pair: self.masks_per_pair,
             masking: self.masking,
             prompt_dropout: if self.guidance.number() == 0.0 { self.prompt_dropout } else { 0.0 },

@@ -78,7 +78,7 @@ impl Origin {
         let text = files::if_there(path, |path| std::fs::read_to_string(path))?;
         // One of another form, as of an earlier version, tells nothing.
         let mut origin: Option<Self> = text.map(|text| serde_json::from_str(&text).unwrap_or_default());
-        origin.iter_mut().for_each(|origin| config::with_todays_names(&mut origin.settings));
+        origin.iter_mut().for_each(|origin| config::as_of_today(&mut origin.settings));
         Ok(origin)
     }
 

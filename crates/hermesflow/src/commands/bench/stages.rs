@@ -235,6 +235,7 @@ impl Bench {
             caption_lose: " two green triangles left of a small yellow cross".into(),
             image_win: self.codes[3 * number + 1].clone(),
             image_lose: self.codes[3 * number + 2].clone(),
+            margins: None,
         };
         let pairs = (0..self.work.pairs).map(pair).collect();
         let guidance = self.training.guidance.number();

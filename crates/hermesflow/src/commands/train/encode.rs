@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::UnifiedModel;
 use hermesflow_records::{PairRecord, Table};
-use hermesflow_train::{Sides, TrainingPair};
+use hermesflow_train::{PairWeights, Sides, TrainingPair};
 use rayon::prelude::*;
 
 use crate::cache::pictures::{Opened, OpenedCodes, PictureReader};
@@ -49,6 +49,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
     let source = Source {
         sides: run.config.train.sides,
         codes: run.config.train.codes,
+        weights: run.config.train.pair_weights,
         pictures: Pictures::new(&run.layout, model.resolution()),
         reader: PictureReader::new(model, run)?,
         model,
@@ -80,6 +81,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
                 caption_lose: reply_text(&pair.caption_lose),
                 image_win,
                 image_lose,
+                margins: source.margins(pair),
             });
         }
         task.advance(chunk.len());
@@ -93,6 +95,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
 struct Source<'a> {
     sides: Sides,
     codes: ImageCodes,
+    weights: PairWeights,
     pictures: Pictures,
     reader: PictureReader<'a, Model>,
     model: &'a Model,
@@ -117,6 +120,12 @@ impl Source<'_> {
             return Ok([own, Opened::Known(win), Opened::Known(lose)]);
         }
         Ok([own, self.reader.open_codes(win)?, self.reader.open_codes(lose)?])
+    }
+
+    /// How much better the wins were judged, where pairs are weighted by it.
+    fn margins(&self, pair: &PairRecord) -> Option<[f64; 2]> {
+        (self.weights == PairWeights::Margin)
+            .then(|| [pair.bert_score_win - pair.bert_score_lose, pair.vqa_score_win - pair.vqa_score_lose])
     }
 
     /// Whether its captions fit the model's positions.
@@ -197,6 +206,7 @@ mod tests {
                 caption_lose: if record == 1 { String::new() } else { format!(" lose {record}") },
                 image_win: codes(1),
                 image_lose: codes(2),
+                margins: None,
             };
             assert_eq!(pair, expected);
         }
