@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 
+mod by_name;
 mod error;
 mod mapped;
 mod read;
