@@ -4,8 +4,10 @@
 //! images, and images from text. [`PairModel`] is what training needs: log-probabilities that can be differentiated.
 //! [`showo`] is the first backbone.
 
+pub mod decoder;
 pub mod error;
 pub mod grid;
+pub mod janus;
 pub mod mask_schedule;
 pub mod model;
 pub mod preprocess;

@@ -99,7 +99,10 @@ impl StatePlace {
 /// Whether a parameter has weight decay: if its rank is at least 2 (matrices, convolutions) and it is not an embedding
 /// by its name.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
-    shape.len() >= 2 && !name.split('.').any(|part| part.starts_with("embed") || part.ends_with("embedding"))
+    // A table of embeddings holds its weight itself: `gen_embed.weight`, but not `patch_embed.proj.weight`.
+    let is_table = name.strip_suffix(".weight").is_some_and(|module| module.ends_with("_embed"));
+    let is_embedding = |part: &str| part.starts_with("embed") || part.ends_with("embedding");
+    shape.len() >= 2 && !is_table && !name.split('.').any(is_embedding)
 }
 
 /// The sums of the gradients of a step's micro batches, one per parameter, in the order of the parameters.
@@ -314,6 +317,7 @@ mod tests {
         assert!(decays("decoder.conv_in.weight", &[8, 4, 3, 3]));
         assert!(!decays("showo.model.embed_tokens.weight", &[9, 4]));
         assert!(!decays("quantize.embedding.weight", &[9, 4]));
+        assert!(!decays("gen_embed.weight", &[9, 4]) && decays("gen_aligner.layers.0.weight", &[9, 4]));
         for name in ["showo.lm_head.bias", "showo.model.layers.0.self_attn.q_layernorm.weight"] {
             assert!(!decays(name, &[4]), "{name}");
         }

@@ -9,6 +9,7 @@ use image::RgbImage;
 
 mod decode;
 mod mask;
+pub mod pillow;
 
 pub use decode::{check_header, decode, look, open, read};
 pub use mask::{Mask, load_mask};

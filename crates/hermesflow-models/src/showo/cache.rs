@@ -33,7 +33,7 @@ impl Placement {
     ///
     /// # Shapes
     /// `[tokens]`
-    pub(super) fn rows(&self, tokens: usize, device: &Device) -> Result<Option<Tensor>> {
+    pub(crate) fn rows(&self, tokens: usize, device: &Device) -> Result<Option<Tensor>> {
         let rows: Vec<u32> = match self {
             Self::Rows(_) | Self::Behind => return Ok(None),
             Self::Column { start, samples, size, column } => {
@@ -63,11 +63,11 @@ impl Placement {
 /// The keys and values of earlier tokens, for each layer `[rows, heads, head_dim]`.
 #[derive(Debug)]
 pub struct KvCache {
-    pub(super) layers: Vec<(Tensor, Tensor)>,
+    pub(crate) layers: Vec<(Tensor, Tensor)>,
 }
 
 impl KvCache {
-    pub(super) fn store(
+    pub(crate) fn store(
         &self,
         layer: usize,
         keys: &Tensor,

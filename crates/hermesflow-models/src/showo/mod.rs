@@ -2,7 +2,7 @@
 //! variant understands images by the features of a CLIP vision tower instead of image tokens.
 
 mod affine;
-mod cache;
+pub(crate) mod cache;
 pub mod clip;
 pub mod config;
 pub mod cost;

@@ -15,6 +15,7 @@ use super::config::{PhiConfig, ShowoConfig};
 use super::projector::PROJECTOR_PARAMETERS;
 use super::rotary::Rotary;
 use crate::Result;
+use crate::decoder::Decoder;
 
 /// Endings of names that a checkpoint may have beside the decoder's parameters.
 pub(super) fn ignored(showo: &ShowoConfig) -> Vec<&'static str> {
@@ -326,5 +327,33 @@ impl Phi {
         let weight = self.lm_head.weight.narrow(0, columns.start, columns.len())?;
         let bias = self.lm_head.bias.narrow(0, columns.start, columns.len())?;
         Ok(ops::linear(hidden, &weight, Some(&bias))?)
+    }
+}
+
+impl Decoder for Phi {
+    fn device(&self) -> &Device {
+        Self::device(self)
+    }
+
+    fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        Self::embed(self, ids)
+    }
+
+    fn cache(&self, rows: usize) -> Result<KvCache> {
+        Self::cache(self, rows)
+    }
+
+    fn forward(
+        &self,
+        xs: Tensor,
+        positions: &[u32],
+        segments: &Arc<[Segment]>,
+        cache: Option<(&KvCache, &Placement)>,
+    ) -> Result<Tensor> {
+        Self::forward(self, xs, positions, segments, cache)
+    }
+
+    fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
+        Self::logits(self, hidden, None)
     }
 }

@@ -127,7 +127,7 @@ fn normals(random: &mut ChaCha8Rng, count: usize, deviation: f64) -> Vec<f32> {
     values
 }
 
-fn normal(random: &mut ChaCha8Rng) -> f64 {
+pub(crate) fn normal(random: &mut ChaCha8Rng) -> f64 {
     let (u, v): (f64, f64) = (random.random(), random.random());
     (-2.0 * (1.0 - u).ln()).sqrt() * (std::f64::consts::TAU * v).cos()
 }

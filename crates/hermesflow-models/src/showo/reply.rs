@@ -16,17 +16,18 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Showo;
+use super::cache::{KvCache, Placement};
 use super::maskgit::draw_index;
-use super::phi::{KvCache, Phi, Placement};
 use super::sequence::Packed;
 use super::texts::UNWRITTEN;
+use crate::decoder::Decoder;
 use crate::model::{ImageView, Reply, ReplyRequest, Sampling};
 use crate::{Error, Result};
 
 /// About this many replies advance as one batch; replies about one image stay together.
 const BATCH: usize = 32;
 /// About this many tokens of images and questions go through the decoder at once.
-pub(super) const PASS: usize = 1024;
+pub(crate) const PASS: usize = 1024;
 /// The largest size of a batch's key/value cache in bytes, unless one image needs more: on the CPU, where at the
 /// published size several images together are a tenth faster than one, and on a GPU.
 const CACHE: usize = 512 << 20;
@@ -59,7 +60,7 @@ pub(super) fn reply_many(model: &Showo, images: &[(&ImageView, &[ReplyRequest])]
 
 /// How many of `images` images are processed as one batch, so that all batches have about the same size. Each image has
 /// `replies` replies and `rows` rows of `row` bytes in the cache.
-pub(super) fn images_together(images: usize, replies: usize, rows: usize, (row, on_gpu): (usize, bool)) -> usize {
+pub(crate) fn images_together(images: usize, replies: usize, rows: usize, (row, on_gpu): (usize, bool)) -> usize {
     let cache = if on_gpu { CACHE_ON_GPU } else { CACHE };
     let batches = (images * replies).div_ceil(BATCH).max((images * rows * row).div_ceil(cache)).max(1);
     images.div_ceil(batches).max(1)
@@ -234,7 +235,7 @@ fn take_all(logits: &Tensor, takers: Vec<Vec<&mut Sample>>, eot: u32) -> Result<
 ///
 /// # Shapes
 /// `[questions, hidden]`
-fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[QuestionRows], cache: &KvCache) -> Result<Tensor> {
+fn read_prefix(phi: &impl Decoder, prefix: &Packed, questions: &[QuestionRows], cache: &KvCache) -> Result<Tensor> {
     let embedded = prefix.embed(phi)?;
     let mut ends = Vec::with_capacity(questions.len());
     for (rows, segments) in prefix.parts(PASS) {
@@ -259,7 +260,7 @@ fn read_prefix(phi: &Phi, prefix: &Packed, questions: &[QuestionRows], cache: &K
 /// # Errors
 /// If a tensor operation fails, or logits are not finite.
 pub fn write_replies(
-    phi: &Phi,
+    phi: &impl Decoder,
     prefix: &Packed,
     questions: &[QuestionRows],
     samples: &mut [Sample],
@@ -269,7 +270,7 @@ pub fn write_replies(
     let size = samples.iter().map(|sample| sample.max_new_tokens).max().unwrap_or(0);
     let cache = phi.cache(start + samples.len() * size)?;
     let hidden = read_prefix(phi, prefix, questions, &cache)?;
-    let first = phi.logits(&hidden, None)?;
+    let first = phi.logits(&hidden)?;
     let mut takers: Vec<Vec<&mut Sample>> = questions.iter().map(|_| Vec::new()).collect();
     for sample in samples.iter_mut().filter(|sample| !sample.ended) {
         takers[sample.question].push(sample);
@@ -309,7 +310,7 @@ pub fn write_replies(
         };
         let hidden = phi.forward(phi.embed(&ids)?, &positions, &segments, Some((&cache, &placement)))?;
         let takers = samples.iter_mut().filter(|sample| !sample.ended).map(|sample| vec![sample]).collect();
-        take_all(&phi.logits(&hidden, None)?, takers, eot)?;
+        take_all(&phi.logits(&hidden)?, takers, eot)?;
         check_finite(samples)?;
     }
     Ok(())

@@ -14,12 +14,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use candle_core::Tensor;
-use hermesflow_nn::ops::Segment;
+use hermesflow_nn::ops::{self, Segment};
 
 use super::config::ShowoConfig;
-use super::phi::Phi;
 use super::tokenizer::SpecialIds;
-use crate::Result;
+use crate::decoder::Decoder;
+use crate::{Error, Result};
 
 /// A batch of packed tokens, with their positions and what each run of them attends to.
 #[derive(Debug, Clone, Default)]
@@ -56,8 +56,16 @@ impl Packed {
     pub fn push_block(&mut self, ids: &[u32], embeddings: Tensor) -> Result<Range<usize>> {
         let all = [ids, &vec![0; embeddings.dims2()?.0]].concat();
         let rows = self.push(&all, 0, vec![], false);
-        self.given.push((rows.start + ids.len(), embeddings));
+        self.give(rows.start + ids.len(), embeddings);
         Ok(rows)
+    }
+
+    /// Sets the embeddings of the rows from `first` on, which were appended with any ids.
+    ///
+    /// # Shapes
+    /// `embeddings` `[rows, hidden]`
+    pub fn give(&mut self, first: usize, embeddings: Tensor) {
+        self.given.push((first, embeddings));
     }
 
     /// The embeddings of all rows.
@@ -66,19 +74,32 @@ impl Packed {
     /// `[rows, hidden]`
     ///
     /// # Errors
-    /// If an id is outside the vocabulary, or the given embeddings have another width.
-    pub fn embed(&self, phi: &Phi) -> Result<Tensor> {
+    /// If an id is outside the vocabulary, or the given embeddings have another width or lie beyond the rows.
+    pub fn embed(&self, decoder: &impl Decoder) -> Result<Tensor> {
         if self.given.is_empty() {
-            return phi.embed(&self.ids);
+            return decoder.embed(&self.ids);
         }
-        let (mut parts, mut next) = (Vec::new(), 0);
+        // The tokens are embedded in one call. Their rows come first, the given ones after them; then all are reordered.
+        let mut place: Vec<Option<usize>> = vec![None; self.ids.len()];
+        let mut given = 0;
         for (first, embeddings) in &self.given {
-            parts.push(phi.embed(&self.ids[next..*first])?);
-            parts.push(embeddings.clone());
-            next = first + embeddings.dim(0)?;
+            let (rows, all) = (embeddings.dims2()?.0, place.len());
+            let places = place.get_mut(*first..first + rows);
+            let places = places.ok_or_else(|| Error::Invalid(format!("embeddings of rows from {first} of {all}")))?;
+            places.iter_mut().zip(given..).for_each(|(place, at)| *place = Some(at));
+            given += rows;
         }
-        parts.push(phi.embed(&self.ids[next..])?);
-        Ok(Tensor::cat(&parts, 0)?)
+        let tokens: Vec<u32> = self.ids.iter().zip(&place).filter(|(_, at)| at.is_none()).map(|(id, _)| *id).collect();
+        let mut next = 0..tokens.len() as u32;
+        let order: Vec<u32> = place
+            .iter()
+            .map(|at| at.map_or_else(|| next.next().unwrap_or_default(), |at| (tokens.len() + at) as u32))
+            .collect();
+        let mut parts: Vec<Tensor> = self.given.iter().map(|(_, embeddings)| embeddings.clone()).collect();
+        if !tokens.is_empty() {
+            parts.insert(0, decoder.embed(&tokens)?);
+        }
+        Ok(ops::gather_rows(&Tensor::cat(&parts, 0)?, &order)?)
     }
 
     /// Splits the batch into parts of about `most` rows and nearly equal size, without splitting segments. Each part

@@ -1,0 +1,109 @@
+//! Which parts of the model are trained, and a digest of all that decides its likelihoods.
+
+use candle_core::{DType, Tensor};
+use hermesflow_nn::device::{describe, multiplies_bf16, uses_kernels};
+use hermesflow_nn::ops::Products;
+use hermesflow_nn::parallel;
+
+use super::Janus;
+use crate::decoder::Decoder;
+use crate::{Error, Result};
+
+/// What the names of the parameters begin with that are trained where nothing else is said.
+pub const TRAINED: [&str; 4] = ["language_model.", "gen_embed.", "gen_aligner.", "gen_head."];
+/// Parts that can be trained: likelihoods depend on them.
+const TRAINABLE: [&str; 5] = ["language_model.", "gen_embed.", "gen_aligner.", "gen_head.", "aligner."];
+
+impl Janus {
+    /// The model over trainable copies of the parameters whose names begin with one of `prefixes`; the others are shared
+    /// with this one.
+    ///
+    /// # Errors
+    /// When a prefix is that of no parameter that can be trained, or a weight cannot be copied.
+    pub fn trainable<S: AsRef<str>>(&self, prefixes: &[S]) -> Result<Self> {
+        for prefix in prefixes.iter().map(AsRef::as_ref) {
+            let known = self.weights.tensors().keys().filter(|name| name.starts_with(prefix));
+            let mut known = known.peekable();
+            let can = known.peek().is_some() && known.all(|name| TRAINABLE.iter().any(|part| name.starts_with(part)));
+            if !can {
+                let message = format!(
+                    "{prefix:?} is not the beginning of names of parameters that can be trained; those begin with {}",
+                    TRAINABLE.join(", ")
+                );
+                return Err(Error::Invalid(message));
+            }
+        }
+        let is_trained = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix.as_ref()));
+        self.with_weights(self.weights.trainable_by_name(is_trained)?)
+    }
+
+    /// The model over the same storage without gradients: it follows the training.
+    ///
+    /// # Errors
+    /// Never for a model that was loaded.
+    pub fn frozen(&self) -> Result<Self> {
+        self.with_weights(self.weights.frozen())
+    }
+
+    /// The model as it is now: what is trained is copied and does not follow the training, what is not is shared.
+    ///
+    /// # Errors
+    /// When a weight cannot be copied.
+    pub fn snapshot(&self) -> Result<Self> {
+        self.with_weights(self.weights.snapshot_of_trained()?)
+    }
+
+    /// The model as Pair-DPO trains it or compares with it: with these products, and by whole blocks, but for a small one
+    /// in f32 on the CPU, which goes on operator by operator.
+    ///
+    /// A policy and the reference that it begins from compute the same likelihoods, bit for bit, whatever type the
+    /// reference is held in: products that do not take its weights get them widened to f32, which is what is trained.
+    ///
+    /// The gradients of its likelihoods come from [`hermesflow_nn::gradients::backward`] only.
+    ///
+    /// # Errors
+    /// When a weight cannot be widened.
+    pub fn training(&self, products: Products) -> Result<Self> {
+        // What whole operators do not multiply by is in f32 under all products.
+        let is_widened = |name: &str| {
+            let whole = name.starts_with("language_model.") || name.starts_with("gen_head.vision_head.");
+            let dtype = self.weights.tensors().get(name).map_or(DType::F32, Tensor::dtype);
+            TRAINABLE.iter().any(|part| name.starts_with(part)) && !(whole && products.take(dtype))
+        };
+        let held = self.with_weights(self.weights.widened_by_name(is_widened)?)?;
+        let small = self.weights.parameter_count() < parallel::SMALL;
+        if products == Products::F32 && small && uses_kernels(self.llama.device()) {
+            return Ok(held);
+        }
+        Ok(Self { llama: held.llama.clone().whole(products), hand: held.hand.clone().whole(products), ..held })
+    }
+
+    /// The model, whose whole blocks ([`Self::training`]) keep for the backward pass their inputs only, if `on`, and compute
+    /// the rest again: the same numbers for less memory and more time. One that runs operator by operator stays as it is.
+    pub fn recompute(&self, on: bool) -> Self {
+        Self { llama: self.llama.clone().recompute(on), ..self.clone() }
+    }
+
+    /// Everything that decides the model's likelihoods, piece by piece, for a digest: the small files, and the weights as
+    /// they are held.
+    ///
+    /// # Errors
+    /// When a weight cannot be read.
+    pub fn each_part(&self, mut see: impl FnMut(&[u8])) -> Result<()> {
+        for (name, bytes) in self.files.all() {
+            see(name.as_bytes());
+            see(bytes);
+        }
+        see(format!("{:?} {}", self.llama.products(), multiplies_bf16(self.llama.device())).as_bytes());
+        let device = self.llama.device();
+        if !uses_kernels(device) {
+            // They round otherwise than the CPU's kernels.
+            see(format!("compositions on {}", describe(device)).as_bytes());
+        }
+        self.weights.each_bytes(|described, bytes| {
+            see(described.as_bytes());
+            see(bytes);
+        })?;
+        Ok(())
+    }
+}
