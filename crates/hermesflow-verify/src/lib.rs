@@ -6,6 +6,7 @@
 
 mod case;
 pub mod check;
+mod janus;
 pub mod logits;
 pub mod model;
 pub mod others;
@@ -114,7 +115,7 @@ pub fn verify(path: &Path, device: &Device, dtype: DType, mut on_case: impl FnMu
             folder.file_name().map_or_else(|| folder.display().to_string(), |n| n.to_string_lossy().into_owned());
         let mut report = Report::new(name);
         let outcome = match kind {
-            Kind::Model => model::replay(folder, device, dtype, &mut report),
+            Kind::Model => model_case(folder, device, dtype, &mut report),
             Kind::Logits => logits::replay(folder, device, &mut report),
             Kind::Pairs => rules::replay(folder, &mut report),
             Kind::Questions => questions::replay(folder, &mut report),
@@ -128,6 +129,24 @@ pub fn verify(path: &Path, device: &Device, dtype: DType, mut on_case: impl FnMu
         checks.append(&mut report.checks);
     })?;
     Ok(checks)
+}
+
+/// Replays a model case by the backbone that its `case.json` names; Show-o's name none.
+fn model_case(folder: &Path, device: &Device, dtype: DType, report: &mut Report) -> Result<()> {
+    #[derive(serde::Deserialize)]
+    struct Named {
+        #[serde(default)]
+        backbone: Option<String>,
+    }
+    let named: Named = others::read(&folder.join("case.json"))?;
+    match named.backbone.as_deref() {
+        None | Some("showo") => model::replay(folder, device, dtype, report),
+        Some("janus") => janus::replay(folder, device, dtype, report),
+        Some(other) => {
+            report.skip("model", format!("backbone {other:?} is not known to this build"));
+            Ok(())
+        }
+    }
 }
 
 fn walk(folder: &Path, on_case: &mut impl FnMut(&Path, Kind)) -> Result<()> {

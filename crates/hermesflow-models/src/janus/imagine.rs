@@ -59,7 +59,7 @@ impl Janus {
     /// When a prompt does not fit the model, the settings are no numbers to draw by, or the logits are not finite.
     pub fn draw(&self, jobs: &[DrawJob], options: &DrawOptions) -> Result<Vec<Vec<u32>>> {
         let DrawOptions { guidance, temperature, .. } = *options;
-        if !guidance.is_finite() || !(temperature.is_finite() && temperature > 0.0) {
+        if !(guidance.is_finite() && temperature.is_finite() && temperature > 0.0) {
             let message = format!("guidance {guidance} must be a number, temperature {temperature} a number above 0");
             return Err(Error::Invalid(message));
         }
