@@ -11,8 +11,8 @@ use hermesflow_models::showo::reply::draw;
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{Phi, Showo};
 use hermesflow_models::{
-    CaptionExample, DType, Device, FileBacked, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel,
-    Products, ReplyRequest, Sampling, UnifiedModel,
+    CaptionExample, DType, Device, FileBacked, ImageExample, ImageView, ImagineJob, ImagineOptions, MaskedOptions,
+    PairModel, Products, ReplyRequest, Sampling, Scored, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 use image::RgbImage;
@@ -164,7 +164,7 @@ fn images(model: &Showo, phi: &Phi, text: &[u32], offset: u32) -> Done {
     let (tokens, steps, count) = (model.image_tokens(), 4, 4);
     let imagine = |prompt: &str, guidance: f64| -> Done {
         let job = |seed| ImagineJob { prompt: prompt.into(), seed, known: vec![] };
-        let options = ImagineOptions { steps, guidance, ..ImagineOptions::default() };
+        let options = ImagineOptions::from(MaskedOptions { steps, guidance, ..MaskedOptions::default() });
         black_box(model.imagine(&(0..count).map(job).collect::<Vec<_>>(), &options)?);
         Ok(())
     };
@@ -229,7 +229,7 @@ fn training(model: &Showo, phi: &Phi, codes: &[Vec<u32>], text: &[u32]) -> Done 
 
     let (policy, reference) = (model.trainable()?.training(Products::F32)?, model.frozen()?.training(Products::F32)?);
     let caption = |image: &[u32], caption: &str| CaptionExample {
-        image: image.to_vec(),
+        image: ImageView::Codes(image.to_vec()),
         question: QUESTION.into(),
         caption: caption.into(),
     };
@@ -254,7 +254,12 @@ fn training(model: &Showo, phi: &Phi, codes: &[Vec<u32>], text: &[u32]) -> Done 
         || trained(&win_lose),
     )?;
     let masked: Vec<u32> = (0..codes[0].len() as u32).filter(|at| at % 25 < 16).collect();
-    let image = |image: &Vec<u32>| ImageExample { prompt: PROMPT.into(), image: image.clone(), masked: masked.clone() };
+    let image = |image: &Vec<u32>| ImageExample {
+        prompt: PROMPT.into(),
+        unconditional: false,
+        codes: image.clone(),
+        scored: Scored::Masked(masked.clone()),
+    };
     let images: Vec<_> = codes.iter().map(image).collect();
     compare(
         "image pairs share their text (4, with gradients)",

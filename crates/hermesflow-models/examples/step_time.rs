@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use hermesflow_models::showo::pretrain::{random_magvit, random_showo, train_tokenizer};
 use hermesflow_models::showo::{Magvit, MagvitConfig, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
-use hermesflow_models::{CaptionExample, Device, ImageExample, PairModel};
+use hermesflow_models::{CaptionExample, Device, ImageExample, ImageView, PairModel, Scored};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let argument = |at: usize, default: usize| std::env::args().nth(at).map_or(Ok(default), |text| text.parse());
@@ -46,13 +46,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let images: Vec<ImageExample> = (0..24)
         .map(|i| ImageExample {
             prompt: format!("a large red circle above {i} small blue squares on a grey background"),
-            image: (0..64).map(|p| (p * 7 + i) % 256).collect(),
-            masked: (0..40).collect(),
+            unconditional: false,
+            codes: (0..64).map(|p| (p * 7 + i) % 256).collect(),
+            scored: Scored::Masked((0..40).collect()),
         })
         .collect();
     let captions: Vec<CaptionExample> = (0..36)
         .map(|i| CaptionExample {
-            image: (0..64).map(|p| (p * 7 + i / 3) % 256).collect(),
+            image: ImageView::Codes((0..64).map(|p| (p * 7 + i / 3) % 256).collect()),
             question: format!("what color is the circle {}", i % 3),
             caption: "a large red circle above small blue squares".into(),
         })

@@ -2,8 +2,10 @@
 //!
 //! A backbone implements two traits. [`UnifiedModel`] is what data curation needs: captions, answers to questions about
 //! images, and images from text. [`PairModel`] is what training needs: log-probabilities that can be differentiated.
-//! [`showo`] is the first backbone.
+//! [`showo`] and [`janus`] are the backbones; a program holds any of them as a [`Model`].
 
+pub mod backbone;
+pub mod cost;
 pub mod decoder;
 pub mod error;
 pub mod grid;
@@ -13,6 +15,7 @@ pub mod model;
 pub mod preprocess;
 pub mod showo;
 
+pub use backbone::{Backbone, Model};
 pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
 pub use grid::{Direction, Grid};
@@ -21,6 +24,6 @@ pub use hermesflow_nn::weights::{FileBacked, FileFormat, Weights, files as weigh
 pub use hermesflow_nn::{device, foreign, measure};
 pub use mask_schedule::{MaskSchedule, SigmoidParams};
 pub use model::{
-    CaptionExample, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood, PairModel, Prepared,
-    Reply, ReplyRequest, Sampling, UnifiedModel,
+    CaptionExample, GivenReply, ImageDecoding, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood,
+    MaskedOptions, NextCodeOptions, PairModel, Prepared, Reply, ReplyRequest, Sampling, Scored, UnifiedModel,
 };

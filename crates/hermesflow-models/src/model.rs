@@ -1,6 +1,7 @@
-//! The two traits that a backbone implements, and the requests that they take.
+//! The two traits that curation and training know a backbone by, and the requests that they take.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{Tensor, Var};
 use image::RgbImage;
@@ -41,6 +42,17 @@ pub enum ImageView {
     Codes(Vec<u32>),
     /// Features of a vision encoder, `[patches, width]`.
     Features(Tensor),
+}
+
+/// Features are equal if they are one tensor, or clones of it: their numbers are not compared.
+impl PartialEq for ImageView {
+    fn eq(&self, other: &Self) -> bool {
+        match (self, other) {
+            (Self::Codes(a), Self::Codes(b)) => a == b,
+            (Self::Features(a), Self::Features(b)) => a.id() == b.id(),
+            _ => false,
+        }
+    }
 }
 
 /// An image that [`UnifiedModel::prepare`] cropped and scaled for a model.
@@ -98,9 +110,19 @@ pub struct ImagineJob {
     pub known: Vec<Option<u32>>,
 }
 
+/// How a backbone generates the codes of an image, which decides what its sampling settings mean and at which positions an
+/// image's log-probability is computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ImageDecoding {
+    /// All masked positions are predicted at once and filled in over several steps. An image is scored at masked positions.
+    Masked,
+    /// One code after the other, each from the softmax over the codes before it. An image's log-probability is exact.
+    NextCode,
+}
+
 /// The settings of MaskGIT parallel decoding (arXiv 2202.04200). The defaults are those of the released curation.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct ImagineOptions {
+pub struct MaskedOptions {
     /// The number T of denoising steps. Default: 50.
     pub steps: usize,
     /// The scale g of classifier-free guidance, `(1+g)·cond − g·uncond`; 0 skips the unconditional pass. Default: 5.
@@ -111,10 +133,68 @@ pub struct ImagineOptions {
     pub schedule: MaskSchedule,
 }
 
-impl Default for ImagineOptions {
+impl Default for MaskedOptions {
     /// The released curation settings: 50 steps, guidance 5, temperature 1, cosine.
     fn default() -> Self {
         Self { steps: 50, guidance: 5.0, temperature: 1.0, schedule: MaskSchedule::Cosine }
+    }
+}
+
+/// The settings of drawing one code after the other. The defaults are those that Janus-Pro was published with.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct NextCodeOptions {
+    /// The scale g of classifier-free guidance, `(1+g)·cond − g·uncond`; 0 skips the unconditional row. Default: 4.
+    pub guidance: f64,
+    /// The number that guided logits are divided by before the softmax, above 0. Default: 1.
+    pub temperature: f64,
+    /// Bytes that the keys and values of images drawn together may take; one image is always drawn. Default: 2 GiB.
+    pub cache_bytes: usize,
+}
+
+impl Default for NextCodeOptions {
+    /// The published settings: guidance 4 (often written as a weight of 5), temperature 1.
+    fn default() -> Self {
+        Self { guidance: 4.0, temperature: 1.0, cache_bytes: 2 << 30 }
+    }
+}
+
+/// The settings of generating images, in the terms of the backbone that generates them.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum ImagineOptions {
+    /// For [`ImageDecoding::Masked`].
+    Masked(MaskedOptions),
+    /// For [`ImageDecoding::NextCode`].
+    NextCode(NextCodeOptions),
+}
+
+impl ImagineOptions {
+    /// The scale g of classifier-free guidance, `(1+g)·cond − g·uncond`.
+    pub fn guidance(&self) -> f64 {
+        match self {
+            Self::Masked(options) => options.guidance,
+            Self::NextCode(options) => options.guidance,
+        }
+    }
+
+    /// The same settings under another guidance.
+    #[must_use]
+    pub fn with_guidance(self, guidance: f64) -> Self {
+        match self {
+            Self::Masked(options) => Self::Masked(MaskedOptions { guidance, ..options }),
+            Self::NextCode(options) => Self::NextCode(NextCodeOptions { guidance, ..options }),
+        }
+    }
+}
+
+impl From<MaskedOptions> for ImagineOptions {
+    fn from(options: MaskedOptions) -> Self {
+        Self::Masked(options)
+    }
+}
+
+impl From<NextCodeOptions> for ImagineOptions {
+    fn from(options: NextCodeOptions) -> Self {
+        Self::NextCode(options)
     }
 }
 
@@ -125,6 +205,11 @@ pub trait UnifiedModel {
 
     /// The number N of tokens per image.
     fn image_tokens(&self) -> usize;
+
+    /// How the model generates images, and with it the kind of [`ImagineOptions`] that it takes.
+    fn image_decoding(&self) -> ImageDecoding {
+        ImageDecoding::Masked
+    }
 
     /// The codes of square images at the model's resolution: N per image, from 0 to the size of the codebook − 1.
     ///
@@ -157,6 +242,12 @@ pub trait UnifiedModel {
     /// # Errors
     /// If an image was not prepared by this model, or a tensor operation fails.
     fn understand(&self, pictures: &[Prepared]) -> Result<Vec<ImageView>>;
+
+    /// Rows and columns of the features by which the model understands an image, if it does and if these depend on nothing
+    /// that is trained, so that they can be kept; `None` otherwise.
+    fn kept_features(&self) -> Option<(usize, usize)> {
+        None
+    }
 
     /// An image in the form in which the model understands it, from its image codes alone; `None` if the model needs
     /// its pixels.
@@ -199,30 +290,43 @@ pub trait UnifiedModel {
     /// text.
     ///
     /// # Errors
-    /// If the known codes of a job do not fit an image, or logits are not finite.
+    /// If the known codes of a job do not fit an image, the options are those of another kind of backbone, or logits are
+    /// not finite.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;
 }
 
 /// One caption whose log-probability given an image, `log π(caption | image)`, is asked for.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct CaptionExample {
-    /// The image's codes.
-    pub image: Vec<u32>,
+    /// The image as the model understands it. Examples about one image of features share one tensor.
+    pub image: ImageView,
     /// The question that the caption was sampled for.
     pub question: String,
-    /// The caption, spelled as the model would write it in a reply.
+    /// The caption as records hold it; the model adds what it writes around a reply.
     pub caption: String,
 }
 
-/// One image whose log-probability given a prompt, `log π(image | prompt)`, is asked for at some masked positions.
+/// The positions of an image whose codes are scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Scored {
+    /// These positions are masked, and their true codes are scored from one pass over the image.
+    Masked(Vec<u32>),
+    /// Every position, each given the codes before it.
+    All,
+}
+
+/// One image whose log-probability given a prompt, `log π(image | prompt)`, is asked for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageExample {
-    /// The prompt; empty for the unconditional case.
+    /// The prompt.
     pub prompt: String,
+    /// Whether the prompt is dropped: the image is scored in the unconditional case, in the form that the backbone has
+    /// for it.
+    pub unconditional: bool,
     /// The image's codes.
-    pub image: Vec<u32>,
-    /// The positions that are masked and whose true codes are scored.
-    pub masked: Vec<u32>,
+    pub codes: Vec<u32>,
+    /// Which of them are scored.
+    pub scored: Scored,
 }
 
 /// A model whose log-probabilities of captions and images can be differentiated.
@@ -230,7 +334,12 @@ pub trait PairModel: Sync {
     /// All trainable parameters, sorted by name.
     fn parameters(&self) -> Vec<(String, Var)>;
 
-    /// For each example, the sum of the log-probabilities of its caption's tokens and the closing `<|eot|>`.
+    /// Whether images are scored at all positions ([`Scored::All`]) and not at masked ones ([`Scored::Masked`]).
+    fn scores_all(&self) -> bool {
+        false
+    }
+
+    /// For each example, the sum of the log-probabilities of its caption's tokens and the token that closes a reply.
     ///
     /// # Shapes
     /// `[examples]`, f32
@@ -239,24 +348,114 @@ pub trait PairModel: Sync {
     /// If an image or a text does not fit the model.
     fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor>;
 
-    /// For each example, the sum of the log-probabilities of the true codes at the masked positions, from one pass over
+    /// For each example, the sum of the log-probabilities of the true codes at the scored positions, from one pass over
     /// the image.
     ///
-    /// With `guidance` 0 these are the model's own log-probabilities (softmax over the whole vocabulary), as in the paper.
-    /// With guidance g they are those of the policy that generates images under it: softmax over the image codes of
-    /// `(1+g)·cond − g·uncond`, where `uncond` are the logits for the same image without its text. Gradients flow through
-    /// both.
+    /// With `guidance` 0 these are the model's own log-probabilities, as in the paper. With guidance g they are those of
+    /// the policy that generates images under it: softmax over the image codes of `(1+g)·cond − g·uncond`, where `uncond`
+    /// are the logits for the same image in the unconditional case. Gradients flow through both.
     ///
     /// # Shapes
     /// `[examples]`, f32
     ///
     /// # Errors
-    /// If an image does not fit the model, a masked position lies outside of it, or the guidance is not 0 or more.
+    /// If an image does not fit the model, the scored positions are of another kind of model or outside of the image, or
+    /// the guidance is not 0 or more.
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor>;
 
-    /// Writes the model's configuration files, in its published layout, into a folder of weights.
+    /// Writes into a folder whatever makes a loadable checkpoint of the trained parameters, which lie there as
+    /// `pytorch_model.safetensors`: the configuration files in the published layout and, in a model of which only a part
+    /// is trained, the weights that are not.
     ///
     /// # Errors
     /// If a file cannot be written; it is named.
     fn describe(&self, folder: &Path) -> Result<()>;
+}
+
+impl<M: UnifiedModel + ?Sized> UnifiedModel for Arc<M> {
+    fn resolution(&self) -> usize {
+        (**self).resolution()
+    }
+
+    fn image_tokens(&self) -> usize {
+        (**self).image_tokens()
+    }
+
+    fn image_decoding(&self) -> ImageDecoding {
+        (**self).image_decoding()
+    }
+
+    fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
+        (**self).encode_images(images)
+    }
+
+    fn decode_images(&self, codes: &[Vec<u32>]) -> Result<Vec<RgbImage>> {
+        (**self).decode_images(codes)
+    }
+
+    fn decode_grids(&self, codes: &[Vec<u32>], height: usize, width: usize) -> Result<Vec<RgbImage>> {
+        (**self).decode_grids(codes, height, width)
+    }
+
+    fn prepare(&self, picture: RgbImage) -> Result<Prepared> {
+        (**self).prepare(picture)
+    }
+
+    fn understand(&self, pictures: &[Prepared]) -> Result<Vec<ImageView>> {
+        (**self).understand(pictures)
+    }
+
+    fn kept_features(&self) -> Option<(usize, usize)> {
+        (**self).kept_features()
+    }
+
+    fn view_of_codes(&self, codes: Vec<u32>) -> Option<ImageView> {
+        (**self).view_of_codes(codes)
+    }
+
+    fn check_question(&self, question: &str, max_new_tokens: usize) -> Result<()> {
+        (**self).check_question(question, max_new_tokens)
+    }
+
+    fn reply(&self, image: &ImageView, requests: &[ReplyRequest]) -> Result<Vec<Reply>> {
+        (**self).reply(image, requests)
+    }
+
+    fn reply_many(&self, images: &[(&ImageView, &[ReplyRequest])]) -> Result<Vec<Vec<Reply>>> {
+        (**self).reply_many(images)
+    }
+
+    fn score_replies(&self, images: &[(&ImageView, &[GivenReply])]) -> Result<Vec<Vec<Likelihood>>> {
+        (**self).score_replies(images)
+    }
+
+    fn cuts(&self, prompt: &str) -> Result<bool> {
+        (**self).cuts(prompt)
+    }
+
+    fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+        (**self).imagine(jobs, options)
+    }
+}
+
+impl<M: PairModel + Send + ?Sized> PairModel for Arc<M> {
+    fn parameters(&self) -> Vec<(String, Var)> {
+        (**self).parameters()
+    }
+
+    fn scores_all(&self) -> bool {
+        (**self).scores_all()
+    }
+
+    fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {
+        (**self).caption_log_probs(examples)
+    }
+
+    fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
+        (**self).image_log_probs(examples, guidance)
+    }
+
+    fn describe(&self, folder: &Path) -> Result<()> {
+        (**self).describe(folder)
+    }
 }

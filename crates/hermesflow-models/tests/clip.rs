@@ -12,8 +12,8 @@ use hermesflow_models::showo::reply::{QuestionRows, Sample, write_replies};
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{ClipVision, Magvit, MagvitConfig, Phi, Showo, ShowoTokenizer, read_configs};
 use hermesflow_models::{
-    CaptionExample, DType, Device, ImageExample, ImageView, PairModel, ReplyRequest, Sampling, Tensor, UnifiedModel,
-    Weights,
+    CaptionExample, DType, Device, ImageExample, ImageView, PairModel, ReplyRequest, Sampling, Scored, Tensor,
+    UnifiedModel, Weights,
 };
 use image::RgbImage;
 
@@ -192,11 +192,20 @@ fn other_weights_bring_their_own_projector() {
 fn only_the_images_are_trained() {
     let model = model().trainable().unwrap();
     let tokens = model.image_tokens();
-    let example = ImageExample { prompt: "a caption".into(), image: vec![1; tokens], masked: vec![0, 3] };
+    let example = ImageExample {
+        prompt: "a caption".into(),
+        unconditional: false,
+        codes: vec![1; tokens],
+        scored: Scored::Masked(vec![0, 3]),
+    };
     let gradients = model.image_log_probs(&[example], 0.0).unwrap().sum_all().unwrap().backward().unwrap();
     assert!(model.parameters().iter().all(|(_, variable)| gradients.get(variable.as_tensor()).is_some()));
     assert_eq!(model.parameters().len() + PROJECTOR_PARAMETERS.len(), model.weights().tensors().len());
-    let caption = CaptionExample { image: vec![1; tokens], question: QUESTION.into(), caption: " a caption".into() };
+    let caption = CaptionExample {
+        image: ImageView::Codes(vec![1; tokens]),
+        question: QUESTION.into(),
+        caption: "a caption".into(),
+    };
     let said = model.caption_log_probs(&[caption]).unwrap_err().to_string();
     assert!(said.contains("w_clip_vit") && said.contains("train its images only"), "{said}");
 }

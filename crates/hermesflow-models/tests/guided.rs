@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use hermesflow_models::showo::imagine::Denoiser;
 use hermesflow_models::showo::maskgit::Decoding;
 use hermesflow_models::showo::{Frames, PhiConfig, Showo};
-use hermesflow_models::{Device, ImageExample, MaskSchedule, PairModel, Products, Tensor};
+use hermesflow_models::{Device, ImageExample, MaskSchedule, PairModel, Products, Scored, Tensor};
 use hermesflow_nn::gradients;
 use hermesflow_nn::weights::Weights;
 
@@ -36,8 +36,9 @@ fn image(seed: u32) -> Vec<u32> {
 fn examples() -> Vec<ImageExample> {
     let example = |seed, prompt: &str, masked: &[u32]| ImageExample {
         prompt: prompt.into(),
-        image: image(seed),
-        masked: masked.into(),
+        unconditional: prompt.is_empty(),
+        codes: image(seed),
+        scored: Scored::Masked(masked.into()),
     };
     vec![
         example(0, "a large red circle", &[0, 5, 6]),
@@ -46,6 +47,14 @@ fn examples() -> Vec<ImageExample> {
         example(3, "small blue squares above a circle", &(0..16).collect::<Vec<_>>()),
         example(4, "small blue squares", &[9]),
     ]
+}
+
+/// The masked positions of an example.
+fn masks(example: &ImageExample) -> &[u32] {
+    match &example.scored {
+        Scored::Masked(masked) => masked,
+        Scored::All => panic!("examples of this test are scored at masked positions"),
+    }
 }
 
 fn read(log_probs: &Tensor) -> Vec<f64> {
@@ -173,17 +182,17 @@ impl Twin {
     fn log_prob(&self, model: &Showo, example: &ImageExample, guidance: f64) -> f64 {
         let frames = Frames::new(model.config(), model.tokenizer().special);
         let text = |prompt: &str| frames.imagine_text(&model.tokenizer().encode(prompt).unwrap());
-        let masked = |at: usize| example.masked.contains(&(at as u32));
-        let codes = example.image.iter().enumerate().map(|(at, &code)| (!masked(at)).then_some(code));
+        let masked = |at: usize| masks(example).contains(&(at as u32));
+        let codes = example.codes.iter().enumerate().map(|(at, &code)| (!masked(at)).then_some(code));
         let ids = frames.imagine_image(codes);
         let (cond, uncond) = (self.logits(&text(&example.prompt), &ids), self.logits(&text(""), &ids));
         let one = |&position: &u32| {
             let row = position as usize + 1;
             let guided = |code: usize| (1.0 + guidance) * cond[row][code] - guidance * uncond[row][code];
             let total: f64 = (0..self.codes).map(|code| guided(code).exp()).sum();
-            guided(example.image[position as usize] as usize) - total.ln()
+            guided(example.codes[position as usize] as usize) - total.ln()
         };
-        example.masked.iter().map(one).sum()
+        masks(example).iter().map(one).sum()
     }
 }
 
@@ -202,14 +211,14 @@ fn a_guided_likelihood_is_that_of_the_draws_and_of_a_model_in_f64() {
 
             let text = frames.imagine_text(&model.tokenizer().encode(&example.prompt).unwrap());
             let denoiser = Denoiser::new(&phi, model.config(), &frames, &[text], Some(&empty)).unwrap();
-            let masked = |at: usize| example.masked.contains(&(at as u32));
-            let known = example.image.iter().enumerate().map(|(at, &code)| (!masked(at)).then_some(code)).collect();
+            let masked = |at: usize| masks(example).contains(&(at as u32));
+            let known = example.codes.iter().enumerate().map(|(at, &code)| (!masked(at)).then_some(code)).collect();
             let image = [Decoding::resume(known, 4, 1.0, MaskSchedule::Cosine)];
             let probabilities = denoiser.probabilities(&image, guidance).unwrap();
             let drawn: f64 = probabilities
                 .chunks(32)
-                .zip(&example.masked)
-                .map(|(row, &at)| f64::from(row[example.image[at as usize] as usize]).ln())
+                .zip(masks(example))
+                .map(|(row, &at)| f64::from(row[example.codes[at as usize] as usize]).ln())
                 .sum();
             assert!((ours - drawn).abs() < 2e-3 * (1.0 + drawn.abs()), "{number} at {guidance}: {ours}, drawn {drawn}");
         }

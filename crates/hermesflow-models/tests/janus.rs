@@ -5,8 +5,8 @@
 use hermesflow_models::janus::imagine::DrawJob;
 use hermesflow_models::janus::{AboutPicture, DrawOptions, Drawing, Janus, OfCodes, TRAINED};
 use hermesflow_models::{
-    DType, Device, FileFormat, ImageView, ImagineJob, ImagineOptions, Products, ReplyRequest, Sampling, Tensor,
-    UnifiedModel, Weights,
+    DType, Device, FileFormat, ImageView, ImagineJob, ImagineOptions, NextCodeOptions, Products, ReplyRequest,
+    Sampling, Tensor, UnifiedModel, Weights,
 };
 use hermesflow_nn::gradients;
 use image::RgbImage;
@@ -416,9 +416,9 @@ fn codes_become_pictures_and_pictures_codes() {
     }
     assert!(model.decode_grids(&[codes(0)], 2, 8).unwrap_err().to_string().contains("4×4"));
     // The vectors of the codebook are encoded as themselves, and so are they at any length.
-    let vectors = model.vq().vectors(&[(0..16).collect(), (16..32).collect()]).unwrap();
+    let vectors = model.vq().unwrap().vectors(&[(0..16).collect(), (16..32).collect()]).unwrap();
     for by in [1.0, 0.01, 30.0] {
-        let found = model.vq().quantize(&(&vectors * by).unwrap()).unwrap();
+        let found = model.vq().unwrap().quantize(&(&vectors * by).unwrap()).unwrap();
         assert_eq!(found, [(0..16).collect::<Vec<u32>>(), (16..32).collect()]);
     }
 }
@@ -427,7 +427,7 @@ fn codes_become_pictures_and_pictures_codes() {
 fn what_does_not_fit_is_refused() {
     let model = model(4);
     let job = |prompt: &str| ImagineJob { prompt: prompt.into(), seed: 1, known: vec![] };
-    let options = ImagineOptions { guidance: 0.0, ..ImagineOptions::default() };
+    let options = ImagineOptions::from(NextCodeOptions { guidance: 0.0, ..NextCodeOptions::default() });
     assert_eq!(model.imagine(&[job("a circle")], &options).unwrap()[0].len(), TOKENS);
     let known = ImagineJob { known: vec![Some(1); TOKENS], ..job("a circle") };
     assert!(model.imagine(&[known], &options).unwrap_err().to_string().contains("known codes"));

@@ -6,8 +6,8 @@ use hermesflow_models::showo::imagine::Denoiser;
 use hermesflow_models::showo::maskgit::{Decoding, SeededDraws};
 use hermesflow_models::showo::{Frames, Phi, Showo};
 use hermesflow_models::{
-    CaptionExample, DType, Device, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, PairModel,
-    Products, ReplyRequest, Sampling, Tensor, UnifiedModel,
+    CaptionExample, DType, Device, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, MaskedOptions,
+    PairModel, Products, ReplyRequest, Sampling, Scored, Tensor, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 
@@ -31,7 +31,7 @@ fn image(seed: u32) -> Vec<u32> {
 
 fn captions() -> Vec<CaptionExample> {
     let example = |seed, question: &str, caption: &str| CaptionExample {
-        image: image(seed),
+        image: ImageView::Codes(image(seed)),
         question: question.into(),
         caption: caption.into(),
     };
@@ -47,8 +47,9 @@ fn captions() -> Vec<CaptionExample> {
 fn images() -> Vec<ImageExample> {
     let example = |seed, prompt: &str, masked: &[u32]| ImageExample {
         prompt: prompt.into(),
-        image: image(seed),
-        masked: masked.into(),
+        unconditional: prompt.is_empty(),
+        codes: image(seed),
+        scored: Scored::Masked(masked.into()),
     };
     vec![
         example(0, "a large red circle", &[0, 5, 6]),
@@ -186,7 +187,8 @@ fn a_reply_s_probability_is_the_caption_s() {
         max_new_tokens: 1,
     };
     let requests: Vec<_> = (0..4000).map(request).collect();
-    let example = CaptionExample { image: image(0), question: "what is this?".into(), caption: String::new() };
+    let example =
+        CaptionExample { image: ImageView::Codes(image(0)), question: "what is this?".into(), caption: String::new() };
     let expected = f64::from(model.caption_log_probs(&[example]).unwrap().to_vec1::<f32>().unwrap()[0]);
     let replies = model.reply(&ImageView::Codes(image(0)), &requests).unwrap();
     assert!(replies.iter().any(|reply| reply.text.is_empty() && (reply.log_prob - expected).abs() < 1e-4));
@@ -212,9 +214,9 @@ fn given_replies_are_as_likely_as_captions_in_training() {
         let examples: Vec<CaptionExample> = asked
             .iter()
             .map(|asked| CaptionExample {
-                image: image(seed as u32),
+                image: ImageView::Codes(image(seed as u32)),
                 question: asked.question.clone(),
-                caption: hermesflow_models::showo::reply_text(&asked.reply),
+                caption: asked.reply.clone(),
             })
             .collect();
         let (sums, counts) = model.reply_log_probs(&examples).unwrap();
@@ -232,7 +234,7 @@ fn given_replies_are_as_likely_as_captions_in_training() {
 #[test]
 fn images_of_a_batch_are_those_of_one_by_one() {
     let model = model();
-    let options = ImagineOptions { steps: 5, guidance: 2.0, ..ImagineOptions::default() };
+    let options = ImagineOptions::from(MaskedOptions { steps: 5, guidance: 2.0, ..MaskedOptions::default() });
     let job = |prompt: &str, seed| ImagineJob { prompt: prompt.into(), seed, known: vec![] };
     let jobs = vec![job("a large red circle", 1), job("a large red circle", 2), job("small blue squares", 3)];
     let together = model.imagine(&jobs, &options).unwrap();
@@ -251,10 +253,10 @@ fn images_are_those_of_probabilities_on_the_host() {
     let phi = Phi::new(model.weights(), model.config(), model.phi_config()).unwrap();
     let frames = Frames::new(model.config(), model.tokenizer().special);
     for guidance in [0.0, 2.0] {
-        let options = ImagineOptions { steps: 6, guidance, ..ImagineOptions::default() };
+        let options = MaskedOptions { steps: 6, guidance, ..MaskedOptions::default() };
         let jobs: Vec<ImagineJob> =
             (0..5).map(|seed| ImagineJob { prompt: "small blue squares".into(), seed, known: vec![] }).collect();
-        let ours = model.imagine(&jobs, &options).unwrap();
+        let ours = model.imagine(&jobs, &options.into()).unwrap();
         let text = frames.imagine_text(&model.tokenizer().encode("small blue squares").unwrap());
         let empty = frames.imagine_text(&[]);
         let uncond = (guidance != 0.0).then_some(empty.as_slice());
@@ -306,7 +308,7 @@ fn known_codes_stay_and_the_others_are_made() {
     let job = |seed, known: Vec<Option<u32>>| ImagineJob { prompt: "a large red circle".into(), seed, known };
     let schedules = ["cosine", "linear", "pow2", "sigmoid"].map(|name| name.parse().unwrap());
     for schedule in schedules {
-        let options = ImagineOptions { steps: 6, guidance: 2.0, temperature: 1.0, schedule };
+        let options = MaskedOptions { steps: 6, guidance: 2.0, temperature: 1.0, schedule }.into();
         // The right half, all but one, one, none; one that is wholly unknown beside them.
         let keeps: [fn(usize) -> bool; 4] = [|at| at % 4 < 2, |at| at == 5, |at| at != 5, |_| true];
         let mut jobs: Vec<ImagineJob> = (0..).zip(keeps).map(|(seed, keep)| job(seed, known(keep))).collect();
@@ -324,11 +326,11 @@ fn known_codes_stay_and_the_others_are_made() {
         let alone = ImagineJob { known: vec![None; 16], ..jobs[4].clone() };
         assert_eq!(model.imagine(&[alone], &options).unwrap()[0], images[4], "all unknown is none given");
     }
-    let cosine = ImagineOptions { steps: 6, guidance: 2.0, ..ImagineOptions::default() };
-    let linear = ImagineOptions { schedule: schedules[1], ..cosine };
-    let draw = |options| model.imagine(&[job(9, vec![])], options).unwrap();
-    assert_ne!(draw(&cosine), draw(&linear), "the schedule matters");
-    let refused = |known| model.imagine(&[job(0, known)], &cosine).unwrap_err().to_string();
+    let cosine = MaskedOptions { steps: 6, guidance: 2.0, ..MaskedOptions::default() };
+    let linear = MaskedOptions { schedule: schedules[1], ..cosine };
+    let draw = |options: MaskedOptions| model.imagine(&[job(9, vec![])], &options.into()).unwrap();
+    assert_ne!(draw(cosine), draw(linear), "the schedule matters");
+    let refused = |known| model.imagine(&[job(0, known)], &cosine.into()).unwrap_err().to_string();
     assert!(refused(vec![None; 15]).contains("16"));
     assert!(refused(vec![Some(32); 16]).contains("32"));
 }
@@ -346,12 +348,13 @@ fn control_tokens_that_a_text_spells_are_text() {
     assert!(controls.iter().all(|id| read.contains(id)), "as the original reads it: {read:?}");
     // Nor do they end anything where they are trained: the caption is longer than what stands before the token.
     let example = |caption: &str| CaptionExample {
-        image: image(0),
+        image: ImageView::Codes(image(0)),
         question: "what is <|eoi|> this?".into(),
         caption: caption.into(),
     };
     let (_, counts) = model.reply_log_probs(&[example(text), example("a ")]).unwrap();
-    assert_eq!(counts[0], ids.len() + 1);
+    let said = tokenizer.encode(&format!(" {text}")).unwrap();
+    assert_eq!(counts[0], said.len() + 1);
     assert!(counts[0] > counts[1] + 10);
 }
 
@@ -360,11 +363,11 @@ fn what_does_not_fit_the_positions_is_refused_and_a_prompt_is_cut() {
     let model = model();
     let long = " a large red circle".repeat(600);
     let example = |question: &str, caption: &str| CaptionExample {
-        image: image(0),
+        image: ImageView::Codes(image(0)),
         question: question.into(),
         caption: caption.into(),
     };
-    for (question, caption) in [("what?", long.as_str()), (long.as_str(), " a circle")] {
+    for (question, caption) in [("what?", long.as_str()), (long.as_str(), "a circle")] {
         let refused = model.check_caption(question, caption).unwrap_err().to_string();
         assert!(refused.contains("2048 positions") && refused.contains(" a large red circle"), "{refused}");
         assert!(refused.len() < 400, "{refused}");
@@ -387,7 +390,7 @@ fn what_does_not_fit_the_positions_is_refused_and_a_prompt_is_cut() {
     model.check_question("what?", 100).unwrap();
     model.reply(&codes, &[request("what?", 5)]).unwrap();
     assert!(model.cuts(&long).unwrap() && !model.cuts("a large red circle above 7 small blue squares").unwrap());
-    let options = ImagineOptions { steps: 2, guidance: 0.0, ..ImagineOptions::default() };
+    let options = ImagineOptions::from(MaskedOptions { steps: 2, guidance: 0.0, ..MaskedOptions::default() });
     let job = |prompt: String| ImagineJob { prompt, seed: 1, known: vec![] };
     let cut = model.imagine(&[job(long.clone()), job(format!("{long} and more"))], &options).unwrap();
     assert_eq!(cut[0], cut[1], "the end of a prompt that is too long is left out");

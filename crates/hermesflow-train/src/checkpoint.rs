@@ -2,7 +2,7 @@
 //!
 //! | file | contents |
 //! |---|---|
-//! | `config.json`, `pytorch_model.safetensors` | the model in its published layout; the folder can be loaded as a model |
+//! | `config.json`, `pytorch_model.safetensors` and what else the model describes itself by | the trained parameters and everything that makes a model of them; the folder can be loaded as a model |
 //! | `optimizer.safetensors` | both moments of every parameter |
 //! | `state.json` | the step, which also says which data and random numbers come next (see [`crate::draws`]), and the settings of the run with their hash |
 //!

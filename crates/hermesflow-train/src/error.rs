@@ -39,6 +39,10 @@ pub enum Error {
     #[error("the reference's log-probabilities of captions cannot be stored: {0}")]
     Memory(#[source] Box<dyn std::error::Error + Send + Sync>),
 
+    /// The stored features of a pair's own image could not be read.
+    #[error("the stored features of an image cannot be read: {0}")]
+    Features(#[source] Box<dyn std::error::Error + Send + Sync>),
+
     /// A file could not be read or written.
     #[error("{}: {source}", path.display())]
     File {

@@ -15,11 +15,12 @@
 //! 6. `guidance` > 0 (an extension; the paper uses 0) takes for log π(image) the log-probability of the policy that draws
 //!    under this guidance, for the policy and the reference alike, so that what is trained is what draws. Training without
 //!    guidance a model that is drawn from under guidance sharpens it twice.
+//! 7. A model that generates one code after the other scores all positions of an image, exactly: for it no masks are drawn.
 
 use std::path::Path;
 
 use candle_core::Tensor;
-use hermesflow_models::{CaptionExample, ImageExample, PairModel};
+use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Scored};
 use hermesflow_nn::parallel;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -29,22 +30,21 @@ use crate::checkpoint;
 use crate::draws::{ImageDraw, Masking, Order, image_draw};
 use crate::loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
+use crate::own_image::OwnImage;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
 use crate::{Error, Result};
 
 /// Pairs of a small model's micro batch that are computed together: enough to keep its matrix products busy.
 const PART: usize = 2;
 
-/// One record, ready for training: its texts, and its images as codes of the image tokenizer.
-///
-/// Texts are given to the model unchanged. A caption must therefore be spelled as the model would write it in a reply
-/// (Show-o's replies begin with a space, which records do not store), and the question as it was asked.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+/// One record, ready for training: its texts as records hold them, its own image as the model understands it, and its
+/// generated images as codes of the image tokenizer.
+#[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct TrainingPair {
     /// The record's id.
     pub id: String,
-    /// The codes of the record's own image, which the captions describe.
-    pub image: Vec<u32>,
+    /// The record's own image, which the captions describe.
+    pub image: OwnImage,
     /// The question that the captions were sampled for.
     pub question: String,
     /// The record's caption, from which the images were generated.
@@ -116,7 +116,7 @@ pub struct PairDpoSettings {
     pub masks_per_pair: usize,
     /// How the images of a pair are masked.
     pub masking: Masking,
-    /// The probability that a pair's prompt is replaced by the empty text.
+    /// The probability that a pair's prompt is dropped, so that its images are scored in the unconditional case.
     pub prompt_dropout: f64,
     /// Guidance g: an image is as likely as it is to be drawn under it. 0 is the paper: the model's own likelihood.
     pub guidance: f64,
@@ -308,6 +308,7 @@ impl<M: PairModel> PairDpo<M> {
 
     fn loss(&mut self, at: Position) -> Result<Step> {
         let settings = self.settings;
+        let masks = if self.policy.scores_all() { 0 } else { settings.masks_per_pair };
         let numbers: Vec<u64> = (0..settings.batch_size).map(|index| at.example(index, settings.batch_size)).collect();
         let indices: Vec<usize> = numbers.iter().map(|&number| self.order.index(number)).collect();
         let draws: Vec<ImageDraw> = numbers
@@ -315,8 +316,8 @@ impl<M: PairModel> PairDpo<M> {
             .zip(&indices)
             .map(|(&number, &index)| {
                 let tokens = self.pairs[index].image_win.len();
-                let PairDpoSettings { seed, masks_per_pair, masking, prompt_dropout, .. } = settings;
-                image_draw(seed, number, tokens, masks_per_pair, &masking, prompt_dropout)
+                let PairDpoSettings { seed, masking, prompt_dropout, .. } = settings;
+                image_draw(seed, number, tokens, masks, &masking, prompt_dropout)
             })
             .collect();
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
@@ -403,13 +404,15 @@ impl<M: PairModel> Objective for PairDpo<M> {
 /// # Shapes
 /// `[pairs]` each
 fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tensor>> {
-    let example = |pair: &TrainingPair, caption: &String| CaptionExample {
-        image: pair.image.clone(),
+    // Win and lose are about one image, which the model then processes once.
+    let images = pairs.iter().map(|pair| pair.image.view()).collect::<Result<Vec<_>>>()?;
+    let example = |(pair, image): (&&TrainingPair, &ImageView), caption: fn(&TrainingPair) -> &String| CaptionExample {
+        image: image.clone(),
         question: pair.question.clone(),
-        caption: caption.clone(),
+        caption: caption(pair).clone(),
     };
-    let wins = pairs.iter().map(|pair| example(pair, &pair.caption_win));
-    let loses = pairs.iter().map(|pair| example(pair, &pair.caption_lose));
+    let wins = pairs.iter().zip(&images).map(|pair| example(pair, |pair| &pair.caption_win));
+    let loses = pairs.iter().zip(&images).map(|pair| example(pair, |pair| &pair.caption_lose));
     let examples: Vec<CaptionExample> = wins.chain(loses).collect();
     halves(&model.caption_log_probs(&examples)?, pairs.len())
 }
@@ -420,19 +423,24 @@ fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tens
 /// # Shapes
 /// `[pairs]` each
 fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw], guidance: f64) -> Result<Pair<Tensor>> {
+    let scored = |draw: &ImageDraw| match model.scores_all() {
+        true => vec![Scored::All],
+        false => draw.masks.iter().cloned().map(Scored::Masked).collect(),
+    };
     let of = |image: for<'a> fn(&'a TrainingPair) -> &'a Vec<u32>| {
         pairs.iter().zip(draws).flat_map(move |(pair, draw)| {
-            draw.masks.iter().map(move |mask| ImageExample {
-                prompt: if draw.drop_prompt { String::new() } else { pair.caption.clone() },
-                image: image(pair).clone(),
-                masked: mask.clone(),
+            scored(draw).into_iter().map(move |scored| ImageExample {
+                prompt: pair.caption.clone(),
+                unconditional: draw.drop_prompt,
+                codes: image(pair).clone(),
+                scored,
             })
         })
     };
     let examples: Vec<ImageExample> = of(|pair| &pair.image_win).chain(of(|pair| &pair.image_lose)).collect();
     let log_probs = model.image_log_probs(&examples, guidance)?;
-    let masks = draws.first().map_or(1, |draw| draw.masks.len());
-    let log_probs = if masks == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), masks))?.mean(1)? };
+    let times = examples.len() / (2 * pairs.len()).max(1);
+    let log_probs = if times == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), times))?.mean(1)? };
     halves(&log_probs, pairs.len())
 }
 
@@ -470,7 +478,7 @@ fn by_margin(pairs: &[TrainingPair], sides: Sides) -> Result<Vec<[f32; 2]>> {
 fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {
     let problem = |problem: String| Err(Error::TrainingPair { id: pair.id.clone(), problem });
     if sides.understanding() && pair.image.is_empty() {
-        return problem("its own image has no codes".into());
+        return problem("its own image is neither encoded nor read".into());
     }
     let (win, lose) = (pair.image_win.len(), pair.image_lose.len());
     if sides.generation() && (win == 0 || win != lose) {

@@ -24,7 +24,7 @@ fn pairs() -> Vec<TrainingPair> {
     let codes = |seed: u32| (0..TOKENS as u32).map(|at| (at * 7 + seed * 11) % 32).collect::<Vec<_>>();
     let pair = |number: u32| TrainingPair {
         id: number.to_string(),
-        image: codes(number),
+        image: codes(number).into(),
         question: "what is this?".into(),
         caption: format!("a large red circle above {number} small blue squares"),
         caption_win: " a large red circle".into(),

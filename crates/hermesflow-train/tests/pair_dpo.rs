@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor, Var};
-use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
+use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Result, Scored};
 use hermesflow_train::{
-    CaptionMemory, LossKind, LossSettings, Masking, Objective, ObjectiveError, Pair, PairDpo, PairDpoSettings,
-    PairWeights, Position, Schedule, ScheduleKind, Sides, Trainer, TrainerSettings, TrainingPair,
+    CaptionMemory, LossKind, LossSettings, Masking, Objective, ObjectiveError, OwnImage, Pair, PairDpo,
+    PairDpoSettings, PairWeights, Position, Schedule, ScheduleKind, Sides, StoredFeatures, Trainer, TrainerSettings,
+    TrainingPair,
 };
 
 const CODES: usize = 8;
@@ -57,6 +58,14 @@ fn counts(items: impl Iterator<Item = usize>) -> [f32; CODES] {
     counts
 }
 
+/// The masked positions of an example.
+fn masks(example: &ImageExample) -> &[u32] {
+    match &example.scored {
+        Scored::Masked(masked) => masked,
+        Scored::All => panic!("this model scores masked positions"),
+    }
+}
+
 impl PairModel for Unigram {
     fn parameters(&self) -> Vec<(String, Var)> {
         [("codes", &self.codes), ("letters", &self.letters), ("prompted", &self.prompted)]
@@ -74,10 +83,9 @@ impl PairModel for Unigram {
         self.asked.lock().unwrap().images.push(examples.to_vec());
         self.asked.lock().unwrap().guidance.push(guidance);
         let masked = |example: &ImageExample| {
-            counts(example.masked.iter().map(|&position| example.image[position as usize] as usize))
+            counts(masks(example).iter().map(|&position| example.codes[position as usize] as usize))
         };
-        let prompted: Vec<f32> =
-            examples.iter().map(|example| if example.prompt.is_empty() { 0.0 } else { 1.0 }).collect();
+        let prompted: Vec<f32> = examples.iter().map(|example| if example.unconditional { 0.0 } else { 1.0 }).collect();
         // `(1+g)·(codes + prompted) − g·codes`.
         let prompted = Tensor::from_vec(prompted, (examples.len(), 1), &Device::Cpu)?
             .matmul(&self.prompted.unsqueeze(0)?)?
@@ -95,7 +103,7 @@ fn pairs(count: usize) -> Vec<TrainingPair> {
     (0..count)
         .map(|index| TrainingPair {
             id: format!("r{index}"),
-            image: vec![index as u32 % CODES as u32; TOKENS],
+            image: vec![index as u32 % CODES as u32; TOKENS].into(),
             question: "Give a caption for this image.".into(),
             caption: format!("caption {index}"),
             caption_win: "abcab".into(),
@@ -211,18 +219,19 @@ fn share_everything(masking: Masking) {
     for examples in &asked.images {
         let (wins, loses) = examples.split_at(2);
         for (win, lose) in wins.iter().zip(loses) {
-            assert_eq!((&win.masked, &win.prompt), (&lose.masked, &lose.prompt));
-            assert!(win.masked.len() as f64 >= (masking.min_masking_rate * TOKENS as f64).round());
-            assert!(win.image.iter().all(|code| *code < 4) && lose.image.iter().all(|code| *code >= 4));
-            dropped += usize::from(win.prompt.is_empty());
+            assert_eq!((&win.scored, &win.prompt), (&lose.scored, &lose.prompt));
+            assert_eq!(win.unconditional, lose.unconditional);
+            assert!(masks(win).len() as f64 >= (masking.min_masking_rate * TOKENS as f64).round());
+            assert!(win.codes.iter().all(|code| *code < 4) && lose.codes.iter().all(|code| *code >= 4));
+            dropped += usize::from(win.unconditional);
         }
     }
-    assert!((4..=16).contains(&dropped), "{dropped} of 20 prompts are empty");
+    assert!((4..=16).contains(&dropped), "{dropped} of 20 prompts are dropped");
     // Both halves of a pair are one record's.
     for (captions, images) in asked.captions.iter().zip(&asked.images) {
-        for (caption, image) in captions.iter().zip(images).filter(|(_, image)| !image.prompt.is_empty()) {
+        for (caption, image) in captions.iter().zip(images) {
             let record: u32 = image.prompt.trim_start_matches("caption ").parse().unwrap();
-            assert_eq!(caption.image, vec![record % CODES as u32; TOKENS]);
+            assert_eq!(caption.image, ImageView::Codes(vec![record % CODES as u32; TOKENS]));
             assert_eq!(caption.question, "Give a caption for this image.");
         }
     }
@@ -246,7 +255,7 @@ fn an_epoch_sees_every_pair_once_and_a_step_can_be_repeated_alone() {
     }
     let mask = |epoch: usize| {
         let mut wins = run[4 * epoch..4 * epoch + 4].iter().flat_map(|call| &call[..2]);
-        wins.find(|example| example.prompt == "caption 3").unwrap().masked.clone()
+        wins.find(|example| example.prompt == "caption 3").unwrap().scored.clone()
     };
     assert_ne!(mask(0), mask(1), "a pair gets a fresh mask every time");
     in_order(|| drop(pair_dpo.micro_batch(at(1)).unwrap()));
@@ -330,7 +339,7 @@ fn a_run_goes_on_with_its_own_pairs_only() {
     run(pairs(6)).unwrap();
     let changes: [fn(&mut TrainingPair); 8] = [
         |pair| pair.id.push('x'),
-        |pair| pair.image[0] += 1,
+        |pair| pair.image = vec![7; TOKENS].into(),
         |pair| pair.question.push('?'),
         |pair| pair.caption.push('x'),
         |pair| pair.caption_win.push('a'),
@@ -440,7 +449,7 @@ fn several_masks_are_averaged_before_the_comparison() {
     };
     let wins: f64 = examples[..6].iter().map(alone).sum::<f64>() / 6.0;
     assert!((step.metrics.get("gen/logps/chosen").unwrap() - wins).abs() < 1e-4);
-    assert_ne!(examples[0].masked.len(), examples[2].masked.len());
+    assert_ne!(masks(&examples[0]).len(), masks(&examples[2]).len());
 }
 
 #[test]
@@ -481,4 +490,68 @@ fn unusable_pairs_and_settings_are_named() {
     let masking = Masking { min_masking_rate: 1.5, ..Masking::default() };
     let error = build(pairs(3), PairDpoSettings { masking, ..PairDpoSettings::default() }).err().unwrap();
     assert!(error.to_string().contains("`masking.min_masking_rate`"), "{error}");
+}
+
+/// Scores every position, and reads features.
+#[derive(Clone)]
+struct Exact(Unigram);
+
+impl PairModel for Exact {
+    fn parameters(&self) -> Vec<(String, Var)> {
+        self.0.parameters()
+    }
+
+    fn scores_all(&self) -> bool {
+        true
+    }
+
+    fn caption_log_probs(&self, examples: &[CaptionExample]) -> Result<Tensor> {
+        self.0.caption_log_probs(examples)
+    }
+
+    fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
+        let whole = |example: &ImageExample| {
+            assert_eq!(example.scored, Scored::All);
+            ImageExample { scored: Scored::Masked((0..TOKENS as u32).collect()), ..example.clone() }
+        };
+        self.0.image_log_probs(&examples.iter().map(whole).collect::<Vec<_>>(), guidance)
+    }
+
+    fn describe(&self, _folder: &std::path::Path) -> Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_model_that_scores_all_positions_gets_no_masks_and_features_are_read_once_for_win_and_lose() {
+    let mut stored = pairs(6);
+    for pair in &mut stored {
+        let number: f32 = pair.id[1..].parse().unwrap();
+        let load = move || Ok(Tensor::full(number, (2, 3), &Device::Cpu)?);
+        pair.image = OwnImage::Features(StoredFeatures::new(pair.id.clone(), load));
+    }
+    let (policy, reference) = (Exact(Unigram::new(0.0)), Exact(Unigram::new(0.0)));
+    let settings = PairDpoSettings { masks_per_pair: 3, prompt_dropout: 0.0, ..PairDpoSettings::default() };
+    let mut exact = PairDpo::new(policy.clone(), reference, stored.clone(), settings, |_, _| {}).unwrap();
+    let step = exact.micro_batch(at(0)).unwrap();
+    assert_eq!(step.metrics.get("gen/delta/chosen"), Some(0.0));
+    let asked = policy.0.asked.lock().unwrap();
+    assert_eq!(asked.images.iter().map(Vec::len).sum::<usize>(), 2 * 4, "one score per image");
+    for examples in &asked.captions {
+        let (wins, loses) = examples.split_at(2);
+        assert!(wins.iter().zip(loses).all(|(win, lose)| win.image == lose.image && win.caption != lose.caption));
+        assert!(wins[0].image != wins[1].image);
+    }
+    drop(asked);
+    let mut other = stored.clone();
+    other[1].image = OwnImage::Features(StoredFeatures::new("others".into(), || Err("gone".into())));
+    let settings = PairDpoSettings { batch_size: 6, ..settings };
+    let new = || Exact(Unigram::new(0.0));
+    let hash = |pairs: &[TrainingPair]| {
+        let settings = PairDpoSettings { sides: Sides::Gen, ..settings };
+        PairDpo::new(new(), new(), pairs.to_vec(), settings, |_, _| {}).unwrap().settings()["pairs_hash"].clone()
+    };
+    assert_ne!(hash(&stored), hash(&other), "a run goes on with its own features only");
+    let said = PairDpo::new(new(), new(), other, settings, |_, _| {}).err().unwrap().to_string();
+    assert!(said.contains("features") && said.contains("gone"), "{said}");
 }

@@ -8,7 +8,7 @@
 //! as `<|sot|>`.
 
 use candle_core::{DType, Tensor};
-use hermesflow_models::showo::{Showo, ShowoTokenizer, load_magvit, reply_text};
+use hermesflow_models::showo::{Showo, ShowoTokenizer, load_magvit};
 use hermesflow_nn::gradients;
 use hermesflow_nn::ops::Products;
 use hermesflow_nn::weights::Weights;
@@ -133,10 +133,10 @@ impl Batch {
             agree("mmu", number, (&win.image, &win.question), (&lose.image, &lose.question))?;
             Ok(TrainingPair {
                 id: number.to_string(),
-                image: win.image,
+                image: win.image.into(),
                 question: win.question,
-                caption_win: reply_text(&win.caption),
-                caption_lose: reply_text(&lose.caption),
+                caption_win: win.caption,
+                caption_lose: lose.caption,
                 ..TrainingPair::default()
             })
         };

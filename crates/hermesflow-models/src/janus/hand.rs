@@ -93,7 +93,24 @@ impl Hand {
     /// # Errors
     /// When a target is outside the codebook.
     pub fn log_probs(&self, hidden: &Tensor, targets: &[u32]) -> Result<Tensor> {
-        let inner = self.inner(hidden)?;
+        self.log_probs_of(self.inner(hidden)?, targets)
+    }
+
+    /// The log-probability of each row's target under guidance g: softmax of `(1+g)·cond − g·uncond` over the codes. The
+    /// last layer is affine, so that it runs once, over the same combination of what it sees.
+    ///
+    /// # Shapes
+    /// twice `[rows, hidden]`, with and without the prompt, one target per row → `[rows]`, f32
+    ///
+    /// # Errors
+    /// When a target is outside the codebook.
+    pub fn guided_log_probs(&self, cond: &Tensor, uncond: &Tensor, guidance: f64, targets: &[u32]) -> Result<Tensor> {
+        let (cond, uncond) = (self.inner(cond)?, self.inner(uncond)?);
+        self.log_probs_of((cond.affine(1.0 + guidance, 0.0)? - uncond.affine(guidance, 0.0)?)?, targets)
+    }
+
+    /// The log-probability of each row's target, from what the last layer sees.
+    fn log_probs_of(&self, inner: Tensor, targets: &[u32]) -> Result<Tensor> {
         let Linear { weight, bias } = &self.vision_head;
         match (self.whole, bias) {
             (Some(products), Some(bias)) => {

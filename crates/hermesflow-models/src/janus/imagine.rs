@@ -52,6 +52,13 @@ pub struct DrawJob<'a> {
     pub seed: u64,
 }
 
+/// Pictures of `pictures` that are made as one batch, where one takes `bytes` of a cache of `cache_bytes`: batches are of
+/// nearly the same number.
+pub(super) fn together(pictures: usize, bytes: usize, cache_bytes: usize) -> usize {
+    let most = (cache_bytes / bytes.max(1)).clamp(1, BATCH);
+    pictures.div_ceil(pictures.div_ceil(most).max(1)).max(1)
+}
+
 impl Janus {
     /// The codes of one picture per job.
     ///
@@ -65,10 +72,7 @@ impl Janus {
         }
         let rows = if guidance == 1.0 { 1 } else { 2 };
         let bytes = rows * self.config.image_tokens * self.llama.cache_bytes_per_row();
-        let most = (options.cache_bytes / bytes.max(1)).clamp(1, BATCH);
-        // Batches of nearly the same number.
-        let batches = jobs.len().div_ceil(most).max(1);
-        let batches: Vec<&[DrawJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
+        let batches: Vec<&[DrawJob]> = jobs.chunks(together(jobs.len(), bytes, options.cache_bytes)).collect();
         let pictures = parallel::map(self.works_apart(), &batches, |jobs| self.draw_batch(jobs, options));
         Ok(pictures.into_iter().collect::<Result<Vec<_>>>()?.concat())
     }

@@ -59,6 +59,14 @@ impl Labelled {
         counts
     }
 
+    /// The first `labels` labels alone.
+    fn first(mut self, labels: usize) -> Self {
+        for list in [&mut self.rows, &mut self.targets, &mut self.examples] {
+            list.truncate(labels);
+        }
+        self
+    }
+
     /// The sum of each example's labels, `[examples]`, from one number per label.
     fn sums(&self, log_probs: &Tensor, examples: usize) -> Result<Tensor> {
         let labels = self.rows.len();
@@ -82,7 +90,7 @@ impl Janus {
     /// When a text or a picture does not fit the model.
     pub fn reply_log_probs(&self, examples: &[AboutPicture]) -> Result<(Tensor, Vec<usize>)> {
         let (packed, labels) = self.pack_replies(examples)?;
-        let hidden = self.hidden(&packed, &labels)?;
+        let hidden = self.hidden(&packed, &labels.rows)?;
         let log_probs = self.llama.log_probs(&hidden, &labels.targets)?;
         Ok((labels.sums(&log_probs, examples.len())?, labels.counts(examples.len())))
     }
@@ -96,7 +104,7 @@ impl Janus {
     /// As [`Self::reply_log_probs`].
     pub fn reply_logits(&self, examples: &[AboutPicture]) -> Result<Tensor> {
         let (packed, labels) = self.pack_replies(examples)?;
-        self.llama.logits(&self.hidden(&packed, &labels)?)
+        self.llama.logits(&self.hidden(&packed, &labels.rows)?)
     }
 
     /// `log π(codes | prompt)` of each example, unguided: the sum over all its codes, softmax over the codebook.
@@ -108,8 +116,46 @@ impl Janus {
     /// When a prompt or codes do not fit the model.
     pub fn code_log_probs(&self, examples: &[OfCodes]) -> Result<Tensor> {
         let (packed, labels) = self.pack_codes(examples)?;
-        let hidden = self.hidden(&packed, &labels)?;
+        let hidden = self.hidden(&packed, &labels.rows)?;
         let log_probs = self.hand.log_probs(&hidden, &labels.targets)?;
+        labels.sums(&log_probs, examples.len())
+    }
+
+    /// `log π(codes | prompt)` of each example as it is drawn under guidance g: softmax over the codebook of
+    /// `(1+g)·cond − g·uncond`. Gradients flow through both rows.
+    ///
+    /// # Shapes
+    /// `[examples]`, f32
+    ///
+    /// # Errors
+    /// When a prompt or codes do not fit the model, or the guidance is not 0 or more.
+    pub fn guided_code_log_probs(&self, examples: &[OfCodes], guidance: f64) -> Result<Tensor> {
+        if !(guidance.is_finite() && guidance >= 0.0) {
+            return Err(Error::Invalid(format!("guidance {guidance} is not 0 or more")));
+        }
+        if guidance == 0.0 {
+            return self.code_log_probs(examples);
+        }
+        // All with their prompts, then those of them without that are not there already.
+        let mut all = examples.to_vec();
+        let mut without: Vec<usize> = Vec::with_capacity(examples.len());
+        for (at, example) in examples.iter().enumerate() {
+            if example.unconditional {
+                without.push(at);
+            } else {
+                without.push(all.len());
+                all.push(OfCodes { unconditional: true, ..*example });
+            }
+        }
+        let (packed, labels) = self.pack_codes(&all)?;
+        let tokens = self.config.image_tokens;
+        let of = |example: usize| &labels.rows[example * tokens..(example + 1) * tokens];
+        let own: Vec<u32> = (0..examples.len()).flat_map(of).copied().collect();
+        let others: Vec<u32> = without.into_iter().flat_map(of).copied().collect();
+        let hidden = self.all_hidden(&packed)?;
+        let (own, others) = (ops::gather_rows(&hidden, &own)?, ops::gather_rows(&hidden, &others)?);
+        let labels = labels.first(examples.len() * tokens);
+        let log_probs = self.hand.guided_log_probs(&own, &others, guidance, &labels.targets)?;
         labels.sums(&log_probs, examples.len())
     }
 
@@ -122,14 +168,18 @@ impl Janus {
     /// As [`Self::code_log_probs`].
     pub fn code_logits(&self, examples: &[OfCodes]) -> Result<Tensor> {
         let (packed, labels) = self.pack_codes(examples)?;
-        self.hand.logits(&self.hidden(&packed, &labels)?)
+        self.hand.logits(&self.hidden(&packed, &labels.rows)?)
     }
 
-    /// The hidden states of the rows that carry labels.
-    fn hidden(&self, packed: &Packed, labels: &Labelled) -> Result<Tensor> {
+    /// The hidden states of some rows.
+    fn hidden(&self, packed: &Packed, rows: &[u32]) -> Result<Tensor> {
+        Ok(ops::gather_rows(&self.all_hidden(packed)?, rows)?)
+    }
+
+    /// The hidden states of all rows.
+    fn all_hidden(&self, packed: &Packed) -> Result<Tensor> {
         let embedded = packed.embed(&self.llama)?;
-        let hidden = self.llama.forward(embedded, &packed.positions, &packed.segments(), None)?;
-        Ok(ops::gather_rows(&hidden, &labels.rows)?)
+        self.llama.forward(embedded, &packed.positions, &packed.segments(), None)
     }
 
     fn pack_replies(&self, examples: &[AboutPicture]) -> Result<(Packed, Labelled)> {

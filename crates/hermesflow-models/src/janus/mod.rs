@@ -1,14 +1,17 @@
 //! Janus-Pro (arXiv 2501.17811): one LLaMA that reads pictures through SigLIP and an aligner, and makes them one code after
 //! the other through an embedding, an aligner and a head of their own; a VQ decoder turns the codes into pixels.
 
+mod backbone;
 pub mod config;
 pub mod conversation;
+pub mod cost;
 pub mod files;
 pub mod hand;
 pub mod imagine;
 mod layers;
 pub mod llama;
 mod log_probs;
+pub mod picture_tokenizer;
 pub mod pictures;
 pub mod pretrain;
 mod reply;
@@ -40,12 +43,19 @@ pub use self::training::TRAINED;
 pub use self::vq::Vq;
 
 use self::layers::Aligner;
+use self::picture_tokenizer::PictureTokenizer;
 use crate::decoder::Decoder;
 use crate::showo::sequence::Packed;
 use crate::{Error, Result};
 
-/// Pictures that go through the vision tower at once.
+/// Pictures that go through the vision tower at once on a GPU. On the CPU each goes alone: it is large enough to keep the
+/// products busy, and its features then depend on no other picture, in whatever company it is read again.
 const BATCH: usize = 8;
+
+/// Pictures that go through the vision tower at once.
+fn together(on_gpu: bool) -> usize {
+    if on_gpu { BATCH } else { 1 }
+}
 /// The image tokenizer's record of which codes were used; never read.
 const CODEBOOK_USED: &str = "gen_vision_model.quantize.codebook_used";
 
@@ -60,7 +70,7 @@ pub struct Janus {
     aligner: Aligner,
     llama: Llama,
     hand: Hand,
-    vq: Vq,
+    vq: PictureTokenizer,
 }
 
 impl Janus {
@@ -75,14 +85,19 @@ impl Janus {
         }
         let files = JanusFiles::read(folder)?;
         let config = JanusConfig::read(&files)?;
+        // The headers first: weights that do not fit need not be read.
+        check_entries(folder, &config)?;
+        Self::new(files, Self::weights_as(folder, dtype, device)?)
+    }
+
+    /// The weights of a file or a folder, with matrices in the types in which a model of this `dtype` holds them.
+    fn weights_as(path: &Path, dtype: DType, device: &Device) -> Result<Weights> {
         let held = |name: &str| match name {
             _ if is_unused(name) => None,
             _ if name.starts_with(vq::ROOT) || name.ends_with("pos_embed") => Some(DType::F32),
             _ => Some(dtype),
         };
-        // The headers first: weights that do not fit need not be read.
-        check_entries(folder, &config)?;
-        Self::new(files, Weights::load_by_name(folder, held, device)?)
+        Ok(Weights::load_by_name(path, held, device)?)
     }
 
     /// Puts a model together.
@@ -100,7 +115,7 @@ impl Janus {
             aligner: Aligner::load(&weights.scope("aligner"), &config.aligner)?,
             llama: Llama::new(&weights, &config.language)?,
             hand: Hand::new(&weights, &config)?,
-            vq: Vq::new(&weights, &config.vq)?,
+            vq: PictureTokenizer::new(&weights, &config.vq)?,
             files,
             config,
             weights,
@@ -117,7 +132,7 @@ impl Janus {
             aligner: Aligner::load(&weights.scope("aligner"), &self.config.aligner)?,
             llama: Llama::new(&weights, &self.config.language)?,
             hand: Hand::new(&weights, &self.config)?,
-            vq: Vq::new(&weights, &self.config.vq)?,
+            vq: PictureTokenizer::new(&weights, &self.config.vq)?,
             weights,
             ..self.clone()
         })
@@ -158,9 +173,17 @@ impl Janus {
         &self.llama
     }
 
-    /// The image tokenizer.
-    pub fn vq(&self) -> &Vq {
-        &self.vq
+    /// The image tokenizer of the published checkpoints.
+    ///
+    /// # Errors
+    /// When this model has another one.
+    pub fn vq(&self) -> Result<&Vq> {
+        match &self.vq {
+            PictureTokenizer::Vq(vq) => Ok(vq),
+            PictureTokenizer::LookupFree(_) => {
+                Err(Error::Invalid("the image tokenizer of this model is no VQ-16".into()))
+            }
+        }
     }
 
     /// Features of the vision tower as the LLaMA sees them.
@@ -171,7 +194,7 @@ impl Janus {
     /// # Errors
     /// When shapes do not fit.
     pub fn align(&self, features: &Tensor) -> Result<Tensor> {
-        self.aligner.forward(features)
+        self.aligner.forward(&features.to_device(self.llama.device())?)
     }
 
     /// The features of pictures of any size.
@@ -182,7 +205,7 @@ impl Janus {
     /// # Errors
     /// When a picture has no pixels.
     pub fn features(&self, pictures: &[RgbImage]) -> Result<Vec<Tensor>> {
-        let chunks: Vec<&[RgbImage]> = pictures.chunks(BATCH).collect();
+        let chunks: Vec<&[RgbImage]> = pictures.chunks(together(!self.llama.device().is_cpu())).collect();
         let features = parallel::map(self.works_apart(), &chunks, |chunk| -> Result<Vec<Tensor>> {
             let fit = |picture| pictures::fit(picture, &self.config.preprocessor);
             let squares = chunk.iter().map(fit).collect::<Result<Vec<_>>>()?;
@@ -262,7 +285,7 @@ pub fn parameter_shapes(config: &JanusConfig) -> Result<Vec<(String, Vec<usize>)
     shapes.extend(Siglip::parameter_shapes(&config.vision));
     shapes.extend(Aligner::parameter_shapes("aligner", &config.aligner));
     shapes.extend(Hand::parameter_shapes(config));
-    shapes.extend(Vq::parameter_shapes(&config.vq)?);
+    shapes.extend(PictureTokenizer::parameter_shapes(&config.vq)?);
     Ok(shapes)
 }
 

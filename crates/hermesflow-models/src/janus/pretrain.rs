@@ -1,6 +1,8 @@
 //! Starting a Janus-Pro from nothing: configuration files, a text tokenizer with its special tokens, and random weights of
 //! every tensor that a published checkpoint has.
 
+use std::collections::BTreeMap;
+
 use candle_core::{Device, Tensor};
 use hermesflow_nn::weights::Weights;
 use rand::SeedableRng;
@@ -8,10 +10,12 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
-use super::config::{JanusConfig, SiglipConfig};
+use super::config::{JanusConfig, LOOKUP_FREE, SiglipConfig};
 use super::files::{CONFIG, JanusFiles, PREPROCESSOR, PROCESSOR, TOKENIZER, TOKENIZER_CONFIG};
+use super::picture_tokenizer::rooted;
 use super::tokenizer::{ASSISTANT, BEGIN, BEGIN_OF_IMAGE, END, END_OF_IMAGE, IMAGE_PLACEHOLDER, PAD, USER};
-use super::{CODEBOOK_USED, parameter_shapes, siglip};
+use super::{CODEBOOK_USED, Janus, parameter_shapes, siglip};
+use crate::showo::MagvitConfig;
 use crate::showo::pretrain::{normal, train_tokenizer};
 use crate::{Error, Result};
 
@@ -81,8 +85,16 @@ pub fn files(config: &Value, image_tokens: usize, image_size: usize, tokenizer: 
 /// # Errors
 /// When the trainer fails.
 pub fn tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, usize)> {
-    let fault = |e: tokenizers::Error| Error::Invalid(format!("cannot train a tokenizer: {e}"));
     let (text, _) = train_tokenizer(lines, vocab_size.saturating_sub(SPECIAL.len()))?;
+    with_special_tokens(&text)
+}
+
+/// A byte-level BPE with the special tokens; its `tokenizer.json`, and the size of the vocabulary.
+///
+/// # Errors
+/// When the text is no tokenizer.
+pub fn with_special_tokens(text: &str) -> Result<(String, usize)> {
+    let fault = |e: tokenizers::Error| Error::Invalid(format!("cannot add the special tokens: {e}"));
     let mut tokenizer = Tokenizer::from_bytes(text.as_bytes()).map_err(fault)?;
     let special = |spelling: &str| ![BEGIN_OF_IMAGE, END_OF_IMAGE].contains(&spelling);
     // As published: what frames a picture is an added token, but no special one.
@@ -95,6 +107,69 @@ pub fn tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, usize)>
     Ok((tokenizer.to_string(true).map_err(fault)?, size))
 }
 
+/// The sizes of a small model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SmallSizes {
+    /// Text tokens, special ones included.
+    pub vocab_size: usize,
+    /// Width of the LLaMA.
+    pub hidden: usize,
+    /// Width of its feed-forward layers.
+    pub mlp: usize,
+    /// Blocks of the LLaMA.
+    pub blocks: usize,
+    /// Heads of the LLaMA.
+    pub heads: usize,
+    /// Width, blocks and heads of the vision tower.
+    pub eyes: [usize; 3],
+}
+
+/// A small model with random weights around a lookup-free image tokenizer: its vision tower has a patch for each code.
+///
+/// # Errors
+/// When the sizes do not fit each other.
+pub fn small(sizes: SmallSizes, vq: (&MagvitConfig, &Weights), tokenizer: &str, seed: u64) -> Result<Janus> {
+    let SmallSizes { vocab_size, hidden, mlp, blocks, heads, eyes: [width, layers, eyes] } = sizes;
+    let (magvit, codes) = (vq.0, 1usize << vq.0.z_channels);
+    let (side, patch) = (magvit.resolution, magvit.downsampling());
+    let aligner = |input: usize| {
+        json!({ "cls": "MlpProjector", "params": {
+            "depth": 2, "input_dim": input, "n_embed": hidden, "projector_type": "mlp_gelu"
+        } })
+    };
+    let config = json!({
+        "model_type": "multi_modality",
+        "language_config": {
+            "vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": blocks,
+            "num_attention_heads": heads, "max_position_embeddings": 2048, "model_type": "llama",
+        },
+        "vision_config": { "cls": "CLIPVisionTower", "params": {
+            "image_size": side, "model_name": "small", "select_feature": "same", "select_layer": -1,
+            "patch_size": patch, "width": width, "layers": layers, "heads": eyes, "mlp_ratio": 4.0,
+        } },
+        "aligner_config": aligner(width),
+        "gen_vision_config": { "cls": LOOKUP_FREE, "params": {
+            "image_token_size": codes, "n_embed": CODE_WIDTH, "lookup_free": magvit
+        } },
+        "gen_aligner_config": aligner(CODE_WIDTH),
+        "gen_head_config": { "cls": "vision_head", "params": {
+            "image_token_embed": hidden, "image_token_size": codes, "n_embed": hidden
+        } },
+    });
+    let files = files(&config, (side / patch).pow(2), side, tokenizer);
+    let config = JanusConfig::read(&files)?;
+    let random = random_janus(&config, seed, vq.1.tensors().values().next().map_or(&Device::Cpu, Tensor::device))?;
+    let own: BTreeMap<String, &Tensor> = vq.1.tensors().iter().map(|(name, tensor)| (rooted(name), tensor)).collect();
+    let tensors = random.tensors().iter().map(|(name, tensor)| {
+        let tensor = own.get(name).copied().unwrap_or(tensor);
+        (name.clone(), tensor.detach())
+    });
+    Janus::new(files, Weights::from_tensors(tensors.collect::<Vec<_>>(), "new Janus-Pro"))
+}
+
+/// Width of a code's embedding in a small model.
+const CODE_WIDTH: usize = 32;
+
 /// Names and shapes of every tensor of a published checkpoint, those that nothing reads among them.
 ///
 /// # Errors
@@ -102,7 +177,9 @@ pub fn tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, usize)>
 pub fn published_shapes(config: &JanusConfig) -> Result<Vec<(String, Vec<usize>)>> {
     let mut shapes = parameter_shapes(config)?;
     shapes.extend(pooling_shapes(&config.vision));
-    shapes.push((CODEBOOK_USED.into(), vec![CODES_REMEMBERED]));
+    if config.vq.lookup_free.is_none() {
+        shapes.push((CODEBOOK_USED.into(), vec![CODES_REMEMBERED]));
+    }
     shapes.sort();
     Ok(shapes)
 }

@@ -6,11 +6,11 @@ use hermesflow_nn::parallel;
 
 use super::Janus;
 use super::conversation::Asked;
+use crate::Result;
 use crate::decoder::Decoder;
 use crate::model::{ImageView, Reply, ReplyRequest};
 use crate::showo::reply::{QuestionRows, Sample, images_together, write_replies};
 use crate::showo::sequence::Packed;
-use crate::{Error, Result};
 
 /// The ids of each question, by its text.
 type Questions<'a> = HashMap<&'a str, Asked>;
@@ -46,9 +46,7 @@ fn reply_batch(
     let mut packed = Packed::default();
     let (mut questions, mut samples) = (Vec::new(), Vec::new());
     for (image, requests) in images {
-        let ImageView::Features(features) = image else {
-            return Err(Error::Invalid("the image was read by another kind of model than this".into()));
-        };
+        let features = model.read_features(image)?;
         let Some(first) = requests.first() else { continue };
         let before = &asked[first.question.as_str()].before;
         let block = model.pack_picture(&mut packed, before, model.align(features)?)?;

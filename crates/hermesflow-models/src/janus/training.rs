@@ -37,6 +37,16 @@ impl Janus {
         self.with_weights(self.weights.trainable_by_name(is_trained)?)
     }
 
+    /// The model over trainable copies of everything but the image tokenizer, the vision tower included: for a small model
+    /// that is trained from nothing.
+    ///
+    /// # Errors
+    /// When a weight cannot be copied.
+    pub fn trainable_from_nothing(&self) -> Result<Self> {
+        let is_trained = |name: &str| !name.starts_with(super::vq::ROOT) && !super::is_unused(name);
+        self.with_weights(self.weights.trainable_by_name(is_trained)?)
+    }
+
     /// The model over the same storage without gradients: it follows the training.
     ///
     /// # Errors

@@ -1,10 +1,17 @@
-//! Janus-Pro behind the traits that curation and training know.
+//! Janus-Pro as curation knows it.
 
 use image::RgbImage;
 
+use hermesflow_nn::parallel;
+
 use super::imagine::{DrawJob, DrawOptions};
+use super::log_probs::AboutPicture;
 use super::{Janus, pictures, reply};
-use crate::model::{ImageView, ImagineJob, ImagineOptions, Prepared, Reply, ReplyRequest, UnifiedModel};
+use crate::backbone::other_decoding;
+use crate::model::{
+    GivenReply, ImageDecoding, ImageView, ImagineJob, ImagineOptions, Likelihood, Prepared, Reply, ReplyRequest,
+    UnifiedModel,
+};
 use crate::preprocess::{Centre, fit_square};
 use crate::{Error, Result};
 
@@ -15,6 +22,10 @@ impl UnifiedModel for Janus {
 
     fn image_tokens(&self) -> usize {
         self.config.image_tokens
+    }
+
+    fn image_decoding(&self) -> ImageDecoding {
+        ImageDecoding::NextCode
     }
 
     fn encode_images(&self, images: &[RgbImage]) -> Result<Vec<Vec<u32>>> {
@@ -50,6 +61,10 @@ impl UnifiedModel for Janus {
         Ok(self.features(&pictures)?.into_iter().map(ImageView::Features).collect())
     }
 
+    fn kept_features(&self) -> Option<(usize, usize)> {
+        Some((self.config.image_tokens, self.config.vision.width))
+    }
+
     fn view_of_codes(&self, _codes: Vec<u32>) -> Option<ImageView> {
         None
     }
@@ -67,13 +82,38 @@ impl UnifiedModel for Janus {
         reply::reply_many(self, images)
     }
 
+    fn score_replies(&self, images: &[(&ImageView, &[GivenReply])]) -> Result<Vec<Vec<Likelihood>>> {
+        let likelihoods = parallel::map(self.works_apart(), images, |(image, replies)| {
+            let features = self.read_features(image)?;
+            let about = |given: &GivenReply| (given.question.clone(), given.reply.trim().to_owned());
+            let texts: Vec<(String, String)> = replies.iter().map(about).collect();
+            let examples: Vec<AboutPicture> =
+                texts.iter().map(|(question, reply)| AboutPicture { features, question, reply }).collect();
+            if examples.is_empty() {
+                return Ok(Vec::new());
+            }
+            // From one of the pool's own threads: from outside, every product would wake two threads and wait for both.
+            let (sums, counts) = rayon::scope(|_| self.reply_log_probs(&examples))?;
+            let sums = sums.to_vec1::<f32>()?;
+            if !sums.iter().all(|sum| sum.is_finite()) {
+                return Err(Error::NotFinite("a reply"));
+            }
+            Ok(sums.into_iter().zip(counts).map(|(sum, tokens)| Likelihood { log_prob: sum.into(), tokens }).collect())
+        });
+        likelihoods.into_iter().collect()
+    }
+
     /// Never: a prompt that is too long is refused.
     fn cuts(&self, _prompt: &str) -> Result<bool> {
         Ok(false)
     }
 
-    /// Codes are drawn one after the other: of the options, guidance and temperature apply.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+        let ImagineOptions::NextCode(options) = options else {
+            return Err(other_decoding(
+                "draws one code after the other: steps, noise and mask schedules mean nothing to it",
+            ));
+        };
         if jobs.iter().any(|job| job.known.iter().any(Option::is_some)) {
             let message =
                 "Janus-Pro makes whole pictures only: known codes (inpainting, extrapolation) are not supported";
@@ -82,6 +122,21 @@ impl UnifiedModel for Janus {
         // Guidance g of (1 + g)·cond − g·uncond is w − 1 of uncond + w·(cond − uncond).
         let guidance = 1.0 + options.guidance;
         let jobs: Vec<DrawJob> = jobs.iter().map(|job| DrawJob { prompt: &job.prompt, seed: job.seed }).collect();
-        self.draw(&jobs, &DrawOptions { guidance, temperature: options.temperature, ..DrawOptions::default() })
+        let (temperature, cache_bytes) = (options.temperature, options.cache_bytes);
+        self.draw(&jobs, &DrawOptions { guidance, temperature, cache_bytes })
+    }
+}
+
+impl Janus {
+    /// The features of an image that this model read.
+    pub(super) fn read_features<'i>(&self, image: &'i ImageView) -> Result<&'i candle_core::Tensor> {
+        match image {
+            ImageView::Features(features) => Ok(features),
+            ImageView::Codes(_) => {
+                let message =
+                    "the image is given by codes; Janus-Pro reads pixels: it was read by another kind of model";
+                Err(Error::Invalid(message.into()))
+            }
+        }
     }
 }

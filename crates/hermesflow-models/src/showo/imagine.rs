@@ -15,7 +15,7 @@ use super::config::ShowoConfig;
 use super::maskgit::{Decoding, SeededDraws, guided_softmax};
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::{Frames, Packed};
-use crate::model::{ImagineJob, ImagineOptions};
+use crate::model::{ImagineJob, MaskedOptions};
 use crate::{Error, Result};
 
 /// The largest number of images that are denoised as one batch.
@@ -26,14 +26,14 @@ const BATCH_TOKENS: usize = 8192;
 const BATCH_TOKENS_ON_GPU: usize = 34_000;
 
 /// The number of images that are denoised as one batch.
-pub(super) fn batch(config: &ShowoConfig, options: &ImagineOptions, on_gpu: bool) -> usize {
+pub(super) fn batch(config: &ShowoConfig, options: &MaskedOptions, on_gpu: bool) -> usize {
     let passes = if options.guidance == 0.0 { 1 } else { 2 };
     let tokens = if on_gpu { BATCH_TOKENS_ON_GPU } else { BATCH_TOKENS };
     (tokens / (passes * (config.num_vq_tokens + 2))).clamp(1, BATCH)
 }
 
 /// The codes of one image per job.
-pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) -> Result<Vec<Vec<u32>>> {
     // Batches of nearly equal size.
     let batches = jobs.len().div_ceil(batch(&model.config, options, !model.phi.device().is_cpu())).max(1);
     let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
@@ -41,7 +41,7 @@ pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptio
     Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
 }
 
-fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) -> Result<Vec<Vec<u32>>> {
     let mut tokenized: HashMap<&str, Vec<u32>> = HashMap::new();
     for job in jobs {
         if !tokenized.contains_key(job.prompt.as_str()) {
@@ -59,7 +59,7 @@ fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &ImagineOptions) -
 }
 
 /// The state of an image before its first step: its known codes.
-fn begin(model: &Showo, job: &ImagineJob, options: &ImagineOptions) -> Result<Decoding> {
+fn begin(model: &Showo, job: &ImagineJob, options: &MaskedOptions) -> Result<Decoding> {
     let ShowoConfig { num_vq_tokens: tokens, codebook_size: codebook, .. } = model.config;
     let known = if job.known.is_empty() { vec![None; tokens] } else { job.known.clone() };
     if known.len() != tokens {

@@ -18,7 +18,8 @@ use hermesflow_nn::ops;
 use super::Showo;
 use super::phi::Phi;
 use super::sequence::Packed;
-use crate::model::{CaptionExample, ImageExample};
+use super::texts::reply_text;
+use crate::model::{CaptionExample, ImageExample, ImageView, Scored};
 use crate::{Error, Result};
 
 /// The rows of a packed batch whose next-token prediction is scored: for each label its row, its target token and the
@@ -99,22 +100,27 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
     let mut questions: HashMap<(&[u32], &str), Range<usize>> = HashMap::new();
     let eot = model.tokenizer.special.eot;
     for (at, example) in examples.iter().enumerate() {
-        check_image(model, &example.image)?;
+        let ImageView::Codes(codes) = &example.image else {
+            let message = "the image is given by features; this model reads image codes: it was read by another model";
+            return Err(Error::Invalid(message.into()));
+        };
+        check_image(model, codes)?;
         let block = blocks
-            .entry(&example.image)
-            .or_insert_with(|| packed.push(&model.frames.understanding_image(&example.image), 0, vec![], false))
+            .entry(codes)
+            .or_insert_with(|| packed.push(&model.frames.understanding_image(codes), 0, vec![], false))
             .clone();
-        let question = match questions.get(&(example.image.as_slice(), example.question.as_str())) {
+        let question = match questions.get(&(codes.as_slice(), example.question.as_str())) {
             Some(rows) => rows.clone(),
             None => {
                 let ids = model.question_ids(&example.question)?;
                 let rows = packed.push(&ids, block.len(), vec![block.clone()], true);
-                questions.insert((&example.image, &example.question), rows.clone());
+                questions.insert((codes, &example.question), rows.clone());
                 rows
             }
         };
-        let reply = model.encode_reply(&example.caption)?;
-        model.fits(block.len(), (&example.question, question.len()), (&example.caption, reply.len()))?;
+        let caption = reply_text(&example.caption);
+        let reply = model.encode_reply(&caption)?;
+        model.fits(block.len(), (&example.question, question.len()), (&caption, reply.len()))?;
         let position = block.len() + question.len();
         let predicting = question.end - 1;
         let rows = if reply.is_empty() {
@@ -156,37 +162,44 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
         }
     };
     for (at, example) in examples.iter().enumerate() {
-        check_image(model, &example.image)?;
-        let mut codes: Vec<Option<u32>> = example.image.iter().copied().map(Some).collect();
-        for &position in &example.masked {
+        check_image(model, &example.codes)?;
+        let Scored::Masked(masked) = &example.scored else {
+            let message =
+                "an image is scored at masked positions; this model does not give the likelihood of all of them";
+            return Err(Error::Invalid(message.into()));
+        };
+        let mut codes: Vec<Option<u32>> = example.codes.iter().copied().map(Some).collect();
+        for &position in masked {
             match codes.get_mut(position as usize) {
                 Some(code) => *code = None,
                 None => {
                     return Err(Error::Invalid(format!(
                         "masked position {position} is outside an image of {} codes",
-                        example.image.len()
+                        example.codes.len()
                     )));
                 }
             }
         }
         let ids = model.frames.imagine_image(codes.into_iter());
-        let given = text(&mut packed, &example.prompt)?;
+        // The unconditional case is the empty text.
+        let prompt = if example.unconditional { "" } else { example.prompt.as_str() };
+        let given = text(&mut packed, prompt)?;
         let rows = behind(&mut packed, given, &ids);
-        for &position in &example.masked {
-            let code = example.image[position as usize];
+        for &position in masked {
+            let code = example.codes[position as usize];
             let target = if labels.guided.is_some() { code } else { code + offset };
             labels.push(rows.start + 1 + position as usize, target, at);
         }
         if let Some(guided) = &mut labels.guided {
             // Without a text guidance has nothing to lead away from: both are one.
-            let without = match example.prompt.is_empty() {
+            let without = match prompt.is_empty() {
                 true => rows,
                 false => {
                     let empty = text(&mut packed, "")?;
                     behind(&mut packed, empty, &ids)
                 }
             };
-            guided.rows.extend(example.masked.iter().map(|position| without.start as u32 + 1 + position));
+            guided.rows.extend(masked.iter().map(|position| without.start as u32 + 1 + position));
         }
     }
     labels.sums(&model.phi, &packed, examples.len())

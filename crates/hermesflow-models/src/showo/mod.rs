@@ -2,6 +2,7 @@
 //! variant understands images by the features of a CLIP vision tower instead of image tokens.
 
 mod affine;
+mod backbone;
 pub(crate) mod cache;
 pub mod clip;
 pub mod config;
@@ -43,6 +44,7 @@ pub use sequence::Frames;
 pub use texts::reply_text;
 pub use tokenizer::{ShowoTokenizer, SpecialIds};
 
+use crate::backbone::other_decoding;
 use crate::model::{
     CaptionExample, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood, PairModel, Prepared,
     Reply, ReplyRequest, UnifiedModel,
@@ -287,7 +289,10 @@ impl UnifiedModel for Showo {
     }
 
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
-        imagine::imagine(self, jobs, options)
+        match options {
+            ImagineOptions::Masked(options) => imagine::imagine(self, jobs, options),
+            ImagineOptions::NextCode(_) => Err(other_decoding("fills in masked codes over several steps")),
+        }
     }
 }
 

@@ -38,16 +38,18 @@ impl Showo {
         self.fits(image, (question, self.question_ids(question)?.len()), (UNWRITTEN, reply))
     }
 
-    /// Checks that a caption, with an image and the question before it, fits the model's positions.
+    /// Checks that a caption, with an image and the question before it, fits the model's positions. The caption is given as
+    /// records hold it.
     ///
     /// # Errors
     /// If it does not, or the tokenizer fails.
     pub fn check_caption(&self, question: &str, caption: &str) -> Result<()> {
         let image = self.codes_rows(self.config.num_vq_tokens);
-        if image + FRAME + question.len() + caption.len() <= self.phi_config.max_position_embeddings {
+        // With the space that a reply begins with.
+        if image + FRAME + question.len() + caption.len() < self.phi_config.max_position_embeddings {
             return Ok(());
         }
-        let reply = self.encode_reply(caption)?.len();
+        let reply = self.encode_reply(&reply_text(caption))?.len();
         self.fits(image, (question, self.question_ids(question)?.len()), (caption, reply))
     }
 

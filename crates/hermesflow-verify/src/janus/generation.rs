@@ -79,7 +79,7 @@ pub(super) fn steps(loaded: &Loaded, report: &mut Report) -> Result<()> {
 
 /// Pictures of drawn codes, as floats and as levels.
 pub(super) fn decoded(loaded: &Loaded, report: &mut Report) -> Result<()> {
-    let vq = loaded.model.vq();
+    let vq = loaded.model.vq()?;
     for at in 0..loaded.case.generation.len() {
         let decoded = vq.decode(&vq.vectors(&loaded.rows(&format!("gen.{at}.codes"))?)?)?;
         report.close(format!("gen {at}, pictures"), &decoded, loaded.get(&format!("gen.{at}.decoded"))?, 5e-4)?;
@@ -96,7 +96,7 @@ pub(super) fn decoded(loaded: &Loaded, report: &mut Report) -> Result<()> {
 
 /// Encode, quantize, decode.
 pub(super) fn image_tokenizer(loaded: &Loaded, report: &mut Report) -> Result<()> {
-    let vq = loaded.model.vq();
+    let vq = loaded.model.vq()?;
     let recorded = loaded.get("vq.encoder_out")?;
     let encoded = vq.encode(&loaded.get("vq.image")?.to_device(&loaded.device)?)?;
     report.close("vq encoder", &encoded, recorded, 1e-4)?;

@@ -1,10 +1,14 @@
-//! The codes of pictures, kept on disk: encoding is among the longest of all work at full size.
+//! What a model reads of pictures, kept on disk: their codes, or their features. Reading is among the longest of all work at
+//! full size.
 //!
-//! A file per image tokenizer, which only grows, with a fixed number of bytes per picture: half the SHA-256 of its file,
-//! its codes, and a checksum.
+//! A file per image tokenizer or vision tower, which only grows, with a fixed number of bytes per picture: half the SHA-256
+//! of its file, its numbers, and a checksum.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::marker::PhantomData;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use hermesflow_records::AppendLog;
@@ -21,17 +25,91 @@ pub fn key(file: &[u8]) -> PictureKey {
 }
 
 /// The codes that one image tokenizer gave.
+pub type KnownCodes = Known<u32>;
+
+/// The features that one vision tower gave.
+pub type KnownFeatures = Known<f32>;
+
+/// A number of four bytes.
+pub trait Number: Copy {
+    /// Its bytes, the lowest first.
+    fn bytes(self) -> [u8; 4];
+
+    /// The number of these bytes.
+    fn of(bytes: [u8; 4]) -> Self;
+}
+
+impl Number for u32 {
+    fn bytes(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+
+    fn of(bytes: [u8; 4]) -> Self {
+        Self::from_le_bytes(bytes)
+    }
+}
+
+impl Number for f32 {
+    fn bytes(self) -> [u8; 4] {
+        self.to_le_bytes()
+    }
+
+    fn of(bytes: [u8; 4]) -> Self {
+        Self::from_le_bytes(bytes)
+    }
+}
+
+/// The numbers that one model read of each picture.
 #[derive(Debug)]
-pub struct KnownCodes {
+pub struct Known<N> {
     log: AppendLog,
-    /// Codes per picture.
+    /// Numbers per picture.
     tokens: usize,
     /// The offset of a picture's entry by half its key; the entry has all of it.
     places: HashMap<[u8; 8], u64>,
+    numbers: PhantomData<N>,
 }
 
-impl KnownCodes {
-    /// Opens the file of pictures that have `tokens` codes each; it need not be there yet.
+/// Where an entry is, to be read later.
+#[derive(Debug, Clone)]
+pub struct Stored {
+    path: PathBuf,
+    place: u64,
+    key: PictureKey,
+    count: usize,
+}
+
+impl Stored {
+    /// The numbers.
+    ///
+    /// # Errors
+    /// Names the file when it cannot be read or the entry is damaged, and what to do.
+    pub fn read<N: Number>(&self) -> Result<Vec<N>> {
+        let mut entry = vec![0; entry_bytes(self.count)];
+        let read = || -> std::io::Result<()> {
+            let mut file = File::open(&self.path)?;
+            file.seek(SeekFrom::Start(self.place))?;
+            file.read_exact(&mut entry)
+        };
+        let name = || format!("{}: run the same command again", self.path.display());
+        let mut read = read;
+        read().with_context(name)?;
+        sound(&entry, &self.key).context("an entry is damaged").with_context(name)
+    }
+}
+
+/// The numbers of an entry; nothing where it is damaged or another picture's.
+fn sound<N: Number>(entry: &[u8], key: &PictureKey) -> Option<Vec<N>> {
+    let (content, sum) = entry.split_at(entry.len() - 8);
+    if *sum != checksum(content) || content[..key.len()] != *key {
+        return None;
+    }
+    let (numbers, _) = content[key.len()..].as_chunks::<4>();
+    Some(numbers.iter().map(|bytes| N::of(*bytes)).collect())
+}
+
+impl<N: Number> Known<N> {
+    /// Opens the file of pictures that have `tokens` numbers each; it need not be there yet.
     ///
     /// # Errors
     /// Names the file when it is there and cannot be read.
@@ -40,28 +118,35 @@ impl KnownCodes {
         log.each(|offset, entry| {
             places.insert(half(entry), offset);
         })?;
-        Ok(Self { log, tokens, places })
+        Ok(Self { log, tokens, places, numbers: PhantomData })
     }
 
-    /// The codes of a picture; none where its entry is damaged.
-    pub fn get(&mut self, key: &PictureKey) -> Option<Vec<u32>> {
+    /// The numbers of a picture; none where its entry is damaged.
+    pub fn get(&mut self, key: &PictureKey) -> Option<Vec<N>> {
         let place = *self.places.get(&half(key))?;
         let entry = self.log.read(place, entry_bytes(self.tokens)).ok()?;
-        let (content, sum) = entry.split_at(entry.len() - 8);
-        if *sum != checksum(content) || content[..key.len()] != *key {
+        let found = sound(&entry, key);
+        if found.is_none() {
             self.places.remove(&half(key)); // it is kept anew
-            return None;
         }
-        let (codes, _) = content[key.len()..].as_chunks::<4>();
-        Some(codes.iter().map(|code| u32::from_le_bytes(*code)).collect())
+        found
     }
 
-    /// Keeps codes, behind the last whole entry; not those of a picture that was encoded again because it was opened
-    /// before its codes were known, so that what the file holds depends on no thread's pace.
+    /// Where the numbers of a picture are, to be read later.
+    pub fn stored(&self, key: &PictureKey) -> Option<Stored> {
+        let place = *self.places.get(&half(key))?;
+        Some(Stored { path: self.log.path().to_owned(), place, key: *key, count: self.tokens })
+    }
+
+    /// Keeps numbers, behind the last whole entry; not those of a picture that was encoded again because it was opened
+    /// before its numbers were known, so that what the file holds depends on no thread's pace.
     ///
     /// # Errors
     /// Names the file when it cannot be written.
-    pub fn put<'c>(&mut self, new: impl Iterator<Item = (&'c PictureKey, &'c Vec<u32>)>) -> Result<()> {
+    pub fn put<'c>(&mut self, new: impl Iterator<Item = (&'c PictureKey, &'c Vec<N>)>) -> Result<()>
+    where
+        N: 'c,
+    {
         let (mut bytes, mut keys) = (Vec::new(), Vec::new());
         for (key, codes) in new {
             if self.places.contains_key(&half(key)) || keys.contains(key) {
@@ -69,14 +154,14 @@ impl KnownCodes {
             }
             let start = bytes.len();
             bytes.extend_from_slice(key);
-            codes.iter().for_each(|code| bytes.extend_from_slice(&code.to_le_bytes()));
+            codes.iter().for_each(|code| bytes.extend_from_slice(&code.bytes()));
             bytes.extend_from_slice(&checksum(&bytes[start..]));
             keys.push(*key);
         }
         if keys.is_empty() {
             return Ok(());
         }
-        let mut offset = self.log.append(&bytes).context("cannot keep the codes of pictures")?;
+        let mut offset = self.log.append(&bytes).context("cannot keep what was read of pictures")?;
         for key in keys {
             self.places.insert(half(&key), offset);
             offset += entry_bytes(self.tokens) as u64;
@@ -85,7 +170,7 @@ impl KnownCodes {
     }
 }
 
-/// Bytes of the entry of a picture with so many codes.
+/// Bytes of the entry of a picture with so many numbers.
 fn entry_bytes(tokens: usize) -> usize {
     size_of::<PictureKey>() + 4 * tokens + 8
 }

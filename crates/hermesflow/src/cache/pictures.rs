@@ -1,16 +1,19 @@
 //! The one way of a picture from its file to a model: decoded and prepared ahead of the model, understood or encoded by
 //! it, and encoded once: its codes are kept ([`super::codes`]) and stay the same from stage to stage and from one
-//! iteration to the next.
+//! iteration to the next. So are the features of pictures that records name, of which there are fewer than of generated ones
+//! and which every iteration reads again.
 
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use hermesflow_models::preprocess::{self, Centre, fit_square};
-use hermesflow_models::{ImageView, Prepared, UnifiedModel};
+use hermesflow_models::{Device, ImageView, Prepared, Tensor, UnifiedModel};
+use hermesflow_train::{OwnImage, StoredFeatures};
 use image::RgbImage;
 
-use super::codes::{KnownCodes, PictureKey, key};
+use super::codes::{KnownCodes, KnownFeatures, PictureKey, key};
+use crate::digest::digest;
 use crate::models;
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
@@ -20,6 +23,23 @@ pub struct PictureReader<'a, M> {
     model: &'a M,
     pictures: Pictures,
     codes: Mutex<KnownCodes>,
+    kept: Option<Kept>,
+}
+
+/// The features of records' own pictures.
+struct Kept {
+    known: Mutex<KnownFeatures>,
+    /// Rows and columns.
+    shape: (usize, usize),
+    /// A name of what computed them.
+    eyes: String,
+}
+
+/// A picture that the model has to read.
+pub struct ToRead {
+    prepared: Prepared,
+    /// Whether its features are kept.
+    keep: bool,
 }
 
 /// A picture on its way to the model, which makes a `K` of a `P`.
@@ -31,7 +51,7 @@ pub enum Opened<K, P> {
 }
 
 /// A picture to be understood.
-pub type OpenedView = Opened<ImageView, Prepared>;
+pub type OpenedView = Opened<ImageView, ToRead>;
 
 /// A picture to be encoded, a square at the model's resolution.
 pub type OpenedCodes = Opened<Vec<u32>, RgbImage>;
@@ -45,10 +65,16 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     /// # Errors
     /// When the files of the image tokenizer, or the known codes, cannot be read.
     pub fn new(model: &'a M, run: &RunContext) -> Result<Self> {
-        let tokenizer = models::image_tokenizer_identity(&run.config.model, &run.progress)?;
-        let file = run.layout.codes().join(format!("{tokenizer}-{}.bin", model.resolution()));
+        let eyes = models::eyes_identity(&run.config.model, &run.progress)?;
+        let file = run.layout.codes().join(format!("{eyes}-{}.bin", model.resolution()));
         let codes = Mutex::new(KnownCodes::open(&file, model.image_tokens())?);
-        Ok(Self { model, pictures: Pictures::new(&run.layout, model.resolution()), codes })
+        let keep = |shape: (usize, usize)| -> Result<Kept> {
+            let file = run.layout.codes().join(format!("{eyes}-{}x{}.bin", shape.0, shape.1));
+            let known = Mutex::new(KnownFeatures::open(&file, shape.0 * shape.1)?);
+            Ok(Kept { known, shape, eyes: eyes.clone() })
+        };
+        let kept = model.kept_features().map(keep).transpose()?;
+        Ok(Self { model, pictures: Pictures::new(&run.layout, model.resolution()), codes, kept })
     }
 
     /// Decodes and prepares a picture that is to be understood; does not run the model, and can be called on any thread.
@@ -60,7 +86,25 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
         if let Some(view) = known.and_then(|codes| self.model.view_of_codes(codes)) {
             return Ok(Opened::Known(view));
         }
-        Ok(Opened::Picture(key, self.model.prepare(decode()?)?))
+        Ok(Opened::Picture(key, ToRead { prepared: self.model.prepare(decode()?)?, keep: false }))
+    }
+
+    /// As [`PictureReader::open`], of a picture that a record names: what the model reads of it is kept. With its key.
+    ///
+    /// # Errors
+    /// As [`PictureReader::open`].
+    pub fn open_own(&self, path: &Path) -> Result<(PictureKey, OpenedView)> {
+        let (key, known, decode) = self.look_up(path)?;
+        if let Some(view) = known.and_then(|codes| self.model.view_of_codes(codes)) {
+            return Ok((key, Opened::Known(view)));
+        }
+        if let Some(Kept { known, shape, .. }) = &self.kept
+            && let Some(features) = lock(known).get(&key)
+        {
+            let features = Tensor::from_vec(features, *shape, &Device::Cpu)?;
+            return Ok((key, Opened::Known(ImageView::Features(features))));
+        }
+        Ok((key, Opened::Picture(key, ToRead { prepared: self.model.prepare(decode()?)?, keep: true })))
     }
 
     /// Decodes a picture whose codes are wanted; does not run the model, and can be called on any thread.
@@ -87,15 +131,26 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     /// The pictures as the model understands them.
     ///
     /// # Errors
-    /// When the model fails, or new codes cannot be kept.
+    /// When the model fails, or what it read cannot be kept.
     pub fn views(&self, opened: Vec<OpenedView>) -> Result<Vec<ImageView>> {
         complete(opened, |keys, pictures| {
+            let keep: Vec<bool> = pictures.iter().map(|picture| picture.keep).collect();
+            let pictures: Vec<Prepared> = pictures.into_iter().map(|picture| picture.prepared).collect();
             let views = self.model.understand(&pictures)?;
-            let codes = keys.iter().zip(&views).filter_map(|(key, view)| match view {
-                ImageView::Codes(codes) => Some((key, codes)),
-                ImageView::Features(_) => None,
-            });
-            self.known().put(codes)?;
+            let (mut codes, mut features) = (Vec::new(), Vec::new());
+            for ((key, view), keep) in keys.iter().zip(&views).zip(keep) {
+                match view {
+                    ImageView::Codes(found) => codes.push((key, found)),
+                    ImageView::Features(found) if keep && self.kept.is_some() => {
+                        features.push((key, found.flatten_all()?.to_device(&Device::Cpu)?.to_vec1::<f32>()?));
+                    }
+                    ImageView::Features(_) => {}
+                }
+            }
+            self.known().put(codes.into_iter())?;
+            if let Some(kept) = &self.kept {
+                lock(&kept.known).put(features.iter().map(|(key, features)| (*key, features)))?;
+            }
             Ok(views)
         })
     }
@@ -112,9 +167,35 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
         })
     }
 
-    fn known(&self) -> MutexGuard<'_, KnownCodes> {
-        self.codes.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Records' own pictures as training reads them: codes, or features that are stored and read when they are needed.
+    ///
+    /// # Errors
+    /// As [`PictureReader::views`].
+    pub fn own_images(&self, opened: Vec<(PictureKey, OpenedView)>) -> Result<Vec<OwnImage>> {
+        let (keys, opened): (Vec<PictureKey>, Vec<OpenedView>) = opened.into_iter().unzip();
+        let own = |(key, view): (PictureKey, ImageView)| match view {
+            ImageView::Codes(codes) => Ok(OwnImage::from(codes)),
+            ImageView::Features(_) => self.stored(&key).map(OwnImage::Features),
+        };
+        keys.into_iter().zip(self.views(opened)?).map(own).collect()
     }
+
+    /// The features of a picture where they are stored.
+    fn stored(&self, key: &PictureKey) -> Result<StoredFeatures> {
+        let kept = self.kept.as_ref().context("the features of this kind of model are not kept")?;
+        let stored = lock(&kept.known).stored(key).context("the features of a picture are not stored")?;
+        let identity = digest([kept.eyes.as_bytes(), key.as_slice()]);
+        let shape = kept.shape;
+        Ok(StoredFeatures::new(identity, move || Ok(Tensor::from_vec(stored.read::<f32>()?, shape, &Device::Cpu)?)))
+    }
+
+    fn known(&self) -> MutexGuard<'_, KnownCodes> {
+        lock(&self.codes)
+    }
+}
+
+fn lock<T>(held: &Mutex<T>) -> MutexGuard<'_, T> {
+    held.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What is known, and what `make` makes of the others, in their order.
@@ -203,7 +284,6 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut config = RunConfig::default();
         config.data.root = folder.path().into();
-        config.model.showo = crate::config::EMBEDDED.into();
         let run = RunContext::new(config, 1, Progress::stderr());
         let draw = |name: &str, red: u8| {
             RgbImage::from_pixel(4, 4, image::Rgb([red, 0, 0])).save(folder.path().join(name)).unwrap();

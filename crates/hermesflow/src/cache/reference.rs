@@ -8,8 +8,8 @@
 use std::collections::HashMap;
 use std::path::Path;
 
-use crate::models::backbone::Model;
 use anyhow::Result;
+use hermesflow_models::Model;
 use hermesflow_records::AppendLog;
 use hermesflow_train::{CaptionMemory, ObjectiveError, Pair, TrainingPair};
 use serde::{Deserialize, Serialize};
@@ -43,7 +43,7 @@ impl ReferenceFile {
     pub fn open(path: &Path, reference: &Model) -> Result<Self> {
         let mut digest = Pieces::default();
         digest.add(env!("CARGO_PKG_VERSION").as_bytes());
-        reference.each_part(|part| digest.add(part))?;
+        reference.see_parts(&mut |part| digest.add(part))?;
         Self::of(path, digest.text())
     }
 
@@ -78,8 +78,7 @@ impl ReferenceFile {
             for text in [&pair.id, &pair.question, &pair.caption_win, &pair.caption_lose] {
                 digest.add(text.as_bytes());
             }
-            let codes: Vec<u8> = pair.image.iter().flat_map(|code| code.to_le_bytes()).collect();
-            digest.add(&codes);
+            digest.add(&pair.image.identity());
         }
         digest.text()
     }
@@ -120,7 +119,7 @@ mod tests {
     fn pair(id: &str, win: &str, image: u32) -> TrainingPair {
         TrainingPair {
             id: id.into(),
-            image: vec![image; 4],
+            image: vec![image; 4].into(),
             question: "what?".into(),
             caption: String::new(),
             caption_win: win.into(),

@@ -17,8 +17,8 @@ use crate::run::pictures::png;
 /// What every command that reads a run's configuration takes.
 #[derive(Debug, Clone, clap::Args)]
 pub struct ConfigArgs {
-    /// Run configuration: a YAML file, or one inside this program by its name: scenes, released, paper. The files of
-    /// HermesFlow's and Show-o's Python code, such as hermesflow_pairdpo.yaml, work too
+    /// Run configuration: a YAML file, or one inside this program by its name (`hermesflow config` lists them). The files of
+    /// HermesFlow's Python code and of what it is built on, such as hermesflow_pairdpo.yaml, work too
     pub config: PathBuf,
 
     /// Settings to change, such as train.schedule.steps=100 imagine.images=4; `hermesflow keys` lists all
@@ -39,7 +39,7 @@ impl ConfigArgs {
     /// # Errors
     /// Names the file, the key and what is expected.
     pub fn load(&self) -> Result<RunConfig> {
-        RunConfig::load(&self.config, &self.all_overrides())
+        RunConfig::load(&self.config, &self.all_overrides(), models::backbone::find)
     }
 
     fn all_overrides(&self) -> Vec<String> {

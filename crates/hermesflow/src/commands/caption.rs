@@ -50,7 +50,7 @@ pub fn caption(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<(
     };
     let mut skipped = Skipped::new("caption", &run.progress);
     let open = |chunk: &[InitialRecord]| -> Vec<Result<OpenedView>> {
-        chunk.iter().map(|record| reader.open(record.img_path.as_ref())).collect()
+        chunk.iter().map(|record| Ok(reader.open_own(record.img_path.as_ref())?.1)).collect()
     };
     let captions = stage.run(&records, &run.progress, made_from, open, |chunk, opened, has| {
         let (mut readable, mut pictures) = (Vec::new(), Vec::new());

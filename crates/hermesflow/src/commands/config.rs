@@ -6,9 +6,10 @@ use crate::config::{PRESETS, preset};
 
 /// Print one of the configurations inside this program, to change and keep as your own
 ///
-/// scenes: the whole method on the embedded model and its world of simple scenes. released: Show-o 512x512 with the
-/// settings of HermesFlow's released code. paper: Show-o 256x256 with the settings of the paper. pretrain-scenes: how
-/// the embedded model was made. All commands take these names in place of a file: hermesflow run scenes.
+/// scenes: the whole method on the embedded model and its world of simple scenes. released: 512x512 pictures and the
+/// settings of HermesFlow's released code. paper: 256x256 pictures and the settings of the paper. pretrain-scenes: how
+/// the embedded model was made. One that is named after another kind of model begins with that one. All commands take
+/// these names in place of a file: hermesflow run scenes.
 ///
 /// Example: hermesflow config scenes > my.yaml
 #[derive(Debug, clap::Args)]

@@ -2,7 +2,6 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::models::backbone::Model;
 use anyhow::{Context, Result, ensure};
 use hermesflow_records::temporary;
 use hermesflow_scenes::Split;
@@ -15,7 +14,7 @@ use super::run;
 use crate::config::RunConfig;
 use crate::files;
 use crate::files::lock::Lock;
-use crate::models;
+use crate::models::{self, Model};
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
@@ -166,7 +165,7 @@ fn configured(args: &Args, seed: u64, folder: &Path, more: &[&str]) -> Result<Ru
     overrides.push(format!("output={}", folder.join("run").display()));
     overrides.push(format!("data.root={}", folder.join("data").display()));
     overrides.extend(more.iter().map(|one| (*one).to_owned()));
-    RunConfig::load(&args.config.config, &overrides)
+    RunConfig::load(&args.config.config, &overrides, models::backbone::find)
 }
 
 /// Candidates of the first iteration, made once per seed and copied to the arm: all arms begin with the

@@ -1,31 +1,30 @@
 //! `hermesflow convert`: a checkpoint's weights in another of the published layouts.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 use hermesflow_models::{DType, Device, FileFormat, Weights};
-use serde_json::Value;
 
 use crate::config::DTypeName;
 use crate::files::{self, NewFolder};
-use crate::models::backbone::{Magvit, MagvitConfig, ShowoConfig, check_showo, read_json};
+use crate::models::backbone;
 use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
 
 /// Write a checkpoint in another layout: safetensors or .bin, whole or sharded
 ///
 /// Reads any checkpoint that the other commands read (a folder, a name on the hub, a checkpoint-{step} of a training,
-/// the final model/) of Show-o or its image tokenizer. The result has the names and the configuration of the published
-/// files, so that Show-o's Python code loads it with from_pretrained. Values stay as they are, bit for bit, unless
-/// --dtype is given.
+/// the final model/), or an image tokenizer that is a checkpoint of its own. The result has the names and the
+/// configuration of the published files, so that the Python code that the model was published with loads it. Values stay
+/// as they are, bit for bit, unless --dtype is given.
 ///
-/// Example: hermesflow convert models/show-o models/show-o-safetensors
+/// Example: hermesflow convert models/published models/as-safetensors
 ///
 /// Example: hermesflow convert runs/mine/train/model exported --format bin
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The checkpoint: a folder or a name such as showlab/show-o
+    /// The checkpoint: a folder, or a name on the hub
     source: String,
 
     /// Folder of the result; new or empty
@@ -79,7 +78,7 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(source.is_dir(), "{}: not a checkpoint's folder; give the folder with its config.json", source.display());
     let folder = NewFolder::begin(&args.target)?;
     let weights = Weights::load_unchanged(&source, &Device::Cpu)?;
-    let configs = check(&source, &weights)?;
+    let configs = backbone::small_files(&source, &weights)?;
     if let Some(dtype) = args.dtype {
         weights.check_fit(dtype.into())?;
     }
@@ -104,39 +103,3 @@ fn bytes(weights: &Weights, dtype: Option<DType>) -> usize {
     };
     weights.tensors().values().map(size).sum()
 }
-
-/// Checks weights against the configuration beside them; the configuration files by their names in the new folder.
-fn check(folder: &Path, weights: &Weights) -> Result<Vec<(&'static str, Vec<u8>)>> {
-    let path = folder.join("config.json");
-    let read = |path: &Path| std::fs::read(path).with_context(|| path.display().to_string());
-    let mut json: Value = read_json(&path)?;
-    match json.get("_class_name").and_then(Value::as_str) {
-        Some("MAGVITv2") => {
-            let config: MagvitConfig = read_json(&path)?;
-            config.validate(&path)?;
-            Magvit::new(weights, &config)?;
-            Ok(vec![("config.json", read(&path)?)])
-        }
-        Some("Showo") | None => {
-            let config: ShowoConfig = read_json(&path)?;
-            config.validate(&path)?;
-            check_showo(folder, &config, weights)?;
-            let phi = folder.join(&config.llm_model_path);
-            let phi = if phi.is_dir() { phi.join("config.json") } else { phi };
-            if !phi.is_file() {
-                return Ok(vec![("config.json", read(&path)?)]); // a name that the original knows
-            }
-            // Wherever the decoder's configuration lies, it comes to lie in the new folder.
-            let mut written = read(&path)?;
-            if config.llm_model_path != PHI {
-                json["llm_model_path"] = PHI.into();
-                written = (serde_json::to_string_pretty(&json)? + "\n").into_bytes();
-            }
-            Ok(vec![("config.json", written), ("phi/config.json", read(&phi)?)])
-        }
-        Some(class) => bail!("{}: class {class:?} is neither Showo nor MAGVITv2", path.display()),
-    }
-}
-
-/// The folder of the decoder's configuration in what is written.
-const PHI: &str = "phi";

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
-use crate::models::backbone::Model;
 use anyhow::{Context, Result};
 use hermesflow_scenes::oracle::judge;
 use hermesflow_scenes::{Split, parse_caption};
@@ -14,6 +13,7 @@ use super::eval;
 use super::run;
 use crate::config::RunConfig;
 use crate::files;
+use crate::models::Model;
 use crate::progress::{Progress, brief};
 use crate::report;
 use crate::report::sheet::{BAD, Cell, GOOD, Words, draw};

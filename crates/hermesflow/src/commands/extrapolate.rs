@@ -11,6 +11,7 @@ use hermesflow_records::derive_seed;
 use super::args::ModelArgs;
 use super::args::PictureArgs;
 use super::args::save_pictures;
+use crate::models;
 use crate::report::sheet::{Cell, Words};
 use crate::run::pictures::slug;
 use crate::run::stage::text_number;
@@ -70,9 +71,8 @@ pub fn run(args: Args) -> Result<()> {
     let grids = vec![Grid::square(&codes)?; args.made.images as usize];
     args.prompts.iter().try_for_each(|prompt| texts::note_cut(&model, prompt, &run.progress))?;
     let task = run.progress.task("extrapolate", "steps", steps.len(), 0);
-    let grids = extrapolate(&model, grids, &steps, args.offset, run.config.seed, &run.config.imagine.into(), || {
-        task.advance(1)
-    })?;
+    let options = models::imagine_options(&model, &run.config);
+    let grids = extrapolate(&model, grids, &steps, args.offset, run.config.seed, &options, || task.advance(1))?;
     drop(task);
     let (height, width) = grids.first().map_or((0, 0), |grid| (grid.height(), grid.width()));
     let codes: Vec<Vec<u32>> =

@@ -11,10 +11,10 @@ use crate::progress::Progress;
 /// its folder; what already exists is not fetched again, and a download that was cut off goes on. HF_HOME or
 /// HF_HUB_CACHE say where, HF_TOKEN is the token, HF_ENDPOINT another server, HF_HUB_OFFLINE=1 forbids the network.
 ///
-/// Example: hermesflow fetch showlab/show-o-512x512 showlab/magvitv2 microsoft/phi-1_5
+/// Example: hermesflow fetch bert-large-uncased showlab/magvitv2 microsoft/phi-1_5
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Names such as showlab/show-o, bert-large-uncased or organisation/model@revision, or paths
+    /// Names such as bert-large-uncased or organisation/model@revision, or paths
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<String>,
 }

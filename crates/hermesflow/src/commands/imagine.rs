@@ -22,8 +22,8 @@ use crate::run::texts::Cut;
 stage_command! {
     /// Generate images from every caption: sixteen each
     ///
-    /// Generates `imagine.images` images from every caption of initial_data.json by MaskGIT parallel decoding in
-    /// `imagine.steps` steps, as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own
+    /// Generates `imagine.images` images from every caption of initial_data.json, in the way of the model (`imagine.steps`
+    /// steps of MaskGIT parallel decoding, or one code after the other), as generated_images/{id}/{k}.png. The best and the worst of them, by the model's own
     /// answers to questions about the caption, become the generation half of a pair. When it was interrupted, the same
     /// command continues; images that exist are kept.
     ///
@@ -105,7 +105,7 @@ fn imagine_chunk(model: &impl UnifiedModel, run: &RunContext, chunk: &[InitialRe
             known: vec![],
         })
         .collect();
-    let codes = model.imagine(&jobs, &run.config.imagine.into())?;
+    let codes = model.imagine(&jobs, &models::imagine_options(model, &run.config))?;
     let pictures = model.decode_images(&codes)?;
     let made = named.into_iter().zip(pictures).zip(codes);
     let imagined = |(((record, number), picture), codes): (((&InitialRecord, usize), RgbImage), Vec<u32>)| Imagined {

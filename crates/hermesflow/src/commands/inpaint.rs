@@ -11,6 +11,7 @@ use image::{Rgb, RgbImage};
 use super::args::ModelArgs;
 use super::args::PictureArgs;
 use super::args::save_pictures;
+use crate::models;
 use crate::report::sheet::{Cell, Words};
 use crate::run::pictures::slug;
 use crate::run::stage::text_number;
@@ -76,7 +77,7 @@ pub fn run(args: Args) -> Result<()> {
         known: known.clone(),
     };
     let jobs: Vec<ImagineJob> = (0..args.made.images).map(job).collect();
-    let pictures = model.decode_images(&model.imagine(&jobs, &run.config.imagine.into())?)?;
+    let pictures = model.decode_images(&model.imagine(&jobs, &models::imagine_options(&model, &run.config))?)?;
 
     let folder = args.made.folder(&run.config, "inpaint");
     let stem = args.image.file_stem().unwrap_or_default().to_string_lossy();

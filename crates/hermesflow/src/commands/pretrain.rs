@@ -1,4 +1,4 @@
-//! `hermesflow pretrain`: makes the small Show-o of the scenes world from nothing.
+//! `hermesflow pretrain`: makes the small model of the scenes world from nothing.
 //!
 //! Three stages, each of which is skipped when its result exists and continues from its newest
 //! checkpoint when it was killed: the text tokenizer, the image tokenizer, the base model. All of it
@@ -7,20 +7,20 @@
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use crate::models::backbone::ADDED_TOKENS;
-use crate::models::backbone::{Magvit, Model, ShowoConfig, ShowoTokenizer, load_magvit, write_json};
-use crate::models::backbone::{VqLossWeights, random_magvit, random_showo, train_tokenizer};
 use anyhow::{Context, ensure};
 use hermesflow_models::{DType, Device, Weights};
 use hermesflow_records::derive_seed;
 use hermesflow_train::{Masking, Objective, Outcome, StepReport, Trainer, TrainerSettings, checkpoint};
 use serde_json::{Value, json};
 
-use crate::config::PretrainConfig;
+use crate::config::{BackboneName, PretrainConfig};
 use crate::digest;
 use crate::files::lock::Lock;
 use crate::files::{self, NewFolder};
 use crate::made::{Origin, Results};
+use crate::models::embedded::{
+    Made, Magvit, New, Small, VqLossWeights, folder, load_magvit, new, random_magvit, train_tokenizer, write_json,
+};
 use crate::progress::Progress;
 use crate::world::pretraining::{BasePretraining, VqPretraining};
 
@@ -71,12 +71,14 @@ pub fn run(args: Args) -> anyhow::Result<()> {
     save_config(&config, &dir("config.yaml"))?;
     tokenizer_stage(&config, begin)?;
     let Some(vq) = vq_stage(&config, begin, args.stop_after)? else { return Ok(()) };
-    let Some(model) = base_stage(&config, vq, begin, args.stop_after)? else { return Ok(()) };
+    let Some(made) = base_stage(&config, vq, begin, args.stop_after)? else { return Ok(()) };
     if let Some(folder) = exported {
-        export(&model, &output, folder.path())?;
+        let small =
+            made.small.as_ref().context("--export: a model of this kind is one folder, which is written anyway")?;
+        export(small, &output, folder.path())?;
         folder.publish()?;
     }
-    say!("{}", dir("showo").display())?;
+    say!("{}", dir(folder(config.base.backbone)).display())?;
     Ok(())
 }
 
@@ -211,14 +213,14 @@ fn base_stage(
     vq: Magvit,
     begin: Option<Begin<'_>>,
     stop_after: Option<usize>,
-) -> anyhow::Result<Option<Model>> {
-    let device = Device::Cpu;
+) -> anyhow::Result<Option<Made>> {
     let settings = &config.base;
-    let (folder, tokenizer_file) = (config.output.join("showo"), &config.output.join("tokenizer.json"));
+    let name = folder(settings.backbone);
+    let (folder, tokenizer_file) = (config.output.join(name), &config.output.join("tokenizer.json"));
     let training =
         |number: usize| if number == 0 { "training".into() } else { format!("training_stage{}", number + 1) };
     let trainings: Vec<String> = (0..settings.stages.len()).map(training).collect();
-    let weights_of = begin.and_then(|begin| Some((begin.exported.join("showo"), begin.stage? as usize - 1)));
+    let weights_of = begin.and_then(|begin| Some((begin.exported.join(name), begin.stage? as usize - 1)));
     let first = weights_of.as_ref().map_or(0, |(_, stage)| *stage);
     let decisive = json!({ "seed": config.seed, "base": settings, "first_stage": first + 1 });
     let mut files =
@@ -226,32 +228,20 @@ fn base_stage(
     files.extend(weights_of.iter().map(|(folder, _)| ("the model to begin with", folder.clone())));
     ensure_same_settings(
         config,
-        ("showo", "the files of the base model"),
+        (name, "the files of the base model"),
         results(&folder, &trainings)?,
         decisive,
         files,
     )?;
     let text = std::fs::read(tokenizer_file).with_context(|| format!("cannot read {}", tokenizer_file.display()))?;
-    let mut showo = ShowoConfig {
-        class_name: "Showo".into(),
-        vocab_size: 0,
-        llm_vocab_size: text_vocabulary(&text).with_context(|| tokenizer_file.display().to_string())?,
-        codebook_size: 1 << vq.config().z_channels,
-        num_vq_tokens: (vq.config().resolution / vq.config().downsampling()).pow(2),
-        mask_token_id: None,
-        w_clip_vit: false,
-        llm_model_path: "phi".into(),
-        max_text_len: settings.max_text_len,
-    };
-    showo.vocab_size = showo.llm_vocab_size + ADDED_TOKENS.len() + showo.codebook_size + 1;
-    showo.mask_token_id = Some(showo.vocab_size as u32 - 1);
-    let tokenizer = ShowoTokenizer::from_bytes(&text, &showo, tokenizer_file)?;
-    let weights = match &weights_of {
-        Some((folder, _)) => Weights::load(folder, DType::F32, &device)?,
-        None => random_showo(&showo, &settings.model, derive_seed(config.seed, &[3]), &device)?,
-    };
-    let model = Model::new(showo, settings.model.clone(), weights.trainable()?, tokenizer, vq)?;
-    let trained = model.training(settings.products.into())?;
+    let made = new(New {
+        sizes: settings,
+        tokenizer: (&text, tokenizer_file),
+        words: text_vocabulary(&text).with_context(|| tokenizer_file.display().to_string())?,
+        vq: (vq, &config.output.join("vq")),
+        weights: (weights_of.as_ref().map(|(folder, _)| folder.as_path()), derive_seed(config.seed, &[3])),
+    })?;
+    let trained = made.model.for_training(settings.products.into())?;
     for (number, stage) in settings.stages.iter().enumerate().skip(first) {
         // A stage that is finished gives its weights at once: they are its last checkpoint.
         let (seed, name) = match number {
@@ -270,13 +260,13 @@ fn base_stage(
             return Ok(None);
         }
     }
-    model.save(&folder, DType::F32)?;
-    Ok(Some(model))
+    made.model.save_trained(&folder)?;
+    Ok(Some(made))
 }
 
 /// The model, its image tokenizer and its text tokenizer in one folder, weights in f16.
-fn export(model: &Model, output: &Path, folder: &Path) -> anyhow::Result<()> {
-    model.save(&folder.join("showo"), DType::F16)?;
+fn export(model: &Small, output: &Path, folder: &Path) -> anyhow::Result<()> {
+    model.save(&folder.join(crate::models::embedded::folder(BackboneName::Auto)), DType::F16)?;
     write_json(&folder.join("vq/config.json"), model.vq().config())?;
     let weights = Weights::load(&output.join("vq"), DType::F32, &Device::Cpu)?;
     weights.save(&folder.join("vq").join(WEIGHTS), DType::F16)?;

@@ -21,7 +21,7 @@ const ROWS: usize = 50;
 ///
 /// Encodes every picture into image tokens and decodes these again: the best that the model could ever imagine. A
 /// picture may have any format and shape: the short side is fitted to the model's resolution and the middle cut out.
-/// Only the image tokenizer is loaded. Writes the decoded pictures and a sheet (before, after), and prints the peak
+/// Of a model whose image tokenizer is a checkpoint of its own only that one is loaded. Writes the decoded pictures and a sheet (before, after), and prints the peak
 /// signal-to-noise ratio of each against the fitted picture, in decibels: more is nearer.
 ///
 /// Example: hermesflow reconstruct scenes --image photo.jpg --image drawing.png
@@ -45,13 +45,14 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let files = pictures::named(&args.images)?;
-    let (tokenizer, side) = models::image_tokenizer(&config.model, &Progress::stderr())?;
+    let tokenizer = models::image_tokenizer(&config.model, &Progress::stderr())?;
+    let side = tokenizer.side();
     let mut own = OwnFiles::of(&args.out.unwrap_or_else(|| config.output.join("reconstruct")))?;
     let mut figures = table(&["picture", "PSNR (dB)", "reconstructed"]);
     let mut rows = Vec::new();
     for (first, chunk) in (0..).step_by(config.data.chunk).zip(files.chunks(config.data.chunk)) {
         let before = chunk.iter().map(|file| Ok(load_square(file, side)?)).collect::<Result<Vec<_>>>()?;
-        let after = tokenizer.decode_images(&tokenizer.encode_images(&before)?)?;
+        let after = tokenizer.reconstruct(&before)?;
         for (number, ((file, before), after)) in (first..).zip(chunk.iter().zip(before).zip(after)) {
             let ratio = format!("{:.2}", psnr(&before, &after));
             let stem = file.file_stem().unwrap_or_default().to_string_lossy();

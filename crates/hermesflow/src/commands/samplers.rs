@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::UnifiedModel;
+use hermesflow_models::{ImageDecoding, UnifiedModel};
 use serde_json::json;
 
 use super::args::ConfigArgs;
@@ -87,7 +87,13 @@ pub fn run(args: Args) -> Result<()> {
 /// Every combination, in the order of the table.
 fn samplers(args: &Args, config: &RunConfig) -> Result<Vec<Sampler>> {
     let imagine = config.imagine;
-    let steps = if args.steps.is_empty() { vec![imagine.steps] } else { args.steps.clone() };
+    let by_steps = config.model.backbone.image_decoding() == ImageDecoding::Masked;
+    ensure!(by_steps || args.steps.is_empty(), "--steps: the model draws one code after the other, in no steps");
+    let steps = match args.steps.is_empty() {
+        _ if !by_steps => vec![0],
+        true => vec![imagine.steps],
+        false => args.steps.clone(),
+    };
     let noise = if args.noise.is_empty() { vec![imagine.temperature] } else { args.noise.clone() };
     let guidance = match args.guidance.as_slice() {
         [] if imagine.guidance == 0.0 => vec![0.0],
@@ -95,7 +101,7 @@ fn samplers(args: &Args, config: &RunConfig) -> Result<Vec<Sampler>> {
         given => given.to_vec(),
     };
     for steps in &steps {
-        ensure!((1..=10_000).contains(steps), "--steps: {steps} is not within 1 … 10000");
+        ensure!(!by_steps || (1..=10_000).contains(steps), "--steps: {steps} is not within 1 … 10000");
     }
     for (key, values) in [("--noise", &noise), ("--guidance", &guidance)] {
         for value in values {
@@ -212,7 +218,7 @@ fn table(drawn: &[Drawn], samplers: &[Sampler], settings: &EvalSettings) -> Stri
     let best = asked.max_by(|a, b| a.generation().mean.total_cmp(&b.generation().mean));
     let best = best.map_or(String::new(), |best| {
         format!(
-            "best: {}: {}, all right {} (± 95 %); {} passes of the decoder per picture\n",
+            "best: {}: {}, all right {} (± 95 %); {}\n",
             best.sampler,
             best.generation(),
             best.all_right(),

@@ -9,6 +9,7 @@ use image::RgbImage;
 
 use super::args::{ModelArgs, PictureArgs};
 use crate::files::{self, OwnFiles};
+use crate::models;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::run::pictures::{png, slug};
 use crate::run::stage::text_number;
@@ -19,8 +20,7 @@ const ROWS: usize = 50;
 
 /// Generate pictures from your own prompts
 ///
-/// Generates a picture of every --prompt (and every line of --prompts FILE) by MaskGIT parallel decoding under the configuration's
-/// `imagine` section: `imagine.steps`, `imagine.guidance`, `imagine.temperature`, `imagine.schedule` (cosine, linear,
+/// Generates a picture of every --prompt (and every line of --prompts FILE) under the configuration's `imagine` section: `imagine.steps`, `imagine.guidance`, `imagine.temperature`, `imagine.schedule` (cosine, linear,
 /// pow2 with any exponent, sigmoid). A picture depends on the seed, its prompt and its number alone, so it can be made
 /// again. Several pictures also come as one contact sheet, sheet.png. Prints the files.
 ///
@@ -62,7 +62,7 @@ pub fn run(args: Args) -> Result<()> {
             ImagineJob { prompt, seed, known: vec![] }
         };
         let jobs: Vec<ImagineJob> = chunk.iter().map(job).collect();
-        let pictures = model.decode_images(&model.imagine(&jobs, &run.config.imagine.into())?)?;
+        let pictures = model.decode_images(&model.imagine(&jobs, &models::imagine_options(&model, &run.config))?)?;
         for (&(prompt, number), picture) in chunk.iter().zip(pictures) {
             let number = if images > 1 { format!("-{number}") } else { String::new() };
             let name = format!("{prompt:03}-{}{number}.png", slug(&prompts[prompt]));

@@ -8,8 +8,10 @@ use serde_yaml_ng::Value;
 
 use super::yaml;
 
-/// An earlier name and the key of today. In its section, `train.schedule` is the section of today when its value is one.
-pub const ALIASES: [(&str, &str); 17] = [
+/// An earlier name and the key of today. `train.schedule` is the section of today when its value is one, and `model.showo` is
+/// a section of the original's files then.
+pub const ALIASES: [(&str, &str); 18] = [
+    (CHECKPOINT, "model.checkpoint"),
     ("train.beta", "train.loss.beta"),
     ("train.anchor_und", "train.loss.anchor_und"),
     ("train.anchor_gen", "train.loss.anchor_gen"),
@@ -43,6 +45,14 @@ fn added() -> [(&'static str, &'static str, serde_json::Value); 5] {
     ]
 }
 
+/// The checkpoint, where there was one backbone.
+const CHECKPOINT: &str = "model.showo";
+
+/// Whether an earlier name is one only while its value is no section.
+fn is_single(earlier: &str) -> bool {
+    [KIND, CHECKPOINT].contains(&earlier)
+}
+
 /// Earlier names of a key.
 pub fn of(key: &str) -> impl Iterator<Item = &'static str> {
     ALIASES.iter().filter(move |(_, today)| *today == key).map(|(earlier, _)| *earlier)
@@ -52,7 +62,7 @@ pub fn of(key: &str) -> impl Iterator<Item = &'static str> {
 pub fn today(key: &str, single: bool) -> String {
     for (earlier, today) in ALIASES {
         let rest = key.strip_prefix(earlier).filter(|rest| rest.is_empty() || rest.starts_with('.'));
-        if let Some(rest) = rest.filter(|rest| earlier != KIND || (rest.is_empty() && single)) {
+        if let Some(rest) = rest.filter(|rest| !is_single(earlier) || (rest.is_empty() && single)) {
             return format!("{today}{rest}");
         }
     }
@@ -68,7 +78,7 @@ pub fn rename(tree: &mut Value) -> Result<()> {
         let Some((section, name)) = earlier.rsplit_once('.') else { continue };
         let place = section.split('.').try_fold(&mut *tree, |place, part| place.get_mut(part));
         let Some(map) = place.and_then(Value::as_mapping_mut) else { continue };
-        if map.get(name).is_none_or(|value| earlier == KIND && value.is_mapping()) {
+        if map.get(name).is_none_or(|value| is_single(earlier) && value.is_mapping()) {
             continue;
         }
         // Taken out first: the section of today may have the same name.
@@ -127,6 +137,8 @@ mod tests {
     fn a_key_is_named_as_today() {
         assert_eq!(today("train.steps", true), "train.schedule.steps");
         assert_eq!(today("train.mask_schedule.params.tau", true), "train.masking.mask_schedule.params.tau");
+        assert_eq!(today("model.showo", true), "model.checkpoint");
+        assert_eq!(today("model.showo.vocab_size", true), "model.showo.vocab_size");
         assert_eq!(today("train.schedule", true), "train.schedule.kind");
         assert_eq!(today("train.schedule", false), "train.schedule");
         assert_eq!(today("train.schedule.steps", true), "train.schedule.steps");

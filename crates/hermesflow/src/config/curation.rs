@@ -1,6 +1,6 @@
 //! The sections of a run's configuration that make pairs: `caption`, `imagine`, `answer` and `pair`.
 
-use hermesflow_models::{ImagineOptions, MaskSchedule, Sampling};
+use hermesflow_models::{ImageDecoding, ImagineOptions, MaskSchedule, MaskedOptions, NextCodeOptions, Sampling};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -74,43 +74,62 @@ pub struct ImagineSettings {
     /// Source: paper.
     #[schemars(range(min = 2, max = 10_000))]
     pub images: usize,
-    /// Denoising steps of an image: each predicts all masked tokens and keeps the surest.
+    /// Denoising steps of an image: each predicts all masked tokens and keeps the surest. Models that draw one code after the
+    /// other have none.
     ///
     /// Unit: denoising steps.
     /// Default: 50.
     /// Source: released code, `generation_timesteps`.
     #[schemars(range(min = 1, max = 10_000))]
     pub steps: usize,
-    /// Scale g of classifier-free guidance in `(1 + g) · conditional − g · unconditional` logits; 0 turns it off.
+    /// Scale g of classifier-free guidance in `(1 + g) · conditional − g · unconditional` logits; 0 turns it off. For models
+    /// that draw one code after the other the default is 4, which their makers write as a weight of 5.
     ///
     /// Default: 5.0.
     /// Source: released code, `guidance_scale`.
     #[schemars(range(min = 0.0))]
     pub guidance: f64,
-    /// Scale of the noise on a token's confidence at the first step, from which it decays.
+    /// Scale of the noise on a token's confidence at the first step, from which it decays. For models that draw one code after
+    /// the other: the number above 0 that logits are divided by before a code is drawn.
     ///
     /// Default: 1.0.
     /// Source: released code, `training.generation_temperature`.
     #[schemars(range(min = 0.0))]
     pub temperature: f64,
-    /// Share of an image's tokens that stays masked after each step.
+    /// Share of an image's tokens that stays masked after each step. Models that draw one code after the other have none.
     ///
     /// Default: cosine.
     /// Source: released code, `mask_schedule.schedule` or `training.mask_schedule`.
     pub schedule: MaskSchedule,
+    /// Memory that the keys and values of images drawn together may take, for models that draw one code after the other; one
+    /// image is always drawn. It decides how many are drawn as one batch. `null` is 8.
+    ///
+    /// Unit: GB.
+    /// Source: this program.
+    #[schemars(range(min = 0.0, max = 100_000.0))]
+    pub cache: Option<f64>,
 }
+
+/// `imagine.cache` where it is not given.
+const CACHE: f64 = 8.0;
 
 impl Default for ImagineSettings {
     fn default() -> Self {
-        let ImagineOptions { steps, guidance, temperature, schedule } = ImagineOptions::default();
-        Self { images: 16, steps, guidance, temperature, schedule }
+        let MaskedOptions { steps, guidance, temperature, schedule } = MaskedOptions::default();
+        Self { images: 16, steps, guidance, temperature, schedule, cache: None }
     }
 }
 
-impl From<ImagineSettings> for ImagineOptions {
-    fn from(settings: ImagineSettings) -> Self {
-        let ImagineSettings { steps, guidance, temperature, schedule, images: _ } = settings;
-        Self { steps, guidance, temperature, schedule }
+impl ImagineSettings {
+    /// The settings of a model that generates images in this way.
+    pub fn options(&self, decoding: ImageDecoding) -> ImagineOptions {
+        let Self { steps, guidance, temperature, schedule, cache, images: _ } = *self;
+        match decoding {
+            ImageDecoding::Masked => MaskedOptions { steps, guidance, temperature, schedule }.into(),
+            ImageDecoding::NextCode => {
+                NextCodeOptions { guidance, temperature, cache_bytes: (cache.unwrap_or(CACHE) * 1e9) as usize }.into()
+            }
+        }
     }
 }
 

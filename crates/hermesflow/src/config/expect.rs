@@ -4,7 +4,6 @@
 //! that a run does not begin with another checkpoint than the one it was written for.
 
 use anyhow::{Result, bail, ensure};
-use hermesflow_models::showo::ShowoConfig;
 use hermesflow_models::showo::config::ADDED_TOKENS;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -48,6 +47,23 @@ pub struct Expect {
     /// Source: released code, `model.showo.w_clip_vit`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub clip: Option<bool>,
+}
+
+/// What is compared of a checkpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Facts {
+    /// Size of the whole vocabulary.
+    pub vocab_size: usize,
+    /// Number of text tokens, where text and image tokens share a vocabulary.
+    pub llm_vocab_size: Option<usize>,
+    /// Number of codes of the image tokenizer.
+    pub codebook_size: usize,
+    /// Number of tokens of an image.
+    pub image_tokens: usize,
+    /// Side of the images, in pixels.
+    pub resolution: usize,
+    /// Whether the model understands images by features of CLIP.
+    pub clip: bool,
 }
 
 /// The keys of `model.expect`, and what the original's files and the checkpoint call them.
@@ -103,19 +119,19 @@ impl Expect {
         Ok(())
     }
 
-    /// Compares with an opened checkpoint; `showo` is `model.showo`, `resolution` the side of its images.
+    /// Compares with an opened checkpoint; `name` is `model.checkpoint`.
     ///
     /// # Errors
     /// Says what differs, where each number comes from, and what to do.
-    pub fn check(&self, showo: &str, config: &ShowoConfig, resolution: usize) -> Result<()> {
+    pub fn check(&self, name: &str, facts: &Facts) -> Result<()> {
         let text = |number: Option<usize>| number.map(|number| number.to_string());
         let facts = [
-            (text(self.vocab_size), config.vocab_size.to_string()),
-            (text(self.llm_vocab_size), config.llm_vocab_size.to_string()),
-            (text(self.codebook_size), config.codebook_size.to_string()),
-            (text(self.image_tokens), config.num_vq_tokens.to_string()),
-            (text(self.resolution), resolution.to_string()),
-            (self.clip.map(|clip| clip.to_string()), config.w_clip_vit.to_string()),
+            (text(self.vocab_size), facts.vocab_size.to_string()),
+            (text(self.llm_vocab_size), text(facts.llm_vocab_size).unwrap_or_default()),
+            (text(self.codebook_size), facts.codebook_size.to_string()),
+            (text(self.image_tokens), facts.image_tokens.to_string()),
+            (text(self.resolution), facts.resolution.to_string()),
+            (self.clip.map(|clip| clip.to_string()), facts.clip.to_string()),
         ];
         let (mut differing, mut remedy) = (Vec::new(), Vec::new());
         for ((key, original, origin), (expected, found)) in NAMES.into_iter().zip(facts) {
@@ -129,7 +145,7 @@ impl Expect {
             return Ok(());
         }
         bail!(
-            "model.expect: {showo} is not the checkpoint that this file was written for: {}. Give model.showo the \
+            "model.expect: {name} is not the checkpoint that this file was written for: {}. Give model.checkpoint the \
              right one or, if this one is meant, correct the file's numbers under model.expect (model.expect={{}} \
              expects nothing; in a file of the original: {})",
             differing.join("; "),
@@ -152,23 +168,27 @@ mod tests {
         clip: Some(false),
     };
 
-    fn checkpoint(tokens: usize) -> ShowoConfig {
-        serde_json::from_value(serde_json::json!({
-            "vocab_size": 58498, "llm_vocab_size": 50295, "codebook_size": 8192, "num_vq_tokens": tokens,
-        }))
-        .unwrap()
+    fn checkpoint(image_tokens: usize, resolution: usize) -> Facts {
+        Facts {
+            vocab_size: 58498,
+            llm_vocab_size: Some(50295),
+            codebook_size: 8192,
+            image_tokens,
+            resolution,
+            clip: false,
+        }
     }
 
     #[test]
     fn the_published_numbers_agree_with_the_published_checkpoint() {
         PUBLISHED.validate().unwrap();
-        PUBLISHED.check("showlab/show-o-512x512", &checkpoint(1024), 512).unwrap();
-        Expect::default().check("any", &checkpoint(7), 3).unwrap();
+        PUBLISHED.check("showlab/show-o-512x512", &checkpoint(1024, 512)).unwrap();
+        Expect::default().check("any", &checkpoint(7, 3)).unwrap();
     }
 
     #[test]
     fn every_number_that_differs_is_named_with_its_origin() {
-        let message = PUBLISHED.check("models/show-o", &checkpoint(256), 256).unwrap_err().to_string();
+        let message = PUBLISHED.check("models/show-o", &checkpoint(256, 256)).unwrap_err().to_string();
         for part in [
             "models/show-o is not",
             "image_tokens is 1024 in the run's file and 256 in the checkpoint (num_vq_tokens)",
@@ -179,7 +199,7 @@ mod tests {
         }
         assert!(!message.contains("codebook"), "{message}");
         let clip = Expect { clip: Some(true), ..Expect::default() };
-        let message = clip.check("m", &checkpoint(256), 256).unwrap_err().to_string();
+        let message = clip.check("m", &checkpoint(256, 256)).unwrap_err().to_string();
         assert!(message.contains("clip is true in the run's file and false"), "{message}");
     }
 

@@ -3,51 +3,63 @@
 use std::path::Path;
 
 use anyhow::Result;
+use hermesflow_models::{ImageDecoding, NextCodeOptions};
+use serde_yaml_ng::Value;
 
 use super::keys::Keys;
+use super::model::{BackboneName, ModelSettings};
 use super::pretrain::PretrainConfig;
 use super::run::RunConfig;
 use super::sources::Sources;
-use super::{aliases, bounds, original, overrides, presets};
+use super::train::ImageCodes;
+use super::{aliases, bounds, meaning, original, overrides, presets};
+
+/// Says of which kind a checkpoint is, where that is known before it is opened.
+pub type FindBackbone = fn(&ModelSettings) -> Option<BackboneName>;
 
 impl RunConfig {
     /// Reads a YAML file, ours or the original's, or one of those inside this program by its name; applies `key=value`
     /// overrides and validates the result.
     ///
     /// What of an original's file is not followed is said on stderr. The file may be given as the original's scripts
-    /// take it, `config=FILE`.
+    /// take it, `config=FILE`. `find` says of which kind the model is where `model.backbone` leaves it open.
     ///
     /// # Errors
     /// Names the key, its value, what is expected, and the line of the file or the argument that it came from.
-    pub fn load(path: &Path, overrides: &[String]) -> Result<Self> {
+    pub fn load(path: &Path, overrides: &[String], find: FindBackbone) -> Result<Self> {
         let path = match path.to_str().and_then(|argument| argument.strip_prefix("config=")) {
             Some(named) if !path.exists() => Path::new(named),
             _ => path,
         };
         let text = presets::read(path)?;
         let named = path.display().to_string();
-        let (config, warnings) = Self::explained(Some(named), &text, overrides)?;
+        let (config, warnings) = Self::explained(Some(named), &text, overrides, find)?;
         for warning in warnings {
             note!("{}", original::wrapped(&format!("WARNING: {}: {warning}", path.display())));
         }
         Ok(config)
     }
 
-    /// As [`RunConfig::load`], from text.
+    /// As [`RunConfig::load`], from text, without a look at the checkpoint.
     ///
     /// # Errors
     /// As [`RunConfig::load`].
     pub fn parse(yaml: &str, overrides: &[String]) -> Result<Self> {
-        Ok(Self::explained(None, yaml, overrides)?.0)
+        Ok(Self::explained(None, yaml, overrides, |_| None)?.0)
     }
 
-    fn explained(file: Option<String>, text: &str, overrides: &[String]) -> Result<(Self, Vec<String>)> {
-        Self::read(text, overrides)
+    fn explained(
+        file: Option<String>,
+        text: &str,
+        overrides: &[String],
+        find: FindBackbone,
+    ) -> Result<(Self, Vec<String>)> {
+        Self::read(text, overrides, find)
             .map_err(|error| Sources { file, text, overrides, keys: Keys::run() }.explain(&error))
     }
 
     /// The configuration, and what its user must be told.
-    pub(super) fn read(yaml: &str, overrides: &[String]) -> Result<(Self, Vec<String>)> {
+    pub(super) fn read(yaml: &str, overrides: &[String], find: FindBackbone) -> Result<(Self, Vec<String>)> {
         let mut tree = overrides::tree(yaml)?;
         let mut warnings = Vec::new();
         if original::is_original(&tree) {
@@ -59,10 +71,28 @@ impl RunConfig {
             }
         }
         let mut config: Self = overrides::read(&tree)?;
+        let found = find(&config.model);
+        config.resolve_backbone(found);
+        meaning::check(&tree, config.model.backbone)?;
+        config.fill(&tree);
         config.resolve();
         config.validate()?;
         bounds::check(&config, Keys::run())?;
         Ok((config, warnings))
+    }
+}
+
+impl RunConfig {
+    /// Gives what a tree leaves open the defaults of the backbone.
+    fn fill(&mut self, tree: &Value) {
+        if self.model.backbone.image_decoding() == ImageDecoding::NextCode {
+            if meaning::given(tree, "imagine.guidance").is_none() {
+                self.imagine.guidance = NextCodeOptions::default().guidance;
+            }
+            if meaning::given(tree, "train.codes").is_none() {
+                self.train.codes = ImageCodes::Drawn;
+            }
+        }
     }
 }
 

@@ -6,7 +6,8 @@
 //! - [`PretrainConfig`] is a pretraining of the embedded model.
 //! - Keys that a file leaves out have the defaults of the paper and its released code; `key=value` arguments override
 //!   single keys (`overrides`), earlier names are understood (`aliases`), and errors say where a value came from
-//!   (`sources`). Files of the original are read too (`original`).
+//!   (`sources`). Files of the original are read too (`original`). Keys that mean nothing to the model at hand are refused
+//!   (`meaning`).
 //! - The resolved configuration is saved as `config.yaml` beside the outputs; that file is a complete run in itself.
 
 mod aliases;
@@ -18,6 +19,7 @@ mod expect;
 mod judges;
 pub mod keys;
 mod load;
+mod meaning;
 mod model;
 mod original;
 mod overrides;
@@ -32,10 +34,11 @@ mod yaml;
 pub use aliases::as_of_today;
 pub use curation::{AnswerScore, ImageJudge, ImagineSettings, SamplingSettings};
 pub use data::ScenesSettings;
+pub use expect::Facts;
 pub use judges::{Filter, JudgeSettings, Matcher, Similarity, Writer};
-pub use model::{CLIP, DTypeName, EMBEDDED, MAGVIT, ModelSettings, PHI};
+pub use model::{BackboneName, CLIP, DTypeName, MAGVIT, ModelSettings, PHI};
 pub use presets::{PRESETS, preset};
-pub use pretrain::{PretrainConfig, PretrainingMix};
+pub use pretrain::{BaseSettings, PretrainConfig, PretrainingMix};
 pub use run::RunConfig;
 pub use train::{ImageCodes, ObjectiveName, OptimizerState, Recompute, Reference, TrainSettings};
 

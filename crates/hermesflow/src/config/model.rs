@@ -1,8 +1,10 @@
 //! The `model` section of a run's configuration: which checkpoint, in which type, on which device.
 
+use std::fmt;
+
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::device::DeviceName;
-use hermesflow_models::{DType, Device};
+use hermesflow_models::{DType, Device, ImageDecoding};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -12,17 +14,23 @@ use super::expect::Expect;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// The model: `embedded` (the small one inside this program), a Show-o checkpoint's folder, or its name on the hub.
+    /// The model: `embedded` (the small one inside this program), a checkpoint's folder, or its name on the hub.
     ///
     /// Default: embedded.
     /// Source: released code, `model.showo.pretrained_model_path`.
-    pub showo: String,
-    /// The image tokenizer: its folder, or its name on the hub. `null` is showlab/magvitv2, or the embedded model's own.
+    pub checkpoint: String,
+    /// Kind of the model. It decides which other keys have a meaning; the others are refused.
+    ///
+    /// Default: auto.
+    /// Source: this program.
+    pub backbone: BackboneName,
+    /// The image tokenizer, where it is a checkpoint of its own: its folder, or its name on the hub. `null` is
+    /// showlab/magvitv2, or the embedded model's own.
     ///
     /// Source: released code, `model.vq_model.vq_model_name`.
     pub vq: Option<String>,
-    /// The text tokenizer: its `tokenizer.json`, the folder that holds one, or a name on the hub. `null` is
-    /// microsoft/phi-1_5, or the embedded model's own.
+    /// The text tokenizer, where it is not part of the checkpoint: its `tokenizer.json`, the folder that holds one, or a name
+    /// on the hub. `null` is microsoft/phi-1_5, or the embedded model's own.
     ///
     /// Source: released code, `model.showo.llm_model_path`.
     pub tokenizer: Option<String>,
@@ -48,7 +56,44 @@ pub struct ModelSettings {
     pub expect: Expect,
 }
 
-/// `model.showo` of the model inside this program.
+/// Kind of a model.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackboneName {
+    /// What the checkpoint's `config.json` says; config.yaml says which was found.
+    Auto,
+    /// Show-o: fills in masked image codes over several steps.
+    ShowO,
+    /// Janus-Pro: draws one image code after the other, and reads images by features of its vision tower.
+    JanusPro,
+}
+
+impl BackboneName {
+    /// How the backbone generates images; a kind that is not known yet has the settings of masked codes.
+    pub fn image_decoding(self) -> ImageDecoding {
+        match self {
+            Self::Auto | Self::ShowO => ImageDecoding::Masked,
+            Self::JanusPro => ImageDecoding::NextCode,
+        }
+    }
+
+    /// Whether the tokenizers of text and images are part of the checkpoint.
+    pub fn is_whole(self) -> bool {
+        self == Self::JanusPro
+    }
+}
+
+impl fmt::Display for BackboneName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::ShowO => "show-o",
+            Self::JanusPro => "janus-pro",
+        })
+    }
+}
+
+/// `model.checkpoint` of the model inside this program.
 pub const EMBEDDED: &str = "embedded";
 /// `model.vq` where it is not given: Show-o's image tokenizer.
 pub const MAGVIT: &str = "showlab/magvitv2";
@@ -60,7 +105,8 @@ pub const CLIP: &str = "openai/clip-vit-large-patch14-336";
 impl Default for ModelSettings {
     fn default() -> Self {
         Self {
-            showo: EMBEDDED.into(),
+            checkpoint: EMBEDDED.into(),
+            backbone: BackboneName::Auto,
             vq: None,
             tokenizer: None,
             clip: None,
@@ -72,18 +118,25 @@ impl Default for ModelSettings {
 }
 
 impl ModelSettings {
+    /// Names the backbone that was left open; `found` is the kind of the checkpoint, where it is known.
+    pub(super) fn resolve_backbone(&mut self, found: Option<BackboneName>) {
+        if self.backbone == BackboneName::Auto {
+            self.backbone = if self.is_embedded() { BackboneName::ShowO } else { found.unwrap_or(BackboneName::Auto) };
+        }
+    }
+
     /// Names the device, the type and the tokenizers that were left open; the tokenizers are the published ones, for any
     /// model but the embedded one. No device is opened.
     pub(super) fn resolve(&mut self) {
         if let Ok(name @ DeviceName::Auto) = self.device.parse::<DeviceName>() {
-            let name = if self.showo == EMBEDDED { DeviceName::Cpu } else { name.resolved() };
+            let name = if self.is_embedded() { DeviceName::Cpu } else { name.resolved() };
             self.device = name.to_string();
         }
         if self.dtype == DTypeName::Auto {
-            let faster = self.showo != EMBEDDED && self.device_name().is_ok_and(DeviceName::multiplies_bf16);
+            let faster = !self.is_embedded() && self.device_name().is_ok_and(DeviceName::multiplies_bf16);
             self.dtype = if faster { DTypeName::BF16 } else { DTypeName::F32 };
         }
-        if self.showo != EMBEDDED {
+        if !self.is_embedded() && !self.backbone.is_whole() {
             self.vq.get_or_insert_with(|| MAGVIT.into());
             self.tokenizer.get_or_insert_with(|| PHI.into());
         }
@@ -91,18 +144,25 @@ impl ModelSettings {
 
     /// Checks the keys against each other. Whether the device is there is seen by what works on it.
     pub(super) fn validate(&self) -> Result<()> {
-        let ModelSettings { showo, vq, tokenizer, .. } = self;
+        let ModelSettings { vq, tokenizer, .. } = self;
         self.device_name()?;
         self.expect.validate()?;
         for (key, value) in [("vq", vq), ("tokenizer", tokenizer)] {
             ensure!(
-                showo != EMBEDDED || value.is_none(),
+                !self.is_embedded() || value.is_none(),
                 "model.{key}: the embedded model brings its own; remove the key"
             );
         }
-        let unwanted = showo == EMBEDDED && self.clip.is_some();
+        let unwanted = self.is_embedded() && self.clip.is_some();
         ensure!(!unwanted, "model.clip: the embedded model understands image tokens; remove the key");
+        let other = self.is_embedded() && self.backbone == BackboneName::JanusPro;
+        ensure!(!other, "model.backbone: the embedded model is a show-o; remove the key, or give model.checkpoint");
         Ok(())
+    }
+
+    /// Whether the model is the one inside this program.
+    pub fn is_embedded(&self) -> bool {
+        self.checkpoint == EMBEDDED
     }
 
     /// Whether the device is a GPU, there or not.

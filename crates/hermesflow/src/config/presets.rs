@@ -5,10 +5,11 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Names and texts.
-pub const PRESETS: [(&str, &str); 4] = [
+pub const PRESETS: [(&str, &str); 5] = [
     ("scenes", include_str!("../../../../configs/scenes.yaml")),
     ("released", include_str!("../../../../configs/released.yaml")),
     ("paper", include_str!("../../../../configs/paper.yaml")),
+    ("janus-pro", include_str!("../../../../configs/janus-pro.yaml")),
     ("pretrain-scenes", include_str!("../../../../configs/pretrain-scenes.yaml")),
 ];
 

@@ -8,6 +8,7 @@ use hermesflow_train::{AdamWSettings, Error, Schedule, ScheduleKind, TrainerSett
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::model::BackboneName;
 use super::products::ProductsName;
 
 /// Everything that decides a pretraining.
@@ -98,8 +99,20 @@ pub struct VqSettings {
 #[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct BaseSettings {
-    /// Sizes of the decoder, Phi; the keys are those of its `config.json`.
+    /// Kind of the model; `auto` is that of the embedded one.
+    ///
+    /// Default: auto.
+    /// Source: this program.
+    #[serde(default = "auto", skip_serializing_if = "is_auto")]
+    pub backbone: BackboneName,
+    /// Sizes of the decoder; the keys are those of Phi's `config.json`. Of another kind's decoder, its width, the width of its
+    /// feed-forward layers, its blocks and its heads count.
     pub model: PhiConfig,
+    /// Sizes of the vision tower of a model that reads images by features.
+    ///
+    /// Source: this program.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub eyes: Option<EyesSettings>,
     /// Longest text before an image.
     ///
     /// Unit: tokens.
@@ -115,6 +128,36 @@ pub struct BaseSettings {
     pub products: ProductsName,
     /// Stages of the training, one after the other.
     pub stages: Vec<StageSettings>,
+}
+
+/// Sizes of a vision tower, which has one patch for each image token.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct EyesSettings {
+    /// Width of the residual stream.
+    ///
+    /// Unit: numbers.
+    #[schemars(range(min = 1, max = 100_000))]
+    pub width: usize,
+    /// Blocks.
+    ///
+    /// Unit: blocks.
+    #[schemars(range(min = 1, max = 1000))]
+    pub layers: usize,
+    /// Attention heads.
+    ///
+    /// Unit: heads.
+    #[schemars(range(min = 1, max = 1000))]
+    pub heads: usize,
+}
+
+/// The default of `base.backbone`.
+fn auto() -> BackboneName {
+    BackboneName::Auto
+}
+
+fn is_auto(name: &BackboneName) -> bool {
+    *name == BackboneName::Auto
 }
 
 /// The default of `base.products`.
@@ -229,6 +272,16 @@ impl PretrainConfig {
     /// Names the key, its value and what is expected.
     pub(super) fn validate(&self) -> Result<()> {
         ensure!(!self.base.stages.is_empty(), "base.stages: 0 stages train nothing; give at least one");
+        let reads_features = self.base.backbone == BackboneName::JanusPro;
+        ensure!(
+            self.base.eyes.is_some() == reads_features,
+            "base.eyes: {}",
+            if reads_features {
+                "missing; this kind of model reads images by features"
+            } else {
+                "this kind of model has none"
+            }
+        );
         check("vq", self.vq.trainer(self.checkpoint_every))?;
         for (number, stage) in self.base.stages.iter().enumerate() {
             check(&format!("base.stages[{number}]"), stage.trainer(self.checkpoint_every))?;

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 use super::curation::{AnswerScore, AnswerSettings, CaptionSettings, ImageJudge, ImagineSettings, PairSettings};
 use super::data::DataSettings;
 use super::judges::{AskSettings, JudgeSettings, ModelKey, Writer, each_once};
-use super::model::{EMBEDDED, ModelSettings};
+use super::meaning;
+use super::model::{BackboneName, ModelSettings};
 use super::train::{ObjectiveName, TrainSettings};
 
 /// Everything that decides a run.
@@ -75,9 +76,14 @@ impl Default for RunConfig {
 }
 
 impl RunConfig {
+    /// Chooses the backbone where it was left open; `found` is the kind of the checkpoint, where it is known.
+    pub(super) fn resolve_backbone(&mut self, found: Option<BackboneName>) {
+        self.model.resolve_backbone(found);
+    }
+
     /// Chooses what was left open and can be chosen without opening the model or a device.
     pub(super) fn resolve(&mut self) {
-        let embedded = self.model.showo == EMBEDDED;
+        let embedded = self.model.is_embedded();
         self.pair.similarity = self.pair.similarity.resolved(embedded);
         self.answer.matcher = self.answer.matcher.resolved(embedded);
         self.ask.writer = self.ask.writer.resolved(embedded);
@@ -116,12 +122,17 @@ impl RunConfig {
         })
     }
 
-    /// The resolved configuration as YAML.
+    /// The resolved configuration as YAML, without the keys that have no meaning for its backbone.
     ///
     /// # Errors
     /// Never for a configuration that was read.
     pub fn to_yaml(&self) -> Result<String> {
-        serde_yaml_ng::to_string(self).context("cannot write the configuration as YAML")
+        let write = || -> Result<String> {
+            let mut tree = serde_yaml_ng::to_value(self)?;
+            meaning::strip(&mut tree, self.model.backbone);
+            Ok(serde_yaml_ng::to_string(&tree)?)
+        };
+        write().context("cannot write the configuration as YAML")
     }
 
     /// The keys of the models of the judges that this run asks, each once.

@@ -39,7 +39,7 @@ impl Sources<'_> {
         let Some(key) = key_of(&message).map(str::to_owned) else { return anyhow::anyhow!("{file}{message}") };
         let about = |argument: &&String| {
             let given = argument.split_once('=').map_or(argument.as_str(), |(key, _)| key);
-            let today = aliases::today(given, key == "train.schedule.kind");
+            let today = aliases::today(given, ["train.schedule.kind", "model.checkpoint"].contains(&key.as_str()));
             [given, &today].into_iter().any(|given| given == key || within(&key, given) || within(given, &key))
         };
         if let Some(argument) = self.overrides.iter().rev().find(about) {

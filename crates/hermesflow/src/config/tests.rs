@@ -5,8 +5,8 @@ use super::keys::Keys;
 use super::products::ProductsName;
 use super::*;
 use anyhow::Result;
+use hermesflow_models::MaskSchedule;
 use hermesflow_models::device::DeviceName;
-use hermesflow_models::{ImagineOptions, MaskSchedule};
 use hermesflow_scenes::Split;
 
 fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {
@@ -146,7 +146,7 @@ fn images_are_scored_as_the_paper_does_or_as_they_are_drawn() {
 #[test]
 fn a_gpu_that_is_not_here_can_be_predicted_for() {
     let overrides = ["model.showo=m", "model.device=cuda:7", "model.dtype=auto"].map(String::from);
-    let (config, _) = RunConfig::read("", &overrides).unwrap();
+    let (config, _) = RunConfig::read("", &overrides, |_| None).unwrap();
     assert_eq!((config.model.dtype, config.train.products), (DTypeName::BF16, ProductsName::Bf16));
     assert_eq!(config.train.recompute, Recompute::Auto, "until the model is known");
     assert_eq!(config.train.optimizer_state, OptimizerState::Auto);
@@ -172,7 +172,7 @@ fn mask_schedules_are_named_as_in_the_original() {
     let sigmoid = "imagine.schedule={schedule: sigmoid, params: {start: -2, tau: 0.5}}";
     let config = parse("", &["train.mask_schedule=pow2", sigmoid]).unwrap();
     assert_eq!(config.train.masking.mask_schedule, MaskSchedule::Pow(2.0));
-    assert_eq!(ImagineOptions::from(config.imagine).schedule.to_string(), "sigmoid");
+    assert_eq!(config.imagine.schedule.to_string(), "sigmoid");
     assert_eq!(parse(&config.to_yaml().unwrap(), &[]).unwrap(), config);
 }
 
@@ -216,7 +216,7 @@ fn every_key_that_takes_any_text_is_known_to() {
     let mut keys = Vec::new();
     leaves(&serde_yaml_ng::to_value(RunConfig::default()).unwrap(), "", &mut keys);
     assert!(keys.len() > 60);
-    let model = "model: {showo: m}\n";
+    let model = "model: {checkpoint: m}\n";
     for key in keys {
         let mut tree = overrides::tree(model).unwrap();
         yaml::set(&mut tree, &key, "1e3 #".into()).unwrap();

@@ -37,11 +37,17 @@ pub struct TrainSettings {
     /// Source: paper.
     pub sides: Sides,
     /// Codes (discrete image tokens) of a generated image that the loss scores: those that the image tokenizer reads from its
-    /// picture, or those that the model drew.
+    /// picture, or those that the model drew. For models that draw one code after the other the default is drawn: their image
+    /// tokenizers do not give the codes back.
     ///
     /// Default: encoded.
     /// Source: released code, which re-encodes.
     pub codes: ImageCodes,
+    /// Parts of the model that are trained, by what the names of their parameters begin with, such as `language_model.`.
+    /// `null` trains what the backbone trains by default; models that are trained as a whole know no parts.
+    ///
+    /// Source: this program.
+    pub parameters: Option<Vec<String>>,
     /// Pairs per micro batch.
     ///
     /// Unit: pairs.
@@ -266,6 +272,7 @@ impl Default for TrainSettings {
             reference: Reference::Iteration,
             sides,
             codes: ImageCodes::Encoded,
+            parameters: None,
             batch_size,
             accumulation: 1,
             max_grad_norm: Some(1.0),
@@ -311,6 +318,11 @@ impl TrainSettings {
             hermesflow_train::Error::Setting { key, problem } => anyhow::anyhow!("train.{key}: {problem}"),
             other => other.into(),
         })
+    }
+
+    /// The parts of the model that are trained; none is what the backbone trains by default.
+    pub fn parts(&self) -> &[String] {
+        self.parameters.as_deref().unwrap_or_default()
     }
 
     /// Whether the backward pass recomputes activations; a choice that is still open does not.

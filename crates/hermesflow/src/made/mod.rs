@@ -43,7 +43,7 @@ impl Origin {
         Self { settings, files: Map::new() }
     }
 
-    /// The same origin with files added: digests by what the files are, such as `model.showo`.
+    /// The same origin with files added: digests by what the files are, such as `model.vq`.
     pub fn with(mut self, files: impl IntoIterator<Item = (String, String)>) -> Self {
         self.files.extend(files.into_iter().map(|(what, digest)| (what, digest.into())));
         self

@@ -1,10 +1,10 @@
 //! What training takes of a device's memory, and how `train.recompute` and `train.optimizer_state` are chosen so that
 //! it fits a GPU.
 
+use hermesflow_models::cost::{Costs, TrainingWork};
 use hermesflow_models::device::memory;
-use hermesflow_models::{DType, Products};
+use hermesflow_models::{DType, Model, Products};
 
-use super::backbone::{Model, Sizes, training};
 use crate::config::{OptimizerState, Recompute, Reference, RunConfig};
 
 /// Tokens of a typical caption or question.
@@ -36,7 +36,7 @@ pub struct Need {
 
 /// Chooses the form of training where the configuration leaves it open (`auto`): the fastest that fits a GPU of `total`
 /// bytes, else the smallest.
-pub fn choose(config: &mut RunConfig, sizes: &Sizes, total: u64) {
+pub fn choose(config: &mut RunConfig, sizes: &dyn Costs, total: u64) {
     let train = &config.train;
     let forms = FORMS.map(|(recompute, state)| (train.recompute.or(recompute), train.optimizer_state.or(state)));
     let fits = |form: &(Recompute, OptimizerState)| need(config, sizes, *form).device <= total;
@@ -50,17 +50,16 @@ pub fn choose(config: &mut RunConfig, sizes: &Sizes, total: u64) {
 /// Never for a model that was loaded.
 pub fn chosen(config: &RunConfig, model: &Model) -> anyhow::Result<RunConfig> {
     let mut config = config.clone();
-    if let Some(memory) = memory(model.vq().device()) {
-        let sizes = Sizes::new(model.config(), model.phi_config(), model.vq().config())?.on_gpu(model.dtype());
-        choose(&mut config, &sizes, memory.total);
+    if let Some(memory) = memory(model.device()) {
+        choose(&mut config, &*model.costs()?, memory.total);
     }
     Ok(config)
 }
 
 /// What a form of a configuration's training takes of the device.
-pub fn need(config: &RunConfig, sizes: &Sizes, (recompute, state): (Recompute, OptimizerState)) -> Need {
+pub fn need(config: &RunConfig, sizes: &dyn Costs, (recompute, state): (Recompute, OptimizerState)) -> Need {
     let train = &config.train;
-    let cost = sizes.train(&training::TrainingWork {
+    let cost = sizes.train(&TrainingWork {
         pairs: train.batch_size,
         words: WORDS,
         masks: train.masks_per_pair,

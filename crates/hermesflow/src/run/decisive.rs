@@ -11,13 +11,14 @@ use crate::made::Origin;
 /// Names and places of files: what the files hold is compared where it is used. How often checkpoints are written and how
 /// many are kept, where the optimizer's state lies, what is computed again instead of kept: these change the memory and
 /// the time of a step and not its result.
-pub const DECIDE_NOTHING: [&str; 16] = [
+pub const DECIDE_NOTHING: [&str; 17] = [
     "iterations",
     "output",
     "judges",
     "data.root",
     "data.allow_outside",
-    "model.showo",
+    "model.checkpoint",
+    "model.backbone",
     "model.vq",
     "model.tokenizer",
     "model.clip",

@@ -28,6 +28,7 @@ use super::statistics::Mean;
 use crate::config::RunConfig;
 use crate::judges::{self, Answered, Judges};
 use crate::made::Origin;
+use crate::models;
 use crate::progress::Progress;
 
 /// Prompts that are worked on as one batch; part of the result, as other batches round differently.
@@ -209,7 +210,7 @@ pub fn pictures(
     settings: &EvalSettings,
     indices: &[usize],
 ) -> Result<Vec<RgbImage>> {
-    pictures_by(model, &config.imagine.into(), settings, indices)
+    pictures_by(model, &models::imagine_options(model, config), settings, indices)
 }
 
 /// The pictures that a model imagines of some prompts by these numbers, with the same draws whatever they are.
@@ -283,7 +284,7 @@ fn evaluate_block(
     let imagined = pictures(model, config, settings, indices)?;
     let mut under = vec![Vec::new(); indices.len()];
     for &guidance in guidances {
-        let options = ImagineOptions { guidance, ..config.imagine.into() };
+        let options = models::imagine_options(model, config).with_guidance(guidance);
         let drawn = pictures_by(model, &options, settings, indices)?;
         for ((under, picture), &index) in under.iter_mut().zip(&drawn).zip(indices) {
             under.push((guidance, verdict(settings, index, picture)));

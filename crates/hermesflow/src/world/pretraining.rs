@@ -1,15 +1,15 @@
 //! The objectives of pretraining, over the endless stream of training scenes.
 //!
 //! - the image tokenizer: a lookup-free autoencoder;
-//! - the base model: Show-o's own objectives: masked image tokens from text, captions, and answers.
+//! - the base model: a backbone's own objectives: image tokens from text, captions, and answers.
 //!   One caption and several questions stand behind one image as mutually invisible runs, which gives
 //!   several times the supervision per image.
 
 use std::path::Path;
 
-use crate::models::backbone::{Magvit, Model, reply_text, write_json};
-use crate::models::backbone::{VqLossWeights, vq_loss};
-use hermesflow_models::{CaptionExample, ImageExample, PairModel, Tensor, UnifiedModel, Var};
+use crate::models::Model;
+use crate::models::embedded::{Magvit, VqLossWeights, vq_loss, write_json};
+use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Scored, Tensor, UnifiedModel, Var};
 use hermesflow_records::derive_seed;
 use hermesflow_scenes::Split;
 use hermesflow_train::trainer::ObjectiveError;
@@ -77,7 +77,7 @@ impl Objective for VqPretraining {
     }
 }
 
-/// Show-o's pretraining objectives; also the control "continued pretraining".
+/// The pretraining objectives of a backbone; also the control "continued pretraining".
 pub struct BasePretraining {
     /// The model over trainable weights.
     pub model: Model,
@@ -98,24 +98,35 @@ impl BasePretraining {
         let scenes: Vec<_> = (0..count)
             .map(|i| hermesflow_scenes::scene(Split::Train, derive_seed(self.seed, &[1]), at.example(i, count)))
             .collect();
-        let codes = self.model.encode_images(&scenes.iter().map(|scene| scene.render()).collect::<Vec<_>>())?;
+        let views = self.views(scenes.iter().map(|scene| scene.render()).collect())?;
         let mut examples = Vec::new();
-        for ((scene, image), &seed) in scenes.iter().zip(codes).zip(&seeds) {
+        for ((scene, image), &seed) in scenes.iter().zip(views).zip(&seeds) {
             let short = world::unit(derive_seed(seed, &[0, 0])) < self.mix.short_captions;
-            let caption = reply_text(&if short { scene.short_caption(seed) } else { scene.caption(seed) });
+            let caption = if short { scene.short_caption(seed) } else { scene.caption(seed) };
             let question = self.caption_question.clone();
             examples.push(CaptionExample { image: image.clone(), question, caption });
             let asked = world::training_questions(scene, seed, self.mix.questions, self.mix.count_all);
             examples.extend(asked.into_iter().map(|(question, answer)| CaptionExample {
                 image: image.clone(),
                 question,
-                caption: reply_text(&answer),
+                caption: answer,
             }));
         }
-        let (sums, counts) = self.model.reply_log_probs(&examples)?;
+        let (sums, counts) = self.model.caption_log_probs_counted(&examples)?;
         let tokens = counts.iter().sum::<usize>().max(1) as f64;
         let loss = (sums.sum_all()? * (-1.0 / tokens))?;
         Ok((loss, tokens))
+    }
+
+    /// Pictures as the model understands them.
+    fn views(&self, pictures: Vec<image::RgbImage>) -> Result<Vec<ImageView>, ObjectiveError> {
+        if self.model.view_of_codes(Vec::new()).is_some() {
+            let codes = self.model.encode_images(&pictures)?;
+            return Ok(codes.into_iter().filter_map(|codes| self.model.view_of_codes(codes)).collect());
+        }
+        let prepared =
+            pictures.into_iter().map(|picture| self.model.prepare(picture)).collect::<Result<Vec<_>, _>>()?;
+        Ok(self.model.understand(&prepared)?)
     }
 
     fn generation(&self, at: Position) -> Result<(Tensor, f64), ObjectiveError> {
@@ -132,16 +143,19 @@ impl BasePretraining {
                 let seed = derive_seed(self.seed, &[2, at.example(i, count)]);
                 let dropped = world::unit(derive_seed(seed, &[0])) < self.mix.prompt_dropout;
                 let hurried = world::unit(derive_seed(seed, &[2])) < self.mix.alt_text;
-                let prompt = match (dropped, hurried) {
-                    (true, _) => String::new(),
-                    (false, true) => scene.alt_text(seed),
-                    (false, false) => scene.caption(seed),
+                let prompt = if hurried { scene.alt_text(seed) } else { scene.caption(seed) };
+                let scored = match self.model.scores_all() {
+                    true => Scored::All,
+                    false => Scored::Masked(mask_positions(image.len(), derive_seed(seed, &[1]), &self.masking)),
                 };
-                let masked = mask_positions(image.len(), derive_seed(seed, &[1]), &self.masking);
-                ImageExample { prompt, image, masked }
+                ImageExample { prompt, unconditional: dropped, codes: image, scored }
             })
             .collect();
-        let tokens = examples.iter().map(|example| example.masked.len()).sum::<usize>().max(1) as f64;
+        let scored = |example: &ImageExample| match &example.scored {
+            Scored::Masked(masked) => masked.len(),
+            Scored::All => example.codes.len(),
+        };
+        let tokens = examples.iter().map(scored).sum::<usize>().max(1) as f64;
         let loss = (self.model.image_log_probs(&examples, 0.0)?.sum_all()? * (-1.0 / tokens))?;
         Ok((loss, tokens))
     }

@@ -4,7 +4,7 @@
 //! ones, and with `hermesflow eval`.
 
 use anyhow::Result;
-use hermesflow_models::{ImagineOptions, UnifiedModel};
+use hermesflow_models::{ImageDecoding, ImagineOptions, UnifiedModel};
 use serde::{Deserialize, Serialize};
 
 use super::evaluate::{BLOCK, EvalSettings, Verdict, pictures_by, verdict};
@@ -15,7 +15,7 @@ use crate::progress::Progress;
 /// What is varied of a sampler; the rest is the run's.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Sampler {
-    /// Denoising steps.
+    /// Denoising steps; 0 of a model that draws one code after the other.
     pub steps: usize,
     /// The noise on the confidence (`imagine.temperature`).
     pub noise: f64,
@@ -24,15 +24,20 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// The run's sampler with these numbers.
-    pub fn options(self, imagine: ImagineSettings) -> ImagineOptions {
+    /// The run's sampler with these numbers, for a model that generates images in this way.
+    pub fn options(self, imagine: ImagineSettings, decoding: ImageDecoding) -> ImagineOptions {
         let Self { steps, noise, guidance } = self;
-        ImagineOptions { steps, guidance, temperature: noise, ..imagine.into() }
+        ImagineSettings { steps, guidance, temperature: noise, ..imagine }.options(decoding)
     }
 
-    /// How often a picture goes through the decoder.
-    pub fn passes(self) -> usize {
-        if self.guidance == 0.0 { self.steps } else { 2 * self.steps }
+    /// How often a picture goes through the decoder, in words.
+    pub fn passes(self) -> String {
+        match (self.steps, self.guidance == 0.0) {
+            (0, true) => "one pass of the decoder per code".into(),
+            (0, false) => "two passes of the decoder per code".into(),
+            (steps, true) => format!("{steps} passes of the decoder per picture"),
+            (steps, false) => format!("{} passes of the decoder per picture", 2 * steps),
+        }
     }
 }
 
@@ -78,7 +83,7 @@ pub fn draw(
     let mut verdicts = Vec::with_capacity(settings.prompts);
     while verdicts.len() < settings.prompts {
         let indices: Vec<usize> = (verdicts.len()..settings.prompts.min(verdicts.len() + BLOCK)).collect();
-        let pictures = pictures_by(model, &sampler.options(imagine), settings, &indices)?;
+        let pictures = pictures_by(model, &sampler.options(imagine, model.image_decoding()), settings, &indices)?;
         verdicts.extend(indices.iter().zip(&pictures).map(|(&index, picture)| verdict(settings, index, picture)));
         task.advance(indices.len());
     }

@@ -9,7 +9,7 @@ use serde_json::Value;
 
 pub use llama::LlamaConfig;
 pub use vision::{AlignerConfig, SiglipConfig};
-pub use vq::{GROUPS, HeadConfig, VqConfig};
+pub use vq::{GROUPS, HeadConfig, LOOKUP_FREE, VqConfig};
 
 use self::vision::{AlignerParams, MOST_PIXELS, VisionParams};
 use self::vq::{HeadParams, VqParams};

@@ -1,13 +1,21 @@
 //! `gen_vision_config` and `gen_head_config`: the sizes of the VQ image tokenizer, and of the head over its codes.
 
+use std::path::Path;
+
 use hermesflow_nn::sizes;
 use serde::Deserialize;
+
+use crate::showo::MagvitConfig;
 
 /// Groups of every GroupNorm.
 pub const GROUPS: usize = 32;
 /// Levels, and what each may have of channels (times `ch`) and of blocks.
 const MOST_LEVELS: usize = 8;
 const MOST_PER_LEVEL: usize = 64;
+
+/// `gen_vision_config.cls` of a lookup-free image tokenizer, which no published checkpoint has: the small models of this
+/// program share theirs with another kind of model.
+pub const LOOKUP_FREE: &str = "MAGVITv2";
 
 /// `gen_vision_config.params`, as the file has them.
 #[derive(Debug, Clone, Deserialize)]
@@ -19,10 +27,11 @@ pub(super) struct VqParams {
     decoder_ch_mult: Option<Vec<usize>>,
     num_res_blocks: Option<usize>,
     z_channels: Option<usize>,
+    lookup_free: Option<MagvitConfig>,
 }
 
 /// The sizes of the VQ image tokenizer.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct VqConfig {
     /// Codes.
     pub codes: usize,
@@ -36,11 +45,16 @@ pub struct VqConfig {
     pub blocks: usize,
     /// Channels of the encoder's output, before they become a code's vector.
     pub z_channels: usize,
+    /// The sizes of the lookup-free image tokenizer that stands in the place of a VQ, if one does.
+    pub lookup_free: Option<MagvitConfig>,
 }
 
 impl VqConfig {
     /// The sizes that the name means, over which extra keys win.
     pub(super) fn new(cls: &str, params: &VqParams) -> Result<Self, String> {
+        if cls == LOOKUP_FREE {
+            return Self::lookup_free(params);
+        }
         let known = cls == "VQ-16";
         let missing =
             |key: &str| format!("gen_vision_config.cls {cls:?} is not known, and {key} is not given; known: VQ-16");
@@ -78,7 +92,37 @@ impl VqConfig {
                 decoder.len()
             ));
         }
-        Ok(Self { codes: params.image_token_size, code_width: params.n_embed, encoder, decoder, blocks, z_channels })
+        Ok(Self {
+            codes: params.image_token_size,
+            code_width: params.n_embed,
+            encoder,
+            decoder,
+            blocks,
+            z_channels,
+            lookup_free: None,
+        })
+    }
+
+    /// The sizes of a lookup-free image tokenizer.
+    fn lookup_free(params: &VqParams) -> Result<Self, String> {
+        let missing = || format!("gen_vision_config.params.lookup_free is missing, which cls {LOOKUP_FREE} needs");
+        let magvit = params.lookup_free.clone().ok_or_else(missing)?;
+        magvit.validate(Path::new("gen_vision_config.params.lookup_free")).map_err(|error| error.to_string())?;
+        let codes = 1usize << magvit.z_channels;
+        if params.image_token_size != codes {
+            let (given, bits) = (params.image_token_size, magvit.z_channels);
+            return Err(format!("image_token_size {given} is not the {codes} codes of {bits} bits (z_channels)"));
+        }
+        sizes::check(&[("gen_vision_config.params.n_embed", params.n_embed, sizes::WIDTH)])?;
+        Ok(Self {
+            codes,
+            code_width: params.n_embed,
+            encoder: magvit.encoder().channels,
+            decoder: magvit.decoder().channels,
+            blocks: 0,
+            z_channels: magvit.z_channels,
+            lookup_free: Some(magvit),
+        })
     }
 
     /// Pixels per side of a code: a halving for each level but the last.

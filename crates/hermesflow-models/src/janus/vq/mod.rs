@@ -262,7 +262,7 @@ impl Vq {
 }
 
 /// Pictures of `pixels` pixels each that go through the convolutions as one batch.
-fn batch(pixels: usize) -> usize {
+pub(super) fn batch(pixels: usize) -> usize {
     (BATCH_PIXELS / pixels.max(1)).clamp(1, BATCH)
 }
 

@@ -16,7 +16,8 @@ use super::magvit::{self, Magvit, MagvitConfig};
 use super::phi;
 use super::reply;
 use crate::Result;
-use crate::model::ImagineOptions;
+use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
+use crate::model::{ImagineOptions, MaskedOptions};
 
 /// Bytes of an activation in f32, and in 16 bits.
 const F32: u64 = 4;
@@ -25,27 +26,6 @@ const BF16: u64 = 2;
 const FEATURE_MAPS: u64 = 5;
 /// Feature maps' worth of memory of a GPU's convolution, which copies the neighbours of each pixel.
 const UNFOLDED: u64 = 9;
-
-/// What a piece of work needs, weights aside.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
-pub struct Cost {
-    /// Bytes of memory at the peak.
-    pub bytes: u64,
-    /// Floating-point operations in all.
-    pub operations: f64,
-}
-
-impl Cost {
-    /// The cost of this work followed by `next`: the larger peak, and the sum of operations.
-    pub fn then(self, next: Self) -> Self {
-        Self { bytes: self.bytes.max(next.bytes), operations: self.operations + next.operations }
-    }
-
-    /// The cost of doing this work `count` times in sequence.
-    pub fn times(self, count: usize) -> Self {
-        Self { operations: self.operations * count as f64, ..self }
-    }
-}
 
 /// The sizes of a model that decide its costs.
 #[derive(Debug, Clone)]
@@ -229,12 +209,12 @@ impl Sizes {
     }
 
     /// The cost of generating and decoding `images` images from prompts of `words` tokens.
-    pub fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
+    pub fn imagine(&self, images: usize, words: usize, options: &MaskedOptions) -> Cost {
         self.codes(images, words, options).then(self.decode(images))
     }
 
     /// Like [`Self::imagine`], without decoding.
-    fn codes(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
+    fn codes(&self, images: usize, words: usize, options: &MaskedOptions) -> Cost {
         let together = imagine::batch(&self.showo, options, self.gpu).min(images.max(1)) as u64;
         let passes = if options.guidance == 0.0 { 1 } else { 2 };
         let tokens = self.showo.num_vq_tokens;
@@ -250,29 +230,74 @@ impl Sizes {
     }
 }
 
-/// Floating-point operations per second that this machine reaches in large products with matrices held as `dtype`;
-/// measured now, in about a third of a second.
-///
-/// # Errors
-/// If a tensor cannot be allocated.
-pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
-    const SIDE: usize = 1024;
-    let ones = candle_core::Tensor::ones((SIDE, SIDE), DType::F32, device)?;
-    let weight = ones.to_dtype(dtype)?;
-    let started = std::time::Instant::now();
-    let mut best = f64::INFINITY;
-    while started.elapsed().as_secs_f64() < 0.3 {
-        let once = std::time::Instant::now();
-        ops::linear(&ones, &weight, None)?;
-        best = best.min(once.elapsed().as_secs_f64());
+impl Costs for Sizes {
+    fn on_gpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs> {
+        Box::new(Sizes::on_gpu(*self, dtype))
     }
-    Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)
+
+    fn is_on_gpu(&self) -> bool {
+        self.gpu
+    }
+
+    fn parameters(&self) -> u64 {
+        self.parameters()
+    }
+
+    fn trained(&self) -> u64 {
+        self.parameters()
+    }
+
+    fn decoder_bytes(&self, dtype: DType) -> u64 {
+        self.decoder_bytes(dtype)
+    }
+
+    fn tokenizer_bytes(&self) -> u64 {
+        self.tokenizer_bytes()
+    }
+
+    fn resolution(&self) -> usize {
+        self.resolution()
+    }
+
+    fn image_tokens(&self) -> usize {
+        self.showo.num_vq_tokens
+    }
+
+    fn encode(&self, images: usize) -> Cost {
+        self.encode(images)
+    }
+
+    fn decode(&self, images: usize) -> Cost {
+        self.decode(images)
+    }
+
+    fn reply(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
+        self.reply(images, questions, samples, words, length)
+    }
+
+    fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
+        match options {
+            ImagineOptions::Masked(options) => self.imagine(images, words, options),
+            ImagineOptions::NextCode(_) => Cost::default(), // refused by the model
+        }
+    }
+
+    fn passes(&self, options: &ImagineOptions) -> usize {
+        match options {
+            ImagineOptions::Masked(options) => options.steps,
+            ImagineOptions::NextCode(_) => 0,
+        }
+    }
+
+    fn train(&self, work: &TrainingWork) -> TrainingCost {
+        self.train(work)
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use super::training::{TrainingWork, tests::published};
+    use super::training::tests::published;
     use super::*;
     use hermesflow_nn::ops::Products;
 
@@ -281,7 +306,7 @@ mod tests {
     #[test]
     fn memory_on_a_gpu_is_as_it_was_measured() {
         let sizes = published(1024).on_gpu(DType::BF16);
-        let options = ImagineOptions { steps: 4, guidance: 5.0, ..ImagineOptions::default() };
+        let options = MaskedOptions { steps: 4, guidance: 5.0, ..MaskedOptions::default() };
         let work = TrainingWork {
             pairs: 4,
             words: 20,

@@ -11,40 +11,7 @@ use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::parallel;
 
 use super::{BF16, F32, Sizes};
-
-/// The settings of training that its memory depends on.
-#[derive(Debug, Clone, Copy)]
-pub struct TrainingWork {
-    /// Pairs per micro batch.
-    pub pairs: usize,
-    /// Tokens per text.
-    pub words: usize,
-    /// Masks that are drawn per pair.
-    pub masks: usize,
-    /// Whether the likelihood of images is guided: each goes through the model once more, without its text.
-    pub guided: bool,
-    /// Micro batches per step.
-    pub accumulation: usize,
-    /// The precision of the matrix products.
-    pub products: Products,
-    /// Whether blocks keep only their inputs for the backward pass and recompute the rest.
-    pub recompute: bool,
-    /// Whether the sums of gradients and the optimizer's moments are in the host's memory.
-    pub host_state: bool,
-}
-
-/// What training needs beside the model that it starts from, which is the reference.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TrainingCost {
-    /// Bytes that stay on the device: the policy in f32, and the optimizer's state if it is there.
-    pub held: u64,
-    /// Bytes that a step needs on the device at its peak: gradients, what the graphs keep, and intermediate results.
-    pub passing: u64,
-    /// Bytes in the host's memory, where that is separate.
-    pub host: u64,
-    /// Floating-point operations of a micro batch.
-    pub operations: f64,
-}
+use crate::cost::{TrainingCost, TrainingWork};
 
 /// Bytes per token, and bytes for all tokens.
 #[derive(Debug, Clone, Copy)]

@@ -27,17 +27,19 @@ const IN_FILE: usize = 1 << 16;
 const FILE_NAMES: [&str; 4] =
     ["pytorch_model.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors", "pytorch_model.bin"];
 
-/// The weight files of a checkpoint folder: one, or the shards that an index names.
+/// The weight files of a checkpoint folder: one, or the shards that an index names. A whole file that the index beside it
+/// names is one of its shards.
 ///
 /// # Errors
 /// When the folder has none, or an index is broken.
 pub fn files(folder: &Path) -> Result<Vec<PathBuf>, Error> {
     for name in FILE_NAMES {
         let whole = folder.join(name);
-        if whole.is_file() {
-            return Ok(vec![whole]);
-        }
         let index = folder.join(format!("{name}.index.json"));
+        if whole.is_file() {
+            let named = shards(&index).ok().filter(|shards| shards.contains(&whole));
+            return Ok(named.unwrap_or_else(|| vec![whole]));
+        }
         if index.is_file() {
             return shards(&index);
         }

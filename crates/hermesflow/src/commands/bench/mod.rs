@@ -24,7 +24,7 @@ use crate::report::table;
 /// that of the configuration; on a GPU (model.device=cuda:0) a clock stops when the GPU is done, and the peak of its memory
 /// is that of tensors. `benches/stages.py` and `benches/gpu_session.py` run it beside PyTorch in turns.
 ///
-/// Example: hermesflow bench paper model.showo=m/showo model.vq=m/vq model.tokenizer=m/tokenizer.json
+/// Example: hermesflow bench paper model.checkpoint=m/decoder model.vq=m/vq model.tokenizer=m/tokenizer.json
 ///
 /// Example: hermesflow bench scenes model.device=cuda:0 model.dtype=bf16 --stages multiply,copy
 #[derive(Debug, clap::Args)]
@@ -100,11 +100,11 @@ enum StageName {
     Encode,
     /// One picture from image codes
     Decode,
-    /// Captions of one picture, from its codes
+    /// Captions of one picture that the model has read
     Caption,
     /// Pictures of one text, as codes
     Imagine,
-    /// Answers about several pictures, from their codes
+    /// Answers about several pictures that the model has read
     Answer,
     /// One step of Pair-DPO
     Train,

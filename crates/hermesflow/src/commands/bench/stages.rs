@@ -3,19 +3,20 @@
 use std::ops::ControlFlow;
 use std::time::Instant;
 
-use crate::models::backbone::Model;
-use crate::models::backbone::{Sizes, training};
 use anyhow::{Context, Result, ensure};
+use hermesflow_models::cost::TrainingWork;
 use hermesflow_models::measure::Profile;
 use hermesflow_models::{
-    DType, Device, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel, device, measure,
+    DType, Device, ImageView, ImagineJob, ImagineOptions, Model, ReplyRequest, Sampling, UnifiedModel, device, measure,
 };
-use hermesflow_train::{PairDpo, PairDpoSettings, Schedule, ScheduleKind, Trainer, TrainerSettings, TrainingPair};
+use hermesflow_train::{
+    OwnImage, PairDpo, PairDpoSettings, Schedule, ScheduleKind, StoredFeatures, Trainer, TrainerSettings, TrainingPair,
+};
 use image::RgbImage;
 use serde::Serialize;
 
 use super::{StageName, Work};
-use crate::config::{RunConfig, TrainSettings};
+use crate::config::{ImagineSettings, RunConfig, TrainSettings};
 
 /// What one run of a stage took.
 #[derive(Debug, Clone, Copy, Serialize)]
@@ -55,28 +56,33 @@ pub(super) struct Bench {
     model: Model,
     work: Work,
     training: TrainSettings,
+    imagine: ImagineSettings,
     picture: RgbImage,
     codes: Vec<Vec<u32>>,
+    /// The pictures as the model understands them, once a stage needs them.
+    views: Vec<ImageView>,
     trainer: Option<(tempfile::TempDir, Trainer<PairDpo<Model>>)>,
     dtype: DType,
 }
 
 impl Bench {
     pub(super) fn new(model: Model, work: Work, config: &RunConfig) -> Result<Self> {
-        ensure!(!model.config().w_clip_vit, "bench: the CLIP variant is not timed; give another checkpoint");
+        ensure!(model.trains_captions(), "bench: the CLIP variant is not timed; give another checkpoint");
         let side = if work.picture == 0 { model.resolution() as u32 } else { work.picture };
         let picture = RgbImage::from_fn(side, side, |x, y| image::Rgb([(x ^ y) as u8, (x / 2) as u8, (y * 3) as u8]));
-        let (tokens, codebook) = (model.image_tokens() as u64, model.config().codebook_size as u64);
+        let (tokens, codebook) = (model.image_tokens() as u64, model.codebook() as u64);
         let code =
             |image: u64| (0..tokens).map(|at| ((at * 2_654_435_761 + image * 40_503) % codebook) as u32).collect();
         let codes = (0..work.images.max(3 * work.pairs) as u64).map(code).collect();
         let (dtype, training) = (config.model.dtype.into(), config.train.clone());
-        Ok(Self { model, work, dtype, training, picture, codes, trainer: None })
+        let Work { steps, guidance, .. } = work;
+        let imagine = ImagineSettings { steps, guidance, cache: config.imagine.cache, ..ImagineSettings::default() };
+        Ok(Self { model, work, dtype, training, imagine, picture, codes, views: Vec::new(), trainer: None })
     }
 
     /// Where the model is.
     pub(super) fn device(&self) -> &Device {
-        self.model.vq().device()
+        self.model.device()
     }
 
     /// One run.
@@ -119,6 +125,9 @@ impl Bench {
     }
 
     fn prepare(&mut self, stage: StageName) -> Result<()> {
+        if [StageName::Caption, StageName::Answer, StageName::Train].contains(&stage) && self.views.is_empty() {
+            self.views = self.views()?;
+        }
         if stage == StageName::Train && self.trainer.is_none() {
             self.trainer = Some(self.trainer()?);
         }
@@ -128,7 +137,7 @@ impl Bench {
     /// The operations of a stage, and the bytes of weights that its passes read.
     fn expected(&self, stage: StageName) -> Result<(f64, f64)> {
         let (model, work) = (&self.model, self.work);
-        let sizes = Sizes::new(model.config(), model.phi_config(), model.vq().config())?;
+        let sizes = model.costs()?;
         let pixels = f64::from(self.picture.width()) / sizes.resolution() as f64;
         let (encode, decode) = (sizes.encode(1).operations, sizes.decode(1).operations);
         let read = |passes: usize| passes as f64 * sizes.decoder_bytes(self.dtype) as f64;
@@ -147,10 +156,10 @@ impl Bench {
             }
             StageName::Imagine => {
                 let cost = sizes.imagine(work.images, words, &self.imagine_options());
-                (cost.operations - decode * work.images as f64, read(work.steps))
+                (cost.operations - decode * work.images as f64, read(sizes.passes(&self.imagine_options())))
             }
             StageName::Train => {
-                let step = training::TrainingWork {
+                let step = TrainingWork {
                     pairs: work.pairs,
                     words,
                     masks: 1,
@@ -166,7 +175,33 @@ impl Bench {
     }
 
     fn imagine_options(&self) -> ImagineOptions {
-        ImagineOptions { steps: self.work.steps, guidance: self.work.guidance, ..ImagineOptions::default() }
+        self.imagine.options(self.model.image_decoding())
+    }
+
+    /// Pictures as the model understands them: of codes, or one picture's features, each a tensor of its own.
+    fn views(&self) -> Result<Vec<ImageView>> {
+        let of_codes = |codes: &Vec<u32>| self.model.view_of_codes(codes.clone());
+        if let Some(views) = self.codes.iter().map(of_codes).collect::<Option<Vec<_>>>() {
+            return Ok(views);
+        }
+        let read = self.model.understand(&[self.model.prepare(self.picture.clone())?])?;
+        let count = self.work.images.max(self.work.pairs);
+        let copy = |view: &ImageView| match view {
+            ImageView::Codes(codes) => Ok(ImageView::Codes(codes.clone())),
+            ImageView::Features(features) => Ok(ImageView::Features(features.copy()?)),
+        };
+        read.iter().cycle().take(count).map(copy).collect()
+    }
+
+    /// A picture as training has it.
+    fn own_image(&self, number: usize) -> OwnImage {
+        match &self.views[number] {
+            ImageView::Codes(_) => self.codes[3 * number].clone().into(),
+            ImageView::Features(features) => {
+                let features = features.clone();
+                OwnImage::Features(StoredFeatures::new(number.to_string(), move || Ok(features.clone())))
+            }
+        }
     }
 
     /// One run's work; the clock stops when the device is done.
@@ -182,21 +217,20 @@ impl Bench {
         match stage {
             StageName::Multiply => return Ok(Done::of(measure::large_product(self.dtype, &device)?)),
             StageName::Copy => return Ok(Done::of(measure::copies(&device)?)),
-            StageName::Encode => drop(self.model.vq().encode_images(std::slice::from_ref(&self.picture))?),
+            StageName::Encode => drop(self.model.encode_at_any_size(std::slice::from_ref(&self.picture))?),
             StageName::Decode => {
                 let (tokens, side) = (self.model.image_tokens(), self.model.resolution());
                 let side = self.picture.width() as usize * tokens.isqrt() / side;
                 let codes: Vec<u32> = self.codes[0].iter().copied().cycle().take(side * side).collect();
-                drop(self.model.vq().decode_images(&[codes])?);
+                drop(self.model.decode_grids(&[codes], side, side)?);
             }
             StageName::Caption => {
-                let view = ImageView::Codes(self.codes[0].clone());
                 let sampling = Sampling { top_k: 4, temperature: 2.0 };
                 let question = "Give a caption for this image.".to_owned();
                 let requests: Vec<ReplyRequest> = (0..work.captions)
                     .map(|number| request(question.clone(), number, sampling, work.caption_tokens))
                     .collect();
-                drop(self.model.reply(&view, &requests)?);
+                drop(self.model.reply(&self.views[0], &requests)?);
             }
             StageName::Imagine => {
                 let prompt = "a large red circle above three small blue squares on a grey background".to_owned();
@@ -211,9 +245,8 @@ impl Bench {
                 let requests: Vec<ReplyRequest> = (0..work.questions)
                     .map(|number| request(question(number), number, Sampling::GREEDY, work.answer_tokens))
                     .collect();
-                let views: Vec<ImageView> = self.codes[..work.images].iter().cloned().map(ImageView::Codes).collect();
                 let asked: Vec<(&ImageView, &[ReplyRequest])> =
-                    views.iter().map(|view| (view, requests.as_slice())).collect();
+                    self.views[..work.images].iter().map(|view| (view, requests.as_slice())).collect();
                 drop(self.model.reply_many(&asked)?);
             }
             StageName::Train => {
@@ -228,11 +261,11 @@ impl Bench {
     fn trainer(&self) -> Result<(tempfile::TempDir, Trainer<PairDpo<Model>>)> {
         let pair = |number: usize| TrainingPair {
             id: number.to_string(),
-            image: self.codes[3 * number].clone(),
+            image: self.own_image(number),
             question: "Give a caption for this image.".into(),
             caption: format!("a large red circle above {number} small blue squares on a grey background"),
-            caption_win: " a large red circle above three small blue squares".into(),
-            caption_lose: " two green triangles left of a small yellow cross".into(),
+            caption_win: "a large red circle above three small blue squares".into(),
+            caption_lose: "two green triangles left of a small yellow cross".into(),
             image_win: self.codes[3 * number + 1].clone(),
             image_lose: self.codes[3 * number + 2].clone(),
             margins: None,
@@ -243,8 +276,9 @@ impl Bench {
         let settings =
             PairDpoSettings { batch_size: self.work.pairs, guidance, prompt_dropout, ..PairDpoSettings::default() };
         let products = self.training.products.into();
-        let policy = self.model.trainable()?.training(products)?.recompute(self.training.recomputes());
-        let reference = self.model.frozen()?.training(products)?;
+        let policy = self.model.trainable_parts(self.training.parts())?.for_training(products)?;
+        let policy = policy.recomputing(self.training.recomputes());
+        let reference = self.model.frozen_copy()?.for_training(products)?;
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, steps: 1_000_000 };
         let folder = tempfile::tempdir()?;

@@ -1,7 +1,7 @@
 //! What of the findings is about memory: the GPU's and the computer's.
 
-use crate::models::backbone::Sizes;
 use anyhow::{Result, ensure};
+use hermesflow_models::cost::Costs;
 use hermesflow_models::device::{self, Memory};
 use sysinfo::System;
 
@@ -44,7 +44,7 @@ impl Findings {
     }
 
     /// Chooses the form of training where it is left open, and says what each takes of a GPU.
-    pub(super) fn forms(&mut self, config: &mut RunConfig, sizes: &Sizes, gpu: Option<Memory>) {
+    pub(super) fn forms(&mut self, config: &mut RunConfig, sizes: &dyn Costs, gpu: Option<Memory>) {
         let needs = FORMS.map(|(recompute, state)| {
             let need = memory_plan::need(config, sizes, (recompute, state));
             let host = if need.host > 0 { format!(" and {} of the host", gigabytes(need.host)) } else { String::new() };
@@ -66,7 +66,7 @@ impl Findings {
     }
 
     /// Whether each stage fits the machine.
-    pub(super) fn memory(&mut self, stages: &[Stage], sizes: &Sizes, gpu: Option<Memory>) {
+    pub(super) fn memory(&mut self, stages: &[Stage], sizes: &dyn Costs, gpu: Option<Memory>) {
         let system = System::new_with_specifics(
             sysinfo::RefreshKind::nothing().with_memory(sysinfo::MemoryRefreshKind::everything()),
         );

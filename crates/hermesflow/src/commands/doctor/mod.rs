@@ -7,15 +7,17 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
+use hermesflow_models::cost::{self, Cost, Costs};
 use hermesflow_models::{DType, Products};
 use hermesflow_records::{InitialRecord, Table};
 
 use super::args::ConfigArgs;
-use crate::config::{CLIP, EMBEDDED, ImageJudge, MAGVIT, ModelSettings, ObjectiveName, PHI, RunConfig};
+use crate::config::{ImageJudge, ModelSettings, ObjectiveName, RunConfig};
 use crate::files;
 use crate::models;
-use crate::models::backbone::{CheckpointConfigs, Cost, Sizes, check_files, cost};
+use crate::models::backbone;
 use crate::models::hub::{Hub, Parts};
+use crate::models::kind::{About, Source};
 use crate::models::memory_plan::{self, DRIVER, PROGRAM, WORDS};
 use crate::progress::{Progress, brief};
 use crate::run::context::RunContext;
@@ -54,7 +56,7 @@ pub fn run(args: Args) -> Result<()> {
     findings.judges(&run.config)?;
     let gpu = findings.gpu(&run.config, args.gpu_memory)?;
     let sizes = findings.model(&run.config)?;
-    if let Some(sizes) = &sizes {
+    if let Some(sizes) = sizes.as_deref() {
         if sizes.is_on_gpu() {
             findings.forms(&mut run.config, sizes, gpu);
         }
@@ -200,57 +202,56 @@ impl Findings {
         Ok(())
     }
 
-    /// The checkpoint's files by their headers, and its sizes.
-    fn model(&mut self, config: &RunConfig) -> Result<Option<Sizes>> {
+    /// The checkpoint's files by their headers, and its costs.
+    fn model(&mut self, config: &RunConfig) -> Result<Option<Box<dyn Costs>>> {
         let settings = &config.model;
-        if settings.showo == EMBEDDED {
+        if settings.is_embedded() {
             let model = models::open(settings, &Progress::stderr())?;
             self.add(Verdict::Good, "model", "the embedded one");
-            return Ok(Some(placed(Sizes::new(model.config(), model.phi_config(), model.vq().config())?, settings)));
+            return Ok(Some(placed(model.costs()?, settings)));
         }
-        let (vq, tokenizer) = (settings.vq.as_deref().unwrap_or(MAGVIT), settings.tokenizer.as_deref().unwrap_or(PHI));
-        let showo = self.present("model", "model.showo", &settings.showo, Parts::Checkpoint)?;
-        let vq_there = self.present("model", "model.vq", vq, Parts::Checkpoint)?;
-        let tokenizer = self.present("model", "model.tokenizer", tokenizer, Parts::Tokenizer)?;
-        let (Some(showo), Some(vq), Some(tokenizer)) = (showo, vq_there, tokenizer) else {
-            return Ok(self.published(config, vq));
-        };
-        let tokenizer = if tokenizer.is_dir() { tokenizer.join("tokenizer.json") } else { tokenizer };
-        match check_files(&showo, &vq, &tokenizer) {
-            Ok(facts) => {
-                if facts.showo.w_clip_vit {
-                    let tower = settings.clip.as_deref().unwrap_or(CLIP);
-                    self.present("model", "model.clip", tower, Parts::Checkpoint)?;
+        let kind = backbone::expected(settings);
+        let mut places = Vec::new();
+        let sources = kind.sources(settings);
+        for Source { key, name, parts } in &sources {
+            places.extend(self.present("model", key, name, *parts)?);
+        }
+        if places.len() < sources.len() {
+            let about = kind.published(settings)?;
+            let name = format!("{} as published", settings.checkpoint);
+            return Ok(about.and_then(|about| self.facts(config, &name, about).ok()));
+        }
+        match kind.about(&places) {
+            Ok(about) => {
+                if let Some(Source { key, name, parts }) = &about.further {
+                    let given = settings.clip.as_ref().unwrap_or(name);
+                    self.present("model", key, given, *parts)?;
                 }
-                self.facts(config, &showo.display().to_string(), &facts).map(Some)
+                let name = places.first().map_or_else(String::new, |place| place.display().to_string());
+                self.facts(config, &name, about).map(Some)
             }
             Err(error) => {
-                self.add(Verdict::Blocks, "model", format!("{:#}", anyhow::Error::from(error)));
+                self.add(Verdict::Blocks, "model", format!("{error:#}"));
                 Ok(None)
             }
         }
     }
 
-    /// The sizes of a checkpoint that is not here, as it was published under its name; none of one that is not known.
-    fn published(&mut self, config: &RunConfig, vq: &str) -> Option<Sizes> {
-        let facts = models::published(&config.model.showo, vq)?;
-        self.facts(config, &format!("{} as published", config.model.showo), &facts).ok()
-    }
-
     /// What a checkpoint is, and whether this run can be done with it.
-    fn facts(&mut self, config: &RunConfig, name: &str, facts: &CheckpointConfigs) -> Result<Sizes> {
+    fn facts(&mut self, config: &RunConfig, name: &str, about: About) -> Result<Box<dyn Costs>> {
         let settings = &config.model;
-        let sizes = placed(Sizes::new(&facts.showo, &facts.phi, &facts.vq)?, settings);
+        let About { facts, costs, trains_captions, .. } = about;
+        let sizes = placed(costs, settings);
         let text = format!(
             "{name}: {:.2} billion parameters, {}×{} pictures of {} tokens, held in {:?}",
             sizes.parameters() as f64 / 1e9,
-            facts.resolution(),
-            facts.resolution(),
-            facts.showo.num_vq_tokens,
+            facts.resolution,
+            facts.resolution,
+            facts.image_tokens,
             DType::from(settings.dtype),
         );
-        let fits = settings.expect.check(&settings.showo, &facts.showo, facts.resolution());
-        match fits.and_then(|()| models::ensure_trainable(&facts.showo, config)) {
+        let fits = settings.expect.check(&settings.checkpoint, &facts);
+        match fits.and_then(|()| models::ensure_trainable(trains_captions, config)) {
             Ok(()) => self.add(Verdict::Good, "model", text),
             Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
         }
@@ -258,12 +259,13 @@ impl Findings {
     }
 
     /// Whether what a run writes fits the disks.
-    fn disk(&mut self, run: &RunContext, sizes: &Sizes, records: usize) {
+    fn disk(&mut self, run: &RunContext, sizes: &dyn Costs, records: usize) {
         let config = &run.config;
         let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
         let model = sizes.decoder_bytes(DType::F32);
-        // A checkpoint holds the model and both moments; one more stands there while the oldest goes.
-        let training = config.iterations as u64 * model * (1 + 3 * (config.train.keep as u64 + 1));
+        // A checkpoint holds the model and both moments of what is trained; one more stands there while the oldest goes.
+        let checkpoint = model + 2 * sizes.trained() * DType::F32.size_in_bytes() as u64;
+        let training = config.iterations as u64 * (model + checkpoint * (config.train.keep as u64 + 1));
         // Folders on one file system share what is free there.
         let mut needs: Vec<(u64, Vec<&'static str>, u64, u64)> = Vec::new();
         for ((key, folder), bytes) in before::places(run).into_iter().zip([images, training]) {
@@ -286,7 +288,7 @@ impl Findings {
 }
 
 /// About what a picture and its codes take: PNG makes a photograph half as large as it is.
-fn picture_bytes(sizes: &Sizes) -> u64 {
+fn picture_bytes(sizes: &dyn Costs) -> u64 {
     let side = sizes.resolution() as u64;
     side * side * 3 / 2
 }
@@ -304,7 +306,7 @@ struct Stage {
 }
 
 /// A model's sizes where it will run.
-fn placed(sizes: Sizes, settings: &ModelSettings) -> Sizes {
+fn placed(sizes: Box<dyn Costs>, settings: &ModelSettings) -> Box<dyn Costs> {
     if settings.names_a_gpu() { sizes.on_gpu(settings.dtype.into()) } else { sizes }
 }
 
@@ -314,7 +316,7 @@ const TRAIN: &str = "train";
 const QUESTIONS: usize = 8;
 
 /// The stages of one iteration with their peaks.
-fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
+fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     let (program, host) = if sizes.is_on_gpu() { (DRIVER, PROGRAM) } else { (PROGRAM, 0) };
     let weights = sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes() + program;
     let stage = |name: &'static str, work: String, cost: Cost| Stage {
@@ -329,7 +331,8 @@ fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
     let of_chunks = |cost: Cost| Cost { operations: cost.operations * chunks, ..cost };
     let (candidates, images) = (config.caption.candidates.len(), config.imagine.images);
     let caption = sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens);
-    let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.into());
+    let decoding = config.model.backbone.image_decoding();
+    let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.options(decoding));
     let mut stages = vec![
         stage("caption", format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
         stage("imagine", format!("{records} captions × {images} images"), of_chunks(imagine)),
@@ -351,7 +354,7 @@ fn stages(config: &RunConfig, sizes: &Sizes, records: usize) -> Vec<Stage> {
 }
 
 /// The table of what the stages cost.
-fn costs(config: &RunConfig, sizes: &Sizes, stages: &[Stage], records: usize) -> Result<String> {
+fn costs(config: &RunConfig, sizes: &dyn Costs, stages: &[Stage], records: usize) -> Result<String> {
     let held = DType::from(config.model.dtype);
     let products = match Products::from(config.train.products) {
         Products::F32 => DType::F32,

@@ -9,10 +9,11 @@ use hermesflow_records::{PairRecord, Table};
 use hermesflow_train::{PairWeights, Sides, TrainingPair};
 use rayon::prelude::*;
 
-use crate::cache::pictures::{Opened, OpenedCodes, PictureReader};
+use crate::cache::codes::PictureKey;
+use crate::cache::pictures::{Opened, OpenedCodes, OpenedView, PictureReader};
 use crate::config::ImageCodes;
 use crate::digest::{self, digest};
-use crate::models::{Model, reply_text};
+use crate::models::Model;
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
 use crate::run::stage;
@@ -56,18 +57,27 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
     };
     let task = run.progress.task("encode", "pairs", pairs.len(), 0);
     let mut cut = Cut::new("train", &run.progress);
-    let mut encoded = Vec::with_capacity(pairs.len());
+    let (mut encoded, mut encoded_anew) = (Vec::with_capacity(pairs.len()), 0);
     let open = |pair: &PairRecord| source.open(pair).with_context(|| format!("record {}", pair.id));
-    let open = |chunk: Range<usize>| -> Result<(Vec<PairRecord>, Vec<OpenedCodes>)> {
+    let open = |chunk: Range<usize>| -> Result<(Vec<PairRecord>, Vec<OpenedPair>)> {
         let pairs = pairs.read(chunk)?;
         let opened = pairs.iter().map(open).collect::<Result<Vec<_>>>()?;
-        Ok((pairs, opened.into_iter().flatten().collect()))
+        Ok((pairs, opened))
     };
     stage::prefetch(pairs.chunks(run.config.data.chunk).collect(), open, |opened| {
         let (chunk, opened) = opened?;
-        let codes = source.reader.codes(opened)?;
-        let (codes, _) = codes.as_chunks::<3>();
-        for (pair, [image, image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
+        let (mut own, mut imagined, mut drawn) = (Vec::new(), Vec::new(), 0);
+        for OpenedPair { own: image, imagined: [win, lose], is_drawn } in opened {
+            own.extend(image);
+            imagined.extend([win, lose]);
+            drawn += usize::from(is_drawn);
+        }
+        encoded_anew += chunk.len() - drawn;
+        let mut own = source.reader.own_images(own)?.into_iter();
+        let codes = source.reader.codes(imagined)?;
+        let (codes, _) = codes.as_chunks::<2>();
+        for (pair, [image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
+            let image = own.next().unwrap_or_default();
             source.check_texts(pair, &run.config.caption.question).with_context(|| format!("record {}", pair.id))?;
             if run.config.train.sides != Sides::Und {
                 cut.look(model, &pair.id, &pair.caption)?;
@@ -77,8 +87,8 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
                 image,
                 question: run.config.caption.question.clone(),
                 caption: pair.caption.clone(),
-                caption_win: reply_text(&pair.caption_win),
-                caption_lose: reply_text(&pair.caption_lose),
+                caption_win: model.spelled(&pair.caption_win),
+                caption_lose: model.spelled(&pair.caption_lose),
                 image_win,
                 image_lose,
                 margins: source.margins(pair),
@@ -88,7 +98,25 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
         Ok(())
     })?;
     cut.finish(pairs.len());
+    let images = run.config.train.sides != Sides::Und;
+    if encoded_anew > 0 && images && run.config.train.codes == ImageCodes::Drawn {
+        run.progress.log(format!(
+            "train: {encoded_anew} of {} pairs have images without the codes that they were drawn with; both of a pair are \
+             encoded from their pictures",
+            pairs.len()
+        ));
+    }
     Ok(encoded)
+}
+
+/// The pictures of a pair on their way to the model; of a side that takes no part there is nothing.
+struct OpenedPair {
+    /// The record's own.
+    own: Option<(PictureKey, OpenedView)>,
+    /// The winning and the losing image.
+    imagined: [OpenedCodes; 2],
+    /// Whether the codes of these are those that they were drawn with.
+    is_drawn: bool,
 }
 
 /// Where the codes of pairs come from.
@@ -102,24 +130,25 @@ struct Source<'a> {
 }
 
 impl Source<'_> {
-    /// The pair's own image, the winning and the losing one; no codes of those that its side does not need.
-    fn open(&self, pair: &PairRecord) -> Result<[OpenedCodes; 3]> {
+    /// The pair's own image, the winning and the losing one; nothing of those that its side does not need.
+    fn open(&self, pair: &PairRecord) -> Result<OpenedPair> {
         let nothing = || Opened::Known(Vec::new());
         let own = match self.sides {
-            Sides::Gen => nothing(),
-            _ => self.reader.open_codes(pair.img_path.as_ref())?,
+            Sides::Gen => None,
+            _ => Some(self.reader.open_own(pair.img_path.as_ref())?),
         };
         let (win, lose) = (pair.image_win.as_ref(), pair.image_lose.as_ref());
         if self.sides == Sides::Und {
-            return Ok([own, nothing(), nothing()]);
+            return Ok(OpenedPair { own, imagined: [nothing(), nothing()], is_drawn: false });
         }
         // Either both are as they were drawn or both as they are read back: these differ in likelihood.
         if self.codes == ImageCodes::Drawn
             && let (Some(win), Some(lose)) = (self.drawn(win)?, self.drawn(lose)?)
         {
-            return Ok([own, Opened::Known(win), Opened::Known(lose)]);
+            return Ok(OpenedPair { own, imagined: [Opened::Known(win), Opened::Known(lose)], is_drawn: true });
         }
-        Ok([own, self.reader.open_codes(win)?, self.reader.open_codes(lose)?])
+        let imagined = [self.reader.open_codes(win)?, self.reader.open_codes(lose)?];
+        Ok(OpenedPair { own, imagined, is_drawn: false })
     }
 
     /// How much better the wins were judged, where pairs are weighted by it.
@@ -134,7 +163,7 @@ impl Source<'_> {
             return Ok(());
         }
         for (key, caption) in [("caption_win", &pair.caption_win), ("caption_lose", &pair.caption_lose)] {
-            self.model.check_caption(question, &reply_text(caption)).context(key)?;
+            self.model.check_caption(question, caption).context(key)?;
         }
         Ok(())
     }
@@ -142,7 +171,7 @@ impl Source<'_> {
     /// The codes that a picture was drawn with, where they lie beside it.
     fn drawn(&self, picture: &Path) -> Result<Option<Vec<u32>>> {
         let drawn = self.pictures.codes(picture)?;
-        let (tokens, codebook) = (self.model.image_tokens(), self.model.config().codebook_size);
+        let (tokens, codebook) = (self.model.image_tokens(), self.model.codebook());
         let fit = |codes: &Vec<u32>| codes.len() == tokens && codes.iter().all(|code| (*code as usize) < codebook);
         ensure!(
             drawn.as_ref().is_none_or(fit),
@@ -199,7 +228,7 @@ mod tests {
             let codes = |number: u32| model.encode_images(&[picture(1 + record * 3 + number)]).unwrap().remove(0);
             let expected = TrainingPair {
                 id: record.to_string(),
-                image: codes(0),
+                image: codes(0).into(),
                 question: "What is there?".into(),
                 caption: format!("the prompt {record}"),
                 caption_win: format!(" win {record}"),

@@ -6,7 +6,6 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_models::DType;
 use hermesflow_records::temporary;
 use hermesflow_train::{Objective, Outcome, PairDpo, StepReport, Trainer};
 use serde_json::json;
@@ -38,7 +37,7 @@ stage_command! {
     /// Example: hermesflow train scenes train.schedule.steps=100 train.loss.anchor_gen=0
     "train", |run| {
         let player = models::player(run)?;
-        models::ensure_trainable(player.config(), &run.config)?;
+        models::ensure_trainable(player.trains_captions(), &run.config)?;
         warn(run);
         train(&player, &models::reference(&player, run)?, run)?;
         Ok(run.layout.model())
@@ -80,15 +79,16 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let mut seen = 0;
     let settings = run.config.train.pair_dpo(stage::seed(run, "train", &[]));
     let products = run.config.train.products.into();
-    let policy = player.trainable()?.training(products)?.recompute(run.config.train.recomputes());
-    let reference = reference.frozen()?.training(products)?;
+    let policy = player.trainable_parts(run.config.train.parts())?.for_training(products)?;
+    let policy = policy.recomputing(run.config.train.recomputes());
+    let reference = reference.frozen_copy()?.for_training(products)?;
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
     })?;
     drop(task);
     memory.finish()?;
-    let trained = all_steps(objective, run)?.into_models().0.frozen()?;
+    let trained = all_steps(objective, run)?.into_models().0.frozen_copy()?;
     hand_over(trained, player, &run.layout)
 }
 
@@ -114,13 +114,13 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
         return Ok(model);
     }
     let objective = BasePretraining {
-        model: player.trainable()?,
+        model: player.trainable_parts(run.config.train.parts())?,
         mix: run.config.train.pretraining.clone(),
         masking: run.config.train.masking,
         caption_question: run.config.caption.question.clone(),
         seed: stage::seed(run, "train", &[]),
     };
-    let trained = all_steps(objective, run)?.model.frozen()?;
+    let trained = all_steps(objective, run)?.model.frozen_copy()?;
     hand_over(trained, player, &run.layout)
 }
 
@@ -212,7 +212,7 @@ fn save(model: &Model, folder: &Path) -> Result<()> {
     if temporary.exists() {
         std::fs::remove_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
     }
-    std::fs::create_dir_all(temporary.join("phi")).with_context(|| temporary.display().to_string())?;
-    model.save(&temporary, DType::F32)?;
+    std::fs::create_dir_all(&temporary).with_context(|| temporary.display().to_string())?;
+    model.save_trained(&temporary)?;
     std::fs::rename(&temporary, folder).with_context(|| folder.display().to_string())
 }

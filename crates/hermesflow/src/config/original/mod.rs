@@ -78,7 +78,7 @@ pub fn translate(mut tree: Value, arguments: &[String]) -> Result<(Value, Vec<St
         overrides::apply(&mut out, argument, Keys::run())?;
     }
     ensure!(
-        out.get("model").is_some_and(|model| model.get("showo").is_some()),
+        out.get("model").is_some_and(|model| model.get("checkpoint").is_some()),
         "model.showo.pretrained_model_path: missing; give the checkpoint's folder or name, as \
          model.showo.pretrained_model_path=showlab/show-o behind the file"
     );
@@ -110,7 +110,6 @@ impl OwnKeys {
         sections.remove("model"); // both have one
         let mut model = names(&defaults["model"]);
         model.insert("expect".into());
-        model.remove("showo"); // a section there, a single value here
         Self { sections, model }
     }
 
@@ -188,7 +187,7 @@ fn fit_warmup(out: &mut Value, given: &BTreeSet<String>) -> Result<Option<String
 
 /// Leaves the resolution to a 512×512 checkpoint whose file says 256, as the released training file does.
 fn fit_resolution(out: &mut Value) -> Option<String> {
-    let showo = out["model"]["showo"].as_str()?.to_owned();
+    let showo = out["model"]["checkpoint"].as_str()?.to_owned();
     let named = showo.trim_end_matches('/').rsplit('/').next().is_some_and(|name| name.contains("512"));
     let expect = out["model"].get_mut("expect")?.as_mapping_mut()?;
     let small = |key: &str, number: u64| expect.get(key).is_none_or(|value| value.as_u64() == Some(number));

@@ -13,7 +13,7 @@ const SHOWO_CLIP: &str = include_str!("../../../tests/original/showo_demo_w_clip
 const SHOWO_TUNING: &str = include_str!("../../../tests/original/showo_tuning.yaml");
 
 fn read(yaml: &str, arguments: &[&str]) -> anyhow::Result<(RunConfig, Vec<String>)> {
-    RunConfig::read(yaml, &arguments.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>())
+    RunConfig::read(yaml, &arguments.iter().map(|one| (*one).to_owned()).collect::<Vec<_>>(), |_| None)
 }
 
 fn config(yaml: &str, arguments: &[&str]) -> RunConfig {
@@ -44,7 +44,7 @@ fn untouched(resolved: &TrainSettings) -> TrainSettings {
 #[test]
 fn the_published_files_run_as_they_are() {
     let demo = config(DEMO, &[]);
-    assert_eq!(demo.model.showo, "showlab/show-o-512x512");
+    assert_eq!(demo.model.checkpoint, "showlab/show-o-512x512");
     assert_eq!(demo.model.vq.as_deref(), Some("showlab/magvitv2"));
     assert_eq!(demo.model.tokenizer.as_deref(), Some("microsoft/phi-1_5"));
     assert_eq!(demo.output.to_str(), Some("hermesflow-demo"));
@@ -137,7 +137,7 @@ fn overrides_in_the_originals_names() {
     let schedule = train.schedule;
     assert_eq!((train.batch_size, schedule.learning_rate, schedule.steps, schedule.warmup_steps), (4, 1e-5, 100, 7));
     assert_eq!((train.max_grad_norm, config.output.to_str()), (Some(0.5), Some("out/training")));
-    assert_eq!((config.data.root.to_str(), config.model.showo.as_str()), (Some("elsewhere"), "checkpoints/showo"));
+    assert_eq!((config.data.root.to_str(), config.model.checkpoint.as_str()), (Some("elsewhere"), "checkpoints/showo"));
     contains(&said(PAIR_DPO, &arguments), &["--iteration 2"]);
 }
 
@@ -181,7 +181,7 @@ fn our_own_keys_go_over_the_translation() {
         ["training.max_train_steps=90", "train.steps=40", "imagine.images=4", "model.showo=models/mine", "--"];
     let config = config(PAIR_DPO, &arguments[..4]);
     assert_eq!(
-        (config.train.schedule.steps, config.imagine.images, config.model.showo.as_str()),
+        (config.train.schedule.steps, config.imagine.images, config.model.checkpoint.as_str()),
         (40, 4, "models/mine")
     );
     let mixed = format!("{DEMO}\ntrain: {{ anchor_gen: 0.5 }}\nimagine: {{ images: 3 }}\n");

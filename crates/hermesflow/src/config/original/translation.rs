@@ -55,8 +55,8 @@ impl<'g> Translation<'g> {
         }
         self.text("model.vq_model.vq_model_name", "model.vq")?;
         self.text("model.vq_model.pretrained_model_path", "model.vq")?;
-        self.text("model.showo.pretrained_model_path", "model.showo")?;
-        self.text("pretrained_model_path", "model.showo")?;
+        self.text("model.showo.pretrained_model_path", "model.checkpoint")?;
+        self.text("pretrained_model_path", "model.checkpoint")?;
         self.text("model.showo.llm_model_path", "model.tokenizer")?;
         if self.from.flag("model.showo.load_from_showo")? == Some(false) {
             self.unfollow("model.showo.load_from_showo", "training begins with the checkpoint, not with a bare Phi");

@@ -42,12 +42,14 @@ const fn known(name: &'static str, parts: Parts, size: &'static str, instead: Op
     Known { name, parts, size, instead }
 }
 
-const KNOWN: [Known; 13] = [
+const KNOWN: [Known; 15] = [
     known("showlab/show-o", Parts::Checkpoint, "5.8 GB", None),
     known("showlab/show-o-512x512", Parts::Checkpoint, "5.8 GB", None),
     known("showlab/show-o-w-clip-vit", Parts::Checkpoint, "5.8 GB", None),
     known("showlab/show-o-w-clip-vit-512x512", Parts::Checkpoint, "5.8 GB", None),
     known("Gen-Verse/HermesFlow", Parts::Checkpoint, "5.8 GB", None),
+    known("deepseek-ai/Janus-Pro-1B", Parts::Text, "4.2 GB", None),
+    known("deepseek-ai/Janus-Pro-7B", Parts::Text, "15 GB", None),
     known("showlab/magvitv2", Parts::Checkpoint, "0.5 GB", None),
     known("microsoft/phi-1_5", Parts::Tokenizer, "2 MB", None),
     known("openai/clip-vit-large-patch14-336", Parts::Checkpoint, "1.7 GB", None),
@@ -64,9 +66,11 @@ const KNOWN: [Known; 13] = [
 ];
 
 /// Files beside the weights that are fetched where a model has them.
-const PARTS: [&str; 16] = [
+const PARTS: [&str; 18] = [
     "config.json",
     "generation_config.json",
+    "processor_config.json",
+    "preprocessor_config.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",

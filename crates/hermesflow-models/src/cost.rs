@@ -1,0 +1,130 @@
+//! What a model costs before it is loaded, whichever backbone it is: bytes of memory and floating-point operations of each
+//! kind of work.
+
+use std::fmt;
+
+use candle_core::DType;
+use hermesflow_nn::ops::{self, Products};
+
+use crate::Result;
+use crate::model::ImagineOptions;
+
+/// What a piece of work needs, weights aside.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Cost {
+    /// Bytes of memory at the peak.
+    pub bytes: u64,
+    /// Floating-point operations in all.
+    pub operations: f64,
+}
+
+impl Cost {
+    /// The cost of this work followed by `next`: the larger peak, and the sum of operations.
+    pub fn then(self, next: Self) -> Self {
+        Self { bytes: self.bytes.max(next.bytes), operations: self.operations + next.operations }
+    }
+
+    /// The cost of doing this work `count` times in sequence.
+    pub fn times(self, count: usize) -> Self {
+        Self { operations: self.operations * count as f64, ..self }
+    }
+}
+
+/// The settings of training that its memory depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainingWork {
+    /// Pairs per micro batch.
+    pub pairs: usize,
+    /// Tokens per text.
+    pub words: usize,
+    /// Masks that are drawn per pair.
+    pub masks: usize,
+    /// Whether the likelihood of images is guided: each goes through the model once more, without its text.
+    pub guided: bool,
+    /// Micro batches per step.
+    pub accumulation: usize,
+    /// The precision of the matrix products.
+    pub products: Products,
+    /// Whether blocks keep only their inputs for the backward pass and recompute the rest.
+    pub recompute: bool,
+    /// Whether the sums of gradients and the optimizer's moments are in the host's memory.
+    pub host_state: bool,
+}
+
+/// What training needs beside the model that it starts from, which is the reference.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct TrainingCost {
+    /// Bytes that stay on the device: the policy in f32, and the optimizer's state if it is there.
+    pub held: u64,
+    /// Bytes that a step needs on the device at its peak: gradients, what the graphs keep, and intermediate results.
+    pub passing: u64,
+    /// Bytes in the host's memory, where that is separate.
+    pub host: u64,
+    /// Floating-point operations of a micro batch.
+    pub operations: f64,
+}
+
+/// The costs of one model's work.
+pub trait Costs: fmt::Debug + Send + Sync {
+    /// The same model on a GPU, where matrices, keys and values are held as `dtype`.
+    fn on_gpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs>;
+
+    /// Whether the model runs on a GPU.
+    fn is_on_gpu(&self) -> bool;
+
+    /// The number of parameters, an image tokenizer that is a checkpoint of its own aside.
+    fn parameters(&self) -> u64;
+
+    /// The number of parameters that are trained.
+    fn trained(&self) -> u64;
+
+    /// Bytes of the weights with matrices held as `dtype`, without the image tokenizer.
+    fn decoder_bytes(&self, dtype: DType) -> u64;
+
+    /// Bytes of the image tokenizer's weights.
+    fn tokenizer_bytes(&self) -> u64;
+
+    /// The side of the model's square images, in pixels.
+    fn resolution(&self) -> usize;
+
+    /// The number of tokens of an image.
+    fn image_tokens(&self) -> usize;
+
+    /// The cost of encoding `images` images.
+    fn encode(&self, images: usize) -> Cost;
+
+    /// The cost of decoding `images` images.
+    fn decode(&self, images: usize) -> Cost;
+
+    /// The cost of replies about `images` images that are processed together, and of reading these: for each image,
+    /// `samples` replies of at most `length` tokens to each of `questions` questions of `words` tokens.
+    fn reply(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost;
+
+    /// The cost of generating and decoding `images` images from prompts of `words` tokens.
+    fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost;
+
+    /// How often the decoder's weights are read to generate an image.
+    fn passes(&self, options: &ImagineOptions) -> usize;
+
+    /// The cost of a step of training, and of what stays in memory around it.
+    fn train(&self, work: &TrainingWork) -> TrainingCost;
+}
+
+/// Floating-point operations per second that this machine reaches in large products with matrices held as `dtype`;
+/// measured now, in about a third of a second.
+///
+/// # Errors
+/// If a tensor cannot be allocated.
+pub fn speed(dtype: DType, device: &candle_core::Device) -> Result<f64> {
+    const SIDE: usize = 1024;
+    let ones = candle_core::Tensor::ones((SIDE, SIDE), DType::F32, device)?;
+    let weight = ones.to_dtype(dtype)?;
+    let started = std::time::Instant::now();
+    let mut best = f64::INFINITY;
+    while started.elapsed().as_secs_f64() < 0.3 {
+        let once = std::time::Instant::now();
+        ops::linear(&ones, &weight, None)?;
+        best = best.min(once.elapsed().as_secs_f64());
+    }
+    Ok(2.0 * (SIDE * SIDE * SIDE) as f64 / best)
+}

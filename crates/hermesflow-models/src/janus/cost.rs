@@ -1,0 +1,269 @@
+//! What a Janus-Pro costs before it is loaded: bytes of memory and floating-point operations of each kind of work, computed
+//! from its configuration alone.
+//!
+//! Memory is the weights, the key/value cache, and the activations that exist at the same time, as [`super::llama`],
+//! [`super::siglip`], [`super::vq`] and the block of `hermesflow-nn` (`ops/llama_block/`) allocate them. Operations are two
+//! per weight and row, plus the products of attention.
+
+mod training;
+
+use candle_core::DType;
+
+use super::config::JanusConfig;
+use super::picture_tokenizer::PictureTokenizer;
+use super::training::TRAINED;
+use super::vq;
+use super::{imagine, parameter_shapes};
+use crate::Result;
+use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
+use crate::model::{ImagineOptions, NextCodeOptions};
+use crate::showo::reply;
+
+/// Bytes of an activation in f32.
+const F32: u64 = 4;
+/// Full-resolution feature maps that exist at the same time in a residual block of the image tokenizer.
+const FEATURE_MAPS: u64 = 5;
+/// Feature maps' worth of memory of a GPU's convolution, which copies the neighbours of each pixel.
+const UNFOLDED: u64 = 9;
+/// Tokens of what stands before a picture that is read: the system text and the beginning of the user's turn.
+const BEFORE: usize = 60;
+
+/// The sizes of a model that decide its costs.
+#[derive(Debug, Clone)]
+pub struct Sizes {
+    config: JanusConfig,
+    vq: Vec<(String, Vec<usize>)>,
+    /// Numbers in matrices and in vectors of everything but the image tokenizer, and those that are trained by default.
+    matrices: u64,
+    vectors: u64,
+    trained: u64,
+    /// Whether the model runs on a GPU, and the type of its keys and values.
+    gpu: bool,
+    kept: DType,
+}
+
+impl Sizes {
+    /// The sizes of a model with this configuration.
+    ///
+    /// # Errors
+    /// Never for a configuration that was read.
+    pub fn new(config: &JanusConfig) -> Result<Self> {
+        let (mut matrices, mut vectors, mut trained) = (0, 0, 0);
+        for (name, shape) in parameter_shapes(config)?.iter().filter(|(name, _)| !name.starts_with(vq::ROOT)) {
+            let count = shape.iter().product::<usize>() as u64;
+            let is_vector = shape.len() == 1 || name.ends_with("pos_embed");
+            *(if is_vector { &mut vectors } else { &mut matrices }) += count;
+            trained += if TRAINED.iter().any(|part| name.starts_with(part)) { count } else { 0 };
+        }
+        let vq = PictureTokenizer::parameter_shapes(&config.vq)?;
+        Ok(Self { config: config.clone(), vq, matrices, vectors, trained, gpu: false, kept: DType::F32 })
+    }
+
+    fn hidden(&self) -> u64 {
+        self.config.language.hidden_size as u64
+    }
+
+    fn mlp(&self) -> u64 {
+        self.config.language.intermediate_size as u64
+    }
+
+    fn blocks(&self) -> u64 {
+        self.config.language.num_hidden_layers as u64
+    }
+
+    /// Width of all keys, or all values, of a token.
+    fn keys(&self) -> u64 {
+        (self.config.language.key_heads() * self.config.language.head_size()) as u64
+    }
+
+    /// Bytes of the key/value cache per token.
+    fn cache_row(&self) -> u64 {
+        2 * self.blocks() * self.keys() * self.kept.size_in_bytes() as u64
+    }
+
+    /// Operations of the LLaMA for one token that attends to `keys` keys, without a head.
+    fn row(&self, keys: f64) -> f64 {
+        let hidden = self.hidden();
+        let block = 2 * hidden * hidden + 2 * hidden * self.keys() + 3 * hidden * self.mlp();
+        self.blocks() as f64 * (2.0 * block as f64 + 4.0 * keys * hidden as f64)
+    }
+
+    /// Operations of the text head for one token.
+    fn text_head(&self) -> f64 {
+        2.0 * self.hidden() as f64 * self.config.language.vocab_size as f64
+    }
+
+    /// Operations of the head over the codes for one token, and of embedding a code.
+    fn code_head(&self) -> f64 {
+        let head = &self.config.gen_head;
+        2.0 * (head.input * head.inner + head.inner * head.codes) as f64 + 2.0 * (self.hidden() * self.hidden()) as f64
+    }
+
+    /// Bytes of a pass of the LLaMA over `rows` tokens: the residual stream, its norm, queries, keys and values, or the
+    /// parts of the feed-forward layer.
+    fn pass(&self, rows: u64) -> u64 {
+        rows * (6 * self.hidden() + 4 * self.keys()).max(3 * self.hidden() + 3 * self.mlp()) * F32
+    }
+
+    /// The cost of the vision tower's features of `images` images, aligned.
+    fn read(&self, images: usize) -> Cost {
+        let vision = &self.config.vision;
+        let (width, mlp, patches) = (vision.width as u64, vision.mlp_width as u64, vision.patches() as u64);
+        let block = 2.0 * (4 * width * width + 2 * width * mlp) as f64 + 4.0 * (patches * width) as f64;
+        let tower = vision.blocks as f64 * block * patches as f64;
+        let aligner = 2.0 * (width * self.hidden() + self.hidden() * self.hidden()) as f64 * patches as f64;
+        let together = images.clamp(1, super::together(self.gpu)) as u64;
+        let bytes = together * patches * (5 * width).max(2 * width + 2 * mlp) * F32;
+        Cost { bytes, operations: images as f64 * (tower + aligner) }
+    }
+
+    /// The cost of the encoder (or the decoder) of the image tokenizer over `images` images.
+    fn convolutions(&self, part: &str, images: usize) -> Cost {
+        let side = self.config.resolution() as u64;
+        let channels = if part == "encoder" { &self.config.vq.encoder } else { &self.config.vq.decoder };
+        let levels = channels.len();
+        let level = |name: &str| match name.split('.').skip(1).collect::<Vec<_>>()[..] {
+            // The encoder's levels run from the picture down, the decoder's from the coarsest up.
+            ["encoder", "conv_blocks" | "down", level, ..] | ["decoder", "up", level, ..] => level.parse().unwrap_or(0),
+            ["decoder", "conv_blocks", level, ..] => levels - 1 - level.parse::<usize>().unwrap_or(0).min(levels - 1),
+            ["encoder", "conv_in", ..] | ["decoder", "conv_out", ..] => 0,
+            _ => levels - 1,
+        };
+        let pixels = |name: &str| ((side >> level(name)) * (side >> level(name))) as f64;
+        let start = format!("{}.{part}", vq::ROOT.trim_end_matches('.'));
+        let of = self.vq.iter().filter(|(name, shape)| name.starts_with(&start) && shape.len() == 4);
+        let operations: f64 = of.map(|(name, shape)| 2.0 * shape.iter().product::<usize>() as f64 * pixels(name)).sum();
+        let together = vq::batch((side * side) as usize).min(images.max(1)) as u64;
+        let map = |level: usize| channels[level] as u64 * (side >> level) * (side >> level);
+        let heaviest = (0..levels).map(map).max().unwrap_or(0);
+        let maps = if self.gpu { FEATURE_MAPS + UNFOLDED } else { FEATURE_MAPS };
+        Cost { bytes: together * maps * heaviest * F32, operations: operations * images as f64 }
+    }
+
+    /// The cost of replies about images that are read already.
+    fn replies(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
+        let block = BEFORE + self.config.image_tokens;
+        let replies = questions * samples;
+        let rows = block + questions * words + replies * length;
+        let together = reply::images_together(images, replies, rows, (self.cache_row() as usize, self.gpu)) as u64;
+        let prefix = (block + questions * words) as u64;
+        let logits = together * replies as u64 * self.config.language.vocab_size as u64 * 2 * F32;
+        let embedded = together * prefix * self.hidden() * F32;
+        let pass = self.pass((together * prefix).min((reply::PASS + block) as u64));
+        let bytes = together * rows as u64 * self.cache_row() + (embedded + pass).max(logits);
+        let operations = prefix as f64 * self.row(block as f64 / 2.0)
+            + (replies * length) as f64 * (self.row((block + words) as f64) + self.text_head());
+        Cost { bytes, operations: operations * images as f64 }
+    }
+
+    /// The cost of the codes of images.
+    fn codes(&self, images: usize, words: usize, options: &NextCodeOptions) -> Cost {
+        let (rows, tokens) = (if options.guidance == 0.0 { 1 } else { 2 }, self.config.image_tokens);
+        let one = rows * tokens * self.cache_row() as usize;
+        let together = imagine::together(images, one, options.cache_bytes) as u64;
+        let pass = (2 * words as u64).max(together * rows as u64);
+        let codes = self.config.vq.codes as u64;
+        let logits = together * rows as u64 * codes * 3 * F32;
+        let bytes = together * one as u64 + self.pass(pass) + logits;
+        let row = self.row(words as f64 + tokens as f64 / 2.0) + self.code_head();
+        Cost { bytes, operations: (images * rows * tokens) as f64 * row }
+    }
+}
+
+impl Costs for Sizes {
+    fn on_gpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs> {
+        Box::new(Self { gpu: true, kept: dtype, ..*self })
+    }
+
+    fn is_on_gpu(&self) -> bool {
+        self.gpu
+    }
+
+    fn parameters(&self) -> u64 {
+        let vq: usize = self.vq.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
+        self.matrices + self.vectors + vq as u64
+    }
+
+    fn trained(&self) -> u64 {
+        self.trained
+    }
+
+    fn decoder_bytes(&self, dtype: DType) -> u64 {
+        self.matrices * dtype.size_in_bytes() as u64 + self.vectors * F32
+    }
+
+    fn tokenizer_bytes(&self) -> u64 {
+        self.vq.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64 * F32).sum()
+    }
+
+    fn resolution(&self) -> usize {
+        self.config.resolution()
+    }
+
+    fn image_tokens(&self) -> usize {
+        self.config.image_tokens
+    }
+
+    fn encode(&self, images: usize) -> Cost {
+        self.convolutions("encoder", images)
+    }
+
+    fn decode(&self, images: usize) -> Cost {
+        self.convolutions("decoder", images)
+    }
+
+    fn reply(&self, images: usize, questions: usize, samples: usize, words: usize, length: usize) -> Cost {
+        self.replies(images, questions, samples, words, length).then(self.read(images))
+    }
+
+    fn imagine(&self, images: usize, words: usize, options: &ImagineOptions) -> Cost {
+        match options {
+            ImagineOptions::NextCode(options) => self.codes(images, words, options).then(self.decode(images)),
+            ImagineOptions::Masked(_) => Cost::default(), // refused by the model
+        }
+    }
+
+    fn passes(&self, _: &ImagineOptions) -> usize {
+        self.config.image_tokens
+    }
+
+    fn train(&self, work: &TrainingWork) -> TrainingCost {
+        self.step(work)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::super::pretrain::{files, published_config};
+    use super::*;
+
+    pub(super) fn published(seven: bool) -> Sizes {
+        Sizes::new(&JanusConfig::read(&files(&published_config(seven), 576, 384, "{}")).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn the_published_sizes_are_as_the_files_have_them() {
+        for (seven, parameters, cache) in [(false, 2.07e9, 393_216), (true, 7.4e9, 983_040)] {
+            let sizes = published(seven);
+            // Without what nothing reads: the tower's pooling and the record of used codes.
+            assert!((sizes.parameters() as f64 / parameters - 1.0).abs() < 0.01, "{}", sizes.parameters());
+            assert_eq!(sizes.cache_row(), cache, "0.39 and 0.98 MB of a token in f32");
+            assert!(sizes.trained() < sizes.parameters() && sizes.trained() > sizes.parameters() * 3 / 4);
+        }
+    }
+
+    #[test]
+    fn what_is_more_work_costs_more() {
+        let sizes = published(false);
+        let options = |guidance| NextCodeOptions { guidance, ..NextCodeOptions::default() };
+        let (free, guided) = (sizes.codes(4, 30, &options(0.0)), sizes.codes(4, 30, &options(4.0)));
+        assert!(guided.operations > 1.8 * free.operations && guided.bytes > free.bytes);
+        assert!(sizes.imagine(4, 30, &options(4.0).into()).operations > guided.operations, "pictures are decoded, too");
+        // Two rows of 576 codes through 24 blocks of 2048 wide: about 1.3 G weights each way.
+        let by_hand = 2.0 * 576.0 * 2.0 * 1.31e9;
+        assert!((sizes.codes(1, 30, &NextCodeOptions::default()).operations / by_hand - 1.0).abs() < 0.2);
+        assert!(sizes.decode(1).operations > 0.0 && sizes.encode(1).operations > 0.0);
+        assert!(sizes.reply(1, 1, 10, 20, 100).operations > 10.0 * 100.0 * 2.0 * 1.2e9);
+    }
+}
