@@ -41,13 +41,17 @@ impl Files {
     /// Where the files are: paths, the hub's cache, or what is downloaded now.
     fn find(settings: &ModelSettings, progress: &Progress) -> Result<Self> {
         let hub = Hub::from_environment()?;
-        let mut places = Vec::new();
-        for Source { key, name, parts } in ShowO.sources(settings) {
-            let found = hub.model(&name, Some(parts), progress).context(key)?;
-            let good = parts == Parts::Tokenizer || found.is_dir();
+        let find = |Source { key, name, parts }: &Source| -> Result<PathBuf> {
+            let found = hub.model(name, Some(*parts), progress).context(*key)?;
+            let good = *parts == Parts::Tokenizer || found.is_dir();
             ensure!(good, "{key}: {} is not a checkpoint's folder", found.display());
-            places.push(found);
-        }
+            Ok(found)
+        };
+        // The smallest first: what is missing is said before gigabytes are fetched.
+        let sources = ShowO.sources(settings);
+        let small = sources.iter().filter(|source| source.parts == Parts::Tokenizer);
+        small.map(find).collect::<Result<Vec<_>>>()?;
+        let places: Vec<PathBuf> = sources.iter().map(find).collect::<Result<_>>()?;
         Self::at(&places)
     }
 
