@@ -20,7 +20,9 @@ pub use given::{QuestionCounts, QuestionFile, QuestionForm, journeydb_questions}
 pub use id::{IdKey, InvalidId, RecordId};
 pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, ranked, three_decimals};
 pub use read::read;
-pub use record::{AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record};
+pub use record::{
+    AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record, ReplyRecord, ScoreRecord,
+};
 pub use seed::derive_seed;
 pub use store::Store;
 pub use table::Table;

@@ -154,6 +154,25 @@ records! {
         caption_log_prob: Option<Vec<f64>>,
     }
 
+    /// A record of `generation_vqa_replies.json`: what the model answered about each image, for people to read.
+    ReplyRecord {
+        /// The replies about each image, in the order of the record's questions; empty where `answer.score: probability`
+        /// asks for none.
+        replies: Vec<Vec<String>>,
+        /// What each question added to the score of each image: 0 for a wrong answer.
+        counts: Vec<Vec<f64>>,
+    }
+
+    /// A record of `pair_dpo_scores.json`: the scores of everything that competed for a pair, and what became of it.
+    ScoreRecord {
+        /// What became of the record: `pair`, `carried over`, or the reason why it gives no pair.
+        outcome: String,
+        /// The similarity of each caption; `null` where it is not a number.
+        captions: Vec<Option<f64>>,
+        /// The accuracy of each image; `null` where it is not a number.
+        images: Vec<Option<f64>>,
+    }
+
     /// A record of `pair_dpo_data.json`: the preferred and the rejected caption and image of a record.
     PairRecord {
         /// The path of the image, relative to the data root.
@@ -179,6 +198,13 @@ records! {
         /// The accuracy of the rejected image.
         vqa_score_lose: f64,
     }
+}
+
+impl ScoreRecord {
+    /// The outcome of a record that gave a pair.
+    pub const PAIR: &'static str = "pair";
+    /// The outcome of a record whose pair of the iteration before stays as it is.
+    pub const CARRIED: &'static str = "carried over";
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use anyhow::{Context, Result};
 use hermesflow_models::{GivenReply, ImageView, Likelihood, Reply, ReplyRequest, Sampling, UnifiedModel};
-use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, three_decimals};
+use hermesflow_records::{AnswerRecord, InitialRecord, QuestionRecord, ReplyRecord, Store, three_decimals};
 use hermesflow_score::ChoiceMatcher;
 use serde_json::json;
 
@@ -26,8 +26,8 @@ stage_command! {
     /// Shows the model each of its images and asks it, greedily, every question of vqa_data.json about the caption behind
     /// it. A reply counts as the choice it matches best; the share of right answers is the image's score, rounded to three
     /// decimals (`answer.score: confidence` weighs them by their probability; `probability` asks for no replies and takes the
-    /// mean probability of the right choices). Writes generation_vqa_results.json. When it was interrupted, the same
-    /// command continues.
+    /// mean probability of the right choices). Writes generation_vqa_results.json, and the answers themselves, which
+    /// `hermesflow report` shows, into generation_vqa_replies.json. When it was interrupted, the same command continues.
     ///
     /// Example: hermesflow answer scenes
     "answer", |run| {
@@ -87,15 +87,33 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
         Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
     };
     let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
+    let mut replies = Store::<ReplyRecord>::open(&run.layout.replies())?;
     stage.run(&records, &run.progress, made_from, open, |chunk, opened, _| {
         let answer = |(record, opened): (&InitialRecord, Result<Exam>)| {
             opened
                 .and_then(|(questions, images)| examiner.answer(record, &questions, images))
                 .with_context(|| format!("record {}", record.id))
         };
-        chunk.iter().zip(opened).map(answer).collect()
+        let answered = chunk.iter().zip(opened).map(answer).collect::<Result<Vec<_>>>()?;
+        let (answers, said): (Vec<_>, Vec<_>) = answered.into_iter().unzip();
+        // Before the scores: killed in between, both are made again.
+        replies.append(&said)?;
+        Ok(answers)
     })?;
+    if records.keys().any(|key| replies.has(key)) {
+        replies.finish(records.keys())?;
+    }
     Ok(())
+}
+
+/// What a model says of the images of a record.
+struct Said {
+    /// The replies about each image; empty where none are written.
+    replies: Vec<Vec<String>>,
+    /// What each question adds to the score of each image.
+    counts: Vec<Vec<f64>>,
+    /// The score of each image.
+    scores: Vec<f64>,
 }
 
 /// A record's questions and its images.
@@ -128,20 +146,18 @@ impl<M: UnifiedModel> Examiner<'_, M> {
         record: &InitialRecord,
         questions: &[QuestionRecord],
         images: Vec<OpenedView>,
-    ) -> Result<AnswerRecord> {
+    ) -> Result<(AnswerRecord, ReplyRecord)> {
         let views = self.reader.views(images)?;
-        let result = match &self.matcher {
+        let Said { replies, counts, scores } = match &self.matcher {
             Some(matcher) => self.of_replies(&**matcher, questions, &views)?,
             None => self.of_choices(questions, &views)?,
         };
-        let said = self.config.answer.caption_likelihood;
-        Ok(AnswerRecord {
-            id: record.id.clone(),
-            caption: record.caption.clone(),
-            question_number: questions.len(),
-            result,
-            caption_log_prob: if said { Some(self.of_caption(&record.caption, &views)?) } else { None },
-        })
+        let likelihood = self.config.answer.caption_likelihood;
+        let caption_log_prob = if likelihood { Some(self.of_caption(&record.caption, &views)?) } else { None };
+        let (id, caption, question_number) = (record.id.clone(), record.caption.clone(), questions.len());
+        let answer = AnswerRecord { id, caption, question_number, result: scores, caption_log_prob };
+        let counts = counts.into_iter().map(|counts| counts.into_iter().map(three_decimals).collect()).collect();
+        Ok((answer, ReplyRecord { id: record.id.clone(), replies, counts }))
     }
 
     /// How well the model answers `questions` about each image, rounded to three decimals: the share of right answers,
@@ -151,7 +167,7 @@ impl<M: UnifiedModel> Examiner<'_, M> {
         matcher: &dyn ChoiceMatcher,
         questions: &[QuestionRecord],
         views: &[ImageView],
-    ) -> Result<Vec<f64>> {
+    ) -> Result<Said> {
         let request = |question: &QuestionRecord| ReplyRequest {
             question: prompt(question),
             sampling: Sampling::GREEDY,
@@ -173,11 +189,15 @@ impl<M: UnifiedModel> Examiner<'_, M> {
             (true, _) => 1.0,
         };
         let counts: Vec<f64> = replies.iter().zip(&right).map(counts).collect();
-        Ok(counts.chunks(questions.len().max(1)).map(mean_in_three_decimals).collect())
+        let by_image = counts.chunks(questions.len().max(1));
+        let scores = by_image.clone().map(mean_in_three_decimals).collect();
+        let text = |reply: &Reply| reply.text.trim().to_owned();
+        let replies = replies.chunks(questions.len().max(1)).map(|about| about.iter().map(text).collect()).collect();
+        Ok(Said { replies, counts: by_image.map(<[f64]>::to_vec).collect(), scores })
     }
 
     /// How likely the right choices of `questions` are among all choices, about each image: the mean.
-    fn of_choices(&self, questions: &[QuestionRecord], views: &[ImageView]) -> Result<Vec<f64>> {
+    fn of_choices(&self, questions: &[QuestionRecord], views: &[ImageView]) -> Result<Said> {
         let given = |asked: &QuestionRecord| {
             let question = prompt(asked);
             asked
@@ -198,9 +218,11 @@ impl<M: UnifiedModel> Examiner<'_, M> {
                 let right = own.iter().zip(&asked.choices).filter(|(_, choice)| **choice == asked.answer);
                 right.map(|(one, _)| share(one)).sum::<f64>() / own.iter().map(share).sum::<f64>()
             };
-            questions.iter().map(of_question).sum::<f64>() / questions.len() as f64
+            questions.iter().map(of_question).collect::<Vec<f64>>()
         };
-        Ok(self.model.score_replies(&asked)?.into_iter().map(of_image).collect())
+        let counts: Vec<Vec<f64>> = self.model.score_replies(&asked)?.into_iter().map(of_image).collect();
+        let mean = |counts: &Vec<f64>| counts.iter().sum::<f64>() / questions.len() as f64;
+        Ok(Said { replies: Vec::new(), scores: counts.iter().map(mean).collect(), counts })
     }
 
     /// How likely a caption is given each image: its log-probability per token, the end counted.

@@ -33,7 +33,7 @@ const ROWS: usize = 12;
 /// captions scenes and generates pictures of captions, judges its own pictures, trains on its best against its worst,
 /// and repeats this. Before and after, an oracle that reads the pixels measures it on combinations of shapes that
 /// training never showed. The folder then holds the preference pairs, two contact sheets (pairs.png, before-after.png),
-/// the figures and the trained models. A demo that was interrupted continues with the same command.
+/// the figures, the trained models, and report.html, which shows all of it in a browser. A demo that was interrupted continues with the same command.
 ///
 /// Example: hermesflow demo --out /tmp/demo --seed 7
 #[derive(Debug, clap::Args)]
@@ -113,9 +113,13 @@ pub fn run(args: Args) -> Result<()> {
     files::write_atomically(&out.join("figures.md"), (table.clone() + "\n").as_bytes())?;
     say!("{table}\n")?;
     say!("{} preference pairs of the last iteration: {}", pairs, layout(&config).pairs().display())?;
+    let report = run::write_report(out, &progress);
     say!("look at: {}", out.join("pairs.png").display())?;
     say!("         {}", out.join("before-after.png").display())?;
     say!("in {}", brief(started.elapsed()))?;
+    if let Some(report) = report {
+        say!("all of it, with every pair and why: {}", report.display())?;
+    }
     Ok(())
 }
 

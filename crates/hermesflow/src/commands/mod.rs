@@ -26,6 +26,7 @@ mod pair;
 mod pretrain;
 mod random_model;
 mod reconstruct;
+mod report;
 mod run;
 mod samplers;
 mod scenes;
@@ -92,6 +93,7 @@ commands! {
     Pair in pair,
     Train in train,
     Eval in eval,
+    Report in report,
     Samplers in samplers,
     T2i in t2i,
     Mmu in mmu,

@@ -14,7 +14,7 @@ use crate::made::{Origin, WholeFile};
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
 use hermesflow_records::{
-    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, Table, first_round, later_round, ranked,
+    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, ScoreRecord, Table, first_round, later_round, ranked,
 };
 use hermesflow_score::CaptionSimilarity;
 
@@ -25,7 +25,8 @@ stage_command! {
     /// rightly about them (with `answer.caption_likelihood` by that and by how likely it finds the caption, ranks summed). A
     /// record gives a pair only if both sides have a clear winner and its best image is good enough
     /// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
-    /// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json.
+    /// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json, and the scores of
+    /// all candidates, which `hermesflow report` shows, into pair_dpo_scores.json.
     ///
     /// Example: hermesflow pair scenes pair.min_accuracy=0.8
     "pair", |run| {
@@ -71,16 +72,27 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
         note: run.layout.stamp("pair"),
         remedy: "`hermesflow train` takes it as it is; to choose pairs anew, move it away",
     };
+    let scores = WholeFile {
+        path: run.layout.pair_scores(),
+        note: run.layout.stamp("pair-scores"),
+        remedy: "move it away; `hermesflow pair` writes it anew",
+    };
     let (mut pairs, mut chosen) = (output.begin()?, Chosen::default());
+    let mut scored = scores.begin()?;
     match run.layout.previous().filter(|_| !run.config.data.fresh) {
         None => {
             let task = run.progress.task("similarity", "records", records.len(), 0);
             for chunk in records.chunks(run.config.data.chunk) {
                 for record in records.read(chunk)? {
-                    match first_round(&competition.candidates(record)?, run.config.pair.min_accuracy) {
+                    let (candidates, mut all) = competition.candidates(record)?;
+                    match first_round(&candidates, run.config.pair.min_accuracy) {
                         Ok(pair) => pairs.push(&pair)?,
-                        Err(reason) => *chosen.dropped.entry(reason).or_default() += 1,
+                        Err(reason) => {
+                            all.outcome = reason.to_string();
+                            *chosen.dropped.entry(reason).or_default() += 1;
+                        }
                     }
+                    scored.push(&all)?;
                     task.advance(1);
                 }
             }
@@ -91,16 +103,25 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
             for chunk in old.chunks(run.config.data.chunk) {
                 for old in old.read(chunk)? {
                     let new = records.of_id(&old.id)?.pop().map(|record| competition.candidates(record)).transpose()?;
-                    let (captions, images) = new.map_or_else(Default::default, |new| (new.captions, new.images));
+                    let (captions, images, all) = match new {
+                        Some((new, all)) => (new.captions, new.images, Some(all)),
+                        None => Default::default(),
+                    };
                     let renewed = later_round(&old, &captions, &images);
-                    chosen.carried += usize::from(renewed == old);
+                    let carried = renewed == old;
+                    chosen.carried += usize::from(carried);
                     pairs.push(&renewed)?;
+                    if let Some(mut all) = all {
+                        all.outcome = if carried { ScoreRecord::CARRIED.into() } else { all.outcome };
+                        scored.push(&all)?;
+                    }
                     task.advance(1);
                 }
             }
         }
     }
     chosen.kept = pairs.len();
+    scores.publish(scored, Origin::default())?;
     output.publish(pairs, Origin::default())?;
     Ok(chosen)
 }
@@ -131,8 +152,8 @@ impl<'a> Competition<'a> {
         Ok(Self { run, captions, similarity, images })
     }
 
-    /// A record with its captions and images and their scores.
-    fn candidates(&self, record: InitialRecord) -> Result<Candidates> {
+    /// A record with the captions and images that compete for its pair, and all scores that were given.
+    fn candidates(&self, record: InitialRecord) -> Result<(Candidates, ScoreRecord)> {
         let named = || format!("record {}", record.id);
         let captions = self.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
         let similarities = self.similarity.similarities(&record.caption, &captions).with_context(named)?;
@@ -151,6 +172,13 @@ impl<'a> Competition<'a> {
                 (0..self.run.config.imagine.images).map(score).collect::<Result<_>>().with_context(named)?
             }
         };
+        let number = |score: &f64| score.is_finite().then_some(*score);
+        let all = ScoreRecord {
+            id: record.id.clone(),
+            outcome: ScoreRecord::PAIR.into(),
+            captions: similarities.iter().map(number).collect(),
+            images: scores.iter().map(number).collect(),
+        };
         let image = |(number, score)| {
             let path = path(number);
             (path.strip_prefix(self.run.layout.data()).unwrap_or(&path).display().to_string(), score)
@@ -160,7 +188,7 @@ impl<'a> Competition<'a> {
             Some(second) => ranked(&images, &second),
             None => images,
         };
-        Ok(Candidates { captions: captions.into_iter().zip(similarities).collect(), images, record })
+        Ok((Candidates { captions: captions.into_iter().zip(similarities).collect(), images, record }, all))
     }
 }
 

@@ -1,5 +1,7 @@
 //! `hermesflow run`: the loop, made of the functions behind the other commands.
 
+use std::path::{Path, PathBuf};
+
 use anyhow::{Context, Result};
 
 use super::args::ConfigArgs;
@@ -9,6 +11,7 @@ use crate::files::lock::Lock;
 use crate::judges::Judges;
 use crate::models::{self, Model};
 use crate::progress::Progress;
+use crate::report::page::{self, serve};
 use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::{before, folder};
@@ -18,7 +21,7 @@ use crate::run::{before, folder};
 /// Every iteration makes captions and images, asks and answers questions about the images, chooses pairs and trains on
 /// them; the next one begins with the trained model. The run folder (`output`) receives config.yaml with every setting,
 /// and the models, as train/model and train_iterN/model. A run that was interrupted continues with the same command and
-/// ends with the same files, byte for byte.
+/// ends with the same files, byte for byte. The last file is report.html, which shows all of it (`hermesflow report`).
 ///
 /// `hermesflow keys` lists every setting of the YAML file; `hermesflow config scenes` prints a file to begin with.
 ///
@@ -27,14 +30,37 @@ use crate::run::{before, folder};
 pub struct Args {
     #[command(flatten)]
     config: ConfigArgs,
+
+    /// Serve the report on this machine (127.0.0.1, nothing else listens) while the run works, always current
+    #[arg(long)]
+    watch: bool,
 }
 
 /// Runs the command.
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
-    run_loop(&config, &Progress::stderr(), |_, _| Ok(()))?;
+    let progress = Progress::stderr();
+    if args.watch {
+        progress.log(format!("report: {}", serve::beside(&config.output)?));
+    }
+    run_loop(&config, &progress, |_, _| Ok(()))?;
     say!("{}", RunLayout::new(&config, config.iterations).model().display())?;
+    if let Some(report) = write_report(&config.output, &progress) {
+        say!("look at: {}", report.display())?;
+    }
     Ok(())
+}
+
+/// Writes the report of a run or a demo into its folder; the file. A report that cannot be written is no fault of the
+/// run's: the log says why.
+pub fn write_report(folder: &Path, progress: &Progress) -> Option<PathBuf> {
+    match page::write_usual(folder) {
+        Ok(report) => Some(report),
+        Err(error) => {
+            progress.log(format!("WARNING: no report was written: {error:#}"));
+            None
+        }
+    }
 }
 
 /// What curates.

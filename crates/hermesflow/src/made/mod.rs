@@ -54,6 +54,11 @@ impl Origin {
         Value::Object(self.settings.clone()).pointer(pointer).cloned().unwrap_or_default()
     }
 
+    /// The digests of files, by what they are.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().filter_map(|(what, digest)| Some((what.as_str(), digest.as_str()?)))
+    }
+
     /// What differs from the origin of what is there, in words.
     pub fn differences(&self, there: &Self) -> Vec<String> {
         let object = |map: &Map<String, Value>| Value::Object(map.clone());

@@ -1,5 +1,6 @@
 //! Results for people: tables for the terminal and the README, pictures for the eye.
 
+pub mod page;
 pub mod sheet;
 
 use anyhow::Result;

@@ -84,6 +84,16 @@ impl RunLayout {
         self.file("generation_vqa_results.json")
     }
 
+    /// What the model answered about every image, question by question.
+    pub fn replies(&self) -> PathBuf {
+        self.file("generation_vqa_replies.json")
+    }
+
+    /// The scores of everything that competed for the pairs, and what became of each record.
+    pub fn pair_scores(&self) -> PathBuf {
+        self.file("pair_dpo_scores.json")
+    }
+
     /// The folder of what judges with weights said.
     pub fn scores(&self) -> PathBuf {
         self.data.join(".scores")

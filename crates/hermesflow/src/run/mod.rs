@@ -6,6 +6,7 @@ pub mod decisive;
 pub mod folder;
 pub mod layout;
 pub mod pictures;
+pub mod preview;
 pub mod questions;
 pub mod stage;
 pub mod texts;

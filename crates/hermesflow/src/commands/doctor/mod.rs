@@ -69,6 +69,11 @@ pub fn run(args: Args) -> Result<()> {
         findings.print()?;
     }
     anyhow::ensure!(!findings.blocked(), "this run would fail; see the lines marked ✗ above");
+    say!(
+        "look at: {} once the run is done; `hermesflow run --watch` or `hermesflow report {} --serve` shows it before",
+        run.config.output.join("report.html").display(),
+        run.config.output.display()
+    )?;
     Ok(())
 }
 
