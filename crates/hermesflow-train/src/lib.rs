@@ -16,6 +16,7 @@
 pub mod checkpoint;
 pub mod draws;
 pub mod error;
+pub mod events;
 pub mod loss;
 pub mod metrics;
 pub mod optimizer;

@@ -3,7 +3,7 @@
 //! `und/` is the side of captions, `gen/` that of images. Each has `rewards/{chosen,rejected,margins,accuracies}` and
 //! `logps/{chosen,rejected}` as in TRL's `DPOTrainer`, and `delta/{chosen,rejected}` = log π − log π_ref, which show
 //! whether a comparison is won because the winner becomes more likely or only because the loser becomes less likely
-//! (see [`crate::watch`]).
+//! (see [`crate::watch`]). TensorBoard finds the same numbers in an event file beside it ([`crate::events`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,6 +12,7 @@ use hermesflow_records::AppendLog;
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use crate::events::{EVENTS_FILE, EventFile, StepNumbers};
 use crate::loss::{PairLogProbs, SideLoss};
 use crate::{Error, Result};
 
@@ -109,18 +110,21 @@ pub struct StepRecord {
 }
 
 impl StepRecord {
-    fn to_line(&self) -> String {
-        let mut line = Map::new();
-        line.insert("step".into(), self.step.into());
-        for (name, value) in [
+    /// The step and its numbers, in the order of the line.
+    fn numbers(&self) -> StepNumbers<'_> {
+        let own = [
             ("epoch", self.epoch),
             ("loss", self.loss),
             ("grad_norm", self.grad_norm),
             ("learning_rate", self.learning_rate),
-        ] {
-            line.insert(name.into(), value.into());
-        }
-        for (name, value) in self.metrics.iter() {
+        ];
+        (self.step, own.into_iter().chain(self.metrics.iter()).collect())
+    }
+
+    fn to_line(&self) -> String {
+        let mut line = Map::new();
+        line.insert("step".into(), self.step.into());
+        for (name, value) in self.numbers().1 {
             line.insert(name.into(), value.into());
         }
         if !self.warnings.is_empty() {
@@ -158,9 +162,12 @@ impl Serialize for Metrics {
     }
 }
 
-/// `metrics.jsonl` of a training folder, opened where a run begins or continues.
+/// `metrics.jsonl` of a training folder and the event file beside it, opened where a run begins or continues.
 #[derive(Debug)]
-pub struct MetricsFile(AppendLog);
+pub struct MetricsFile {
+    log: AppendLog,
+    events: EventFile,
+}
 
 impl MetricsFile {
     /// Opens the file with exactly its first `step` lines and returns those: what a killed run wrote
@@ -184,16 +191,17 @@ impl MetricsFile {
         let records = records.into_iter().collect::<serde_json::Result<Vec<_>>>();
         let records = records.map_err(|source| Error::Json { path: path.into(), what: "metrics line", source })?;
         log.cut(end)?;
-        Ok((Self(log), records))
+        let events = EventFile::open(&path.with_file_name(EVENTS_FILE), records.iter().map(StepRecord::numbers))?;
+        Ok((Self { log, events }, records))
     }
 
-    /// Appends one line.
+    /// Appends one line, and its event.
     ///
     /// # Errors
     /// Names the file that cannot be written.
     pub fn append(&mut self, record: &StepRecord) -> Result<()> {
-        self.0.append(record.to_line().as_bytes())?;
-        Ok(())
+        self.log.append(record.to_line().as_bytes())?;
+        self.events.append(&record.numbers())
     }
 
     /// Brings all lines to the disk; a checkpoint must never be ahead of them.
@@ -201,7 +209,7 @@ impl MetricsFile {
     /// # Errors
     /// Names the file when the disk does not take it.
     pub fn sync(&mut self) -> Result<()> {
-        Ok(self.0.sync()?)
+        Ok(self.log.sync()?)
     }
 }
 

@@ -24,6 +24,7 @@ mod model;
 mod original;
 mod overrides;
 mod presets;
+mod preview;
 mod pretrain;
 mod products;
 mod run;
@@ -39,6 +40,7 @@ pub use judges::{Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use model::{BackboneName, CLIP, DTypeName, MAGVIT, ModelSettings, PHI};
 pub use presets::{PRESETS, preset};
 pub use pretrain::{BaseSettings, PretrainConfig, PretrainingMix};
+pub use preview::PreviewSettings;
 pub use run::RunConfig;
 pub use train::{ImageCodes, ObjectiveName, OptimizerState, Recompute, Reference, TrainSettings};
 

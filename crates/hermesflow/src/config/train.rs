@@ -15,6 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::auto::AutoNumber;
 use super::model::ModelSettings;
 use super::pretrain::PretrainingMix;
+use super::preview::PreviewSettings;
 use super::products::ProductsName;
 
 /// How the model is trained on its pairs.
@@ -135,6 +136,8 @@ pub struct TrainSettings {
     /// Source: this program.
     #[schemars(range(max = 1_000_000))]
     pub keep: usize,
+    /// Pictures of fixed prompts, drawn by the sampler of `imagine` before training and at every checkpoint. `null` draws none.
+    pub preview: Option<PreviewSettings>,
     /// Data of a step under `train.objective: continue_pretraining`.
     pub pretraining: PretrainingMix,
 }
@@ -290,6 +293,7 @@ impl Default for TrainSettings {
             optimizer_state: OptimizerState::Auto,
             checkpoint_every: 500,
             keep: 2,
+            preview: None,
             pretraining: PretrainingMix::default(),
         }
     }

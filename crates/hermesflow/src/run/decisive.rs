@@ -26,6 +26,7 @@ pub const DECIDE_NOTHING: [&str; 17] = [
     "ask.file",
     "train.checkpoint_every",
     "train.keep",
+    "train.preview",
     "train.recompute",
     "train.optimizer_state",
     "train.watch",

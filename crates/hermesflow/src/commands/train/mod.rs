@@ -1,6 +1,7 @@
 //! `hermesflow train`: Pair-DPO on the pairs of one iteration.
 
 mod encode;
+mod preview;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -24,15 +25,17 @@ use crate::run::folder;
 use crate::run::layout::RunLayout;
 use crate::run::stage;
 use crate::world::pretraining::BasePretraining;
+use preview::Previews;
 
 stage_command! {
     /// Train on the pairs: the best against the worst, captions and images
     ///
     /// Reads pair_dpo_data.json, encodes those of its images whose codes are not known yet, and minimises the Pair-DPO loss
     /// against the frozen model that the iteration began with. The training folder holds config.yaml (every number,
-    /// resolved), metrics.jsonl (a line per step with TRL's names under und/ and gen/), reference.jsonl (what the reference
-    /// says of the captions), checkpoint-{step}/ and, at the end, model/ in the published layout. A killed run continues
-    /// from its newest checkpoint, bit for bit.
+    /// resolved), metrics.jsonl (a line per step with TRL's names under und/ and gen/), the same as an event file of TensorBoard
+    /// (`tensorboard --logdir` on the run folder), reference.jsonl (what the reference says of the captions),
+    /// checkpoint-{step}/ and, at the end, model/ in the published layout; with `train.preview` also pictures of fixed prompts
+    /// at every checkpoint. A killed run continues from its newest checkpoint, bit for bit.
     ///
     /// Example: hermesflow train scenes train.schedule.steps=100 train.loss.anchor_gen=0
     "train", |run| {
@@ -81,6 +84,7 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let products = run.config.train.products.into();
     let policy = player.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
+    let previews = Previews::of(&policy, run)?;
     let reference = reference.frozen_copy()?.for_training(products)?;
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
@@ -88,7 +92,7 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     })?;
     drop(task);
     memory.finish()?;
-    let trained = all_steps(objective, run)?.into_models().0.frozen_copy()?;
+    let trained = all_steps(objective, previews.as_ref(), run)?.into_models().0.frozen_copy()?;
     hand_over(trained, player, &run.layout)
 }
 
@@ -113,14 +117,16 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
     if let Some(model) = begin(player, run, [])? {
         return Ok(model);
     }
+    let model = player.trainable_parts(run.config.train.parts())?;
+    let previews = Previews::of(&model, run)?;
     let objective = BasePretraining {
-        model: player.trainable_parts(run.config.train.parts())?,
+        model,
         mix: run.config.train.pretraining.clone(),
         masking: run.config.train.masking,
         caption_question: run.config.caption.question.clone(),
         seed: stage::seed(run, "train", &[]),
     };
-    let trained = all_steps(objective, run)?.model.frozen_copy()?;
+    let trained = all_steps(objective, previews.as_ref(), run)?.model.frozen_copy()?;
     hand_over(trained, player, &run.layout)
 }
 
@@ -153,11 +159,11 @@ fn begin(
     Ok(None)
 }
 
-/// Makes all steps of an objective in the iteration's training folder.
+/// Makes all steps of an objective in the iteration's training folder, and draws previews at its checkpoints.
 ///
 /// # Errors
 /// When a step fails, or the likelihood watch stopped the run: then no model is saved, and there is no next iteration.
-fn all_steps<O: Objective>(objective: O, run: &RunContext) -> Result<O> {
+fn all_steps<O: Objective>(objective: O, previews: Option<&Previews<'_>>, run: &RunContext) -> Result<O> {
     let folder = run.layout.training();
     let mut trainer = Trainer::new(objective, run.config.train.trainer(), &folder)?;
     for (checkpoint, why) in trainer.passed_over() {
@@ -167,11 +173,18 @@ fn all_steps<O: Objective>(objective: O, run: &RunContext) -> Result<O> {
         run.progress.log(format!("train: continues from {}", checkpoint.display()));
     }
     let task = run.progress.task("train", "steps", run.config.train.schedule.steps, trainer.steps());
+    let draw = |step| previews.map_or(Ok(()), |previews| previews.draw(step).context("train.preview"));
+    draw(trainer.steps())?;
+    let mut drawn = Ok(());
     let outcome = trainer.run(|report| {
         show(report, &task, &run.progress);
-        ControlFlow::Continue(())
+        if report.checkpoint.is_some() {
+            drawn = draw(report.record.step);
+        }
+        if drawn.is_ok() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     drop(task);
+    drawn?;
     if let Outcome::LikelihoodFell { step } = outcome {
         bail!(
             "train: stopped after step {step} because the winning likelihood kept falling (train.watch.stop); the model \

@@ -129,12 +129,12 @@ mod tests {
 
     #[test]
     fn the_nearest_preset_is_found_and_what_differs_is_listed() {
-        let changed = ["seed=7", "train.schedule.steps=5", "output=elsewhere", "data.root=there"].map(String::from);
+        let changed = ["seed=7", "train.schedule.steps=50", "output=elsewhere", "data.root=there"].map(String::from);
         let config = RunConfig::parse(crate::config::preset("scenes").unwrap(), &changed).unwrap();
         let (preset, differing) = nearest(&config).unwrap();
         assert_eq!(preset, "scenes");
         let keys: Vec<&str> = differing.iter().map(|one| one.key.as_str()).collect();
         assert_eq!(keys, ["seed", "train.schedule.steps"]);
-        assert_eq!((differing[1].here.as_str(), differing[1].preset.as_str()), ("5", "240"));
+        assert_eq!((differing[1].here.as_str(), differing[1].preset.as_str()), ("50", "240"));
     }
 }
