@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn a_record_has_the_bytes_that_tensorflow_writes() {
-        // By the checksums of the Python package tensorboard 2.20.
+        // By the checksums of the Python package tensorboard 2.21.
         let expected = [3, 0, 0, 0, 0, 0, 0, 0, 176, 153, 73, 14, b'a', b'b', b'c', 110, 87, 241, 33];
         assert_eq!(record(b"abc"), expected);
         let mut number = Vec::new();

@@ -9,6 +9,7 @@
 #[macro_use]
 mod print;
 
+mod benchmarks;
 mod cache;
 mod commands;
 mod config;

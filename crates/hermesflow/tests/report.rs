@@ -50,8 +50,9 @@ fn cards(shown: &str) -> usize {
 #[test]
 fn a_run_ends_with_a_page_of_itself_that_a_browser_opens_filters_and_searches() {
     let workshop = Workshop::new();
-    let said = workshop.succeeds(&["run", "run.yaml"]);
-    assert!(said.contains("look at: out/report.html"), "{said}");
+    let output = workshop.hermesflow(&["run", "run.yaml", "--watch"]);
+    assert!(output.status.success() && text(&output.stderr).contains("report: http://127.0.0.1:"), "{}", text(&output.stderr));
+    assert!(text(&output.stdout).contains("look at: out/report.html"), "{}", text(&output.stdout));
     let file = workshop.path("out/report.html");
     let page = fs::read_to_string(&file).unwrap();
     assert!(!page.contains("http://") || !page.contains("src=\"http"), "the page needs no network");

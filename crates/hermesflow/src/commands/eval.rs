@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hermesflow_records::AppendLog;
 use hermesflow_scenes::Split;
 use serde_json::json;
 
@@ -13,7 +12,7 @@ use crate::config::RunConfig;
 use crate::files;
 use crate::files::lock::Lock;
 use crate::judges::Judges;
-use crate::made::Origin;
+use crate::made::{Origin, unfinished};
 use crate::models;
 use crate::progress::Progress;
 use crate::report;
@@ -134,7 +133,7 @@ pub fn evaluate_into(
         return Ok(report);
     }
     let header = serde_json::to_string(&(name, settings, &made_from))?;
-    let (mut log, done) = unfinished(&partial(out), &header)?;
+    let (mut log, done) = unfinished::<PromptRow>(&partial(out), &header, BLOCK)?;
     let keep = |block: &[PromptRow]| -> Result<()> {
         let mut lines = String::new();
         for row in block {
@@ -148,36 +147,6 @@ pub fn evaluate_into(
     files::write_atomically(out, (serde_json::to_string(&report)? + "\n").as_bytes())?;
     std::fs::remove_file(partial(out)).with_context(|| partial(out).display().to_string())?;
     Ok(report)
-}
-
-/// The file of an evaluation that is not done, and the whole blocks of prompts that it holds; begun anew where it is that
-/// of an evaluation with another header.
-fn unfinished(path: &Path, header: &str) -> Result<(AppendLog, Vec<PromptRow>)> {
-    let mut log = AppendLog::of_lines(path)?;
-    let (mut of_this, mut readable, mut rows, mut ends) = (false, true, Vec::new(), Vec::new());
-    log.each(|offset, line| {
-        let end = offset + line.len() as u64 + 1;
-        if offset == 0 {
-            of_this = line == header.as_bytes();
-            ends.push(end);
-        } else if of_this && readable {
-            match serde_json::from_slice::<PromptRow>(line) {
-                Ok(row) => {
-                    rows.push(row);
-                    ends.push(end);
-                }
-                Err(_) => readable = false, // this line and all behind it are made again
-            }
-        }
-    })?;
-    if !of_this {
-        log.cut(0)?;
-        log.append(format!("{header}\n").as_bytes())?;
-        return Ok((log, Vec::new()));
-    }
-    rows.truncate(rows.len() / BLOCK * BLOCK);
-    log.cut(ends[rows.len()])?;
-    Ok((log, rows))
 }
 
 /// An earlier report about the same prompts.

@@ -5,6 +5,7 @@ mod answer;
 mod args;
 mod ask;
 mod bench;
+mod benchmark;
 mod caption;
 mod completions;
 mod config;
@@ -93,6 +94,7 @@ commands! {
     Pair in pair,
     Train in train,
     Eval in eval,
+    Benchmark in benchmark,
     Report in report,
     Samplers in samplers,
     T2i in t2i,

@@ -8,10 +8,12 @@
 //!   and its caption. A record whose digest differs is made anew.
 //! - A [`WholeFile`] is a file that is written whole each time it is made. One that this program did not write, or that was
 //!   edited since, is not written over.
+//! - [`unfinished`] is a file of rows that grows until all are there.
 //!
 //! Names and places are part of none of these: what is moved stays what it is.
 
 mod ledger;
+mod unfinished;
 mod whole_file;
 
 use std::path::{Path, PathBuf};
@@ -25,6 +27,7 @@ use crate::config;
 use crate::files;
 
 pub use ledger::Ledger;
+pub use unfinished::unfinished;
 pub use whole_file::{Note, WholeFile};
 
 /// The settings and files that decided results as a whole.

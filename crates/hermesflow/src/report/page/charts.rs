@@ -57,15 +57,16 @@ impl Chart {
         });
         let (low, high) = bounds(ends);
         let room = (high - low) * 0.06;
+        let bottom = if low >= 0.0 { (low - room).max(0.0) } else { low - room };
         let mut svg = String::new();
         {
             let area = SVGBackend::with_string(&mut svg, SIZE).into_drawing_area();
             let mut chart = ChartBuilder::on(&area)
                 .margin(6)
                 .margin_right(14)
-                .x_label_area_size(34)
-                .y_label_area_size(56)
-                .build_cartesian_2d(left..right, low - room..high + room)
+                .x_label_area_size(42)
+                .y_label_area_size(62)
+                .build_cartesian_2d(left..right, bottom..high + room)
                 .map_err(failed)?;
             let decimals = decimals(high - low);
             chart
@@ -75,7 +76,8 @@ impl Chart {
                 .y_labels(6)
                 .x_label_formatter(&|x| format!("{x:.0}"))
                 .y_label_formatter(&|y| number(*y, decimals))
-                .label_style(("sans-serif", 13))
+                .label_style(("sans-serif", 16))
+                .axis_desc_style(("sans-serif", 16))
                 .axis_style(RGBColor(128, 128, 128))
                 .bold_line_style(RGBColor(128, 128, 128).mix(0.25))
                 .light_line_style(TRANSPARENT)

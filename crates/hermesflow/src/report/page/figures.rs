@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::charts::{Chart, Line};
 use super::folder::RunFolder;
 use super::records::Tally;
+use crate::benchmarks::BenchmarkReport;
 use crate::report::FIGURES;
 use crate::world::evaluate::EvalReport;
 use crate::world::statistics::Mean;
@@ -195,6 +196,47 @@ pub fn of_judges(tallies: &[(usize, Tally)], paired: bool) -> Result<Option<Figu
         figures.chart = Chart::draw("By its own judges", "Bars are 95 % intervals.", "iteration", &lines)?;
     }
     Ok(Some(figures))
+}
+
+/// The tables of the benchmarks in a run's folder, with paired differences from the first model of each.
+///
+/// # Errors
+/// Never for reports that were made by the same command.
+pub fn of_benchmarks(run: &RunFolder) -> Result<Vec<(String, Figures)>> {
+    let mut all: std::collections::BTreeMap<&str, Vec<BenchmarkReport>> = std::collections::BTreeMap::new();
+    let folders = std::fs::read_dir(run.config.output.join("benchmarks")).into_iter().flatten();
+    for folder in folders.filter_map(|entry| Some(entry.ok()?.path())) {
+        let Ok(bytes) = std::fs::read(folder.join("report.json")) else { continue };
+        let Ok(report) = serde_json::from_slice::<BenchmarkReport>(&bytes) else { continue };
+        all.entry(report.benchmark.name()).or_default().push(report);
+    }
+    let mut tables = Vec::new();
+    for (name, mut reports) in all {
+        reports.sort_by(|a, b| a.model.cmp(&b.model));
+        let before = &reports[0];
+        let mut figures = Figures { note: before.line.clone(), ..Figures::default() };
+        for (at, report) in reports.iter().enumerate() {
+            let compared = if at == 0 { None } else { Some(before) };
+            let Ok(found) = crate::benchmarks::figures::of(report, compared) else { continue }; // of other items
+            figures.columns.push(report.model.clone());
+            for (number, figure) in found.iter().enumerate() {
+                if figures.rows.len() <= number {
+                    let name = figure.name.clone();
+                    figures.rows.push(FigureRow { name, part: false, cells: Vec::new() });
+                }
+                let clear = figure.difference.filter(|(value, half)| value.abs() > *half);
+                let verdict = match clear {
+                    Some(_) if figure.name.ends_with("share of yes") => "",
+                    Some((value, _)) if value > 0.0 => "better",
+                    Some(_) => "worse",
+                    None => "",
+                };
+                figures.rows[number].cells.push(FigureCell { value: figure.shown(), change: figure.difference(), verdict });
+            }
+        }
+        tables.push((name.to_owned(), figures));
+    }
+    Ok(tables)
 }
 
 /// The difference of two means of different records.

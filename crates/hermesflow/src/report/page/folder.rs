@@ -1,6 +1,6 @@
 //! The folder of a run, wherever it lies now: its configuration, and its files iteration by iteration.
 
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
 
@@ -78,10 +78,23 @@ pub fn there(file: &Path) -> Option<PathBuf> {
 fn placed(mut config: RunConfig, output: PathBuf) -> RunConfig {
     let beside = relative(&config.data.root, &config.output).map(|steps| output.join(steps));
     if let Some(moved) = beside.filter(|moved| moved.is_dir()) {
-        config.data.root = moved;
+        config.data.root = straight(&moved);
     }
     config.output = output;
     config
+}
+
+/// A path without steps back behind a name, where that leads to the same folder: behind a link it may not.
+fn straight(path: &Path) -> PathBuf {
+    let mut plain = PathBuf::new();
+    for part in path.components() {
+        match (part, plain.components().next_back()) {
+            (Component::ParentDir, Some(Component::Normal(_))) => drop(plain.pop()),
+            _ => plain.push(part),
+        }
+    }
+    let same = path.canonicalize().ok() == plain.canonicalize().ok();
+    if same && plain.is_dir() { plain } else { path.to_owned() }
 }
 
 /// The way from one folder to another, by `..` and names; none between a relative and an absolute one.

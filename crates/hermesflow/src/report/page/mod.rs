@@ -74,6 +74,8 @@ struct RunView {
     iterations: Vec<IterationView>,
     evaluated: Option<Figures>,
     judged: Option<Figures>,
+    /// Tables of benchmarks, by name.
+    benchmarks: Vec<(String, Figures)>,
     previews: Option<Previews>,
     unseen: Vec<Comparison>,
     warnings: Vec<String>,
@@ -232,6 +234,7 @@ fn view(
         iterations: shown,
         evaluated,
         judged,
+        benchmarks: figures::of_benchmarks(run)?,
         previews,
         unseen,
         warnings,

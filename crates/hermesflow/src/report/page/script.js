@@ -241,6 +241,7 @@ function begin() {
   show();
   // A link to one record: #pairs?text=ID&open=1
   if (asked.get('open')) document.querySelectorAll('.card:first-child details').forEach(one => { one.open = true; });
+  if (here.startsWith('#pairs')) document.getElementById('pairs').scrollIntoView({ behavior: 'instant' });
   if (!here.startsWith('#pairs')) history.replaceState(null, '', here || location.pathname + location.search);
 }
 

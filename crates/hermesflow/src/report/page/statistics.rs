@@ -161,7 +161,11 @@ impl Comparison {
                 name,
                 meaning,
                 cells: (0..sets.len()).map(|set| of(set).to_string()).collect(),
-                change: if known { format!("{:+.0} %", change * 100.0) } else { "–".into() },
+                change: match (change * 100.0).round() {
+                    _ if !known => "–".into(),
+                    0.0 => "0 %".into(),
+                    percent => format!("{percent:+.0} %"),
+                },
                 much,
             }
         });
