@@ -224,7 +224,11 @@ fn measure(args: &Args, work: &Work, run: &RunContext, out: &Path) -> Result<Ben
 /// Sampler, seed and digest of the checkpoint, in a line.
 fn line(args: &Args, config: &RunConfig, guidances: &[f64], player: &[(String, String)]) -> String {
     let imagine = &config.imagine;
-    let digest = player.last().map_or_else(String::new, |(what, digest)| format!("{what} {digest}"));
+    // What an iteration trained, else the checkpoint beside its tokenizers.
+    let trained = player.iter().find(|(what, _)| what.starts_with("the model that"));
+    let own = |what: &str| what.starts_with("model.") && what != "model.vq" && what != "model.tokenizer";
+    let checkpoint = trained.or_else(|| player.iter().find(|(what, _)| own(what)));
+    let digest = checkpoint.map_or_else(String::new, |(what, digest)| format!("{what} {digest}"));
     let sampler = match args.name.draws() {
         true => format!(
             "{} images of each prompt, {} steps, guidance {}, temperature {}; ",

@@ -246,14 +246,17 @@ fn view(
 fn overview(iterations: &[IterationView]) -> String {
     let records: usize = iterations.iter().map(|one| one.records).sum();
     let pairs: usize = iterations.iter().map(|one| one.pairs).sum();
+    let open = iterations.iter().flat_map(|one| &one.outcomes).filter(|(outcome, ..)| outcome == OPEN);
+    let open: usize = open.map(|(_, count, _)| count).sum();
     match (records, pairs) {
         (0, _) => "Nothing has been made yet: the run has no records so far.".into(),
         (_, 0) => format!("{} so far, and no preference pair yet.", counted(records, "record")),
         _ => format!(
-            "{} of {} taught the model, in {}; the others gave no pair.",
+            "{} of {} taught the model, in {}; the others gave no pair{}.",
             counted(pairs, "preference pair"),
-            counted(records, "record"),
-            counted(iterations.len(), "iteration")
+            counted(records - open, "record"),
+            counted(iterations.iter().filter(|one| one.pairs > 0).count(), "iteration"),
+            if open > 0 { format!(", and {} are not decided yet", counted(open, "record")) } else { String::new() }
         ),
     }
 }

@@ -16,7 +16,7 @@ const SMALL: u64 = 6 << 10;
 /// Bytes of all pictures in a page, before their text form, which is a third longer.
 const BYTES: usize = 30 << 20;
 /// Pictures that are decoded and scaled for a page: what keeps its making within seconds.
-const DECODED: usize = 4000;
+const DECODED: usize = 3000;
 /// Records that have pictures in the page; those of later ones are linked.
 const RECORDS: usize = 1000;
 /// The quality of scaled pictures.
