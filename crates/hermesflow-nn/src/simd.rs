@@ -8,7 +8,7 @@
 pub(crate) const LANES: usize = 16;
 
 /// The words of the environment variable `HERMESFLOW_CPU`, separated by commas.
-fn words() -> &'static [String] {
+pub(crate) fn words() -> &'static [String] {
     static WORDS: std::sync::OnceLock<Vec<String>> = std::sync::OnceLock::new();
     WORDS.get_or_init(|| {
         let named = std::env::var("HERMESFLOW_CPU").unwrap_or_default();
@@ -16,9 +16,12 @@ fn words() -> &'static [String] {
     })
 }
 
+/// The instruction sets that `HERMESFLOW_CPU` can forbid.
+pub(crate) const SETS: [&str; 4] = ["avx2", "avx512", "bf16", "amx"];
+
 /// Whether `HERMESFLOW_CPU` allows an instruction set. The variable names those to do without, such as `no-avx512,no-bf16`, so
 /// that the code for other machines can be tried on this one.
-fn allowed(set: &str) -> bool {
+pub(crate) fn allowed(set: &str) -> bool {
     !words().iter().any(|name| name.strip_prefix("no-") == Some(set))
 }
 

@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::operand::Operand;
-use super::packed::{self, Matrix, Values};
+use super::packed::{self, After, Matrix, Values};
 use super::product::product;
 use super::unpacked::{self, Product};
 use super::{Kernel, cpu_kernel};
@@ -111,20 +111,34 @@ impl<'a> Half<'a> {
     }
 }
 
+/// `x Wᵀ` with a weight in bf16, by a kernel that takes one.
+///
+/// # Shapes
+/// `x [n, input]`, `weight [out, input]` -> `[n, out]`
+pub(crate) fn bf16_linear_by(kernel: Kernel, x: &[f32], weight: &[bf16], input: usize) -> Result<Vec<f32>> {
+    HalfLinear::by(kernel, x, Half::Bf16(weight), None, input)
+}
+
 struct HalfLinear;
 
 impl HalfLinear {
     /// `x Wᵀ + b` with `input` columns of `x` and of the weight.
     fn forward(x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Result<Vec<f32>> {
+        let kernel = cpu_kernel(x.len() / input.max(1), weight.dtype(), weight.len(), input);
+        Self::by(kernel, x, weight, bias, input)
+    }
+
+    /// [`Self::forward`] by a kernel.
+    fn by(kernel: Kernel, x: &[f32], weight: Half<'_>, bias: Option<&[f32]>, input: usize) -> Result<Vec<f32>> {
         let (n, out) = (x.len() / input.max(1), weight.len() / input.max(1));
-        let (block, transposed) = match (cpu_kernel(n, weight.dtype(), weight.len(), input), weight) {
+        let (block, transposed) = match (kernel, weight) {
             (Kernel::Unpacked, Half::Bf16(weight)) => {
                 let x = &unpacked::rounded(x);
                 return Ok(unpacked::linear(Product { x, weight, bias, depth: input }));
             }
-            (Kernel::Packed, Half::Bf16(weight)) => {
+            (Kernel::Packed { engine }, Half::Bf16(weight)) => {
                 let weight = Matrix::new(Values::Bf16(weight), input);
-                return Ok(packed::multiply(Matrix::f32(x, input), weight.t(), bias));
+                return Ok(packed::multiply(engine, Matrix::f32(x, input), weight.t(), bias, After::Nothing));
             }
             (Kernel::Widened { block, transposed }, _) => (block, transposed),
             (kernel, _) => bail!("{kernel:?} does not take a weight in {:?}", weight.dtype()),
@@ -217,6 +231,7 @@ impl CustomOp1 for HalfRows {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use crate::matmul::choice::Bf16Kernel;
     use crate::ops;
     use crate::testing::{kernels_run, normal};
     use candle_core::{DType, Tensor, Var};
@@ -229,7 +244,8 @@ mod tests {
     fn a_row_is_the_same_in_any_batch() {
         let (x, w) = (normal(&[17, 300]), normal(&[45, 300]).to_dtype(DType::BF16).unwrap());
         let together = ops::linear(&x, &w, None).unwrap();
-        let bit_for_bit = crate::simd::bf16() && kernels_run("a row of the same bits in any batch");
+        let chosen = crate::matmul::choice::current().weight(17, 45 * 300);
+        let bit_for_bit = chosen != Bf16Kernel::Widened && kernels_run("a row of the same bits in any batch");
         for row in 0..17 {
             let alone = ops::linear(&x.narrow(0, row, 1).unwrap(), &w, None).unwrap();
             let distance = distance(&together.narrow(0, row, 1).unwrap(), &alone);

@@ -6,11 +6,11 @@
 //! | CPU | f32 | 2 … 192 | [`f32_weight`]: `yᵀ = W xᵀ`, then a transposition |
 //! | CPU | f32, ≥ 2²⁰ elements | 193 … 640 | the same for 128 rows at a time |
 //! | CPU | f32 | any other | [`product`] into a result that already holds the bias |
-//! | CPU | bf16, AVX512-BF16 | < 384 | [`unpacked`] of `x` rounded to bf16 |
-//! | CPU | bf16, AVX512-BF16 | ≥ 384 | [`packed`] in bf16 |
-//! | CPU | bf16 without AVX512-BF16, or f16 | ≤ 192 | [`half_weight`]: 2¹⁷ elements widened to f32 at a time, `yᵀ = W xᵀ` |
+//! | CPU | bf16 | as [`choice`] says; without a measurement < 384 on AVX512-BF16 | [`unpacked`] of `x` rounded to bf16 |
+//! | CPU | bf16 | the same; without a measurement ≥ 384 on AVX512-BF16 or AMX | [`packed`] in bf16 |
+//! | CPU | f16, and bf16 where [`choice`] says `widened` | ≤ 192 | [`half_weight`]: 2¹⁷ elements widened to f32 at a time, `yᵀ = W xᵀ` |
 //! | CPU | the same | > 192 | [`half_weight`]: 2²⁰ elements widened to f32 at a time |
-//! | CPU, training in bf16 | f32 or bf16 | any | [`packed`] in bf16 ([`training`]) |
+//! | CPU, training in bf16 | f32 or bf16 | any | [`packed`] in bf16 ([`training`]), by what [`choice`] says |
 //! | any other, or `HERMESFLOW_CPU=plain` | any | any | candle's operators ([`crate::ops::linear()`]), [`f32_results`] |
 //!
 //! [`kernel`] is that table in code: whoever multiplies asks it. A product of two f32 matrices that lie in any way
@@ -21,9 +21,13 @@
 
 use candle_core::{DType, Tensor};
 
+use self::choice::Bf16Kernel;
+use self::packed::Engine;
 use crate::device::uses_kernels;
 use crate::simd;
 
+pub mod calibration;
+pub mod choice;
 pub(crate) mod f32_results;
 pub(crate) mod f32_weight;
 pub(crate) mod half_weight;
@@ -39,8 +43,6 @@ const UNPACKED_F32_ROWS: usize = 96;
 const UNPACKED_F32_WEIGHT: usize = 1 << 18;
 /// Fewest inputs of such a weight.
 const UNPACKED_F32_DEPTH: usize = 256;
-/// Rows of a bf16 weight from which packing costs less than the packed kernel gains.
-const PACKED_BF16_ROWS: usize = 384;
 /// Most rows that go through the transposed product: packing the weight for the other one would cost 3 to 10 times as
 /// much as the product itself (measured for 20 rows).
 const TRANSPOSED_ROWS: usize = 192;
@@ -63,7 +65,10 @@ pub(crate) enum Kernel {
     /// [`unpacked`].
     Unpacked,
     /// [`packed`] in bf16.
-    Packed,
+    Packed {
+        /// What multiplies the packed operands.
+        engine: Engine,
+    },
     /// `yᵀ = W xᵀ` for so many rows of `x` at a time.
     Transposed {
         /// Rows of `x`.
@@ -104,15 +109,26 @@ pub(crate) fn cpu_kernel(rows: usize, dtype: DType, elements: usize, input: usiz
             2..=STRIPS_ROWS if elements >= STRIPS_WEIGHT => Kernel::Transposed { strip: STRIP },
             _ => Kernel::Direct,
         },
-        DType::BF16 if simd::bf16() => match rows {
-            0..PACKED_BF16_ROWS => Kernel::Unpacked,
-            _ => Kernel::Packed,
-        },
-        DType::BF16 | DType::F16 => match rows {
-            0..=TRANSPOSED_ROWS => Kernel::Widened { block: WIDENED, transposed: true },
-            _ => Kernel::Widened { block: WIDENED_MANY, transposed: false },
-        },
+        DType::BF16 => bf16_kernel(choice::current().weight(rows, elements), rows),
+        DType::F16 => widened(rows),
         _ => Kernel::AnyDevice,
+    }
+}
+
+/// The kernel that a choice is for `rows` rows and a weight held in bf16.
+pub(crate) fn bf16_kernel(chosen: Bf16Kernel, rows: usize) -> Kernel {
+    match chosen {
+        Bf16Kernel::Widened => widened(rows),
+        Bf16Kernel::Unpacked => Kernel::Unpacked,
+        packed => Kernel::Packed { engine: packed.engine() },
+    }
+}
+
+/// The kernel for a weight in 16 bits that is widened to f32.
+fn widened(rows: usize) -> Kernel {
+    match rows {
+        0..=TRANSPOSED_ROWS => Kernel::Widened { block: WIDENED, transposed: true },
+        _ => Kernel::Widened { block: WIDENED_MANY, transposed: false },
     }
 }
 
@@ -144,8 +160,11 @@ mod tests {
             Kernel::Widened { block: 1 << 20, transposed: false },
         );
         assert_eq!([half(192, DType::F16), half(193, DType::F16)], [few, many]);
-        let brief = if simd::bf16() { [Kernel::Unpacked, Kernel::Packed] } else { [many, many] };
-        assert_eq!([half(383, DType::BF16), half(384, DType::BF16)], brief);
+        if choice::forced().is_none() {
+            let engine = choice::Choices::fixed().training.engine();
+            let brief = if simd::bf16() { [Kernel::Unpacked, Kernel::Packed { engine }] } else { [many, many] };
+            assert_eq!([half(383, DType::BF16), half(384, DType::BF16)], brief);
+        }
         assert_eq!(half(1, DType::F64), Kernel::AnyDevice);
         assert!(!packs_f32((768, 768, 767)) && packs_f32((768, 768, 768)) == simd::bf16());
     }

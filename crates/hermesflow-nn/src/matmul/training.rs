@@ -3,9 +3,10 @@
 
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, bail};
 
+use super::choice;
 use super::f32_weight::{self, bias_gradient};
 use super::operand::Operand;
-use super::packed::{self, Matrix, Values};
+use super::packed::{self, After, Engine, Matrix, Values};
 use super::product::product;
 use crate::gradients;
 use crate::measure::profile::{Part, on_host};
@@ -19,6 +20,11 @@ pub enum Products {
     F32,
     /// Operands rounded to bf16, sums and results in f32.
     Bf16,
+}
+
+/// What multiplies training's operands in bf16.
+fn engine() -> Engine {
+    choice::current().training.engine()
 }
 
 /// The elements of a contiguous weight in f32 or bf16.
@@ -62,7 +68,10 @@ impl Products {
         Ok(match (self, values(cpu(&w)?, w_layout)?) {
             (Self::F32, Values::F32(weight)) => f32_weight::forward(x, weight, Some(bias), input),
             (Self::F32, Values::Bf16(_)) => bail!("products in f32 of a weight in bf16"),
-            (Self::Bf16, weight) => packed::multiply(Matrix::f32(x, input), Matrix::new(weight, input).t(), Some(bias)),
+            (Self::Bf16, weight) => {
+                let (x, weight) = (Matrix::f32(x, input), Matrix::new(weight, input).t());
+                packed::multiply(engine(), x, weight, Some(bias), After::Nothing)
+            }
         })
     }
 
@@ -87,9 +96,9 @@ impl Products {
             (Self::Bf16, weight) => {
                 let (g, w) = (Matrix::f32(grad, out), Matrix::new(weight, input));
                 Ok(match sum {
-                    None => packed::multiply(g, w, None),
+                    None => packed::multiply(engine(), g, w, None, After::Nothing),
                     Some(mut sum) => {
-                        packed::add(&mut sum, g, w);
+                        packed::add(engine(), &mut sum, g, w);
                         sum
                     }
                 })
@@ -117,12 +126,12 @@ impl Products {
         gradients::add(
             weight,
             || match self {
-                Self::Bf16 => packed::multiply(g, by, None),
+                Self::Bf16 => packed::multiply(engine(), g, by, None, After::Nothing),
                 // SAFETY: g is [n, out], x [n, input].
                 Self::F32 => unsafe { f32_product(size, g_f32, x_f32, None) },
             },
             |sum| match self {
-                Self::Bf16 => packed::add(sum, g, by),
+                Self::Bf16 => packed::add(engine(), sum, g, by),
                 // SAFETY: as above, and the sum is [out, input].
                 Self::F32 => unsafe { product(size, sum.as_mut_ptr(), input, true, g_f32, x_f32, 1.0, parallel) },
             },

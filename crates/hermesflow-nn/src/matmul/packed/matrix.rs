@@ -74,3 +74,14 @@ pub(super) enum Start<'a> {
     /// The present values of the result.
     Kept,
 }
+
+/// What is done to each result once its sum is complete.
+#[derive(Clone, Copy)]
+pub(crate) enum After<'a> {
+    /// Nothing.
+    Nothing,
+    /// A function of the results, element by element, such as an activation: of the second slice, written to the first.
+    Map(fn(&mut [f32], &[f32])),
+    /// A matrix of the result's shape is added, such as a residual.
+    Add(&'a [f32]),
+}

@@ -31,12 +31,13 @@ fn agrees_with_the_plain_product_of_rounded_elements() {
         unsafe { add_rounded(expected.as_mut_ptr(), Matrix::f32(&a, k), Matrix::f32(&b, n)) };
         let lefts = [Matrix::f32(&a, k), Matrix::f32(&a_t, m).t(), Matrix::new(Values::Bf16(&bf16_a), k)];
         let rights = [Matrix::f32(&b, n), Matrix::f32(&b_t, k).t(), Matrix::new(Values::Bf16(&bf16_b), n)];
-        let first = multiply(lefts[0], rights[0], Some(&bias));
+        let by = |left, right| multiply(Engine::Vectors, left, right, Some(&bias), After::Nothing);
+        let first = by(lefts[0], rights[0]);
         near(&first, &expected, &format!("{m} {n} {k}"));
         for (left, right) in lefts.iter().flat_map(|left| rights.iter().map(move |right| (*left, *right))) {
-            assert_eq!(multiply(left, right, Some(&bias)), first, "however they lie: {m} {n} {k}");
+            assert_eq!(by(left, right), first, "however they lie: {m} {n} {k}");
             let mut sum = bias.repeat(m);
-            add(&mut sum, left, right);
+            add(Engine::Vectors, &mut sum, left, right);
             near(&sum, &expected, "added");
         }
     }
@@ -48,7 +49,8 @@ fn neither_threads_nor_other_rows_change_a_result() {
     let (a, b) = (numbers(&[m, k]), numbers(&[n, k]));
     let run = |threads: usize, rows: usize| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| multiply(Matrix::f32(&a[..rows * k], k), Matrix::f32(&b, k).t(), None))
+        let (lhs, rhs) = (Matrix::f32(&a[..rows * k], k), Matrix::f32(&b, k).t());
+        pool.install(|| multiply(Engine::Vectors, lhs, rhs, None, After::Nothing))
     };
     let all = run(1, m);
     assert_eq!(all, run(5, m));
@@ -87,5 +89,20 @@ fn numbers_in_f32_are_multiplied_as_they_are() {
         // SAFETY: nothing is read of an operand whose rows lie apart.
         assert!(!unsafe { multiply_f32((m, n, k), out.as_mut_ptr(), true, lhs, rhs) });
         assert_eq!(out, start);
+    }
+}
+
+#[test]
+fn what_follows_a_product_is_the_same_by_every_engine() {
+    let (m, n, k) = (45, 70, 90);
+    let (a, b, bias, more) = (numbers(&[m, k]), numbers(&[k, n]), numbers(&[n]), numbers(&[m, n]));
+    let negated: fn(&mut [f32], &[f32]) = |y, x| y.iter_mut().zip(x).for_each(|(y, x)| *y = -x);
+    for engine in [Engine::Amx, Engine::Tiles, Engine::Vectors, Engine::Rounded] {
+        let by = |after| multiply(engine, Matrix::f32(&a, k), Matrix::f32(&b, n), Some(&bias), after);
+        let bare = by(After::Nothing);
+        assert!(by(After::Map(negated)).iter().zip(&bare).all(|(ours, bare)| *ours == -bare), "{engine:?}");
+        let sums = by(After::Add(&more));
+        assert!(sums.iter().zip(&bare).zip(&more).all(|((sum, bare), more)| *sum == bare + more), "{engine:?}");
+        assert!(multiply(engine, Matrix::f32(&[], k), Matrix::f32(&b, n), None, After::Nothing).is_empty());
     }
 }
