@@ -21,7 +21,7 @@ pub use error::{Error, Result};
 pub use grid::{Direction, Grid};
 pub use hermesflow_nn::ops::Products;
 pub use hermesflow_nn::weights::{FileBacked, FileFormat, Weights, files as weight_files};
-pub use hermesflow_nn::{device, foreign, measure};
+pub use hermesflow_nn::{device, foreign, kernels, measure};
 pub use mask_schedule::{MaskSchedule, SigmoidParams};
 pub use model::{
     CaptionExample, GivenReply, ImageDecoding, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood,

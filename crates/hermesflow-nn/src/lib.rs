@@ -18,7 +18,7 @@ pub mod gradients;
 pub(crate) mod matmul;
 /// Which kernels multiply in bf16 on the CPU, and how fast they are here.
 pub mod kernels {
-    pub use crate::matmul::calibration::{Timing, bf16_gain, chosen, cpu, measure, training_gain};
+    pub use crate::matmul::calibration::{Timing, bf16_gain, chosen, cpu, is_whole, measure, training_gain};
     pub use crate::matmul::choice::{
         Bf16Kernel, Choices, LARGE, ROWS, check_environment, current, forced, install, is_spoken_for,
     };

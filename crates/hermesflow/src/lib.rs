@@ -17,6 +17,7 @@ mod datasets;
 mod digest;
 mod files;
 mod judges;
+mod kernels;
 mod made;
 mod models;
 mod progress;
@@ -42,6 +43,10 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             return u8::from(error.use_stderr() || printed.is_err_and(|fault| !print::nobody_reads(&fault)));
         }
     };
+    if let Err(what) = hermesflow_models::kernels::check_environment() {
+        note!("hermesflow: {what}");
+        return 1;
+    }
     digest::forget_loaded();
     match cli.run() {
         Ok(()) => 0,

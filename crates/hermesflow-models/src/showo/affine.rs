@@ -4,7 +4,7 @@ use candle_core::Tensor;
 use hermesflow_nn::ops;
 use hermesflow_nn::weights::Scope;
 
-pub(super) use hermesflow_nn::ops::Affine;
+pub(super) use hermesflow_nn::ops::{Affine, Then};
 
 use crate::{Error, Result};
 
@@ -34,8 +34,8 @@ impl AffineLayer for Affine {
     }
 }
 
-/// Applies several affine maps, each to its own input, in one call.
-pub(super) fn linear_all<const N: usize>(maps: [(&Affine, &Tensor); N]) -> Result<[Tensor; N]> {
-    let results = ops::linear_all(&maps.map(|(map, xs)| (xs, &map.weight, &map.bias)))?;
+/// Applies several affine maps, each to its own input and with what follows it, in one call.
+pub(super) fn linear_all<const N: usize>(maps: [(&Affine, &Tensor, Then<'_>); N]) -> Result<[Tensor; N]> {
+    let results = ops::linear_all(&maps.map(|(map, xs, then)| ((xs, &map.weight, &map.bias), then)))?;
     results.try_into().map_err(|_| Error::Invalid(format!("not {N} results of {N} affine maps")))
 }

@@ -9,7 +9,7 @@ use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Cached, DecoderBlock, Products, Segment};
 use hermesflow_nn::weights::{Scope, Weights};
 
-use super::affine::{Affine, AffineLayer, linear_all};
+use super::affine::{Affine, AffineLayer, Then, linear_all};
 pub use super::cache::{KvCache, Placement};
 use super::config::{PhiConfig, ShowoConfig};
 use super::projector::PROJECTOR_PARAMETERS;
@@ -238,8 +238,8 @@ impl Phi {
         for (layer, block) in self.blocks.iter().enumerate() {
             let normed = block.input_layernorm.norm(&xs, eps)?;
             // Attention and MLP have the same input.
-            let [q, k, v, inner] =
-                linear_all([&block.q_proj, &block.k_proj, &block.v_proj, &block.fc1].map(|map| (map, &normed)))?;
+            let [q, k, v] = [&block.q_proj, &block.k_proj, &block.v_proj].map(|map| (map, &normed, Then::Nothing));
+            let [q, k, v, inner] = linear_all([q, k, v, (&block.fc1, &normed, Then::GeluTanh)])?;
             let split = |x: Tensor| x.reshape((tokens, heads, head_dim));
             let q = ops::rotary(&block.q_layernorm.norm(&split(q)?, eps)?, &cos, &sin)?;
             let k = ops::rotary(&block.k_layernorm.norm(&split(k)?, eps)?, &cos, &sin)?;
@@ -249,8 +249,9 @@ impl Phi {
                 None => (k, v),
             };
             let seen = ops::attention(&q, &k, &v, segments, scale)?;
-            let [seen, mlp] = linear_all([(&block.dense, &seen), (&block.fc2, &ops::gelu_tanh(&inner)?)])?;
-            xs = ((xs + seen)? + mlp)?;
+            let maps = [(&block.dense, &seen, Then::AddTo(&xs)), (&block.fc2, &inner, Then::Nothing)];
+            let [with_seen, mlp] = linear_all(maps)?;
+            xs = (with_seen + mlp)?;
         }
         self.final_layernorm.norm(&xs, eps)
     }

@@ -2,6 +2,7 @@
 //! decides them.
 
 use hermesflow_nn::device::{multiplies_bf16, uses_kernels};
+use hermesflow_nn::kernels::{self, Bf16Kernel};
 use hermesflow_nn::ops::Products;
 
 use super::Showo;
@@ -49,6 +50,14 @@ impl Showo {
         see(&serde_json::to_vec(&self.phi_config).map_err(parse)?);
         see(self.tokenizer.to_json()?.as_bytes());
         see(format!("{:?} {}", self.phi.products(), multiplies_bf16(self.phi.device())).as_bytes());
+        if self.phi.products() == Some(Products::Bf16) && self.phi.device().is_cpu() {
+            let kernel = kernels::current().training;
+            // Earlier versions had these, and their numbers stay known.
+            let earlier = if multiplies_bf16(self.phi.device()) { Bf16Kernel::Packed } else { Bf16Kernel::Widened };
+            if kernel != earlier {
+                see(format!("kernel {kernel}").as_bytes());
+            }
+        }
         if let Some(operators) = self.operators() {
             see(operators.as_bytes());
         }

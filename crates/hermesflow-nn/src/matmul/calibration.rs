@@ -80,6 +80,15 @@ pub fn measure() -> Result<Vec<Timing>> {
     Ok(timings)
 }
 
+/// Whether timings are all that [`measure`] makes on this machine.
+pub fn is_whole(timings: &[Timing]) -> bool {
+    let kernels: Vec<_> = std::iter::once(None).chain(candidates().into_iter().map(Some)).collect();
+    let classes = || (0..WEIGHTS.len()).flat_map(|large| (0..ROWS.len()).map(move |class| (class, large)));
+    let all =
+        kernels.iter().all(|kernel| classes().all(|(class, large)| seconds(timings, *kernel, class, large).is_some()));
+    all && timings.len() == kernels.len() * WEIGHTS.len() * ROWS.len()
+}
+
 /// The seconds of a kernel for a class of rows and weights.
 fn seconds(timings: &[Timing], kernel: Option<Bf16Kernel>, class: usize, large: usize) -> Option<f64> {
     let (rows, (out, input)) = (MEASURED[class], WEIGHTS[large]);

@@ -111,7 +111,8 @@ impl Choices {
 
     /// The kernels that are chosen for something, each once, in the order of [`Bf16Kernel::ALL`].
     pub fn used(&self) -> Vec<Bf16Kernel> {
-        let chosen = |kernel: &Bf16Kernel| self.training == *kernel || self.weights.iter().flatten().any(|k| k == kernel);
+        let chosen =
+            |kernel: &Bf16Kernel| self.training == *kernel || self.weights.iter().flatten().any(|k| k == kernel);
         Bf16Kernel::ALL.into_iter().filter(chosen).collect()
     }
 }
@@ -221,7 +222,9 @@ mod tests {
         assert_eq!(choices.to_string().parse(), Ok(choices));
         assert_eq!(choices.used(), [Bf16Kernel::Amx, Bf16Kernel::Tiles, Bf16Kernel::Unpacked]);
         let text = choices.to_string();
-        for broken in ["", "small", &text[1..], &text[..text.len() - 1], &format!("{text} amx"), &text.replace("large", "")] {
+        for broken in
+            ["", "small", &text[1..], &text[..text.len() - 1], &format!("{text} amx"), &text.replace("large", "")]
+        {
             assert!(broken.parse::<Choices>().is_err(), "{broken}");
         }
         assert!("amx2".parse::<Bf16Kernel>().unwrap_err().contains("amx, tiles, packed"));

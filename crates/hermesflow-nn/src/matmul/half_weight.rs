@@ -10,7 +10,7 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::operand::Operand;
-use super::packed::{self, After, Matrix, Values};
+use super::packed::{self, After, Engine, Matrix, Values};
 use super::product::product;
 use super::unpacked::{self, Product};
 use super::{Kernel, cpu_kernel};
@@ -55,6 +55,25 @@ pub(crate) fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec
     }
     let results = unpacked::linear_all(&prepared).into_iter().zip(products);
     results.map(|(y, (x, weight, _))| Tensor::from_vec(y, (x.dims()[0], weight.dims()[0]), x.device())).collect()
+}
+
+/// `x Wᵀ + b` by packed operands, and what follows it, without a graph.
+///
+/// # Shapes
+/// `x [n, in]` and `bias [out]` in f32, `weight [out, in]` in bf16, all contiguous -> `[n, out]` in f32
+pub(crate) fn packed_linear(
+    engine: Engine,
+    x: &Tensor,
+    weight: &Tensor,
+    bias: &Tensor,
+    after: After<'_>,
+) -> Result<Tensor> {
+    let [(xs, xl), (ws, wl), (bs, bl)] = [x, weight, bias].map(|tensor| tensor.storage_and_layout());
+    let Half::Bf16(values) = Half::new(cpu(&ws)?, wl)? else { bail!("expected a weight in bf16") };
+    let ((n, input), (out, _)) = (x.dims2()?, weight.dims2()?);
+    let weight = Matrix::new(Values::Bf16(values), input);
+    let y = packed::multiply(engine, Matrix::f32(host(&xs, xl)?, input), weight.t(), Some(host(&bs, bl)?), after);
+    Tensor::from_vec(y, (n, out), x.device())
 }
 
 /// The numbered rows of a 16-bit matrix, in f32.

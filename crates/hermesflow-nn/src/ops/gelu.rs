@@ -128,6 +128,11 @@ vectorised! {
     }
 }
 
+/// [`gelu_tanh`] of each element of the second slice, written to the first.
+pub(super) fn tanh_kernel() -> fn(&mut [f32], &[f32]) {
+    values
+}
+
 /// [`gelu_tanh`] of each element.
 pub(super) fn tanh_forward(x: &[f32]) -> Vec<f32> {
     map(x, values)

@@ -2,7 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 
+use super::gelu::{gelu_tanh, tanh_kernel};
 use crate::device::uses_kernels;
+use crate::matmul::packed::After;
 use crate::matmul::{Kernel, f32_results, f32_weight, half_weight, kernel};
 use crate::measure::count;
 use crate::measure::profile::{Part, part};
@@ -30,6 +32,60 @@ pub fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tens
     part(Part::Products, x.device(), || affine(&x.reshape(((), input))?, weight, bias)?.reshape(dims))
 }
 
+/// What follows an affine map.
+#[derive(Debug, Clone, Copy)]
+pub enum Then<'a> {
+    /// Nothing.
+    Nothing,
+    /// [`crate::ops::gelu_tanh`] of every result.
+    GeluTanh,
+    /// The result is added to a tensor of its shape.
+    AddTo(&'a Tensor),
+}
+
+impl Then<'_> {
+    /// What follows, as an operator of its own.
+    fn apply(self, y: Tensor) -> Result<Tensor> {
+        match self {
+            Self::Nothing => Ok(y),
+            Self::GeluTanh => gelu_tanh(&y),
+            Self::AddTo(sum) => sum + y,
+        }
+    }
+}
+
+/// [`linear`] with a bias, and what follows it: in the same pass over the results where a kernel has one, with the same numbers.
+///
+/// # Shapes
+/// `x [n, in]`, `weight [out, in]`, `bias [out]` -> `[n, out]`
+///
+/// # Errors
+/// As [`linear`]'s.
+fn linear_then(x: &Tensor, weight: &Tensor, bias: &Tensor, then: Then<'_>) -> Result<Tensor> {
+    let fits = matches!((x.dims(), weight.dims(), bias.dims()),
+        (&[_, input], &[out, depth], &[bias]) if input == depth && out == bias);
+    let whole = x.is_contiguous() && weight.is_contiguous() && bias.is_contiguous() && kernels_take(&[x, bias]);
+    if fits && whole && !x.track_op() && weight.dtype() == DType::BF16 {
+        let by_rows = (x.dim(0)?, weight.dim(0)?);
+        match (kernel(by_rows.0, weight), then) {
+            (Kernel::Packed { engine }, Then::GeluTanh) => {
+                return half_weight::packed_linear(engine, x, weight, bias, After::Map(tanh_kernel()));
+            }
+            (Kernel::Packed { engine }, Then::AddTo(sum))
+                if sum.dims() == [by_rows.0, by_rows.1]
+                    && sum.is_contiguous()
+                    && !sum.track_op()
+                    && kernels_take(&[sum]) =>
+            {
+                let (store, layout) = sum.storage_and_layout();
+                return half_weight::packed_linear(engine, x, weight, bias, After::Add(host(&store, layout)?));
+            }
+            _ => {}
+        }
+    }
+    then.apply(linear(x, weight, Some(bias))?)
+}
+
 /// [`linear`] of `x [n, in]`.
 fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
     if half_weight::is_half(weight) && x.dtype() == DType::F32 {
@@ -45,22 +101,25 @@ fn affine(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> 
     }
 }
 
-/// Several [`linear`]s `(x, weight, bias)`. Where none is part of a graph they are computed together if that is faster: products
-/// of few rows are so short that waking the threads for each would take as long.
+/// Several [`linear`]s `(x, weight, bias)`, each with what follows it. Where none is part of a graph they are computed together if
+/// that is faster: products of few rows are so short that waking the threads for each would take as long.
 ///
 /// # Shapes
 /// Each as [`linear`]'s
 ///
 /// # Errors
 /// When shapes do not fit.
-pub fn linear_all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
-    let Some((first, _, _)) = products.first() else { return Ok(Vec::new()) };
+pub fn linear_all(products: &[((&Tensor, &Tensor, &Tensor), Then<'_>)]) -> Result<Vec<Tensor>> {
+    let Some(((first, _, _), _)) = products.first() else { return Ok(Vec::new()) };
     part(Part::Products, first.device(), || all(products))
 }
 
-fn all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
+fn all(all: &[((&Tensor, &Tensor, &Tensor), Then<'_>)]) -> Result<Vec<Tensor>> {
+    let products: Vec<(&Tensor, &Tensor, &Tensor)> = all.iter().map(|(product, _)| *product).collect();
+    let products = products.as_slice();
+    let follow = |results: Vec<Tensor>| results.into_iter().zip(all).map(|(y, (_, then))| then.apply(y)).collect();
     if products.iter().all(is_mixed) {
-        return any_device_all(products);
+        return follow(any_device_all(products)?);
     }
     let together = |(x, weight, bias): &(&Tensor, &Tensor, &Tensor)| {
         let in_graph = x.track_op() || weight.track_op() || bias.track_op();
@@ -71,9 +130,9 @@ fn all(products: &[(&Tensor, &Tensor, &Tensor)]) -> Result<Vec<Tensor>> {
     };
     let in_type = |dtype| products.iter().all(|(_, weight, _)| weight.dtype() == dtype);
     match products.iter().all(together) {
-        true if in_type(DType::BF16) => half_weight::linear_all(products),
-        true if in_type(DType::F32) => f32_weight::linear_all(products),
-        _ => products.iter().map(|(x, weight, bias)| linear(x, weight, Some(bias))).collect(),
+        true if in_type(DType::BF16) => follow(half_weight::linear_all(products)?),
+        true if in_type(DType::F32) => follow(f32_weight::linear_all(products)?),
+        _ => all.iter().map(|((x, weight, bias), then)| linear_then(x, weight, bias, *then)).collect(),
     }
 }
 
@@ -197,8 +256,9 @@ mod tests {
 
     #[test]
     fn several_at_once_are_each_alone() {
+        let bits = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         for dtype in [DType::F32, DType::BF16] {
-            for (n, input, out) in [(10, 512, 600), (3, 16, 24), (97, 512, 512)] {
+            for (n, input, out) in [(10, 512, 600), (3, 16, 24), (97, 512, 512), (700, 64, 80)] {
                 let (x, other) = (normal(&[n, input]), normal(&[n, out]));
                 let (a, b) = (
                     normal(&[out, input]).to_dtype(dtype).unwrap(),
@@ -207,8 +267,16 @@ mod tests {
                 let (c, short, long) = (normal(&[5, out]).to_dtype(dtype).unwrap(), normal(&[out]), normal(&[out + 3]));
                 let five = normal(&[5]);
                 let products = [(&x, &a, &short), (&x, &b, &long), (&other, &c, &five)];
-                for (together, (x, weight, bias)) in linear_all(&products).unwrap().iter().zip(products) {
+                let bare = linear_all(&products.map(|product| (product, Then::Nothing))).unwrap();
+                for (together, (x, weight, bias)) in bare.iter().zip(products) {
                     close(together, &linear(x, weight, Some(bias)).unwrap(), 1e-5, "together");
+                }
+                let sum = normal(&[n, out]);
+                let then = [Then::AddTo(&sum), Then::GeluTanh, Then::Nothing];
+                let followed: Vec<_> = products.into_iter().zip(then).collect();
+                let apart = then.into_iter().zip(&bare).map(|(then, y)| then.apply(y.clone()).unwrap());
+                for (followed, apart) in linear_all(&followed).unwrap().iter().zip(apart) {
+                    assert_eq!(bits(followed), bits(&apart), "{dtype:?} {n}: what follows has the same numbers");
                 }
             }
         }

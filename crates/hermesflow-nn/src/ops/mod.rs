@@ -46,7 +46,7 @@ pub use self::head::any_device::ROWS as HEAD_ROWS_ON_A_GPU;
 pub use self::head::head_log_prob;
 pub use self::layer_norm::layer_norm;
 pub use self::likeliest::{Likeliest, likeliest, likeliest_of_row};
-pub use self::linear::{linear, linear_all};
+pub use self::linear::{Then, linear, linear_all};
 pub use self::llama_block::{LlamaBlock, llama_block};
 pub use self::log_prob::{all_finite, for_each_row, log_prob, log_sum_exp};
 pub use self::rms_norm::rms_norm;

@@ -12,6 +12,7 @@ use crate::models::{self, Model};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
 use crate::run::context::RunContext;
+use crate::run::kernels;
 use crate::run::pictures::png;
 
 /// What every command that reads a run's configuration takes.
@@ -70,6 +71,7 @@ impl StageArgs {
         ensure!(self.iteration >= 1, "--iteration: 0; iterations count from 1");
         let run = RunContext::new(config, self.iteration, Progress::stderr());
         let layout = &run.layout;
+        kernels::settle(&run.config, true)?;
         let _lock = Lock::take([if stage == "train" { layout.training_lock() } else { layout.lock(stage) }])?;
         say!("{}", work(&run)?.display())
     }
@@ -113,6 +115,7 @@ impl ModelArgs {
     /// As [`ConfigArgs::load`]; names what is missing of the model.
     pub fn open(&self) -> Result<(RunContext, Model)> {
         let run = RunContext::new(self.config.load()?, self.iteration + 1, Progress::stderr());
+        kernels::settle(&run.config, false)?;
         let model = models::player(&run)?;
         Ok((run, model))
     }

@@ -18,6 +18,7 @@ use crate::models::{self, Model};
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
+use crate::run::kernels;
 use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow, other_guidances};
 use crate::world::statistics::Mean;
 
@@ -177,6 +178,7 @@ fn share_curation(args: &Args, seed: u64, home: &Path, config: &RunConfig, progr
     }
     let shared = configured(args, seed, &home.join("shared"), &[])?;
     let shared = RunContext::new(shared, 1, progress.clone());
+    kernels::settle(&shared.config, true)?;
     run::curate(&models::open(&shared.config.model, progress)?, &shared)?;
     let temporary = temporary(target);
     if temporary.exists() {

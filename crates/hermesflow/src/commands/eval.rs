@@ -17,6 +17,7 @@ use crate::models;
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
+use crate::run::kernels;
 use crate::world::evaluate::{BLOCK, EvalReport, EvalSettings, PromptRow, evaluate, other_guidances};
 
 /// Measure understanding, generation (by the oracle and by the model itself) and the gap
@@ -71,6 +72,7 @@ pub fn run(args: Args) -> Result<()> {
     let before = args.compare.as_deref().map(|path| comparable(path, &settings)).transpose()?;
     let guidances = guidances(&args.guidance, &config)?;
     let run = RunContext::new(config, args.iteration + 1, Progress::stderr());
+    kernels::settle(&run.config, false)?;
     let model = models::player(&run)?;
     let name = format!("iteration {}", args.iteration);
     let report = match &args.out {

@@ -14,7 +14,7 @@ use crate::progress::Progress;
 use crate::report::page::{self, serve};
 use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
-use crate::run::{before, folder};
+use crate::run::{before, folder, kernels};
 
 /// Run the whole loop, as a YAML file describes it
 ///
@@ -85,6 +85,7 @@ pub fn run_loop(
         before::check(&first)?;
     }
     folder::save_config(config)?;
+    kernels::settle(config, true)?;
     if before::has_records(config) {
         Judges::of_run(&first)?.fetch(config)?;
     }

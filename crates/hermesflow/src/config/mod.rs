@@ -17,6 +17,7 @@ mod curation;
 mod data;
 mod expect;
 mod judges;
+mod kernels;
 pub mod keys;
 mod load;
 mod meaning;

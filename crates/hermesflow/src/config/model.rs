@@ -1,14 +1,20 @@
 //! The `model` section of a run's configuration: which checkpoint, in which type, on which device.
 
 use std::fmt;
+use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use hermesflow_models::device::DeviceName;
+use hermesflow_models::janus::{JanusConfig, JanusFiles};
+use hermesflow_models::kernels::{Choices, LARGE};
+use hermesflow_models::showo::read_configs;
 use hermesflow_models::{DType, Device, ImageDecoding};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::expect::Expect;
+use super::kernels::KernelsName;
+use crate::kernels::bf16_is_faster;
 
 /// The model that a run begins with.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -51,6 +57,12 @@ pub struct ModelSettings {
     /// Default: cpu.
     /// Source: this program.
     pub device: String,
+    /// Kernels of matrix products in bf16 on the CPU. They sum in different orders: results that must be the same on several
+    /// machines need one that all of them have. Products in f32 do not depend on it.
+    ///
+    /// Default: auto.
+    /// Source: this program.
+    pub kernels: KernelsName,
     /// Facts that the checkpoint must fulfil; those that are absent may be anything.
     #[serde(skip_serializing_if = "Expect::is_empty")]
     pub expect: Expect,
@@ -112,6 +124,7 @@ impl Default for ModelSettings {
             clip: None,
             dtype: DTypeName::F32,
             device: "cpu".into(),
+            kernels: KernelsName::Auto,
             expect: Expect::default(),
         }
     }
@@ -133,13 +146,39 @@ impl ModelSettings {
             self.device = name.to_string();
         }
         if self.dtype == DTypeName::Auto {
-            let faster = !self.is_embedded() && self.device_name().is_ok_and(DeviceName::multiplies_bf16);
+            let faster = !self.is_embedded() && self.is_faster_in_bf16(bf16_is_faster);
             self.dtype = if faster { DTypeName::BF16 } else { DTypeName::F32 };
         }
         if !self.is_embedded() && !self.backbone.is_whole() {
             self.vq.get_or_insert_with(|| MAGVIT.into());
             self.tokenizer.get_or_insert_with(|| PHI.into());
         }
+    }
+
+    /// Whether the device multiplies this model's weights faster in bf16: on the CPU as `measured` says, which is given the
+    /// elements of a weight and what `model.kernels` pins.
+    pub(super) fn is_faster_in_bf16(&self, measured: impl Fn(usize, Option<Choices>) -> bool) -> bool {
+        match self.device_name() {
+            Ok(DeviceName::Cpu) => measured(self.weight_elements(), self.kernels.pinned()),
+            Ok(name) => name.multiplies_bf16(),
+            Err(_) => false,
+        }
+    }
+
+    /// Elements of the smallest matrices of the decoder, if its configuration is on this machine; else as many as those of a
+    /// large model.
+    fn weight_elements(&self) -> usize {
+        let folder = Path::new(&self.checkpoint);
+        let width = match self.backbone {
+            _ if self.is_embedded() => None,
+            BackboneName::Auto => None,
+            BackboneName::ShowO => read_configs(folder).ok().map(|(_, phi)| phi.hidden_size),
+            BackboneName::JanusPro => {
+                let config = JanusFiles::read(folder).and_then(|files| JanusConfig::read(&files));
+                config.ok().map(|config| config.language.hidden_size)
+            }
+        };
+        width.map_or(LARGE, |width| width.saturating_mul(width))
     }
 
     /// Checks the keys against each other. Whether the device is there is seen by what works on it.
@@ -185,8 +224,8 @@ impl ModelSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum DTypeName {
-    /// `bf16` where the device multiplies it faster (AVX512-BF16, or a GPU from compute capability 8 on), else `f32`;
-    /// config.yaml says which was chosen.
+    /// `bf16` where the device multiplies it faster (a GPU from compute capability 8 on, or a CPU that was measured to), else
+    /// `f32`; config.yaml says which was chosen.
     Auto,
     /// 32 bits.
     F32,

@@ -10,7 +10,7 @@ use super::model::DTypeName;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ProductsName {
-    /// `bf16` where `model.dtype` is and the device multiplies it, else `f32`; config.yaml says which was chosen.
+    /// `bf16` where `model.dtype` is and the device trains faster so, else `f32`; config.yaml says which was chosen.
     Auto,
     /// 32 bits.
     F32,

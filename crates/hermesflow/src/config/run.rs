@@ -11,7 +11,8 @@ use super::curation::{AnswerScore, AnswerSettings, CaptionSettings, ImageJudge, 
 use super::data::DataSettings;
 use super::judges::{AskSettings, JudgeSettings, ModelKey, Writer, each_once};
 use super::meaning;
-use super::model::{BackboneName, ModelSettings};
+use super::model::{BackboneName, DTypeName, ModelSettings};
+use super::products::ProductsName;
 use super::train::{ObjectiveName, TrainSettings};
 
 /// Everything that decides a run.
@@ -120,6 +121,11 @@ impl RunConfig {
                  before; train.guidance=auto trains what draws"
             )
         })
+    }
+
+    /// Whether anything is multiplied in bf16.
+    pub fn multiplies_bf16(&self) -> bool {
+        self.model.dtype == DTypeName::BF16 || self.train.products == ProductsName::Bf16
     }
 
     /// The resolved configuration as YAML, without the keys that have no meaning for its backbone.

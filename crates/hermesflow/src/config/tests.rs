@@ -4,6 +4,7 @@ use super::data::*;
 use super::keys::Keys;
 use super::products::ProductsName;
 use super::*;
+use crate::kernels;
 use anyhow::Result;
 use hermesflow_models::MaskSchedule;
 use hermesflow_models::device::DeviceName;
@@ -61,7 +62,10 @@ fn a_checkpoint_has_the_published_tokenizers() {
     assert_eq!(parse("", &[]).unwrap().model.vq, None);
     let auto = |model: &str| parse("model: {dtype: auto}", &[model]).unwrap().model.dtype;
     assert_eq!(auto("model.showo=embedded"), DTypeName::F32);
-    assert_eq!(auto("model.showo=m"), if DeviceName::Cpu.multiplies_bf16() { DTypeName::BF16 } else { DTypeName::F32 });
+    assert_eq!(
+        auto("model.showo=m"),
+        if kernels::bf16_is_faster(1 << 22, None) { DTypeName::BF16 } else { DTypeName::F32 }
+    );
 }
 
 #[test]
@@ -89,9 +93,10 @@ fn a_device_is_named_or_chosen() {
 #[test]
 fn products_of_training_follow_the_models_type() {
     let products = |overrides: &[&str]| parse("model: {showo: m}", overrides).unwrap().train.products;
-    let rounded = if DeviceName::Cpu.multiplies_bf16() { ProductsName::Bf16 } else { ProductsName::F32 };
+    let rounded = if kernels::bf16_trains_faster(1 << 22, None) { ProductsName::Bf16 } else { ProductsName::F32 };
+    let held = if kernels::bf16_is_faster(1 << 22, None) { rounded } else { ProductsName::F32 };
     assert_eq!(products(&[]), ProductsName::F32);
-    assert_eq!(products(&["model.dtype=auto"]), rounded);
+    assert_eq!(products(&["model.dtype=auto"]), held);
     assert_eq!(products(&["model.dtype=bf16"]), rounded);
     assert_eq!(products(&["model.dtype=bf16", "train.products=f32"]), ProductsName::F32);
     assert_eq!(products(&["train.products=bf16"]), ProductsName::Bf16);

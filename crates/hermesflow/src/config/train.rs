@@ -4,7 +4,6 @@
 
 use std::fmt;
 
-use hermesflow_models::device::DeviceName;
 use hermesflow_train::{
     AdamWSettings, LossKind, LossSettings, Masking, PairDpoSettings, PairWeights, Schedule, Sides, StatePlace,
     TrainerSettings, WatchSettings,
@@ -17,6 +16,7 @@ use super::model::ModelSettings;
 use super::pretrain::PretrainingMix;
 use super::preview::PreviewSettings;
 use super::products::ProductsName;
+use crate::kernels::bf16_trains_faster;
 
 /// How the model is trained on its pairs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -304,7 +304,7 @@ impl TrainSettings {
     /// all; on a GPU the rest is chosen by what fits once the model is known. Images are `drawn` under this guidance.
     pub(super) fn resolve(&mut self, model: &ModelSettings, drawn: f64) {
         self.guidance = self.guidance.or(drawn);
-        let rounds = || model.device_name().is_ok_and(DeviceName::multiplies_bf16);
+        let rounds = || model.is_faster_in_bf16(bf16_trains_faster);
         self.products = self.products.resolved(model.dtype, rounds);
         if !model.names_a_gpu() {
             self.recompute = self.recompute.or(Recompute::Off);

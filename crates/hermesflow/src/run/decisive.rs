@@ -51,7 +51,10 @@ pub fn decisive(config: &RunConfig) -> Result<Value> {
 /// What decides the results of a stage as a whole: its own settings, and with every stage the seed, the model's type and
 /// device, and how many records are worked on as one batch.
 pub fn origin(config: &RunConfig, settings: Value) -> Origin {
-    let model = json!({ "dtype": config.model.dtype, "device": config.model.device });
+    let mut model = json!({ "dtype": config.model.dtype, "device": config.model.device });
+    if config.model.kernels.pinned().is_some() {
+        model["kernels"] = json!(config.model.kernels); // left open, they are the machine's, as in earlier versions
+    }
     let mut all = json!({ "seed": config.seed, "model": model, "data": { "chunk": config.data.chunk } });
     for (key, value) in settings.as_object().into_iter().flatten() {
         all[key] = value.clone();

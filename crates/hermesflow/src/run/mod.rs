@@ -4,6 +4,7 @@ pub mod before;
 pub mod context;
 pub mod decisive;
 pub mod folder;
+pub mod kernels;
 pub mod layout;
 pub mod pictures;
 pub mod preview;

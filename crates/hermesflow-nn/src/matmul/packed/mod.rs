@@ -102,14 +102,7 @@ pub(crate) unsafe fn multiply_f32(
 ///
 /// # Safety
 /// `out` is `[m, n]`, initialised if the start is [`Start::Kept`]; no other thread touches it.
-unsafe fn run(
-    engine: Engine,
-    out: *mut f32,
-    lhs: Matrix<'_>,
-    rhs: Matrix<'_>,
-    start: Start<'_>,
-    after: After<'_>,
-) {
+unsafe fn run(engine: Engine, out: *mut f32, lhs: Matrix<'_>, rhs: Matrix<'_>, start: Start<'_>, after: After<'_>) {
     assert_eq!(lhs.columns, rhs.rows);
     if let Start::Bias(bias) = start {
         assert_eq!(bias.len(), rhs.columns);

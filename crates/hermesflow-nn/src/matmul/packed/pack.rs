@@ -76,14 +76,7 @@ pub(super) unsafe fn pack_columns(to: *mut u32, matrix: Matrix<'_>, first: usize
 /// # Safety
 /// As [`pack_lines`].
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
-unsafe fn rows<T: Packable>(
-    to: *mut u32,
-    values: &[T],
-    columns: usize,
-    first: usize,
-    few: usize,
-    part: Range<usize>,
-) {
+unsafe fn rows<T: Packable>(to: *mut u32, values: &[T], columns: usize, first: usize, few: usize, part: Range<usize>) {
     for line in 0..16 {
         for (tile, at) in part.clone().step_by(32).enumerate() {
             // SAFETY: by the contract of this function; a line that is not there is not read.

@@ -16,6 +16,7 @@ use crate::models;
 use crate::models::memory_plan;
 use crate::progress::Progress;
 use crate::report::table;
+use crate::run::kernels;
 
 /// Time each stage on a model
 ///
@@ -114,6 +115,7 @@ enum StageName {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let progress = Progress::stderr();
+    kernels::settle(&config, false)?;
     let model = models::open(&config.model, &progress)?;
     let config = memory_plan::chosen(&config, &model)?;
     let mut bench = Bench::new(model, args.work, &config)?;

@@ -14,6 +14,7 @@ use hermesflow_records::{InitialRecord, Table};
 use super::args::ConfigArgs;
 use crate::config::{ImageJudge, ModelSettings, ObjectiveName, RunConfig};
 use crate::files;
+use crate::kernels;
 use crate::models;
 use crate::models::backbone;
 use crate::models::hub::{Hub, Parts};
@@ -21,6 +22,7 @@ use crate::models::kind::{About, Source};
 use crate::models::memory_plan::{self, DRIVER, PROGRAM, WORDS};
 use crate::progress::{Progress, brief};
 use crate::run::context::RunContext;
+use crate::run::kernels::settle;
 use crate::run::{before, folder};
 
 /// Check everything that a run will need, and estimate its memory and time
@@ -55,6 +57,10 @@ pub fn run(args: Args) -> Result<()> {
     findings.places(&run);
     findings.judges(&run.config)?;
     let gpu = findings.gpu(&run.config, args.gpu_memory)?;
+    if !run.config.model.names_a_gpu() {
+        findings.add(Verdict::Good, "kernels", kernels::described());
+        settle(&run.config, false)?;
+    }
     let sizes = findings.model(&run.config)?;
     if let Some(sizes) = sizes.as_deref() {
         if sizes.is_on_gpu() {

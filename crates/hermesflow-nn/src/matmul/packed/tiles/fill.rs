@@ -25,14 +25,7 @@ pub(super) enum Side {
 ///
 /// # Safety
 /// The matrix holds the lines and the part; `to` has room for `part.len()` / 32 tiles, rounded up.
-pub(super) unsafe fn fill(
-    to: *mut u32,
-    side: Side,
-    matrix: Matrix<'_>,
-    first: usize,
-    few: usize,
-    part: Range<usize>,
-) {
+pub(super) unsafe fn fill(to: *mut u32, side: Side, matrix: Matrix<'_>, first: usize, few: usize, part: Range<usize>) {
     #[cfg(target_arch = "x86_64")]
     if simd::bf16() {
         // SAFETY: the instructions were just detected; by the contract of this function.

@@ -169,7 +169,14 @@ impl<U: TileUnit> Work<'_, U> {
                         let right = right.add(2 * beside * here * WORDS);
                         let (rights, tall) = ([right, right.add(here * WORDS)], rows > LINES);
                         let lefts = [left, if tall { left.add(steps * WORDS) } else { left }];
-                        self.unit.block(lefts.map(|left| left.cast_const()), rights.map(|right| right.cast_const()), here, sums, step > 0, tall);
+                        self.unit.block(
+                            lefts.map(|left| left.cast_const()),
+                            rights.map(|right| right.cast_const()),
+                            here,
+                            sums,
+                            step > 0,
+                            tall,
+                        );
                         if step + here == steps {
                             let columns = SIDE.min(self.rhs.rows - column * SIDE);
                             let block = std::slice::from_raw_parts_mut(sums, if tall { SIDE } else { LINES } * SIDE);
