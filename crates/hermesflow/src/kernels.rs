@@ -131,6 +131,33 @@ fn gain(pinned: Option<Choices>, gain: impl Fn(&[Timing], &Choices) -> Option<f6
     gain(&measured.timings, &pinned.unwrap_or(measured.choices)).map_or_else(by_instructions, |gain| gain > 1.0)
 }
 
+/// Kernels by their classes of rows, in words: `unpacked up to 383 rows, packed beyond`.
+fn by_rows(kernels: &[Bf16Kernel]) -> String {
+    let mut runs: Vec<(Bf16Kernel, usize)> = Vec::new();
+    for (kernel, most) in kernels.iter().zip(kernels::ROWS) {
+        match runs.last_mut() {
+            Some((last, until)) if last == kernel => *until = most,
+            _ => runs.push((*kernel, most)),
+        }
+    }
+    let words = runs.iter().map(|(kernel, most)| match *most {
+        usize::MAX if runs.len() == 1 => kernel.to_string(),
+        usize::MAX => format!("{kernel} beyond"),
+        most => format!("{kernel} up to {most} rows"),
+    });
+    words.collect::<Vec<_>>().join(", ")
+}
+
+/// Choices in words.
+fn in_words(choices: &Choices) -> String {
+    let [small, large] = choices.weights.map(|kernels| by_rows(&kernels));
+    let held = match small == large {
+        true => format!("bf16 weights by {large}"),
+        false => format!("bf16 weights by {large}; those below a million elements by {small}"),
+    };
+    format!("{held}; training in bf16 by {}", choices.training)
+}
+
 /// What was measured, as a sentence: the rates of large products of many rows, and which kernels are chosen.
 pub fn described() -> String {
     let Measured { timings, choices, kept } = measured();
@@ -146,10 +173,11 @@ pub fn described() -> String {
     let kept = kept.as_ref().map_or_else(|| "kept nowhere".to_owned(), |path| format!("kept in {}", path.display()));
     let amx = if Bf16Kernel::Amx.is_available() { "" } else { "; no AMX here" };
     let forced = match kernels::is_spoken_for() {
-        true => format!("; HERMESFLOW_CPU makes them: {}", kernels::current()),
+        true => format!("; HERMESFLOW_CPU makes them: {}", in_words(&kernels::current())),
         false => String::new(),
     };
-    format!("{}: many rows at {} GFLOP/s{amx}; bf16 by {choices}{forced} ({kept})", kernels::cpu(), rates.join(", "))
+    let (here, rates, chosen) = (kernels::cpu(), rates.join(", "), in_words(choices));
+    format!("{here}: many rows at {rates} GFLOP/s{amx}; {chosen}{forced} ({kept})")
 }
 
 #[cfg(test)]
@@ -201,6 +229,12 @@ mod tests {
     #[test]
     fn the_sentence_names_the_cpu_and_the_kernels() {
         let text = described();
-        assert!(text.contains("GFLOP/s") && text.contains("f32 ") && text.contains("training "), "{text}");
+        assert!(text.contains("GFLOP/s") && text.contains("f32 ") && text.contains("training in bf16 by "), "{text}");
+        let (few, many) = (Bf16Kernel::Unpacked, Bf16Kernel::Amx);
+        assert_eq!(by_rows(&[few, few, few, few, many, many]), "unpacked up to 383 rows, amx beyond");
+        let mut choices = Choices::all(many);
+        assert_eq!(in_words(&choices), "bf16 weights by amx; training in bf16 by amx");
+        choices.weights[0][0] = few;
+        assert!(in_words(&choices).contains("those below a million elements by unpacked up to 16 rows, amx beyond"));
     }
 }
