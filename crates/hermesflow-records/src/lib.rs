@@ -21,7 +21,8 @@ pub use id::{IdKey, InvalidId, RecordId};
 pub use pairing::{Candidates, DropReason, Scored, first_round, later_round, ranked, three_decimals};
 pub use read::read;
 pub use record::{
-    AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record, ReplyRecord, ScoreRecord,
+    AnswerRecord, CaptionRecord, Identified, InitialRecord, PairRecord, QuestionRecord, Record, ReplyRecord,
+    ScoreRecord,
 };
 pub use seed::derive_seed;
 pub use store::Store;

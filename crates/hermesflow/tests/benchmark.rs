@@ -39,10 +39,17 @@ fn prepared() -> Workshop {
         serde_json::json!({ "id": id, "caption": "a red circle", "question": "what color is the circle?",
             "choices": ["red", "blue"], "answer": "red", "element_type": kind, "element": "red" })
     };
-    workshop.write("tifa.json", &Value::from(vec![asked("coco_1", "color"), asked("coco_1", "object"), asked("drawbench_2", "color")]).to_string());
+    workshop.write(
+        "tifa.json",
+        &Value::from(vec![asked("coco_1", "color"), asked("coco_1", "object"), asked("drawbench_2", "color")])
+            .to_string(),
+    );
     fs::create_dir(workshop.path("val2014")).unwrap();
     let mut lines = String::new();
-    let (mut mme, mut vqa) = ("index\timage\tquestion\tanswer\tcategory\timage_path\n".to_owned(), "index\tquestion\tA\tB\tC\tanswer\tcategory\timage\n".to_owned());
+    let (mut mme, mut vqa) = (
+        "index\timage\tquestion\tanswer\tcategory\timage_path\n".to_owned(),
+        "index\tquestion\tA\tB\tC\tanswer\tcategory\timage\n".to_owned(),
+    );
     for number in 0..40u8 {
         let bytes = png([number * 6, 255 - number * 6, 90]);
         fs::write(workshop.path(&format!("val2014/{number}.png")), &bytes).unwrap();
@@ -50,8 +57,15 @@ fn prepared() -> Workshop {
         lines.push_str(&format!("{{\"question_id\": {number}, \"image\": \"{number}.png\", \"text\": \"Is there a dog in the image?\", \"label\": \"{label}\"}}\n"));
         let picture = BASE64_STANDARD.encode(&bytes);
         let category = if number % 4 == 0 { "code_reasoning" } else { "color" };
-        mme.push_str(&format!("{}\t{picture}\tIs it red? Please answer yes or no.\tYes\t{category}\t{number}.png\n", 2 * number));
-        mme.push_str(&format!("{}\t{}\tIs it blue? Please answer yes or no.\tNo\t{category}\t{number}.png\n", 2 * number + 1, 2 * number));
+        mme.push_str(&format!(
+            "{}\t{picture}\tIs it red? Please answer yes or no.\tYes\t{category}\t{number}.png\n",
+            2 * number
+        ));
+        mme.push_str(&format!(
+            "{}\t{}\tIs it blue? Please answer yes or no.\tNo\t{category}\t{number}.png\n",
+            2 * number + 1,
+            2 * number
+        ));
         vqa.push_str(&format!("{number}\tWhich?\ta red one\ta blue one\t\tB\t{category}\t{picture}\n"));
     }
     workshop.write("coco_pope_random.json", &lines);
@@ -81,7 +95,8 @@ fn every_benchmark_goes_through_and_one_that_was_killed_ends_with_the_same_bytes
         let said = whole.succeeds(&command(name, more));
         assert!(said.contains("± ") && said.contains("seed 5; digest of model.showo"), "{name}: {said}");
         let partial = killed.path(&format!("out/benchmarks/{name}-0/.report.json.hermesflow-partial"));
-        let mut child = killed.command(&command(name, more)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let mut child =
+            killed.command(&command(name, more)).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
         let began = Instant::now();
         // Killed once there is a row or two, if it is not done before.
         while fs::read(&partial).map_or(0, |bytes| bytes.iter().filter(|byte| **byte == b'\n').count()) < 2 {
@@ -141,7 +156,11 @@ fn files_that_are_none_of_a_benchmarks_end_in_one_message_with_line_and_remedy()
     refused("dpg", &["--data", "MME.tsv"], &["has no column item_id"]);
     refused("tifa", &["--data", "geneval.jsonl"], &["geneval.jsonl", "line 1", "TIFA's question file"]);
     refused("pope", &["--data", "coco_pope_random.json"], &["--images: missing"]);
-    refused("pope", &["--data", "coco_pope_random.json", "--images", "model"], &["line 1", "0.png is not there", "val2014"]);
+    refused(
+        "pope",
+        &["--data", "coco_pope_random.json", "--images", "model"],
+        &["line 1", "0.png is not there", "val2014"],
+    );
     refused("mme", &["--data", "bench.tsv"], &["line 2", "neither Yes nor No", "MME.tsv"]);
     refused("vqa", &["--data", "MME.tsv"], &["no columns A and B"]);
 }
@@ -150,14 +169,22 @@ fn files_that_are_none_of_a_benchmarks_end_in_one_message_with_line_and_remedy()
 fn the_results_of_genevals_own_scorer_become_a_table() {
     let workshop = Workshop::new();
     let line = |tag: &str, prompt: &str, correct: bool| {
-        format!("{{\"filename\": \"x.png\", \"tag\": \"{tag}\", \"prompt\": \"{prompt}\", \"correct\": {correct}, \"reason\": \"\"}}\n")
+        format!(
+            "{{\"filename\": \"x.png\", \"tag\": \"{tag}\", \"prompt\": \"{prompt}\", \"correct\": {correct}, \"reason\": \"\"}}\n"
+        )
     };
-    let lines = [line("colors", "a", true), line("colors", "a", false), line("colors", "b", true), line("position", "c", false)];
+    let lines = [
+        line("colors", "a", true),
+        line("colors", "a", false),
+        line("colors", "b", true),
+        line("position", "c", false),
+    ];
     workshop.write("results.jsonl", &lines.concat());
     let said = workshop.succeeds(&["benchmark", "geneval", "run.yaml", "--results", "results.jsonl"]);
     // Colours: prompts with a half and all right; position: none.
     assert!(said.contains("0.375") && said.contains("0.750"), "{said}");
     workshop.write("results.jsonl", "{\"tag\": \"x\"}\n");
-    let message = text(&workshop.hermesflow(&["benchmark", "geneval", "run.yaml", "--results", "results.jsonl"]).stderr);
+    let message =
+        text(&workshop.hermesflow(&["benchmark", "geneval", "run.yaml", "--results", "results.jsonl"]).stderr);
     assert!(message.contains("line 1") && message.contains("evaluate_images.py"), "{message}");
 }

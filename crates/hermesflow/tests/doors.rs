@@ -27,8 +27,22 @@ const DOORS: [(&str, &[&str]); 9] = [
 /// The rooms of the program, the lowest first: a folder or a file of its `src`. Each may import those before it, and no
 /// other.
 const ROOMS: [&str; 16] = [
-    "print", "progress", "files", "digest", "kernels", "config", "made", "datasets", "run", "models", "cache",
-    "judges", "world", "benchmarks", "report", "commands",
+    "print",
+    "progress",
+    "files",
+    "digest",
+    "kernels",
+    "config",
+    "made",
+    "datasets",
+    "run",
+    "models",
+    "cache",
+    "judges",
+    "world",
+    "benchmarks",
+    "report",
+    "commands",
 ];
 
 /// Imports between rooms of the program that lead upward still: the list only ever shrinks.

@@ -32,7 +32,13 @@ fn browser() -> Option<&'static str> {
 fn opened(browser: &str, page: &Path, behind: &str) -> String {
     let profile = tempfile::tempdir().unwrap();
     let output = Command::new(browser)
-        .args(["--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--enable-logging=stderr"])
+        .args([
+            "--headless=new",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--virtual-time-budget=8000",
+            "--enable-logging=stderr",
+        ])
         .arg(format!("--user-data-dir={}", profile.path().display()))
         .args(["--dump-dom", &format!("file://{}{behind}", page.canonicalize().unwrap().display())])
         .output()
@@ -51,12 +57,17 @@ fn cards(shown: &str) -> usize {
 fn a_run_ends_with_a_page_of_itself_that_a_browser_opens_filters_and_searches() {
     let workshop = Workshop::new();
     let output = workshop.hermesflow(&["run", "run.yaml", "--watch"]);
-    assert!(output.status.success() && text(&output.stderr).contains("report: http://127.0.0.1:"), "{}", text(&output.stderr));
+    assert!(
+        output.status.success() && text(&output.stderr).contains("report: http://127.0.0.1:"),
+        "{}",
+        text(&output.stderr)
+    );
     assert!(text(&output.stdout).contains("look at: out/report.html"), "{}", text(&output.stdout));
     let file = workshop.path("out/report.html");
     let page = fs::read_to_string(&file).unwrap();
     assert!(!page.contains("http://") || !page.contains("src=\"http"), "the page needs no network");
-    let pairs: Vec<Value> = serde_json::from_slice(&fs::read(workshop.path("data/pair_dpo_data.json")).unwrap()).unwrap();
+    let pairs: Vec<Value> =
+        serde_json::from_slice(&fs::read(workshop.path("data/pair_dpo_data.json")).unwrap()).unwrap();
     let all = records(&page, 0, 1);
     assert_eq!(all.len(), 12);
     let taught: Vec<&Value> = all.iter().filter(|record| record["o"] == "pair").collect();
@@ -68,11 +79,15 @@ fn a_run_ends_with_a_page_of_itself_that_a_browser_opens_filters_and_searches() 
         assert!(pair["image_win"].as_str().unwrap().ends_with(&format!("/{}.png", image(0))));
         assert!(record["g"][image(0)]["s"].as_str().unwrap().starts_with("data:image/"), "inside the page");
         // What the questions added is what the image's score is the mean of.
-        let counts: Vec<f64> = record["g"][image(0)]["a"].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
+        let counts: Vec<f64> =
+            record["g"][image(0)]["a"].as_array().unwrap().iter().map(|n| n.as_f64().unwrap()).collect();
         let mean = counts.iter().sum::<f64>() / counts.len() as f64;
         assert!((mean - pair["vqa_score_win"].as_f64().unwrap()).abs() < 1e-3, "{record}");
         assert_eq!(record["g"][image(0)]["r"].as_array().unwrap().len(), counts.len(), "a reply to every question");
-        assert!(record["k"].as_array().unwrap().iter().all(|caption| caption[1].is_f64()), "every caption has its score");
+        assert!(
+            record["k"].as_array().unwrap().iter().all(|caption| caption[1].is_f64()),
+            "every caption has its score"
+        );
     }
     assert!(page.contains("Margins") && page.contains("<polyline"), "curves of training");
     assert!(page.contains("colour entropy") && page.contains("train.schedule.steps"));
@@ -190,7 +205,9 @@ fn a_served_page_follows_its_run_and_serves_nothing_else() {
     let page = get("/", &place);
     assert!(page.starts_with("HTTP/1.1 200") && page.contains("data-watched=\"yes\""), "{}", &page[..200]);
     assert!(get("/picture/0/images/train-000000.png", &place).contains("image/png"));
-    for path in ["/picture/0/initial_data.json", "/picture/0/../out/config.yaml", "/picture/0/%2e%2e/run.yaml", "/config.yaml"] {
+    for path in
+        ["/picture/0/initial_data.json", "/picture/0/../out/config.yaml", "/picture/0/%2e%2e/run.yaml", "/config.yaml"]
+    {
         assert!(get(path, &place).starts_with("HTTP/1.1 404"), "{path}");
     }
     assert!(get("/", "evil.example:80").starts_with("HTTP/1.1 403"));

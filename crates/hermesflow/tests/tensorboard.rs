@@ -77,7 +77,12 @@ fn a_training_that_was_killed_has_every_step_once_with_the_numbers_of_its_metric
         let steps: Vec<u64> = events.iter().map(|event| event[0].as_u64().unwrap()).collect();
         assert_eq!(steps, (1..=12).collect::<Vec<u64>>(), "{name}: every step once");
         let step = lines.iter().position(|line| line.get(name).is_some_and(|one| std::ptr::eq(one, value))).unwrap();
-        assert_eq!(events[step][1].as_f64().unwrap() as f32, value.as_f64().unwrap() as f32, "{name}, step {}", step + 1);
+        assert_eq!(
+            events[step][1].as_f64().unwrap() as f32,
+            value.as_f64().unwrap() as f32,
+            "{name}, step {}",
+            step + 1
+        );
     }
     assert!(seen > 12 * 10);
     let images = images["images"].as_object().unwrap();

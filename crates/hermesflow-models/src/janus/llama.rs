@@ -205,7 +205,8 @@ impl Llama {
     fn all<const N: usize>(&self, maps: [(&Linear, &Tensor); N]) -> Result<[Tensor; N]> {
         let bias = |(map, _): (&Linear, &Tensor)| self.no_bias.narrow(0, 0, map.weight.dim(0)?);
         let biases = maps.iter().map(|map| bias(*map)).collect::<candle_core::Result<Vec<_>>>()?;
-        let maps: Vec<_> = maps.iter().zip(&biases).map(|((map, xs), bias)| (*xs, &map.weight, bias)).collect();
+        let maps = maps.iter().zip(&biases);
+        let maps: Vec<_> = maps.map(|((map, xs), bias)| ((*xs, &map.weight, bias), ops::Then::Nothing)).collect();
         let results = ops::linear_all(&maps)?;
         results.try_into().map_err(|_| Error::Invalid("as many results as maps".into()))
     }

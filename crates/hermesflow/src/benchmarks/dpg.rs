@@ -8,8 +8,8 @@ use std::path::Path;
 
 use anyhow::{Result, ensure};
 
-use super::{Asked, Prompt};
 use super::tables::Table;
+use super::{Asked, Prompt};
 
 const REMEDY: &str = "give DPG-Bench's dpg_bench.csv";
 
@@ -35,7 +35,13 @@ pub fn read(path: &Path) -> Result<Vec<Prompt>> {
         let at = match prompts.iter().rposition(|prompt| prompt.id == id) {
             Some(at) => at,
             None => {
-                prompts.push(Prompt { id, text: String::new(), category: "all".into(), questions: vec![], metadata: None });
+                prompts.push(Prompt {
+                    id,
+                    text: String::new(),
+                    category: "all".into(),
+                    questions: vec![],
+                    metadata: None,
+                });
                 prompts.len() - 1
             }
         };

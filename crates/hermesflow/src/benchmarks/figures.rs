@@ -217,7 +217,9 @@ fn mme(rows: &[&Row]) -> Vec<(String, f64)> {
         let accuracy = 100.0 * answers.iter().sum::<f64>() / answers.len() as f64;
         let pairs: Vec<f64> = pictures
             .values()
-            .flat_map(|answers| answers.chunks(2).map(|pair| f64::from(u8::from(pair.iter().all(|right| *right == 1.0)))))
+            .flat_map(|answers| {
+                answers.chunks(2).map(|pair| f64::from(u8::from(pair.iter().all(|right| *right == 1.0))))
+            })
             .collect();
         let plus = 100.0 * pairs.iter().sum::<f64>() / pairs.len() as f64;
         sums[usize::from(COGNITION.contains(category))] += accuracy + plus;
@@ -294,7 +296,11 @@ mod tests {
         for (said, is, count) in answers {
             for number in 0..count {
                 let right = f64::from(u8::from(said == is));
-                rows.push(row("random", &format!("{said}{is}{number}"), &[("said yes", said), ("is yes", is), ("right", right)]));
+                rows.push(row(
+                    "random",
+                    &format!("{said}{is}{number}"),
+                    &[("said yes", said), ("is yes", is), ("right", right)],
+                ));
             }
         }
         let found = figures(Benchmark::Pope, &rows);
@@ -350,7 +356,9 @@ mod tests {
     #[test]
     fn intervals_are_those_of_the_mean_and_differences_are_paired() {
         let rows = |shift: f64| -> Vec<Row> {
-            (0..400).map(|at| row("all", &format!("{at:03}"), &[("right", f64::from(at % 2 == 0) * 0.5 + shift)])).collect()
+            (0..400)
+                .map(|at| row("all", &format!("{at:03}"), &[("right", f64::from(at % 2 == 0) * 0.5 + shift)]))
+                .collect()
         };
         let report = |model: &str, shift: f64| BenchmarkReport {
             benchmark: Benchmark::Vqa,
@@ -372,7 +380,9 @@ mod tests {
 
     #[test]
     fn the_scorers_results_are_averaged_over_tasks() {
-        let prompts = |all: &[(&str, &[bool])]| all.iter().map(|(prompt, right)| ((*prompt).to_owned(), right.to_vec())).collect();
+        let prompts = |all: &[(&str, &[bool])]| {
+            all.iter().map(|(prompt, right)| ((*prompt).to_owned(), right.to_vec())).collect()
+        };
         let results = ScorerResults::from([
             ("colors".to_owned(), prompts(&[("a", &[true, true, false, false]), ("b", &[true; 4])])),
             ("position".to_owned(), prompts(&[("c", &[false; 4])])),

@@ -15,8 +15,7 @@ use super::{Asked, Prompt};
 use crate::files;
 
 /// The colours that prompts name.
-const COLOURS: [&str; 10] =
-    ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
+const COLOURS: [&str; 10] = ["red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white"];
 /// The places that prompts name, as answers.
 const PLACES: [(&str, &str); 4] =
     [("left of", "left of it"), ("right of", "right of it"), ("above", "above it"), ("below", "below it")];
@@ -167,7 +166,11 @@ pub fn scorer_results(path: &Path) -> Result<ScorerResults> {
             .context("each line must be an object with `tag`, `prompt` and `correct`, as GenEval's evaluate_images.py writes")?;
         all.entry(line.tag).or_default().entry(line.prompt).or_default().push(line.correct);
     }
-    ensure!(!all.is_empty(), "{}: holds no result; give the results.jsonl of GenEval's evaluate_images.py", path.display());
+    ensure!(
+        !all.is_empty(),
+        "{}: holds no result; give the results.jsonl of GenEval's evaluate_images.py",
+        path.display()
+    );
     Ok(all)
 }
 
@@ -219,7 +222,10 @@ mod tests {
             ("not json", "line 2"),
             ("{\"tag\": \"t\", \"include\": [], \"prompt\": \"p\"}", "nothing to ask"),
             ("{\"tag\": \"t\", \"include\": [{\"class\": \"dog\", \"color\": \"mauve\"}], \"prompt\": \"p\"}", "mauve"),
-            ("{\"tag\": \"t\", \"include\": [{\"class\": \"dog\", \"position\": [\"above\", 7]}], \"prompt\": \"p\"}", "object 7"),
+            (
+                "{\"tag\": \"t\", \"include\": [{\"class\": \"dog\", \"position\": [\"above\", 7]}], \"prompt\": \"p\"}",
+                "object 7",
+            ),
         ] {
             let message = said(&format!("{good}{bad}\n"));
             assert!(message.contains(part) && message.contains("line 2"), "{message}");

@@ -113,7 +113,11 @@ pub fn tsv(path: &Path, benchmark: Benchmark) -> Result<Items> {
         // A short cell names the row that holds the picture.
         let position = match cell.len() < 64 {
             true => places.get(cell.trim()).cloned().with_context(|| {
-                format!("{}: the cell `image` is no picture, and no earlier row has the index {:?}; {remedy}", row.place(), cell.trim())
+                format!(
+                    "{}: the cell `image` is no picture, and no earlier row has the index {:?}; {remedy}",
+                    row.place(),
+                    cell.trim()
+                )
             })?,
             false => row.position.clone(),
         };
@@ -129,7 +133,11 @@ pub fn tsv(path: &Path, benchmark: Benchmark) -> Result<Items> {
             let letter = said.chars().next().filter(|letter| said.len() == 1 && letter.is_ascii_uppercase());
             let number = letter.map(|letter| letter as usize - 'A' as usize).filter(|number| *number < options.len());
             number.with_context(|| {
-                format!("{}: the answer {said:?} is the letter of none of its {} options; {remedy}", row.place(), options.len())
+                format!(
+                    "{}: the answer {said:?} is the letter of none of its {} options; {remedy}",
+                    row.place(),
+                    options.len()
+                )
             })?
         } else {
             match said.to_lowercase().as_str() {
@@ -196,7 +204,11 @@ impl<M: UnifiedModel> Reader<'_, M> {
         };
         let prepared = chosen.iter().map(prepare).collect::<Result<Vec<_>>>()?;
         let views = self.model.understand(&prepared)?;
-        if self.benchmark == Benchmark::Vqa { self.by_likelihood(chosen, &views) } else { self.by_replies(chosen, &views) }
+        if self.benchmark == Benchmark::Vqa {
+            self.by_likelihood(chosen, &views)
+        } else {
+            self.by_replies(chosen, &views)
+        }
     }
 
     fn fits(&self, item: &Item) -> bool {
@@ -246,7 +258,11 @@ impl<M: UnifiedModel> Reader<'_, M> {
             let per_token: Vec<f64> = found.iter().map(|one| one.log_prob / one.tokens.max(1) as f64).collect();
             let best = likeliest(&per_token);
             let said = best.map(|best| item.options[best].clone());
-            self.row(item, &[("right", best == Some(item.answer)), ("too long", best.is_none())], said.into_iter().collect())
+            self.row(
+                item,
+                &[("right", best == Some(item.answer)), ("too long", best.is_none())],
+                said.into_iter().collect(),
+            )
         };
         Ok(chosen.iter().zip(self.model.score_replies(&asked)?).map(row).collect())
     }
@@ -278,7 +294,8 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    const B64: &str = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
+    const B64: &str =
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==";
 
     fn of(text: &str, benchmark: Benchmark) -> Result<Items> {
         let folder = tempfile::tempdir()?;
@@ -301,7 +318,8 @@ mod tests {
 
     #[test]
     fn options_are_those_that_are_there() {
-        let text = format!("index\tquestion\thint\tA\tB\tC\tD\tanswer\timage\n7\tWhich?\tLook.\tone\ttwo\t\t\tB\t{B64}\n");
+        let text =
+            format!("index\tquestion\thint\tA\tB\tC\tD\tanswer\timage\n7\tWhich?\tLook.\tone\ttwo\t\t\tB\t{B64}\n");
         let items = of(&text, Benchmark::Vqa).unwrap();
         assert_eq!((items.all[0].options.len(), items.all[0].answer), (2, 1));
         assert_eq!(items.all[0].question, "Look.\nWhich?");
@@ -313,7 +331,10 @@ mod tests {
         let said = |text: &str, benchmark| format!("{:#}", of(text, benchmark).err().unwrap());
         let head = "index\timage\tquestion\tanswer\n";
         let message = said(&format!("{head}0\t{B64}\tq\tmaybe\n"), Benchmark::Mme);
-        assert!(message.contains("line 2") && message.contains("neither Yes nor No") && message.contains("MME.tsv"), "{message}");
+        assert!(
+            message.contains("line 2") && message.contains("neither Yes nor No") && message.contains("MME.tsv"),
+            "{message}"
+        );
         assert!(said(&format!("{head}0\t5\tq\tYes\n"), Benchmark::Mme).contains("no earlier row has the index \"5\""));
         assert!(said("index\tquestion\n", Benchmark::Mme).contains("has no column image"));
         assert!(said(&format!("{head}0\t{B64}\tq\tA\n"), Benchmark::Vqa).contains("no columns A and B"));

@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use hermesflow_models::{
-    GivenReply, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel,
-};
+use hermesflow_models::{GivenReply, ImageView, ImagineJob, ImagineOptions, ReplyRequest, Sampling, UnifiedModel};
 use hermesflow_records::derive_seed;
 use hermesflow_score::ChoiceMatcher;
 use image::RgbImage;
@@ -46,7 +44,7 @@ impl<M: UnifiedModel> Artist<'_, M> {
             seed: derive_seed(self.seed, &[text_number("benchmark"), text_number(&prompt.id), sample as u64]),
             known: vec![],
         };
-        let options = ImagineOptions { guidance, ..self.options };
+        let options = self.options.with_guidance(guidance);
         let codes = self.model.imagine(&(0..self.samples).map(job).collect::<Vec<_>>(), &options)?;
         let pictures = self.model.decode_images(&codes)?;
         save(prompt, &pictures, &folder.join(format!("{number:05}")))?;

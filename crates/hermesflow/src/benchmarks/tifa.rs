@@ -23,7 +23,8 @@ struct Entry {
 /// # Errors
 /// Names the line and the entry that is none of the benchmark's.
 pub fn read(path: &Path) -> Result<Vec<Prompt>> {
-    let remedy = "give TIFA's question file, a list of entries with `id`, `caption`, `question`, `choices` and `answer`";
+    let remedy =
+        "give TIFA's question file, a list of entries with `id`, `caption`, `question`, `choices` and `answer`";
     let entries: Vec<Entry> = hermesflow_records::read(path, "give TIFA's question file").context(remedy)?;
     let mut prompts: Vec<Prompt> = Vec::new();
     for Entry { id, caption, question, choices, answer, element_type } in entries {
@@ -61,7 +62,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("q.json");
         let entry = |id: &str, answer: &str| {
-            format!("{{\"id\": \"{id}\", \"caption\": \"a dog\", \"question\": \"is it a dog?\", \"choices\": [\"yes\", \"no\"], \"answer\": \"{answer}\", \"element_type\": \"object\"}}")
+            format!(
+                "{{\"id\": \"{id}\", \"caption\": \"a dog\", \"question\": \"is it a dog?\", \"choices\": [\"yes\", \"no\"], \"answer\": \"{answer}\", \"element_type\": \"object\"}}"
+            )
         };
         let write = |entries: &[String]| std::fs::write(&path, format!("[{}]", entries.join(",\n"))).unwrap();
         write(&[entry("coco_1", "yes"), entry("coco_1", "no"), entry("drawbench_2", "yes")]);

@@ -126,8 +126,15 @@ pub fn run(args: Args) -> Result<()> {
 /// Reads the benchmark's files.
 fn read(args: &Args) -> Result<Work> {
     let name = args.name.name();
-    ensure!(!args.data.is_empty(), "--data: missing; {name} needs the file that its authors publish (--help says which)");
-    ensure!(args.data.len() == 1 || args.name == Benchmark::Pope, "--data: {name} takes one file, not {}", args.data.len());
+    ensure!(
+        !args.data.is_empty(),
+        "--data: missing; {name} needs the file that its authors publish (--help says which)"
+    );
+    ensure!(
+        args.data.len() == 1 || args.name == Benchmark::Pope,
+        "--data: {name} takes one file, not {}",
+        args.data.len()
+    );
     let file = &args.data[0];
     let limit = args.limit.unwrap_or(usize::MAX);
     let mut work = match args.name {
@@ -135,7 +142,8 @@ fn read(args: &Args) -> Result<Work> {
         Benchmark::Tifa => Work::Prompts(tifa::read(file)?),
         Benchmark::Dpg => Work::Prompts(dpg::read(file)?),
         Benchmark::Pope => {
-            let images = args.images.as_deref().context("--images: missing; pope needs the folder of COCO's val2014")?;
+            let images =
+                args.images.as_deref().context("--images: missing; pope needs the folder of COCO's val2014")?;
             Work::Questions(pictures::pope(&args.data, images)?)
         }
         Benchmark::Mme | Benchmark::Vqa => Work::Questions(pictures::tsv(file, args.name)?),
@@ -267,7 +275,8 @@ fn rows(
         return Ok(rows);
     }
     let model = models::player(run)?;
-    let task = run.progress.task(args.name.name(), if args.name.draws() { "prompts" } else { "questions" }, total, rows.len());
+    let task =
+        run.progress.task(args.name.name(), if args.name.draws() { "prompts" } else { "questions" }, total, rows.len());
     let matcher = judges.matcher(config.answer.matcher)?;
     while rows.len() < total {
         let made = match work {
@@ -275,7 +284,7 @@ fn rows(
                 let artist = Artist {
                     benchmark: args.name,
                     model: &model,
-                    options: config.imagine.into(),
+                    options: models::imagine_options(&model, config),
                     samples: args.samples,
                     seed: config.seed,
                     max_new_tokens: config.answer.max_new_tokens,
@@ -287,11 +296,8 @@ fn rows(
                 vec![artist.row(prompt, number, guidance, &folder).with_context(|| format!("prompt {}", prompt.id))?]
             }
             Work::Questions(items) => {
-                let reader = Reader {
-                    benchmark: args.name,
-                    model: &model,
-                    max_new_tokens: config.answer.max_new_tokens,
-                };
+                let reader =
+                    Reader { benchmark: args.name, model: &model, max_new_tokens: config.answer.max_new_tokens };
                 let chosen = &items.all[rows.len()..total.min(rows.len() + QUESTIONS)];
                 reader.rows(items, chosen)?
             }

@@ -14,7 +14,8 @@ use crate::made::{Origin, WholeFile};
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
 use hermesflow_records::{
-    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, ScoreRecord, Table, first_round, later_round, ranked,
+    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, ScoreRecord, Table, first_round, later_round,
+    ranked,
 };
 use hermesflow_score::CaptionSimilarity;
 

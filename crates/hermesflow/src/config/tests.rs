@@ -7,7 +7,6 @@ use super::*;
 use crate::kernels;
 use anyhow::Result;
 use hermesflow_models::MaskSchedule;
-use hermesflow_models::device::DeviceName;
 use hermesflow_scenes::Split;
 
 fn parse(yaml: &str, overrides: &[&str]) -> Result<RunConfig> {

@@ -11,7 +11,7 @@ use crate::made::Origin;
 /// Names and places of files: what the files hold is compared where it is used. How often checkpoints are written and how
 /// many are kept, where the optimizer's state lies, what is computed again instead of kept: these change the memory and
 /// the time of a step and not its result.
-pub const DECIDE_NOTHING: [&str; 17] = [
+pub const DECIDE_NOTHING: [&str; 18] = [
     "iterations",
     "output",
     "judges",

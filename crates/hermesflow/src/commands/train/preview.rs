@@ -3,14 +3,14 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::{ImagineJob, ImagineOptions, UnifiedModel};
+use hermesflow_models::{ImagineJob, UnifiedModel};
 use hermesflow_records::{derive_seed, temporary};
 use hermesflow_scenes::Split;
 use hermesflow_train::events::{self, EVENTS_FILE, EventPicture};
 
 use crate::config::PreviewSettings;
 use crate::files;
-use crate::models::Model;
+use crate::models::{self, Model};
 use crate::run::context::RunContext;
 use crate::run::pictures::png;
 use crate::run::preview::{PreviewFolder, PreviewPlan, picture};
@@ -50,7 +50,7 @@ impl<'a> Previews<'a> {
             }
         }
         files::write_if_other(&folder.plan_file(), (serde_json::to_string_pretty(&plan)? + "\n").as_bytes())?;
-        Ok(Some(Self { model: policy.frozen()?, plan, folder, run }))
+        Ok(Some(Self { model: policy.frozen_copy()?, plan, folder, run }))
     }
 
     /// Draws what the model makes of the prompts after a step, unless it was drawn before.
@@ -75,7 +75,8 @@ impl<'a> Previews<'a> {
     }
 
     fn draw_under(&self, guidance: usize, folder: &Path) -> Result<()> {
-        let options = ImagineOptions { guidance: self.plan.guidances[guidance], ..self.run.config.imagine.into() };
+        let options = models::imagine_options(&self.model, &self.run.config);
+        let options = options.with_guidance(self.plan.guidances[guidance]);
         let all: Vec<(usize, usize)> =
             (0..self.plan.prompts.len()).flat_map(|at| (0..self.plan.images).map(move |number| (at, number))).collect();
         for part in all.chunks(TOGETHER) {

@@ -53,7 +53,10 @@ impl Chart {
         }
         let (left, right) = bounds(all().map(|point| point.0));
         let ends = lines.iter().flat_map(|line| {
-            line.points.iter().enumerate().flat_map(|(at, point)| [point.1 - reach(line, at), point.1 + reach(line, at)])
+            line.points
+                .iter()
+                .enumerate()
+                .flat_map(|(at, point)| [point.1 - reach(line, at), point.1 + reach(line, at)])
         });
         let (low, high) = bounds(ends);
         let room = (high - low) * 0.06;
@@ -84,7 +87,9 @@ impl Chart {
                 .draw()
                 .map_err(failed)?;
             for (line, colour) in lines.iter().zip(COLOURS.iter().cycle()) {
-                chart.draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2))).map_err(failed)?;
+                chart
+                    .draw_series(LineSeries::new(line.points.iter().copied(), colour.stroke_width(2)))
+                    .map_err(failed)?;
                 if !line.intervals.is_empty() {
                     let bar = |(at, &(x, y)): (usize, &(f64, f64))| {
                         let half = reach(line, at);
@@ -106,7 +111,9 @@ impl Chart {
             note: note.into(),
             legend: legend.map(|(line, of)| (line.name.clone(), colour(of))).collect(),
             // Letters take the colour of the page's, so that they are readable on dark paper.
-            svg: svg.replace("fill=\"#000000\"", "fill=\"currentColor\"").replace(" width=\"560\" height=\"260\" ", " "),
+            svg: svg
+                .replace("fill=\"#000000\"", "fill=\"currentColor\"")
+                .replace(" width=\"560\" height=\"260\" ", " "),
         }))
     }
 }

@@ -102,8 +102,7 @@ pub fn of_evaluations(reports: &[EvalReport]) -> Result<Option<Figures>> {
         ..Figures::default()
     };
     for (name, figure) in FIGURES {
-        let mut cells =
-            vec![FigureCell { value: base.mean(figure).to_string(), change: String::new(), verdict: "" }];
+        let mut cells = vec![FigureCell { value: base.mean(figure).to_string(), change: String::new(), verdict: "" }];
         for report in later {
             let change = report.difference(base, figure)?;
             let verdict = verdict(change, name != "gap");
@@ -130,7 +129,8 @@ pub fn of_evaluations(reports: &[EvalReport]) -> Result<Option<Figures>> {
             points(name, &means, 0.0)
         };
         let lines = [line("understanding", 0), line("generation", 3), line("gap", 6)];
-        figures.chart = Chart::draw("Understanding, generation and gap", "Bars are 95 % intervals.", "iteration", &lines)?;
+        figures.chart =
+            Chart::draw("Understanding, generation and gap", "Bars are 95 % intervals.", "iteration", &lines)?;
     }
     Ok(Some(figures))
 }
@@ -231,7 +231,11 @@ pub fn of_benchmarks(run: &RunFolder) -> Result<Vec<(String, Figures)>> {
                     Some(_) => "worse",
                     None => "",
                 };
-                figures.rows[number].cells.push(FigureCell { value: figure.shown(), change: figure.difference(), verdict });
+                figures.rows[number].cells.push(FigureCell {
+                    value: figure.shown(),
+                    change: figure.difference(),
+                    verdict,
+                });
             }
         }
         tables.push((name.to_owned(), figures));

@@ -31,7 +31,8 @@ impl RunFolder {
             "{}: is a file; give the `output` folder of a run, which holds config.yaml",
             given.display()
         );
-        let found = [given.to_owned(), given.join("run")].into_iter().find(|folder| folder.join("config.yaml").is_file());
+        let found =
+            [given.to_owned(), given.join("run")].into_iter().find(|folder| folder.join("config.yaml").is_file());
         let Some(output) = found else {
             let empty = std::fs::read_dir(given).with_context(|| given.display().to_string())?.next().is_none();
             let what = if empty { "is empty" } else { "holds no config.yaml, so it is not the folder of a run" };

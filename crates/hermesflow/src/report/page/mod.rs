@@ -145,22 +145,24 @@ impl Page {
             trainings.push((run.name(), training));
         }
         let several = self.0.len() > 1;
-        let named: Vec<(String, &Training)> = trainings.iter().map(|(name, training)| (name.clone(), training)).collect();
+        let named: Vec<(String, &Training)> =
+            trainings.iter().map(|(name, training)| (name.clone(), training)).collect();
         let compared = if several { training::compared(&named)? } else { Vec::new() };
         let mut environment = Environment::new();
         environment.set_auto_escape_callback(|_| AutoEscape::Html);
         environment.add_template("page", TEMPLATE).context("the report's template")?;
-        let page = environment.get_template("page").context("the report's template")?.render(Value::from(Serde(PageView {
-            title: self.0.iter().map(RunFolder::name).collect::<Vec<_>>().join(" and "),
-            style: STYLE,
-            script: SCRIPT,
-            version: env!("CARGO_PKG_VERSION"),
-            for_script: for_script(&views)?,
-            runs: views,
-            compared,
-            several,
-            watched,
-        })));
+        let page =
+            environment.get_template("page").context("the report's template")?.render(Value::from(Serde(PageView {
+                title: self.0.iter().map(RunFolder::name).collect::<Vec<_>>().join(" and "),
+                style: STYLE,
+                script: SCRIPT,
+                version: env!("CARGO_PKG_VERSION"),
+                for_script: for_script(&views)?,
+                runs: views,
+                compared,
+                several,
+                watched,
+            })));
         let page = page.context("the report's template")?;
         let (head, tail) = page.split_once(RECORDS).context("the report's template has no place for records")?;
         out.write_all(head.as_bytes())?;
@@ -183,7 +185,8 @@ fn for_script(views: &[RunView]) -> Result<String> {
     let reasons = |view: &RunView| -> BTreeMap<String, serde_json::Value> {
         view.iterations.iter().map(|one| (one.number.to_string(), serde_json::json!(one.outcomes))).collect()
     };
-    let runs: Vec<_> = views.iter().map(|view| serde_json::json!({ "name": view.name, "reasons": reasons(view) })).collect();
+    let runs: Vec<_> =
+        views.iter().map(|view| serde_json::json!({ "name": view.name, "reasons": reasons(view) })).collect();
     Ok(serde_json::to_string(&runs)?.replace('<', "\\u003c"))
 }
 
@@ -203,7 +206,10 @@ fn view(
     let (previews, mut unseen) = previews::of(run)?.map_or((None, Vec::new()), |(all, unseen)| (Some(all), unseen));
     unseen.extend(candidates(run, iterations)?);
     let pairs = |tally: &Tally| {
-        [ScoreRecord::PAIR, ScoreRecord::CARRIED].iter().filter_map(|outcome| tally.outcomes.get(*outcome)).sum::<usize>()
+        [ScoreRecord::PAIR, ScoreRecord::CARRIED]
+            .iter()
+            .filter_map(|outcome| tally.outcomes.get(*outcome))
+            .sum::<usize>()
     };
     let shown: Vec<IterationView> = iterations
         .iter()
@@ -217,7 +223,9 @@ fn view(
         })
         .collect();
     let mut said = vec![overview(&shown)];
-    said.extend(evaluated.iter().chain(evaluated.is_none().then_some(()).and(judged.as_ref())).flat_map(|it| it.said.clone()));
+    said.extend(
+        evaluated.iter().chain(evaluated.is_none().then_some(()).and(judged.as_ref())).flat_map(|it| it.said.clone()),
+    );
     let mut warnings: Vec<String> = unseen.iter().flat_map(|comparison| comparison.warnings.clone()).collect();
     if let Some((iteration, step, text)) = training.warnings.first() {
         let more = match training.warnings.len() - 1 {
@@ -297,7 +305,9 @@ fn working<R: Record + Identified + Clone>(what: &str, source: &Source<R>, of: u
 fn outcomes(run: &RunFolder, outcomes: &BTreeMap<String, usize>) -> Vec<(String, usize, String)> {
     let mut all: Vec<(String, usize, String)> =
         outcomes.iter().map(|(outcome, count)| (outcome.clone(), *count, reason(run, outcome))).collect();
-    all.sort_by_key(|(outcome, count, _)| (outcome != ScoreRecord::PAIR, outcome != ScoreRecord::CARRIED, usize::MAX - count));
+    all.sort_by_key(|(outcome, count, _)| {
+        (outcome != ScoreRecord::PAIR, outcome != ScoreRecord::CARRIED, usize::MAX - count)
+    });
     all
 }
 
@@ -310,12 +320,16 @@ fn reason(run: &RunFolder, outcome: &str) -> String {
         OPEN => "the stage `pair` has not come to it yet".into(),
         "no captions" => "the model wrote no captions, for example because the picture cannot be read".into(),
         "no answers" => "its images have no scores: there are no questions about it, or no images".into(),
-        "captions tie" => "its best and its worst caption are equally similar to the true one, or the same words: none can \
+        "captions tie" => {
+            "its best and its worst caption are equally similar to the true one, or the same words: none can \
                            be preferred"
-            .into(),
+                .into()
+        }
         "images tie" => "all of its images have the same score: none can be preferred".into(),
         "best image below threshold" => {
-            format!("even its best image scored no more than {threshold} (pair.min_accuracy): it is no example to follow")
+            format!(
+                "even its best image scored no more than {threshold} (pair.min_accuracy): it is no example to follow"
+            )
         }
         _ => "its scores were not kept, so the reason is not known exactly; `hermesflow pair` notes it anew".into(),
     }

@@ -79,8 +79,10 @@ pub fn of(run: &RunFolder) -> Result<Option<(Previews, Vec<Comparison>)>> {
     );
     let mut comparisons = Vec::new();
     for (at, guidance) in plan.guidances.iter().enumerate() {
-        let files = |folder: &Path, prompt| (0..plan.images).map(|number| picture(folder, prompt, at, number)).collect();
-        let all = |folder: &Path| measure(&(0..plan.prompts.len()).map(|prompt| files(folder, prompt)).collect::<Vec<_>>());
+        let files =
+            |folder: &Path, prompt| (0..plan.images).map(|number| picture(folder, prompt, at, number)).collect();
+        let all =
+            |folder: &Path| measure(&(0..plan.prompts.len()).map(|prompt| files(folder, prompt)).collect::<Vec<_>>());
         if let Some((one, other)) = all(&first).zip(all(&last)) {
             let title = format!("Fixed prompts at guidance {guidance}");
             let note = format!("{} prompts, {} pictures of each, the same draws.", plan.prompts.len(), plan.images);

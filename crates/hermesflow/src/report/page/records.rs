@@ -91,7 +91,8 @@ impl Iteration {
         let Some(records) = &self.records else { return Ok((lines, tally)) };
         for chunk in records.chunks(TOGETHER) {
             let begin = first + chunk.start;
-            let joined = records.read(chunk)?.into_iter().map(|record| self.join(record)).collect::<Result<Vec<_>>>()?;
+            let joined =
+                records.read(chunk)?.into_iter().map(|record| self.join(record)).collect::<Result<Vec<_>>>()?;
             joined.iter().for_each(|joined| tally.count(joined));
             let line = |(at, joined): (usize, &Joined)| {
                 let text = joined.json(&self.layout, thumbnails, Share::of(begin + at, of)).to_string();
@@ -207,9 +208,11 @@ impl Joined {
                 json!({ "s": source, "v": self.images[at].map(short), "a": known(at), "r": replies(at) })
             })
             .collect();
-        let captions = self.captions.iter().enumerate().map(|(at, text)| {
-            json!([text.trim(), self.similarities.get(at).copied().flatten().map(short)])
-        });
+        let captions = self
+            .captions
+            .iter()
+            .enumerate()
+            .map(|(at, text)| json!([text.trim(), self.similarities.get(at).copied().flatten().map(short)]));
         let questions = self.questions.iter().map(|asked| json!([asked.question, asked.answer, asked.choices]));
         json!({
             "id": self.record.id.as_str(),

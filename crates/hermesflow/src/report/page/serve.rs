@@ -53,7 +53,8 @@ impl Serving {
     fn answer(&mut self, request: &Request) -> Result<Response<Cursor<Vec<u8>>>> {
         let path = request.url().split(['?', '#']).next().unwrap_or_default().to_owned();
         // A page of the web that names this server under another name is not answered.
-        let host = request.headers().iter().find(|header| header.field.equiv("Host")).map(|header| header.value.as_str());
+        let host =
+            request.headers().iter().find(|header| header.field.equiv("Host")).map(|header| header.value.as_str());
         let here = |host: &str| ["127.0.0.1", "localhost"].contains(&host.split(':').next().unwrap_or_default());
         if *request.method() != Method::Get || !host.is_some_and(here) {
             return Ok(plain(403, "only this machine's browser is answered\n"));
@@ -62,7 +63,9 @@ impl Serving {
             "/" => Ok(typed(self.page()?.1.clone(), "text/html; charset=utf-8")),
             "/version" => Ok(plain(200, &self.page()?.0.clone())),
             path => match path.strip_prefix("/picture/").and_then(|path| path.split_once('/')) {
-                Some((run, picture)) => Ok(self.picture(run, picture).unwrap_or_else(|| plain(404, "no such picture\n"))),
+                Some((run, picture)) => {
+                    Ok(self.picture(run, picture).unwrap_or_else(|| plain(404, "no such picture\n")))
+                }
                 None => Ok(plain(404, "there is only the page at /\n")),
             },
         }

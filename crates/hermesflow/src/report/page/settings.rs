@@ -1,11 +1,12 @@
 //! What was run: the model and its digest, the sampler, the seeds, and every setting that differs from a preset.
 
 use anyhow::Result;
+use hermesflow_models::ImageDecoding;
 use serde::Serialize;
 use serde_json::Value;
 
 use super::folder::RunFolder;
-use crate::config::{EMBEDDED, PRESETS, RunConfig};
+use crate::config::{PRESETS, RunConfig};
 use crate::made::Origin;
 
 /// A setting that differs: its key, its value here, and its value in the preset.
@@ -34,21 +35,14 @@ impl Settings {
     pub fn of(run: &RunFolder) -> Result<Self> {
         let config = &run.config;
         let (preset, differing) = nearest(config)?;
-        let imagine = &config.imagine;
         let captions = &config.caption.candidates;
-        let mut facts = vec![("model".to_owned(), named(&config.model.showo))];
+        let mut facts = vec![("model".to_owned(), named(config))];
         for (what, digest) in digests(run)? {
             facts.push((format!("digest of {what}"), digest));
         }
         facts.extend([
             ("type and device".to_owned(), format!("{:?}, {}", config.model.dtype, config.model.device)),
-            (
-                "sampler of images".to_owned(),
-                format!(
-                    "{} of each caption; {} steps, guidance {}, temperature {}, schedule {:?}",
-                    imagine.images, imagine.steps, imagine.guidance, imagine.temperature, imagine.schedule
-                ),
-            ),
+            ("sampler of images".to_owned(), sampler(config)),
             (
                 "sampler of captions".to_owned(),
                 format!(
@@ -72,8 +66,24 @@ impl Settings {
     }
 }
 
-fn named(model: &str) -> String {
-    if model == EMBEDDED { "the embedded model of this program".into() } else { model.to_owned() }
+fn named(config: &RunConfig) -> String {
+    let model = &config.model;
+    if model.is_embedded() { "the embedded model of this program".into() } else { model.checkpoint.clone() }
+}
+
+/// How images were drawn, by the settings that mean something to the model.
+fn sampler(config: &RunConfig) -> String {
+    let imagine = &config.imagine;
+    let drawn = format!("guidance {}, temperature {}", imagine.guidance, imagine.temperature);
+    match config.model.backbone.image_decoding() {
+        ImageDecoding::Masked => {
+            format!(
+                "{} of each caption; {} steps, {drawn}, schedule {:?}",
+                imagine.images, imagine.steps, imagine.schedule
+            )
+        }
+        ImageDecoding::NextCode => format!("{} of each caption; {drawn}", imagine.images),
+    }
 }
 
 /// Digests of the files that the results of the first iteration were made from.

@@ -25,7 +25,10 @@ const NAMES: [(&str, &str); 4] = [
     ("edge density", "share of pixels on an edge; falls where pictures lose detail"),
     ("colour entropy", "in bits, of 512 colours; falls where few colours are left"),
     ("brightness", "mean, from 0 to 1"),
-    ("diversity within a prompt", "mean difference between pictures of one prompt, from 0 to 1; falls where all look alike"),
+    (
+        "diversity within a prompt",
+        "mean difference between pictures of one prompt, from 0 to 1; falls where all look alike",
+    ),
 ];
 
 /// The four numbers of pictures by prompt.
@@ -75,9 +78,13 @@ fn edges(picture: &RgbImage) -> f64 {
     for y in 1..height - 1 {
         for x in 1..width - 1 {
             let across = at(x + 1, y - 1) + 2.0 * at(x + 1, y) + at(x + 1, y + 1)
-                - at(x - 1, y - 1) - 2.0 * at(x - 1, y) - at(x - 1, y + 1);
+                - at(x - 1, y - 1)
+                - 2.0 * at(x - 1, y)
+                - at(x - 1, y + 1);
             let down = at(x - 1, y + 1) + 2.0 * at(x, y + 1) + at(x + 1, y + 1)
-                - at(x - 1, y - 1) - 2.0 * at(x, y - 1) - at(x + 1, y - 1);
+                - at(x - 1, y - 1)
+                - 2.0 * at(x, y - 1)
+                - at(x + 1, y - 1);
             found += usize::from(across.hypot(down) > 0.1 * 4.0 * 255.0);
         }
     }
@@ -170,7 +177,13 @@ impl Comparison {
             }
         });
         let rows = rows.collect();
-        Self { title: title.into(), note: note.into(), sets: sets.into_iter().map(|(name, _)| name).collect(), rows, warnings }
+        Self {
+            title: title.into(),
+            note: note.into(),
+            sets: sets.into_iter().map(|(name, _)| name).collect(),
+            rows,
+            warnings,
+        }
     }
 }
 
@@ -200,7 +213,9 @@ mod tests {
     #[test]
     fn what_moves_by_more_than_a_fifth_is_warned_of() {
         let looks = |edge: f64| [edge, 1.0, 0.5, 0.1].map(|mean| Mean { mean, error: 0.0, count: 4 });
-        let sets = |after: f64| vec![("real".into(), looks(9.0)), ("before".into(), looks(0.5)), ("after".into(), looks(after))];
+        let sets = |after: f64| {
+            vec![("real".into(), looks(9.0)), ("before".into(), looks(0.5)), ("after".into(), looks(after))]
+        };
         assert!(Comparison::new("t", "", sets(0.41), 1).warnings.is_empty());
         let found = Comparison::new("t", "", sets(0.39), 1);
         assert_eq!(found.warnings, ["t: edge density fell by 22 %, from 0.500 to 0.390"]);

@@ -185,7 +185,10 @@ mod tests {
         let link = served.source("a b#.png", 100, &mut Share { bytes: 0, decoded: 0 });
         assert_eq!(link, "/picture/0/a%20b%23.png");
         assert_eq!(unescaped("a%20b%23.png").unwrap(), Path::new("a b#.png"));
-        assert_eq!((unescaped("../x"), unescaped("a/%2e%2e/x"), unescaped("/x"), unescaped("%2")), (None, None, None, None));
+        assert_eq!(
+            (unescaped("../x"), unescaped("a/%2e%2e/x"), unescaped("/x"), unescaped("%2")),
+            (None, None, None, None)
+        );
     }
 
     #[test]

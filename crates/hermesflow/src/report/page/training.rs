@@ -61,7 +61,11 @@ const SEVERAL_RUNS: [(&str, &str, &str); 6] = [
     ("Margins of images", "Above 0: winners are preferred more than by the reference.", "gen/rewards/margins"),
     ("Accuracies of captions", "Share of pairs whose winner gained more; 0.5 is chance.", "und/rewards/accuracies"),
     ("Accuracies of images", "Share of pairs whose winner gained more; 0.5 is chance.", "gen/rewards/accuracies"),
-    ("Winning images against the reference", "log π − log π_ref; below 0: they have become less likely.", "gen/delta/chosen"),
+    (
+        "Winning images against the reference",
+        "log π − log π_ref; below 0: they have become less likely.",
+        "gen/delta/chosen",
+    ),
 ];
 
 /// The metrics of all steps of a run, iterations one after another.

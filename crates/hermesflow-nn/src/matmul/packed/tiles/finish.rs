@@ -20,7 +20,7 @@ vectorised! {
     /// Adds the same row to every row of a block.
     fn add_row(block: &mut [f32], row: &[f32]) {
         for line in block.chunks_exact_mut(SIDE) {
-            line.iter_mut().zip(row).for_each(|(sum, x)| *sum = x + *sum);
+            line.iter_mut().zip(row).for_each(|(sum, x)| *sum += x);
         }
     }
 
@@ -31,7 +31,7 @@ vectorised! {
         for (row, line) in block.chunks_exact_mut(SIDE).enumerate().take(rows) {
             // SAFETY: the rows can be read, as the caller promises.
             let from = unsafe { std::slice::from_raw_parts(from.add(row * stride), columns) };
-            line.iter_mut().zip(from).for_each(|(sum, x)| *sum = x + *sum);
+            line.iter_mut().zip(from).for_each(|(sum, x)| *sum += x);
         }
     }
 
