@@ -154,7 +154,7 @@ impl Source<'_> {
     /// How much better the wins were judged, where pairs are weighted by it.
     fn margins(&self, pair: &PairRecord) -> Option<[f64; 2]> {
         (self.weights == PairWeights::Margin)
-            .then(|| [pair.bert_score_win - pair.bert_score_lose, pair.vqa_score_win - pair.vqa_score_lose])
+            .then_some([pair.bert_score_win - pair.bert_score_lose, pair.vqa_score_win - pair.vqa_score_lose])
     }
 
     /// Whether its captions fit the model's positions.
