@@ -45,6 +45,9 @@ impl Figure {
     }
 }
 
+/// Figures of a draw, by name.
+type Amounts = BTreeMap<String, f64>;
+
 /// The figures of a report, with paired differences from another one about the same items if there is one.
 ///
 /// # Errors
@@ -63,13 +66,13 @@ pub fn of(report: &BenchmarkReport, before: Option<&BenchmarkReport>) -> Result<
     let strata = strata(&report.rows);
     let whole = amount(report.benchmark, &report.rows.iter().collect::<Vec<_>>());
     let whole_before = before.map(|before| amount(before.benchmark, &before.rows.iter().collect::<Vec<_>>()));
-    let draws: Vec<(BTreeMap<String, f64>, Option<BTreeMap<String, f64>>)> = (0..DRAWS)
+    let draws: Vec<(Amounts, Option<Amounts>)> = (0..DRAWS)
         .into_par_iter()
         .map(|draw| {
             let chosen = drawn(&strata, draw);
             let of = |rows: &[Row]| {
                 let rows: Vec<&Row> = chosen.iter().map(|&at| &rows[at]).collect();
-                amount(report.benchmark, &rows).into_iter().collect::<BTreeMap<_, _>>()
+                amount(report.benchmark, &rows).into_iter().collect::<Amounts>()
             };
             (of(&report.rows), before.map(|before| of(&before.rows)))
         })

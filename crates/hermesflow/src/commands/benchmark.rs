@@ -88,7 +88,7 @@ pub struct Args {
 /// The items of a benchmark.
 enum Work {
     Prompts(Vec<Prompt>),
-    Questions(Items),
+    Questions(Box<Items>),
 }
 
 /// Runs the command.
@@ -144,9 +144,9 @@ fn read(args: &Args) -> Result<Work> {
         Benchmark::Pope => {
             let images =
                 args.images.as_deref().context("--images: missing; pope needs the folder of COCO's val2014")?;
-            Work::Questions(pictures::pope(&args.data, images)?)
+            Work::Questions(Box::new(pictures::pope(&args.data, images)?))
         }
-        Benchmark::Mme | Benchmark::Vqa => Work::Questions(pictures::tsv(file, args.name)?),
+        Benchmark::Mme | Benchmark::Vqa => Work::Questions(Box::new(pictures::tsv(file, args.name)?)),
     };
     match &mut work {
         Work::Prompts(prompts) => prompts.truncate(limit),

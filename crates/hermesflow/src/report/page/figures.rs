@@ -140,6 +140,9 @@ fn points(name: &str, means: &[Mean], first: f64) -> Line {
     Line { name: name.into(), points, intervals: means.iter().map(Mean::half_width).collect() }
 }
 
+/// A row: its name, how a sentence calls it if it is told in one, and its number.
+type OfJudges<'a> = (&'a str, &'a str, &'a dyn Fn(&Tally) -> Mean);
+
 /// The table by the run's own judges: one column per iteration. None before anything was judged.
 ///
 /// # Errors
@@ -150,7 +153,7 @@ pub fn of_judges(tallies: &[(usize, Tally)], paired: bool) -> Result<Option<Figu
     let captions = |tally: &Tally| Mean::of(tally.captions.iter().copied());
     let images = |tally: &Tally| Mean::of(tally.images.iter().copied());
     let gap = |tally: &Tally| difference(images(tally), captions(tally));
-    let rows: [(&str, &str, &dyn Fn(&Tally) -> Mean); 3] = [
+    let rows: [OfJudges<'_>; 3] = [
         ("captions: similarity to the true one", "Its captions' similarity to the true ones", &captions),
         ("images: score by its own answers", "The score of its images by its own answers", &images),
         ("captions − images", "", &gap),
