@@ -94,7 +94,7 @@ fn noted(config: &RunConfig) -> Result<Option<(Note, Choices)>> {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used)]
+    #![allow(clippy::unwrap_used, clippy::print_stdout)]
     use std::path::Path;
 
     use hermesflow_models::kernels::Bf16Kernel;
