@@ -62,7 +62,8 @@ fn a_run_ends_with_a_page_of_itself_that_a_browser_opens_filters_and_searches() 
         "{}",
         text(&output.stderr)
     );
-    assert!(text(&output.stdout).contains("look at: out/report.html"), "{}", text(&output.stdout));
+    assert!(text(&output.stderr).contains("look at: out/report.html"), "{}", text(&output.stderr));
+    assert_eq!(text(&output.stdout).trim(), "out/train_iter2/model", "what scripts take");
     let file = workshop.path("out/report.html");
     let page = fs::read_to_string(&file).unwrap();
     assert!(!page.contains("http://") || !page.contains("src=\"http"), "the page needs no network");

@@ -4,7 +4,7 @@
 //! many units with replacement, category by category (the bootstrap): ± is 1.96 standard deviations of the draws. Draws
 //! depend on the units alone, so that two models are compared on the same ones.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Result, ensure};
 use hermesflow_records::derive_seed;
@@ -26,7 +26,7 @@ pub struct Figure {
     pub name: String,
     /// Its value.
     pub value: f64,
-    /// Half the width of the 95 % interval.
+    /// Half the width of the 95 % interval; NaN where a single prompt decides, of whose chance nothing is known.
     pub half_width: f64,
     /// The difference from another model and half the width of its interval, paired over prompts.
     pub difference: Option<(f64, f64)>,
@@ -35,13 +35,20 @@ pub struct Figure {
 impl Figure {
     /// The value with its interval.
     pub fn shown(&self) -> String {
-        format!("{:.3} ± {:.3}", self.value, self.half_width)
+        match self.half_width.is_nan() {
+            true => format!("{:.3} ± –", self.value),
+            false => format!("{:.3} ± {:.3}", self.value, self.half_width),
+        }
     }
 
     /// The difference with its interval; empty without one.
     pub fn difference(&self) -> String {
         let sign = |value: f64| if value.abs() < 0.0005 { 0.0 } else { value };
-        self.difference.map_or_else(String::new, |(value, half)| format!("{:+.3} ± {half:.3}", sign(value)))
+        match self.difference {
+            None => String::new(),
+            Some((value, half)) if half.is_nan() => format!("{:+.3} ± –", sign(value)),
+            Some((value, half)) => format!("{:+.3} ± {half:.3}", sign(value)),
+        }
     }
 }
 
@@ -77,15 +84,34 @@ pub fn of(report: &BenchmarkReport, before: Option<&BenchmarkReport>) -> Result<
             (of(&report.rows), before.map(|before| of(&before.rows)))
         })
         .collect();
+    let single = decided_by_one(report.benchmark, &report.rows, &strata, &whole);
+    let known = |name: &String, half: f64| if single.contains(name) { f64::NAN } else { half };
     let figures = whole.into_iter().enumerate().map(|(at, (name, value))| {
         let own: Vec<f64> = draws.iter().filter_map(|(own, _)| own.get(&name).copied()).collect();
         let difference = whole_before.as_ref().and_then(|before| before.get(at)).map(|(_, before)| {
             let apart = draws.iter().filter_map(|(own, before)| Some(own.get(&name)? - before.as_ref()?.get(&name)?));
-            (value - before, 1.96 * deviation(&apart.collect::<Vec<_>>()))
+            (value - before, known(&name, 1.96 * deviation(&apart.collect::<Vec<_>>())))
         });
-        Figure { half_width: 1.96 * deviation(&own), difference, name, value }
+        Figure { half_width: known(&name, 1.96 * deviation(&own)), difference, name, value }
     });
     Ok(figures.collect())
+}
+
+/// The figures that depend on a category of a single unit: drawing it anew never changes it, so its interval is not known.
+fn decided_by_one(
+    benchmark: Benchmark,
+    rows: &[Row],
+    strata: &[Vec<Vec<usize>>],
+    whole: &[(String, f64)],
+) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    for alone in strata.iter().filter(|units| units.len() == 1) {
+        let others: Vec<&Row> =
+            rows.iter().enumerate().filter(|(at, _)| !alone[0].contains(at)).map(|(_, row)| row).collect();
+        let without: Amounts = amount(benchmark, &others).into_iter().collect();
+        found.extend(whole.iter().filter(|(name, value)| without.get(name) != Some(value)).map(|(name, _)| name.clone()));
+    }
+    found
 }
 
 /// The rows of each unit, in the order of units, by category.
@@ -265,7 +291,11 @@ pub fn of_scorer(results: &ScorerResults) -> Vec<Figure> {
         .into_iter()
         .map(|(name, value)| {
             let own: Vec<f64> = draws.iter().filter_map(|draw| draw.get(&name).copied()).collect();
-            Figure { half_width: 1.96 * deviation(&own), difference: None, name, value }
+            let alone = |units: &Vec<Vec<usize>>| {
+                units.len() == 1 && (name == "overall" || rows[units[0][0]].category == name)
+            };
+            let half_width = if strata.iter().any(alone) { f64::NAN } else { 1.96 * deviation(&own) };
+            Figure { half_width, difference: None, name, value }
         })
         .collect();
     figures.sort_by_key(|figure| figure.name != "overall");
@@ -377,6 +407,11 @@ mod tests {
         assert!((found[0].half_width - 0.0245).abs() < 0.002, "{}", found[0].half_width);
         let (difference, half) = found[0].difference.unwrap();
         assert!((difference - 0.1).abs() < 1e-9 && half < 1e-9, "the same shift everywhere");
+        let mut mixed = before.clone();
+        mixed.rows.push(row("rare", "x", &[("right", 1.0)]));
+        let found: BTreeMap<String, String> =
+            of(&mixed, None).unwrap().into_iter().map(|figure| (figure.name.clone(), figure.shown())).collect();
+        assert_eq!(found["rare"], "1.000 ± –", "of one question nothing is known");
         let other = BenchmarkReport { rows: before.rows[1..].to_vec(), ..before };
         assert!(of(&after, Some(&other)).unwrap_err().to_string().contains("other items"));
     }

@@ -44,11 +44,11 @@ pub fn run(args: Args) -> Result<()> {
         progress.log(format!("report: {}", serve::beside(&config.output)?));
     }
     run_loop(&config, &progress, |_, _| Ok(()))?;
-    say!("{}", RunLayout::new(&config, config.iterations).model().display())?;
+    // In the log: the one line of the results is the model, which scripts take.
     if let Some(report) = write_report(&config.output, &progress) {
-        say!("look at: {}", report.display())?;
+        progress.log(format!("look at: {}", report.display()));
     }
-    Ok(())
+    say!("{}", RunLayout::new(&config, config.iterations).model().display())
 }
 
 /// Writes the report of a run or a demo into its folder; the file. A report that cannot be written is no fault of the

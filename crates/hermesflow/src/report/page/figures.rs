@@ -227,7 +227,7 @@ pub fn of_benchmarks(run: &RunFolder) -> Result<Vec<(String, Figures)>> {
                     let name = figure.name.clone();
                     figures.rows.push(FigureRow { name, part: false, cells: Vec::new() });
                 }
-                let clear = figure.difference.filter(|(value, half)| value.abs() > *half);
+                let clear = figure.difference.filter(|(value, half)| !half.is_nan() && value.abs() > *half);
                 let verdict = match clear {
                     Some(_) if figure.name.ends_with("share of yes") => "",
                     Some((value, _)) if value > 0.0 => "better",
