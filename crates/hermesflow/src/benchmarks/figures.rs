@@ -109,7 +109,9 @@ fn decided_by_one(
         let others: Vec<&Row> =
             rows.iter().enumerate().filter(|(at, _)| !alone[0].contains(at)).map(|(_, row)| row).collect();
         let without: Amounts = amount(benchmark, &others).into_iter().collect();
-        found.extend(whole.iter().filter(|(name, value)| without.get(name) != Some(value)).map(|(name, _)| name.clone()));
+        found.extend(
+            whole.iter().filter(|(name, value)| without.get(name) != Some(value)).map(|(name, _)| name.clone()),
+        );
     }
     found
 }
@@ -291,9 +293,8 @@ pub fn of_scorer(results: &ScorerResults) -> Vec<Figure> {
         .into_iter()
         .map(|(name, value)| {
             let own: Vec<f64> = draws.iter().filter_map(|draw| draw.get(&name).copied()).collect();
-            let alone = |units: &Vec<Vec<usize>>| {
-                units.len() == 1 && (name == "overall" || rows[units[0][0]].category == name)
-            };
+            let alone =
+                |units: &Vec<Vec<usize>>| units.len() == 1 && (name == "overall" || rows[units[0][0]].category == name);
             let half_width = if strata.iter().any(alone) { f64::NAN } else { 1.96 * deviation(&own) };
             Figure { half_width, difference: None, name, value }
         })
