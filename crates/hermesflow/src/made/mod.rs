@@ -8,7 +8,7 @@
 //!   and its caption. A record whose digest differs is made anew.
 //! - A [`WholeFile`] is a file that is written whole each time it is made. One that this program did not write, or that was
 //!   edited since, is not written over.
-//! - [`unfinished`] is a file of rows that grows until all are there.
+//! - [`unfinished()`] is a file of rows that grows until all are there.
 //!
 //! Names and places are part of none of these: what is moved stays what it is.
 
