@@ -250,7 +250,7 @@ impl CustomOp1 for HalfRows {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use crate::matmul::choice::Bf16Kernel;
+    use crate::matmul::choice::{self, Bf16Kernel};
     use crate::ops;
     use crate::testing::{kernels_run, normal};
     use candle_core::{DType, Tensor, Var};
@@ -263,7 +263,7 @@ mod tests {
     fn a_row_is_the_same_in_any_batch() {
         let (x, w) = (normal(&[17, 300]), normal(&[45, 300]).to_dtype(DType::BF16).unwrap());
         let together = ops::linear(&x, &w, None).unwrap();
-        let chosen = crate::matmul::choice::current().weight(17, 45 * 300);
+        let chosen = choice::current().weight(17, 45 * 300);
         let bit_for_bit = chosen != Bf16Kernel::Widened && kernels_run("a row of the same bits in any batch");
         for row in 0..17 {
             let alone = ops::linear(&x.narrow(0, row, 1).unwrap(), &w, None).unwrap();
@@ -288,7 +288,9 @@ mod tests {
                 let near = |bias: Option<&Tensor>| {
                     let (y, plain) = (ops::linear(&x, &w, bias).unwrap(), ops::linear(&x, &wide, bias).unwrap());
                     assert_eq!(y.dtype(), DType::F32);
-                    assert!(distance(&y, &plain) < 1e-4, "{dtype:?} {n} {input} {out}");
+                    // A forced kernel may keep one running sum over all of a long input.
+                    let long = if choice::forced().is_some() { (input as f32 / 640.0).max(1.0) } else { 1.0 };
+                    assert!(distance(&y, &plain) < 1e-4 * long, "{dtype:?} {n} {input} {out}");
                 };
                 near(Some(&b));
                 near(None);
