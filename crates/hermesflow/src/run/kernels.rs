@@ -112,7 +112,7 @@ mod tests {
     #[test]
     fn a_run_keeps_the_kernels_it_began_with() {
         if kernels::is_spoken_for() {
-            println!("skipped: HERMESFLOW_CPU chooses the kernels");
+            note!("skipped: HERMESFLOW_CPU chooses the kernels");
             return;
         }
         let folder = tempfile::tempdir().unwrap();
