@@ -17,6 +17,7 @@ use crate::models;
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
+use crate::run::kernels;
 use crate::world::evaluate::{BLOCK, EvalSettings};
 use crate::world::samplers::{Drawn, Sampler, draw};
 
@@ -72,6 +73,7 @@ pub fn run(args: Args) -> Result<()> {
     let settings = EvalSettings { split: split(&args.split)?, prompts: args.prompts, seed: args.eval_seed };
     let samplers = samplers(&args, &config)?;
     let run = RunContext::new(config, args.iteration + 1, Progress::stderr());
+    kernels::settle(&run.config, false)?;
     let model = models::player(&run)?;
     let drawn = match &args.out {
         None => draw_all(&model, &run, &settings, &samplers, Vec::new(), |_| Ok(()))?,
