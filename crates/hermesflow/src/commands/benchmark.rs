@@ -21,6 +21,7 @@ use crate::models;
 use crate::progress::Progress;
 use crate::report;
 use crate::run::context::RunContext;
+use crate::run::kernels;
 
 /// Prompts, and questions about pictures, that are worked on as one batch; part of the result.
 const PROMPTS: usize = 1;
@@ -104,6 +105,7 @@ pub fn run(args: Args) -> Result<()> {
     let name = format!("{}-{}", args.name.name(), args.iteration);
     let out = args.out.clone().unwrap_or_else(|| config.output.join("benchmarks").join(name));
     let run = RunContext::new(config, args.iteration + 1, Progress::stderr());
+    kernels::settle(&run.config, false)?;
     let report = {
         let _lock = Lock::beside(&out)?;
         measure(&args, &work, &run, &out)?
