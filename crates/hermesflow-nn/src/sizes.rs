@@ -18,7 +18,7 @@ pub const POSITIONS: RangeInclusive<usize> = 1..=1 << 22;
 ///
 /// # Errors
 /// Names the first size outside its range, and the range.
-pub fn check(named: &[(&str, usize, RangeInclusive<usize>)]) -> Result<(), String> {
+pub fn check_ranges(named: &[(&str, usize, RangeInclusive<usize>)]) -> Result<(), String> {
     match named.iter().find(|(_, size, range)| !range.contains(size)) {
         Some((name, size, range)) => Err(format!("{name} {size} is not within {} … {}", range.start(), range.end())),
         None => Ok(()),

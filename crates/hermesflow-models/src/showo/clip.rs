@@ -100,7 +100,7 @@ impl ClipConfig {
     /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
         let fault = |message: String| Err(Error::config(path, message));
-        let sized = sizes::check(&[
+        let sized = sizes::check_ranges(&[
             ("hidden_size", self.hidden_size, sizes::WIDTH),
             ("intermediate_size", self.intermediate_size, sizes::WIDE),
             ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),

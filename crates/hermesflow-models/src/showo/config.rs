@@ -106,7 +106,7 @@ impl ShowoConfig {
     /// # Errors
     /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
-        let sized = sizes::check(&[
+        let sized = sizes::check_ranges(&[
             ("vocab_size", self.vocab_size, sizes::IDS),
             ("llm_vocab_size", self.llm_vocab_size, sizes::IDS),
             ("codebook_size", self.codebook_size, sizes::IDS),
@@ -236,7 +236,7 @@ impl PhiConfig {
     /// # Errors
     /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
-        let sized = sizes::check(&[
+        let sized = sizes::check_ranges(&[
             ("hidden_size", self.hidden_size, sizes::WIDTH),
             ("intermediate_size", self.intermediate_size, sizes::WIDE),
             ("num_hidden_layers", self.num_hidden_layers, sizes::LAYERS),

@@ -72,7 +72,7 @@ impl Config {
         if let Some(positions) = self.position_embedding_type.as_deref().filter(|kind| *kind != "absolute") {
             return Err(format!("position_embedding_type {positions:?} is not supported; expected \"absolute\""));
         }
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("vocab_size", self.vocab_size, sizes::IDS),
             ("hidden_size", self.hidden_size, sizes::WIDTH),
             ("intermediate_size", self.intermediate_size, sizes::WIDE),
@@ -81,11 +81,15 @@ impl Config {
             ("type_vocab_size", self.type_vocab_size, sizes::WIDTH),
         ])?;
         let pad = self.pad_token_id.unwrap_or(0) as usize;
-        sizes::check(&[("pad_token_id", pad, 0..=self.max_position_embeddings - 1)])?;
+        sizes::check_ranges(&[("pad_token_id", pad, 0..=self.max_position_embeddings - 1)])?;
         if kind == Kind::MpNet {
             // The number of buckets is the original's, whatever the configuration says.
             let buckets = self.relative_attention_num_buckets;
-            sizes::check(&[("relative_attention_num_buckets", buckets, BUCKETS.count..=sizes::WIDTH.end() - 1)])?;
+            sizes::check_ranges(&[(
+                "relative_attention_num_buckets",
+                buckets,
+                BUCKETS.count..=sizes::WIDTH.end() - 1,
+            )])?;
         }
         sizes::check_positive(&[("layer_norm_eps", self.layer_norm_eps)])?;
         if self.num_attention_heads == 0 || !self.hidden_size.is_multiple_of(self.num_attention_heads) {

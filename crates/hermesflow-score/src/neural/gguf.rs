@@ -144,7 +144,7 @@ fn weight_bytes(content: &Content, shapes: &[(String, Vec<usize>)]) -> Result<u6
         if block == 0 || !row.is_multiple_of(block) {
             return Err(format!("{name}.weight has rows of {row}, its blocks are of {block}"));
         }
-        sizes::check(&[(name, row, sizes::WIDE), (name, shape[0], sizes::IDS)])?;
+        sizes::check_ranges(&[(name, row, sizes::WIDE), (name, shape[0], sizes::IDS)])?;
         bytes = bytes.saturating_add((shape.iter().product::<usize>() / block * size) as u64);
     }
     Ok(bytes)
@@ -182,7 +182,7 @@ impl Metadata<'_> {
         if key_heads == 0 || !heads.is_multiple_of(key_heads) {
             return Err(missing("llama.attention.head_count_kv that divides the heads"));
         }
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("the vocabulary of token_embd.weight", vocab, sizes::IDS),
             ("llama.embedding_length", hidden, sizes::WIDTH),
             ("llama.block_count", blocks, sizes::LAYERS),

@@ -40,7 +40,7 @@ pub(super) struct Sizes {
 impl Sizes {
     /// Checks the numbers that both kinds of files have.
     pub fn check(&self) -> Result<(), String> {
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("the number of heads", self.heads, sizes::WIDTH),
             ("the size of a head", self.head, 2..=1 << 12),
         ])?;

@@ -85,7 +85,7 @@ impl Config {
             None => vec![2],
         };
         let head = self.head_dim.unwrap_or(self.hidden_size / heads);
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("vocab_size", self.vocab_size, sizes::IDS),
             ("hidden_size", self.hidden_size, sizes::WIDTH),
             ("intermediate_size", self.intermediate_size, sizes::WIDE),

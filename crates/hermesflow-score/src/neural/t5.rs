@@ -71,7 +71,7 @@ impl Config {
     /// Checks the numbers before anything is computed from them.
     fn check(&self) -> Result<(), String> {
         let decoder = self.num_decoder_layers.unwrap_or(self.num_layers);
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("vocab_size", self.vocab_size, sizes::IDS),
             ("d_model", self.d_model, sizes::WIDTH),
             ("d_kv", self.d_kv, sizes::WIDTH),
@@ -83,7 +83,7 @@ impl Config {
             ("relative_attention_num_buckets", self.relative_attention_num_buckets, 4..=1 << 12),
         ])?;
         let (last, exact) = (self.vocab_size - 1, self.relative_attention_num_buckets / 2);
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("relative_attention_max_distance", self.relative_attention_max_distance, exact + 1..=1 << 22),
             ("decoder_start_token_id", self.decoder_start_token_id as usize, 0..=last),
             ("eos_token_id", self.eos_token_id as usize, 0..=last),

@@ -78,7 +78,7 @@ impl LlamaConfig {
     /// # Errors
     /// Says which key has which value, and what it must be.
     pub fn validate(&self) -> Result<(), String> {
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("language_config.vocab_size", self.vocab_size, sizes::IDS),
             ("language_config.hidden_size", self.hidden_size, sizes::WIDTH),
             ("language_config.intermediate_size", self.intermediate_size, sizes::WIDE),

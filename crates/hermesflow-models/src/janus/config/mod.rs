@@ -247,7 +247,7 @@ fn check_kind(config: &Value) -> Result<(), String> {
 }
 
 fn check_processor(processor: &Processor) -> Result<(), String> {
-    hermesflow_nn::sizes::check(&[("num_image_tokens", processor.num_image_tokens, 1..=MOST_TOKENS)])?;
+    hermesflow_nn::sizes::check_ranges(&[("num_image_tokens", processor.num_image_tokens, 1..=MOST_TOKENS)])?;
     if processor.sft_format != "deepseek" {
         return Err(format!(
             "sft_format {:?} is not deepseek: this is another model with the layout of Janus-Pro, such as Janus-1.3B, \
@@ -262,7 +262,7 @@ fn check_processor(processor: &Processor) -> Result<(), String> {
 }
 
 fn check_preprocessor(config: &PreprocessorConfig) -> Result<(), String> {
-    hermesflow_nn::sizes::check(&[
+    hermesflow_nn::sizes::check_ranges(&[
         ("image_size", config.image_size, 1..=MOST_PIXELS),
         ("min_size", config.min_size, 1..=config.image_size),
     ])?;

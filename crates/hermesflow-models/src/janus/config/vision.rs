@@ -71,7 +71,7 @@ impl SiglipConfig {
         let heads = params.heads.or(named.map(|n| n.2)).ok_or_else(|| missing("heads"))?;
         let ratio = params.mlp_ratio.or(named.map(|n| n.3)).ok_or_else(|| missing("mlp_ratio"))?;
         let patch_size = params.patch_size.or(named.map(|n| n.4)).ok_or_else(|| missing("patch_size"))?;
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("vision_config.params.image_size", params.image_size, 1..=MOST_PIXELS),
             ("vision_config.params.patch_size", patch_size, 1..=MOST_PIXELS),
             ("vision_config.params.width", width, sizes::WIDTH),
@@ -82,7 +82,7 @@ impl SiglipConfig {
             return Err(format!("vision_config.params.mlp_ratio {ratio} is not within 0 … {MOST_RATIO}"));
         }
         let mlp_width = (width as f64 * ratio) as usize;
-        sizes::check(&[("the width of the vision tower's MLP", mlp_width, sizes::WIDE)])?;
+        sizes::check_ranges(&[("the width of the vision tower's MLP", mlp_width, sizes::WIDE)])?;
         if !width.is_multiple_of(heads) {
             return Err(format!("vision_config.params.width {width} is not a multiple of {heads} heads"));
         }
@@ -154,7 +154,7 @@ impl AlignerConfig {
             let found = &params.projector_type;
             return Err(format!("{name}.params.projector_type {found:?} is not known; known: mlp_gelu"));
         }
-        sizes::check(&[
+        sizes::check_ranges(&[
             (&format!("{name}.params.depth"), params.depth, 1..=MOST_DEPTH),
             (&format!("{name}.params.input_dim"), params.input_dim, sizes::WIDTH),
             (&format!("{name}.params.n_embed"), params.n_embed, sizes::WIDTH),

@@ -67,7 +67,7 @@ impl VqConfig {
         let ch = number(params.ch, 128, "ch")?;
         let blocks = number(params.num_res_blocks, 2, "num_res_blocks")?;
         let z_channels = number(params.z_channels, 256, "z_channels")?;
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("gen_vision_config.params.image_token_size", params.image_token_size, sizes::IDS),
             ("gen_vision_config.params.n_embed", params.n_embed, sizes::WIDTH),
             ("gen_vision_config.params.ch", ch, sizes::WIDTH),
@@ -75,8 +75,12 @@ impl VqConfig {
             ("gen_vision_config.params.z_channels", z_channels, sizes::WIDTH),
         ])?;
         let channels = |key: &str, mult: Vec<usize>| -> Result<Vec<usize>, String> {
-            sizes::check(&[(&format!("the length of gen_vision_config.params.{key}"), mult.len(), 1..=MOST_LEVELS)])?;
-            mult.iter().try_for_each(|number| sizes::check(&[(key, *number, 1..=MOST_PER_LEVEL)]))?;
+            sizes::check_ranges(&[(
+                &format!("the length of gen_vision_config.params.{key}"),
+                mult.len(),
+                1..=MOST_LEVELS,
+            )])?;
+            mult.iter().try_for_each(|number| sizes::check_ranges(&[(key, *number, 1..=MOST_PER_LEVEL)]))?;
             let channels: Vec<usize> = mult.iter().map(|number| number * ch).collect();
             match channels.iter().find(|channels| !channels.is_multiple_of(GROUPS)) {
                 Some(odd) => Err(format!("gen_vision_config: {odd} channels do not divide into {GROUPS} groups")),
@@ -113,7 +117,7 @@ impl VqConfig {
             let (given, bits) = (params.image_token_size, magvit.z_channels);
             return Err(format!("image_token_size {given} is not the {codes} codes of {bits} bits (z_channels)"));
         }
-        sizes::check(&[("gen_vision_config.params.n_embed", params.n_embed, sizes::WIDTH)])?;
+        sizes::check_ranges(&[("gen_vision_config.params.n_embed", params.n_embed, sizes::WIDTH)])?;
         Ok(Self {
             codes,
             code_width: params.n_embed,
@@ -152,7 +156,7 @@ pub struct HeadConfig {
 
 impl HeadConfig {
     pub(super) fn new(params: &HeadParams) -> Result<Self, String> {
-        sizes::check(&[
+        sizes::check_ranges(&[
             ("gen_head_config.params.n_embed", params.n_embed, sizes::WIDTH),
             ("gen_head_config.params.image_token_embed", params.image_token_embed, sizes::WIDTH),
             ("gen_head_config.params.image_token_size", params.image_token_size, sizes::IDS),

@@ -107,11 +107,12 @@ impl MagvitConfig {
     /// # Errors
     /// Says which number is out of range or contradicts another.
     pub fn validate(&self, path: &Path) -> Result<()> {
-        let sized = sizes::check(&[("ch", self.ch, sizes::WIDTH), ("resolution", self.resolution, sizes::WIDTH)]);
+        let sized =
+            sizes::check_ranges(&[("ch", self.ch, sizes::WIDTH), ("resolution", self.resolution, sizes::WIDTH)]);
         let each = |name: &'static str, list: &Option<Vec<usize>>| {
             let list = list.as_deref().unwrap_or_default();
-            sizes::check(&[(&format!("the length of {name}"), list.len(), 0..=MOST_LEVELS)])?;
-            list.iter().try_for_each(|number| sizes::check(&[(name, *number, 1..=MOST_PER_LEVEL)]))
+            sizes::check_ranges(&[(&format!("the length of {name}"), list.len(), 0..=MOST_LEVELS)])?;
+            list.iter().try_for_each(|number| sizes::check_ranges(&[(name, *number, 1..=MOST_PER_LEVEL)]))
         };
         sized
             .and_then(|()| each("ch_mult", &self.ch_mult))

@@ -1,4 +1,4 @@
-//! Products of bf16 tiles with sums in f32, by the tile registers of Intel's AMX ([`amx`]) or the same in software ([`unit`]).
+//! Products of bf16 tiles with sums in f32, by the tile registers of Intel's AMX ([`amx`]) or the same in software ([`mod@unit`]).
 //!
 //! The left operand is packed once, for many rows at a time, and stays in the third cache. Each task takes 128 columns or fewer
 //! of the result: it packs 512 elements of the summed dimension of these columns into its core's second cache, where they serve
