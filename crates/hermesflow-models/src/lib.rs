@@ -14,6 +14,7 @@ pub mod mask_schedule;
 pub mod model;
 pub mod preprocess;
 pub mod showo;
+mod vqgan;
 
 pub use backbone::{Backbone, Model};
 pub use candle_core::{DType, Device, Tensor, Var};

@@ -7,6 +7,7 @@ use candle_core::{DType, Device, Tensor};
 use hermesflow_models::showo::sequence::Packed;
 use hermesflow_models::showo::{Frames, PhiConfig, ShowoConfig, SpecialIds, read_configs};
 use hermesflow_nn::weights::Weights;
+use hermesflow_train::{AdamWSettings, Schedule};
 use serde::Deserialize;
 
 use crate::{Error, Result};
@@ -41,6 +42,21 @@ pub(crate) struct ScheduleNumbers {
     pub(crate) kind: hermesflow_train::ScheduleKind,
     pub(crate) warmup_steps: usize,
     pub(crate) total_steps: usize,
+}
+
+impl Optimizer {
+    /// The settings of the optimizer.
+    pub(crate) fn settings(&self) -> AdamWSettings {
+        let Self { betas: (beta1, beta2), eps, weight_decay, .. } = *self;
+        AdamWSettings { beta1, beta2, eps, weight_decay }
+    }
+
+    /// The learning rates of the first `steps` steps.
+    pub(crate) fn rates(&self, schedule: &ScheduleNumbers, steps: usize) -> Vec<f64> {
+        let ScheduleNumbers { kind, warmup_steps, total_steps } = *schedule;
+        let schedule = Schedule { kind, learning_rate: self.learning_rate, warmup_steps, steps: total_steps };
+        (0..steps).map(|step| schedule.learning_rate(step)).collect()
+    }
 }
 
 /// A case with its recorded tensors, which stay in the host's memory, and its models.

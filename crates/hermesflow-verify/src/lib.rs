@@ -15,6 +15,7 @@ mod pairs;
 mod questions;
 mod rules;
 mod scorers;
+mod trace;
 
 use std::path::{Path, PathBuf};
 

@@ -11,11 +11,12 @@ use hermesflow_nn::gradients;
 use hermesflow_nn::ops::Products;
 use hermesflow_nn::weights::Weights;
 use hermesflow_train::loss::{PairLogProbs, pair_dpo};
-use hermesflow_train::{AdamW, AdamWSettings, Pair, Schedule};
+use hermesflow_train::{AdamW, Pair};
 
 use crate::Result;
 use crate::case::Loaded;
 use crate::check::{Report, ids, integers, largest, values};
+use crate::trace;
 
 /// One side of the recorded batch.
 struct Side {
@@ -207,13 +208,7 @@ fn side_losses(
 /// what the learning rates of all steps could move a weight.
 fn training(loaded: &Loaded, sides: &[Side; 2], references: &[Pair<Tensor>; 2], report: &mut Report) -> Result<()> {
     let case = &loaded.case;
-    let schedule = Schedule {
-        kind: case.schedule.kind,
-        learning_rate: case.optimizer.learning_rate,
-        warmup_steps: case.schedule.warmup_steps,
-        steps: case.schedule.total_steps,
-    };
-    let rates: Vec<f64> = (0..case.steps).map(|step| schedule.learning_rate(step)).collect();
+    let rates = case.optimizer.rates(&case.schedule, case.steps);
     let recorded = values(loaded.get("train.lr")?)?;
     if recorded.len() != rates.len() {
         report.fail("learning rates", format!("{} recorded, the case has {} steps", recorded.len(), rates.len()));
@@ -224,33 +219,14 @@ fn training(loaded: &Loaded, sides: &[Side; 2], references: &[Pair<Tensor>; 2], 
 
     let weights = loaded.weights.trainable()?;
     let policy = Phi::new(&weights, &loaded.config, &loaded.phi_config)?;
-    let settings = AdamWSettings {
-        beta1: case.optimizer.betas.0,
-        beta2: case.optimizer.betas.1,
-        eps: case.optimizer.eps,
-        weight_decay: case.optimizer.weight_decay,
-    };
-    let mut optimizer = AdamW::new(weights.variables(), settings)?;
+    let mut optimizer = AdamW::new(weights.variables(), case.optimizer.settings())?;
     let trace = loaded.get("train.loss_t2i_mmu_gradnorm")?;
     if trace.dims() != [case.steps, 4] {
         report.fail("training trace", format!("shape {:?}, the case has {} steps", trace.dims(), case.steps));
         return Ok(());
     }
-    let (mut first, mut later) = (0f64, 0f64);
-    for (step, (recorded, rate)) in trace.to_vec2::<f32>()?.iter().zip(&rates).enumerate() {
-        let losses = side_losses(loaded, sides, references, &policy)?;
-        let total = (&losses[0] + &losses[1])?;
-        let mut gradients = optimizer.gradients();
-        gradients.add(optimizer.parameters(), &total.backward()?)?;
-        let scalar = |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.to_scalar::<f32>()?)) };
-        let ours = [scalar(&total)?, scalar(&losses[0])?, scalar(&losses[1])?, gradients.norm()?];
-        let error = largest(ours.iter().zip(recorded).map(|(a, b)| (a - f64::from(*b)) / f64::from(*b)));
-        let worst = if step < 5 { &mut first } else { &mut later };
-        *worst = largest([*worst, error].into_iter());
-        optimizer.step(&gradients, *rate, 1.0)?;
-    }
-    report.within("training trace, first five steps (relative)", first, 1e-4);
-    report.within("training trace, later steps (relative)", later, 1e-2);
+    let losses = || side_losses(loaded, sides, references, &policy);
+    trace::replay(&mut optimizer, (trace, &rates), 1e-4, losses, Tensor::backward, report)?;
     let finals: HashMap<String, Tensor> =
         weights.variables().into_iter().map(|(name, variable)| (name, variable.as_detached_tensor())).collect();
     let (mut worst, mut unmatched) = (0f64, 0);

@@ -5,11 +5,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Instant;
 
 mod workshop;
 
-use workshop::{RUN, Workshop, asked, files, text, three_records};
+use workshop::{RUN, Workshop, asked, files, killed_and_undisturbed, text, three_records};
 
 #[test]
 fn usage_errors_end_with_1_and_help_with_0() {
@@ -288,39 +287,7 @@ fn so_it_does_in_sixteen_bits() {
 }
 
 fn killed_at_ten_moments(settings: &[&str]) {
-    let run = [&["run", "run.yaml"], settings].concat();
-    let undisturbed = Workshop::new();
-    let clock = Instant::now();
-    undisturbed.succeeds(&run);
-    let whole = clock.elapsed();
-    let same = |workshop: &Workshop| {
-        for folder in ["data", "out"] {
-            let [expected, found] = [&undisturbed, workshop].map(|workshop| files(&workshop.path(folder)));
-            assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
-            for (name, bytes) in expected {
-                assert!(found[&name] == bytes, "{folder}/{} differs", name.display());
-            }
-        }
-    };
-    let mut workshop = Workshop::new();
-    let (mut kills, mut random) = (0, 1u64);
-    while kills < 10 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let share = (random >> 40) as f64 / f64::from(1 << 24);
-        let mut command = workshop.command(&run);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(0.5 * share));
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap(); // SIGKILL: no handler runs
-            kills += 1;
-        }
-        if child.wait().unwrap().success() {
-            same(&workshop);
-            workshop = Workshop::new();
-        }
-    }
-    workshop.succeeds(&run);
-    same(&workshop);
+    killed_and_undisturbed(Workshop::new, &[&["run", "run.yaml"], settings].concat(), 10, 1);
 }
 
 /// A pretraining of a few seconds.

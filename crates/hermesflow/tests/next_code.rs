@@ -5,10 +5,8 @@
 mod workshop;
 
 use std::fs;
-use std::process::Stdio;
-use std::time::Instant;
 
-use workshop::{Workshop, files, questions, text};
+use workshop::{Workshop, files, killed_and_undisturbed, questions, text};
 
 const RUN: &str = "
 seed: 5
@@ -34,39 +32,7 @@ fn workshop() -> Workshop {
 
 #[test]
 fn a_run_killed_at_six_moments_ends_with_the_same_bytes() {
-    let run = ["run", "run.yaml"];
-    let undisturbed = workshop();
-    let clock = Instant::now();
-    undisturbed.succeeds(&run);
-    let whole = clock.elapsed();
-    let same = |workshop: &Workshop| {
-        for folder in ["data", "out"] {
-            let [expected, found] = [&undisturbed, workshop].map(|workshop| files(&workshop.path(folder)));
-            assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
-            for (name, bytes) in expected {
-                assert!(found[&name] == bytes, "{folder}/{} differs", name.display());
-            }
-        }
-    };
-    let mut disturbed = workshop();
-    let (mut kills, mut random) = (0, 3u64);
-    while kills < 6 {
-        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let share = (random >> 40) as f64 / f64::from(1 << 24);
-        let mut command = disturbed.command(&run);
-        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-        std::thread::sleep(whole.mul_f64(0.5 * share));
-        if child.try_wait().unwrap().is_none() {
-            child.kill().unwrap(); // SIGKILL: no handler runs
-            kills += 1;
-        }
-        if child.wait().unwrap().success() {
-            same(&disturbed);
-            disturbed = workshop();
-        }
-    }
-    disturbed.succeeds(&run);
-    same(&disturbed);
+    let undisturbed = killed_and_undisturbed(workshop, &["run", "run.yaml"], 6, 3);
 
     // What the run left: the backbone that was found, no key without a meaning, codes beside pictures, features of records'
     // own pictures alone.

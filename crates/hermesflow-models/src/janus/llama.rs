@@ -1,7 +1,6 @@
 //! LLaMA (arXiv 2302.13971, 2307.09288): RMSNorm before each layer, rotary positions, grouped key and value heads and a
 //! gated feed-forward layer, over packed sequences without padding or masks. Weight paths mirror the checkpoint's names.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
@@ -230,22 +229,7 @@ impl Llama {
     /// Cosines and sines of positions, `[positions, head / 2]` each.
     fn rotary_tables(&self, positions: &[u32]) -> Result<(Tensor, Tensor)> {
         let half = self.inverse_frequencies.len();
-        let (mut cos, mut sin) = (Vec::with_capacity(positions.len() * half), Vec::new());
-        // Where each position stands first: the sequences of a batch have the same ones.
-        let mut known: HashMap<u32, usize> = HashMap::new();
-        for &position in positions {
-            if let Some(&at) = known.get(&position) {
-                cos.extend_from_within(at..at + half);
-                sin.extend_from_within(at..at + half);
-                continue;
-            }
-            known.insert(position, cos.len());
-            for frequency in &self.inverse_frequencies {
-                let angle = position as f32 * frequency;
-                cos.push(angle.cos());
-                sin.push(angle.sin());
-            }
-        }
+        let (cos, sin) = ops::rotary_angles(positions, &self.inverse_frequencies);
         let table = |values: Vec<f32>| Tensor::from_vec(values, (positions.len(), half), self.device());
         Ok((table(cos)?, table(sin)?))
     }

@@ -1,9 +1,9 @@
 //! The angles of rotary position embeddings (RoFormer, arXiv 2104.09864) as Phi uses them.
 
-use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
+use hermesflow_nn::ops;
 
 use super::config::PhiConfig;
 use crate::Result;
@@ -15,15 +15,16 @@ type Tables = (Vec<u32>, DType, (Tensor, Tensor));
 /// the same positions.
 #[derive(Debug, Clone)]
 pub(super) struct Rotary {
-    inverse_frequencies: Vec<f64>,
+    /// As the reference has them: it multiplies f32 position and f32 frequency.
+    inverse_frequencies: Vec<f32>,
     last: Arc<Mutex<Option<Tables>>>,
 }
 
 impl Rotary {
     pub(super) fn new(config: &PhiConfig) -> Self {
         let rotary_dim = config.rotary_dim();
-        let inverse_frequencies =
-            (0..rotary_dim / 2).map(|i| config.rope_theta.powf(-2.0 * i as f64 / rotary_dim as f64)).collect();
+        let frequency = |i: usize| config.rope_theta.powf(-2.0 * i as f64 / rotary_dim as f64) as f32;
+        let inverse_frequencies = (0..rotary_dim / 2).map(frequency).collect();
         Self { inverse_frequencies, last: Arc::default() }
     }
 
@@ -42,24 +43,7 @@ impl Rotary {
             }
         }
         let half = self.inverse_frequencies.len();
-        let mut cos = Vec::with_capacity(positions.len() * half);
-        let mut sin = Vec::with_capacity(positions.len() * half);
-        // Where each position occurs first, because the sequences of a batch have equal positions.
-        let mut known: HashMap<u32, usize> = HashMap::new();
-        for &position in positions {
-            if let Some(&at) = known.get(&position) {
-                cos.extend_from_within(at..at + half);
-                sin.extend_from_within(at..at + half);
-                continue;
-            }
-            known.insert(position, cos.len());
-            for &frequency in &self.inverse_frequencies {
-                // The reference multiplies f32 position and f32 frequency.
-                let angle = position as f32 * frequency as f32;
-                cos.push(angle.cos());
-                sin.push(angle.sin());
-            }
-        }
+        let (cos, sin) = ops::rotary_angles(positions, &self.inverse_frequencies);
         let table = |values: Vec<f32>| -> Result<Tensor> {
             Ok(Tensor::from_vec(values, (positions.len(), half), device)?.to_dtype(dtype)?)
         };

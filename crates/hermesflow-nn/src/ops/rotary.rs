@@ -1,6 +1,8 @@
 //! Rotary position embedding: Su et al., "RoFormer" (arXiv:2104.09864), with the pairs of GPT-NeoX and Phi: dimensions `i` and
 //! `i + rot/2` are rotated together, and dimensions from `rot` on stay as they are.
 
+use std::collections::HashMap;
+
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -9,6 +11,29 @@ use crate::storage::{HeadRows, cpu, elements, host, kernels_take};
 
 /// Tokens per task.
 const TOKENS: usize = 64;
+
+/// Cosines and sines of the angles `position · frequency`, computed in f32: for each position those of every frequency.
+pub fn rotary_angles(positions: &[u32], frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let half = frequencies.len();
+    let mut cos = Vec::with_capacity(positions.len() * half);
+    let mut sin = Vec::with_capacity(positions.len() * half);
+    // Where each position occurs first, because the sequences of a batch have equal positions.
+    let mut known: HashMap<u32, usize> = HashMap::new();
+    for &position in positions {
+        if let Some(&at) = known.get(&position) {
+            cos.extend_from_within(at..at + half);
+            sin.extend_from_within(at..at + half);
+            continue;
+        }
+        known.insert(position, cos.len());
+        for frequency in frequencies {
+            let angle = position as f32 * frequency;
+            cos.push(angle.cos());
+            sin.push(angle.sin());
+        }
+    }
+    (cos, sin)
+}
 
 /// Rotates the first `rot` dimensions of each head by its token's angles, which get no gradient.
 ///

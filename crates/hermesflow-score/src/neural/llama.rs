@@ -261,7 +261,8 @@ impl Llama {
     ) -> Result<Tensor> {
         let Sizes { heads, key_heads, head, .. } = self.sizes;
         let (cos, sin) = self.angles(positions)?;
-        let n = ids.len();
+        let (n, scale) = (ids.len(), 1.0 / (head as f32).sqrt());
+        let segments: Arc<[Segment]> = segments.into();
         let mut xs = self.embed(ids)?;
         for (number, block) in self.blocks.iter().enumerate() {
             let normed = block.input_norm.forward(&xs)?;
@@ -271,7 +272,7 @@ impl Llama {
             let q = ops::rotary(&self.halves(split(&block.q, heads)?)?, &cos, &sin)?;
             let k = ops::rotary(&self.halves(split(&block.k, key_heads)?)?, &cos, &sin)?;
             let (k, v) = cache.store(number, [&k, &split(&block.v, key_heads)?], rows)?;
-            xs = (xs + block.o.forward(&self.attend(&q, &k, &v, &segments)?)?)?;
+            xs = (xs + block.o.forward(&ops::grouped_attention(&q, &k, &v, &segments, scale)?)?)?;
             let normed = block.attention_norm.forward(&xs)?;
             let inner = (block.gate.forward(&normed)?.silu()? * block.up.forward(&normed)?)?;
             xs = (xs + block.down.forward(&inner)?)?;
@@ -284,36 +285,6 @@ impl Llama {
             Table::Whole(table) => Ok(ops::embedding(table, ids)?),
             Table::Quantised(table) => Ok(table.embedding(&Tensor::new(ids, &self.device)?)?.to_dtype(self.dtype)?),
         }
-    }
-
-    /// Attention in which `heads / key_heads` query heads share a key head.
-    ///
-    /// # Shapes
-    /// `q` `[n, heads, d]`, `k`, `v` `[rows, key heads, d]` → `[n, heads d]`
-    fn attend(&self, q: &Tensor, k: &Tensor, v: &Tensor, segments: &[Segment]) -> Result<Tensor> {
-        let Sizes { heads, key_heads, head: d, .. } = self.sizes;
-        let (n, sharing, scale) = (q.dim(0)?, heads / key_heads, 1.0 / (d as f32).sqrt());
-        if sharing == 1 {
-            return Ok(ops::attention(q, k, v, &segments.into(), scale)?);
-        }
-        if segments.iter().all(|segment| segment.queries.len() == 1) {
-            // Query heads that share a key head become queries that attend to the same keys.
-            let wider = |segment: &Segment| Segment {
-                queries: segment.queries.start * sharing..segment.queries.end * sharing,
-                causal: false,
-                ..segment.clone()
-            };
-            let segments: Arc<[Segment]> = segments.iter().map(wider).collect();
-            let q = q.reshape((n, key_heads, sharing, d))?.transpose(1, 2)?.reshape((n * sharing, key_heads, d))?;
-            let seen = ops::attention(&q, k, v, &segments, scale)?;
-            return Ok(seen.reshape((n, sharing, key_heads, d))?.transpose(1, 2)?.reshape((n, heads * d))?);
-        }
-        let ranges = segments.iter().flat_map(|segment| segment.sees.iter().chain([&segment.own]));
-        let rows = ranges.map(|range| range.end).max().unwrap_or(0);
-        let repeated = |x: &Tensor| {
-            x.narrow(0, 0, rows)?.unsqueeze(2)?.expand((rows, key_heads, sharing, d))?.reshape((rows, heads, d))
-        };
-        Ok(ops::attention(q, &repeated(k)?, &repeated(v)?, &segments.into(), scale)?)
     }
 
     /// Reorders a head's dimensions so that those rotated together are half a head apart, as the rotary operator
@@ -330,11 +301,12 @@ impl Llama {
     fn angles(&self, positions: &[usize]) -> Result<(Tensor, Tensor)> {
         let half = self.sizes.head / 2;
         let frequency = |i: usize| self.sizes.rope_theta.powf(-(2.0 * i as f64) / self.sizes.head as f64) as f32;
-        let angles: Vec<f32> = positions.iter().flat_map(|at| (0..half).map(|i| *at as f32 * frequency(i))).collect();
+        let rows: Vec<u32> = positions.iter().map(|at| *at as u32).collect();
+        let (cos, sin) = ops::rotary_angles(&rows, &(0..half).map(frequency).collect::<Vec<_>>());
         let table = |values: Vec<f32>| -> Result<Tensor> {
             Ok(Tensor::from_vec(values, (positions.len(), half), &self.device)?.to_dtype(self.dtype)?)
         };
-        Ok((table(angles.iter().map(|x| x.cos()).collect())?, table(angles.iter().map(|x| x.sin()).collect())?))
+        Ok((table(cos)?, table(sin)?))
     }
 }
 

@@ -1,13 +1,13 @@
 //! The recorded optimizer steps on the recorded pairs.
 
-use candle_core::Tensor;
 use hermesflow_nn::gradients;
-use hermesflow_train::{AdamW, AdamWSettings, Schedule};
+use hermesflow_train::AdamW;
 
 use super::Loaded;
 use super::pairs::{Batch, references};
 use crate::Result;
 use crate::check::{Report, largest, values};
+use crate::trace;
 
 /// The share of final weights that may be further off than the others: Adam makes a full step of a gradient that is zero
 /// but for rounding.
@@ -15,13 +15,7 @@ const OUTLIERS: f64 = 1e-3;
 
 pub(super) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
     let case = &loaded.case;
-    let schedule = Schedule {
-        kind: case.schedule.kind,
-        learning_rate: case.optimizer.learning_rate,
-        warmup_steps: case.schedule.warmup_steps,
-        steps: case.schedule.total_steps,
-    };
-    let rates: Vec<f64> = (0..case.steps).map(|step| schedule.learning_rate(step)).collect();
+    let rates = case.optimizer.rates(&case.schedule, case.steps);
     let (recorded, trace) = (values(loaded.get("train.lr")?)?, loaded.get("train.loss_t2i_mmu_gradnorm")?);
     if recorded.len() != rates.len() || trace.dims() != [case.steps, 4] {
         report.fail("training trace", format!("shape {:?}, the case has {} steps", trace.dims(), case.steps));
@@ -29,29 +23,10 @@ pub(super) fn replay(loaded: &Loaded, report: &mut Report) -> Result<()> {
     }
     report.within("learning rates", largest(rates.iter().zip(&recorded).map(|(a, b)| a - f64::from(*b))), 1e-8);
     let policy = loaded.model.trainable(&case.trained)?;
-    let settings = AdamWSettings {
-        beta1: case.optimizer.betas.0,
-        beta2: case.optimizer.betas.1,
-        eps: case.optimizer.eps,
-        weight_decay: case.optimizer.weight_decay,
-    };
-    let mut optimizer = AdamW::new(policy.weights().variables(), settings)?;
+    let mut optimizer = AdamW::new(policy.weights().variables(), case.optimizer.settings())?;
     let (batch, references) = (Batch::new(loaded, &loaded.features)?, references(loaded)?);
-    let (mut first, mut later) = (0f64, 0f64);
-    for (step, (recorded, rate)) in trace.to_vec2::<f32>()?.iter().zip(&rates).enumerate() {
-        let losses = batch.losses(&policy, &references)?;
-        let total = (&losses[0] + &losses[1])?;
-        let mut sums = optimizer.gradients();
-        sums.add(optimizer.parameters(), &gradients::backward(&total)?)?;
-        let scalar = |tensor: &Tensor| -> Result<f64> { Ok(f64::from(tensor.to_scalar::<f32>()?)) };
-        let ours = [scalar(&total)?, scalar(&losses[0])?, scalar(&losses[1])?, sums.norm()?];
-        let error = largest(ours.iter().zip(recorded).map(|(a, b)| (a - f64::from(*b)) / f64::from(*b)));
-        let worst = if step < 5 { &mut first } else { &mut later };
-        *worst = largest([*worst, error].into_iter());
-        optimizer.step(&sums, *rate, 1.0)?;
-    }
-    report.within("training trace, first five steps (relative)", first, 3e-4);
-    report.within("training trace, later steps (relative)", later, 1e-2);
+    let losses = || batch.losses(&policy, &references);
+    trace::replay(&mut optimizer, (trace, &rates), 3e-4, losses, gradients::backward, report)?;
     final_weights(loaded, &optimizer, 1e-2 * rates.iter().sum::<f64>(), report)
 }
 

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::time::Instant;
 
 use tempfile::TempDir;
 
@@ -131,4 +132,42 @@ pub fn asked(workshop: &Workshop) -> Vec<(String, String, String)> {
     let text = |one: &serde_json::Value, key: &str| one[key].as_str().unwrap().to_owned();
     let shown = |one: &serde_json::Value| (text(one, "id"), text(one, "question"), text(one, "answer"));
     questions.as_array().unwrap().iter().map(shown).collect()
+}
+
+/// Kills a command at random moments, `kills` times in all, and runs it again until it ends: each time it must leave the bytes
+/// of the run that nobody disturbed, which is returned. `seed` decides the moments.
+pub fn killed_and_undisturbed(workshop: impl Fn() -> Workshop, run: &[&str], kills: usize, seed: u64) -> Workshop {
+    let undisturbed = workshop();
+    let clock = Instant::now();
+    undisturbed.succeeds(run);
+    let whole = clock.elapsed();
+    let same = |workshop: &Workshop| {
+        for folder in ["data", "out"] {
+            let [expected, found] = [&undisturbed, workshop].map(|workshop| files(&workshop.path(folder)));
+            assert_eq!(expected.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
+            for (name, bytes) in expected {
+                assert!(found[&name] == bytes, "{folder}/{} differs", name.display());
+            }
+        }
+    };
+    let mut disturbed = workshop();
+    let (mut killed, mut random) = (0, seed);
+    while killed < kills {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let share = (random >> 40) as f64 / f64::from(1 << 24);
+        let mut command = disturbed.command(run);
+        let mut child = command.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(whole.mul_f64(0.5 * share));
+        if child.try_wait().unwrap().is_none() {
+            child.kill().unwrap(); // SIGKILL: no handler runs
+            killed += 1;
+        }
+        if child.wait().unwrap().success() {
+            same(&disturbed);
+            disturbed = workshop();
+        }
+    }
+    disturbed.succeeds(run);
+    same(&disturbed);
+    undisturbed
 }

@@ -23,14 +23,10 @@ impl Sizes {
             + (drawn * passes) as f64 * self.code_head();
         let weights = self.trained() * F32;
         let passing = self.passing(work, [captions, images], [said as u64, drawn as u64]);
-        // The sums of earlier micro batches are stored where the optimizer's state is.
-        let waiting = if work.accumulation > 1 { weights } else { 0 };
-        let (held, host) =
-            if work.host_state && self.gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
         // One for the forward pass, two for the backward pass, one for the reference; with recomputation, most of a
         // block's products again.
         let passes = if work.recompute { 4.9 } else { 4.0 };
-        TrainingCost { held, passing, host, operations: passes * forward }
+        TrainingCost::new(work, self.gpu, weights, passing, passes * forward)
     }
 
     /// Bytes at the peak of a micro batch with `rows` tokens and `labels` labels, each of captions and of images.

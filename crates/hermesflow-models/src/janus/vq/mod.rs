@@ -1,25 +1,59 @@
 //! VQ-16, LlamaGen's image tokenizer (arXiv 2406.06525): VQGAN's encoder and decoder around a codebook whose rows count by
 //! their direction alone. Weight paths mirror the checkpoint's names; `quantize.codebook_used` is never used.
 
-mod layers;
-
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops::{self, Around};
 use hermesflow_nn::parallel;
 use hermesflow_nn::weights::Weights;
 use image::RgbImage;
 
-pub(super) use self::layers::ROOT;
-use self::layers::{Conv, Level, Middle, Norm, Source};
-use super::config::VqConfig;
+use super::config::{GROUPS, VqConfig};
 use super::pictures::{level, symmetric};
+use crate::vqgan::{AttentionBlock, Conv, Middle, Norm, ResnetBlock, Source};
 use crate::{Error, Result};
+
+/// What the names of the image tokenizer's parameters begin with.
+pub(super) const ROOT: &str = "gen_vision_model";
+/// The parts of the lowest resolution.
+const MIDDLE: [&str; 3] = ["0", "1", "2"];
 
 /// Pictures that go through the convolutions as one batch, if they have no more than 256² pixels.
 const BATCH: usize = 4;
 const BATCH_PIXELS: usize = BATCH * 256 * 256;
 /// The least length of a vector that is normalised.
 const SHORTEST: f64 = 1e-12;
+
+/// Residual blocks of one size of picture, each followed by attention where the picture is smallest.
+#[derive(Debug, Clone)]
+struct Level {
+    blocks: Vec<(ResnetBlock, Option<AttentionBlock>)>,
+    /// The convolution at the end, for the next level.
+    resample: Option<Conv>,
+}
+
+impl Level {
+    /// `count` blocks from `input` to `output` channels.
+    fn new(source: &Source, name: &str, (input, output): (usize, usize), count: usize, attends: bool) -> Result<Self> {
+        let block = |at: usize| {
+            let input = if at == 0 { input } else { output };
+            let residual = ResnetBlock::new(source, &format!("{name}.res.{at}"), (input, output), GROUPS)?;
+            let attention = || AttentionBlock::new(source, &format!("{name}.attn.{at}"), output, GROUPS);
+            Ok((residual, attends.then(attention).transpose()?))
+        };
+        Ok(Self { blocks: (0..count).map(block).collect::<Result<_>>()?, resample: None })
+    }
+
+    fn forward(&self, xs: Tensor) -> Result<Tensor> {
+        let mut xs = xs;
+        for (residual, attention) in &self.blocks {
+            xs = residual.forward(&xs)?;
+            if let Some(attention) = attention {
+                xs = attention.forward(&xs)?;
+            }
+        }
+        Ok(xs)
+    }
+}
 
 #[derive(Debug, Clone)]
 struct Encoder {
@@ -48,8 +82,8 @@ impl Encoder {
         Ok(Self {
             conv_in,
             levels,
-            mid: Middle::new(source, "encoder.mid", channels)?,
-            norm_out: Norm::new(source, "encoder.norm_out", channels)?,
+            mid: Middle::new(source, "encoder.mid", MIDDLE, channels, GROUPS)?,
+            norm_out: Norm::new(source, "encoder.norm_out", channels, GROUPS)?,
             conv_out: Conv::new(source, "encoder.conv_out", (channels, config.z_channels), 3)?,
             quant_conv: Conv::new(source, "quant_conv", (config.z_channels, config.code_width), 1)?,
         })
@@ -85,7 +119,7 @@ impl Decoder {
         let mut channels = config.decoder[last];
         let post_quant_conv = Conv::new(source, "post_quant_conv", (config.code_width, z), 1)?;
         let conv_in = Conv::new(source, "decoder.conv_in", (z, channels), 3)?;
-        let mid = Middle::new(source, "decoder.mid", channels)?;
+        let mid = Middle::new(source, "decoder.mid", MIDDLE, channels, GROUPS)?;
         let mut levels = Vec::new();
         for (at, &output) in config.decoder.iter().rev().enumerate() {
             let name = format!("decoder.conv_blocks.{at}");
@@ -96,7 +130,7 @@ impl Decoder {
             }
             levels.push(level);
         }
-        let norm_out = Norm::new(source, "decoder.norm_out", channels)?;
+        let norm_out = Norm::new(source, "decoder.norm_out", channels, GROUPS)?;
         let conv_out = Conv::new(source, "decoder.conv_out", (channels, 3), 3)?;
         Ok(Self { post_quant_conv, conv_in, mid, levels, norm_out, conv_out })
     }
@@ -132,14 +166,12 @@ impl Vq {
     /// # Errors
     /// Never for a validated configuration.
     pub fn parameter_shapes(config: &VqConfig) -> Result<Vec<(String, Vec<usize>)>> {
-        let source = Source::List(Default::default());
-        Encoder::new(&source, config)?;
-        Decoder::new(&source, config)?;
-        source.get("quantize.embedding.weight", &[config.codes, config.code_width])?;
-        match source {
-            Source::List(shapes) => Ok(shapes.into_inner()),
-            Source::Load(_) => Ok(Vec::new()),
-        }
+        Source::list(ROOT, |source| {
+            Encoder::new(source, config)?;
+            Decoder::new(source, config)?;
+            source.get("quantize.embedding.weight", &[config.codes, config.code_width])?;
+            Ok(())
+        })
     }
 
     /// Takes the weights.
@@ -147,7 +179,7 @@ impl Vq {
     /// # Errors
     /// Says what is missing or mis-shaped.
     pub fn new(weights: &Weights, config: &VqConfig) -> Result<Self> {
-        let source = Source::Load(weights);
+        let source = Source::load(weights, ROOT, Some(DType::F32));
         let codebook = source.get("quantize.embedding.weight", &[config.codes, config.code_width])?;
         let parameters: usize =
             Self::parameter_shapes(config)?.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();

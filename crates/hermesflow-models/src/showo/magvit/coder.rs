@@ -1,13 +1,14 @@
 //! MAGVIT-v2's encoder, from pixels to the numbers whose signs are a code, and its decoder.
 
 use candle_core::Tensor;
-use hermesflow_nn::ops::{Around, Padding};
+use hermesflow_nn::ops::Around;
 
 use super::config::Levels;
-use super::layers::{Conv, Middle, Norm, ResnetBlock, Source};
 use crate::Result;
+use crate::vqgan::{Conv, Middle, Norm, ResnetBlock, Source};
 
-const DOWN: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
+/// The parts of the lowest resolution.
+const MIDDLE: [&str; 3] = ["block_1", "attn_1", "block_2"];
 
 #[derive(Debug, Clone)]
 struct Level {
@@ -39,7 +40,7 @@ impl Encoder {
             }
             let resample = if level + 1 < levels.channels.len() {
                 let name = format!("encoder.down.{level}.downsample.conv");
-                Some(Conv { stride: 2, padding: DOWN, ..Conv::new(source, &name, (channels, channels), 3)? })
+                Some(Conv::halving(source, &name, channels)?)
             } else {
                 None
             };
@@ -48,7 +49,7 @@ impl Encoder {
         Ok(Self {
             conv_in,
             down,
-            mid: Middle::new(source, "encoder.mid", channels, groups)?,
+            mid: Middle::new(source, "encoder.mid", MIDDLE, channels, groups)?,
             norm_out: Norm::new(source, "encoder.norm_out", channels, groups)?,
             conv_out: Conv::new(source, "encoder.conv_out", (channels, bits), 3)?,
             quant_conv: Conv::new(source, "encoder.quant_conv", (bits, bits), 1)?,
@@ -86,7 +87,7 @@ impl Decoder {
         let mut channels = levels.channels.last().copied().unwrap_or(bits);
         let post_quant_conv = Conv::new(source, "decoder.post_quant_conv", (bits, bits), 1)?;
         let conv_in = Conv::new(source, "decoder.conv_in", (bits, channels), 3)?;
-        let mid = Middle::new(source, "decoder.mid", channels, groups)?;
+        let mid = Middle::new(source, "decoder.mid", MIDDLE, channels, groups)?;
         let mut up = Vec::new();
         for (level, (&output, &count)) in levels.channels.iter().zip(&levels.blocks).enumerate().rev() {
             let mut blocks = Vec::new();

@@ -5,7 +5,6 @@
 
 mod coder;
 mod config;
-mod layers;
 
 use candle_core::{DType, Device, Tensor};
 use hermesflow_nn::ops;
@@ -15,8 +14,8 @@ use image::RgbImage;
 
 use coder::{Decoder, Encoder};
 pub use config::{Levels, MagvitConfig};
-use layers::Source;
 
+use crate::vqgan::Source;
 use crate::{Error, Result};
 
 /// Images of at most 256² pixels that go through the convolutions as one batch.
@@ -47,13 +46,11 @@ impl Magvit {
     /// # Errors
     /// Never for a validated configuration.
     pub fn parameter_shapes(config: &MagvitConfig) -> Result<Vec<(String, Vec<usize>)>> {
-        let source = Source::List(Default::default());
-        Encoder::new(&source, &config.encoder(), config.z_channels, config.norm_groups)?;
-        Decoder::new(&source, &config.decoder(), config.z_channels, config.norm_groups)?;
-        match source {
-            Source::List(shapes) => Ok(shapes.into_inner()),
-            Source::Load(_) => Ok(Vec::new()),
-        }
+        Source::list("", |source| {
+            Encoder::new(source, &config.encoder(), config.z_channels, config.norm_groups)?;
+            Decoder::new(source, &config.decoder(), config.z_channels, config.norm_groups)?;
+            Ok(())
+        })
     }
 
     /// Builds the tokenizer from its weights, in their type and on their device.
@@ -62,7 +59,7 @@ impl Magvit {
     /// Lists the weights that are missing, unexpected or of another shape.
     pub fn new(weights: &Weights, config: &MagvitConfig) -> Result<Self> {
         weights.check(&Self::parameter_shapes(config)?, IGNORED)?;
-        let source = Source::Load(weights);
+        let source = Source::load(weights, "", None);
         let probe = weights.get("encoder.conv_in.bias", &[config.encoder().channels[0]])?;
         Ok(Self {
             encoder: Encoder::new(&source, &config.encoder(), config.z_channels, config.norm_groups)?,

@@ -1,8 +1,8 @@
 //! The decoder block on the CPU, on slices in f32.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
+use candle_core::{Result, Tensor};
 use rayon::prelude::*;
 
 use super::block::DecoderBlock;
@@ -12,10 +12,11 @@ use crate::ops::affine::Affine;
 use crate::ops::attention::fused::Attention;
 use crate::ops::attention::segment::Segment;
 use crate::ops::gelu;
+use crate::ops::host_block::{HostPasses, host_block};
 use crate::ops::layer_norm;
 use crate::ops::rotary::Rotary;
 use crate::simd::add_to;
-use crate::storage::{HeadRows, elements, host};
+use crate::storage::{HeadRows, host};
 
 /// [`super::decoder_block`] for arguments that were checked.
 pub(super) fn block(
@@ -32,9 +33,8 @@ pub(super) fn block(
         block: block.clone(),
         cos: table(cos)?,
         sin: table(sin)?,
-        saved: (x.track_op() && !block.recompute).then(Mutex::default),
     };
-    x.contiguous()?.apply_op1(run)
+    host_block("decoder-block", x, run, block.recompute)
 }
 
 /// LayerNorm of rows.
@@ -63,8 +63,6 @@ struct Run {
     attention: Attention,
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
-    /// What the forward pass leaves for the backward pass; `None` where none follows or everything is computed again.
-    saved: Option<Mutex<Option<Saved>>>,
 }
 
 /// What the backward pass needs besides `x`, `[n, h]` each but `up`.
@@ -96,8 +94,12 @@ impl Run {
     fn affine(&self, map: &Affine, x: &[f32]) -> Result<Vec<f32>> {
         self.block.products.affine(x, &map.weight, &map.bias)
     }
+}
 
-    /// Everything but the last two products: what the backward pass needs.
+impl HostPasses for Run {
+    type Saved = Saved;
+
+    /// Everything but the last two products.
     fn inner(&self, x: &[f32], width: usize) -> Result<Saved> {
         let (block, n) = (&self.block, x.len() / width);
         let eps = block.eps as f32;
@@ -114,7 +116,6 @@ impl Run {
         Ok(Saved { query, key, rotated_query, rotated_key, value, seen, up })
     }
 
-    /// The block's output, and what the backward pass needs.
     fn forward(&self, x: &[f32], width: usize) -> Result<(Vec<f32>, Saved)> {
         let saved = self.inner(x, width)?;
         let mut y = self.affine(&self.block.dense, &saved.seen)?;
@@ -123,14 +124,8 @@ impl Run {
         Ok((y, saved))
     }
 
-    /// The gradient of `x`; those of the weights are collected.
-    fn backward(&self, x: &[f32], grad: &[f32], width: usize) -> Result<Vec<f32>> {
-        let saved = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let Saved { query, key, rotated_query, rotated_key, value, seen, up } = match saved {
-            Some(saved) => saved,
-            None if self.block.recompute => self.inner(x, width)?,
-            None => bail!("decoder block: the backward pass runs once, after the forward pass"),
-        };
+    fn backward(&self, x: &[f32], saved: Saved, grad: &[f32], width: usize) -> Result<Vec<f32>> {
+        let Saved { query, key, rotated_query, rotated_key, value, seen, up } = saved;
         let (block, n) = (&self.block, x.len() / width);
         let eps = block.eps as f32;
         // The gradient of an affine map's input, added to `sum`.
@@ -172,27 +167,4 @@ fn add_residual(y: &mut [f32], x: &[f32], mlp: &[f32]) {
             *y = (x + *y) + mlp;
         }
     });
-}
-
-impl CustomOp1 for Run {
-    fn name(&self) -> &'static str {
-        "decoder-block"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = layout.shape().dims2()?;
-        let (y, kept) = self.forward(elements(x, layout)?, width)?;
-        if let Some(saved) = &self.saved {
-            *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-        }
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, width) = x.dims2()?;
-        let grad = grad.contiguous()?;
-        let ((xs, x_layout), (gs, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
-        let dx = self.backward(host(&xs, x_layout)?, host(&gs, g_layout)?, width)?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
-    }
 }

@@ -6,13 +6,14 @@
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use super::attention::fused::Attention;
 use super::attention::segment::{Segment, check};
 use super::grouped_heads::grouped_attention;
+use super::host_block::{HostPasses, host_block};
 use super::linear::linear;
 use super::rms_norm::{self, rms_norm};
 use super::rotary::{Rotary, rotary};
@@ -22,7 +23,7 @@ use crate::gradients;
 use crate::matmul::training::Products;
 use crate::measure::profile::{Part, on_host};
 use crate::simd::add_to;
-use crate::storage::{HeadRows, elements, host};
+use crate::storage::{HeadRows, host};
 
 /// The weights and numbers of a block.
 #[derive(Debug, Clone)]
@@ -100,9 +101,8 @@ pub fn llama_block(
         block: block.clone(),
         cos: table(cos)?,
         sin: table(sin)?,
-        saved: (x.track_op() && !block.recompute).then(Mutex::default),
     };
-    x.contiguous()?.apply_op1(run)
+    host_block("llama-block", x, run, block.recompute)
 }
 
 /// The same operator by operator, for any device.
@@ -139,8 +139,6 @@ struct Run {
     no_bias: Tensor,
     cos: Arc<[f32]>,
     sin: Arc<[f32]>,
-    /// From forward to backward, where there will be one.
-    saved: Option<Mutex<Option<Saved>>>,
 }
 
 /// What the backward pass needs beside `x`.
@@ -214,8 +212,12 @@ impl Run {
         };
         x.chunks_exact(d * sharing).flat_map(sum).collect()
     }
+}
 
-    /// What the backward pass needs, and all but the last product.
+impl HostPasses for Run {
+    type Saved = Saved;
+
+    /// All but the last product.
     fn inner(&self, x: &[f32], width: usize) -> Result<Saved> {
         let (block, n, d) = (&self.block, x.len() / width, width / self.block.heads);
         let normed = self.norm(x, &block.input_norm)?;
@@ -240,13 +242,8 @@ impl Run {
         Ok((y, saved))
     }
 
-    fn backward(&self, x: &[f32], grad: &[f32], width: usize) -> Result<Vec<f32>> {
-        let saved = self.saved.as_ref().and_then(|saved| saved.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let Saved { query, key, value, seen, between, gate, up } = match saved {
-            Some(saved) => saved,
-            None if self.block.recompute => self.inner(x, width)?,
-            None => bail!("llama block: backward before forward, or twice"),
-        };
+    fn backward(&self, x: &[f32], saved: Saved, grad: &[f32], width: usize) -> Result<Vec<f32>> {
+        let Saved { query, key, value, seen, between, gate, up } = saved;
         let (block, n, d) = (&self.block, x.len() / width, width / self.block.heads);
         let active = self.back(&block.down, grad, &swiglu::forward(&gate, &up), None)?;
         let (d_gate, d_up) = swiglu::backward(&gate, &up, &active);
@@ -275,28 +272,5 @@ impl Run {
         let mut dx = self.norm_back(x, &block.input_norm, &d_normed)?;
         add_to(&mut dx, &d_between);
         Ok(dx)
-    }
-}
-
-impl CustomOp1 for Run {
-    fn name(&self) -> &'static str {
-        "llama-block"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (_, width) = layout.shape().dims2()?;
-        let (y, kept) = self.forward(elements(x, layout)?, width)?;
-        if let Some(saved) = &self.saved {
-            *saved.lock().unwrap_or_else(PoisonError::into_inner) = Some(kept);
-        }
-        Ok((CpuStorage::F32(y), layout.shape().clone()))
-    }
-
-    fn bwd(&self, x: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let (_, width) = x.dims2()?;
-        let grad = grad.contiguous()?;
-        let ((xs, x_layout), (gs, g_layout)) = (x.storage_and_layout(), grad.storage_and_layout());
-        let dx = self.backward(host(&xs, x_layout)?, host(&gs, g_layout)?, width)?;
-        Ok(Some(Tensor::from_vec(dx, x.shape(), x.device())?))
     }
 }

@@ -1,4 +1,4 @@
-//! The layers of the VQ image tokenizer.
+//! The layers of VQGAN (arXiv 2012.09841), which the encoders and decoders of MAGVIT-v2 and VQ-16 are made of.
 
 use std::cell::RefCell;
 use std::sync::Arc;
@@ -8,29 +8,55 @@ use hermesflow_nn::ops::{self, Around, NormBefore, Padding, Segment};
 use hermesflow_nn::weights::Weights;
 
 use crate::Result;
-use crate::janus::config::GROUPS;
 
-/// What the names of the image tokenizer's parameters begin with.
-pub(in crate::janus) const ROOT: &str = "gen_vision_model";
 const NORM_EPS: f64 = 1e-6;
 const SAME: Padding = Padding { top: 1, bottom: 1, left: 1, right: 1 };
 const NONE: Padding = Padding { top: 0, bottom: 0, left: 0, right: 0 };
 /// Before a halving: a zero column on the right and a zero row below.
 const DOWN: Padding = Padding { top: 0, bottom: 1, left: 0, right: 1 };
 
-/// Collects what a layer needs: loading it and listing its parameters are one piece of code.
-pub(super) enum Source<'a> {
-    Load(&'a Weights),
+/// Where a layer's parameters come from: loading them and listing their shapes run the same code.
+pub(crate) struct Source<'a> {
+    /// What every name is below; empty for none.
+    root: &'static str,
+    from: From<'a>,
+}
+
+enum From<'a> {
+    /// Weights, and the type they are converted to; `None` leaves them as they are.
+    Load(&'a Weights, Option<DType>),
     List(RefCell<Vec<(String, Vec<usize>)>>),
 }
 
-impl Source<'_> {
-    /// The tensor `gen_vision_model.NAME`, in f32.
-    pub(super) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
-        let name = format!("{}.{name}", ROOT);
-        match self {
-            Self::Load(weights) => Ok(weights.get(&name, shape)?.to_dtype(DType::F32)?),
-            Self::List(shapes) => {
+impl<'a> Source<'a> {
+    /// Loads the parameters.
+    pub(crate) fn load(weights: &'a Weights, root: &'static str, dtype: Option<DType>) -> Self {
+        Self { root, from: From::Load(weights, dtype) }
+    }
+
+    /// Names and shapes of the parameters that `layers` asks for.
+    pub(crate) fn list(
+        root: &'static str,
+        layers: impl FnOnce(&Source) -> Result<()>,
+    ) -> Result<Vec<(String, Vec<usize>)>> {
+        let source = Self { root, from: From::List(RefCell::default()) };
+        layers(&source)?;
+        match source.from {
+            From::List(shapes) => Ok(shapes.into_inner()),
+            From::Load(..) => Ok(Vec::new()),
+        }
+    }
+
+    /// The tensor of a name.
+    pub(crate) fn get(&self, name: &str, shape: &[usize]) -> Result<Tensor> {
+        let name = match self.root {
+            "" => name.to_owned(),
+            root => format!("{root}.{name}"),
+        };
+        match &self.from {
+            From::Load(weights, None) => Ok(weights.get(&name, shape)?),
+            From::Load(weights, Some(dtype)) => Ok(weights.get(&name, shape)?.to_dtype(*dtype)?),
+            From::List(shapes) => {
                 shapes.borrow_mut().push((name, shape.to_vec()));
                 Ok(Tensor::zeros(1, DType::F32, &Device::Cpu)?)
             }
@@ -39,7 +65,7 @@ impl Source<'_> {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Conv {
+pub(crate) struct Conv {
     weight: Tensor,
     bias: Tensor,
     stride: usize,
@@ -47,7 +73,7 @@ pub(super) struct Conv {
 }
 
 impl Conv {
-    pub(super) fn new(source: &Source, name: &str, (input, output): (usize, usize), kernel: usize) -> Result<Self> {
+    pub(crate) fn new(source: &Source, name: &str, (input, output): (usize, usize), kernel: usize) -> Result<Self> {
         Ok(Self {
             weight: source.get(&format!("{name}.weight"), &[output, input, kernel, kernel])?,
             bias: source.get(&format!("{name}.bias"), &[output])?,
@@ -57,49 +83,51 @@ impl Conv {
     }
 
     /// A 3×3 convolution that halves height and width.
-    pub(super) fn halving(source: &Source, name: &str, channels: usize) -> Result<Self> {
+    pub(crate) fn halving(source: &Source, name: &str, channels: usize) -> Result<Self> {
         Ok(Self { stride: 2, padding: DOWN, ..Self::new(source, name, (channels, channels), 3)? })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         self.with(xs, Around::default())
     }
 
-    pub(super) fn with(&self, xs: &Tensor, around: Around) -> Result<Tensor> {
+    pub(crate) fn with(&self, xs: &Tensor, around: Around) -> Result<Tensor> {
         Ok(ops::norm_conv2d(xs, &self.weight, &self.bias, self.stride, self.padding, around)?)
     }
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct Norm {
+pub(crate) struct Norm {
     weight: Tensor,
     bias: Tensor,
+    groups: usize,
 }
 
 impl Norm {
-    pub(super) fn new(source: &Source, name: &str, channels: usize) -> Result<Self> {
+    pub(crate) fn new(source: &Source, name: &str, channels: usize, groups: usize) -> Result<Self> {
         Ok(Self {
             weight: source.get(&format!("{name}.weight"), &[channels])?,
             bias: source.get(&format!("{name}.bias"), &[channels])?,
+            groups,
         })
     }
 
     fn settings(&self, silu: bool) -> NormBefore<'_> {
-        NormBefore { weight: &self.weight, bias: &self.bias, groups: GROUPS, eps: NORM_EPS, silu }
+        NormBefore { weight: &self.weight, bias: &self.bias, groups: self.groups, eps: NORM_EPS, silu }
     }
 
-    /// With SiLU, before a convolution.
-    pub(super) fn before(&self) -> Around<'_> {
+    /// This norm, followed by SiLU, before a convolution.
+    pub(crate) fn before(&self) -> Around<'_> {
         Around { norm: Some(self.settings(true)), ..Around::default() }
     }
 
-    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         Ok(ops::norm_before(xs, self.settings(false))?)
     }
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct ResnetBlock {
+pub(crate) struct ResnetBlock {
     norm1: Norm,
     conv1: Conv,
     norm2: Norm,
@@ -108,18 +136,22 @@ pub(super) struct ResnetBlock {
 }
 
 impl ResnetBlock {
-    pub(super) fn new(source: &Source, name: &str, (input, output): (usize, usize)) -> Result<Self> {
-        let shortcut = || Conv::new(source, &format!("{name}.nin_shortcut"), (input, output), 1);
+    pub(crate) fn new(source: &Source, name: &str, (input, output): (usize, usize), groups: usize) -> Result<Self> {
+        let nin_shortcut = if input == output {
+            None
+        } else {
+            Some(Conv::new(source, &format!("{name}.nin_shortcut"), (input, output), 1)?)
+        };
         Ok(Self {
-            norm1: Norm::new(source, &format!("{name}.norm1"), input)?,
+            norm1: Norm::new(source, &format!("{name}.norm1"), input, groups)?,
             conv1: Conv::new(source, &format!("{name}.conv1"), (input, output), 3)?,
-            norm2: Norm::new(source, &format!("{name}.norm2"), output)?,
+            norm2: Norm::new(source, &format!("{name}.norm2"), output, groups)?,
             conv2: Conv::new(source, &format!("{name}.conv2"), (output, output), 3)?,
-            nin_shortcut: (input != output).then(shortcut).transpose()?,
+            nin_shortcut,
         })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let ys = self.conv1.with(xs, self.norm1.before())?;
         let shortcut = self.nin_shortcut.as_ref().map(|shortcut| shortcut.forward(xs)).transpose()?;
         let residual = Some(shortcut.as_ref().unwrap_or(xs));
@@ -128,7 +160,7 @@ impl ResnetBlock {
 }
 
 #[derive(Debug, Clone)]
-pub(super) struct AttentionBlock {
+pub(crate) struct AttentionBlock {
     norm: Norm,
     q: Conv,
     k: Conv,
@@ -137,10 +169,10 @@ pub(super) struct AttentionBlock {
 }
 
 impl AttentionBlock {
-    pub(super) fn new(source: &Source, name: &str, channels: usize) -> Result<Self> {
+    pub(crate) fn new(source: &Source, name: &str, channels: usize, groups: usize) -> Result<Self> {
         let conv = |part: &str| Conv::new(source, &format!("{name}.{part}"), (channels, channels), 1);
         Ok(Self {
-            norm: Norm::new(source, &format!("{name}.norm"), channels)?,
+            norm: Norm::new(source, &format!("{name}.norm"), channels, groups)?,
             q: conv("q")?,
             k: conv("k")?,
             v: conv("v")?,
@@ -148,7 +180,7 @@ impl AttentionBlock {
         })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let (b, c, h, w) = xs.dims4()?;
         let normed = self.norm.forward(xs)?;
         // One head over all pixels of each image, as packed rows [b*h*w, 1, c].
@@ -165,62 +197,32 @@ impl AttentionBlock {
     }
 }
 
-/// Residual, attention, residual: `mid.0`, `mid.1`, `mid.2`.
+/// A residual block, attention, a residual block: the lowest resolution.
 #[derive(Debug, Clone)]
-pub(super) struct Middle {
+pub(crate) struct Middle {
     first: ResnetBlock,
     attention: AttentionBlock,
     second: ResnetBlock,
 }
 
 impl Middle {
-    pub(super) fn new(source: &Source, name: &str, channels: usize) -> Result<Self> {
+    /// The blocks named `name.part`, for each of the three parts.
+    pub(crate) fn new(
+        source: &Source,
+        name: &str,
+        [first, attention, second]: [&str; 3],
+        channels: usize,
+        groups: usize,
+    ) -> Result<Self> {
+        let residual = |part: &str| ResnetBlock::new(source, &format!("{name}.{part}"), (channels, channels), groups);
         Ok(Self {
-            first: ResnetBlock::new(source, &format!("{name}.0"), (channels, channels))?,
-            attention: AttentionBlock::new(source, &format!("{name}.1"), channels)?,
-            second: ResnetBlock::new(source, &format!("{name}.2"), (channels, channels))?,
+            first: residual(first)?,
+            attention: AttentionBlock::new(source, &format!("{name}.{attention}"), channels, groups)?,
+            second: residual(second)?,
         })
     }
 
-    pub(super) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+    pub(crate) fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         self.second.forward(&self.attention.forward(&self.first.forward(xs)?)?)
-    }
-}
-
-/// Residual blocks of one size of picture, each followed by attention where the picture is smallest.
-#[derive(Debug, Clone)]
-pub(super) struct Level {
-    blocks: Vec<(ResnetBlock, Option<AttentionBlock>)>,
-    /// The convolution at the end, for the next level.
-    pub(super) resample: Option<Conv>,
-}
-
-impl Level {
-    /// `count` blocks from `input` to `output` channels.
-    pub(super) fn new(
-        source: &Source,
-        name: &str,
-        (input, output): (usize, usize),
-        count: usize,
-        attends: bool,
-    ) -> Result<Self> {
-        let block = |at: usize| {
-            let input = if at == 0 { input } else { output };
-            let residual = ResnetBlock::new(source, &format!("{name}.res.{at}"), (input, output))?;
-            let attention = || AttentionBlock::new(source, &format!("{name}.attn.{at}"), output);
-            Ok((residual, attends.then(attention).transpose()?))
-        };
-        Ok(Self { blocks: (0..count).map(block).collect::<Result<_>>()?, resample: None })
-    }
-
-    pub(super) fn forward(&self, xs: Tensor) -> Result<Tensor> {
-        let mut xs = xs;
-        for (residual, attention) in &self.blocks {
-            xs = residual.forward(&xs)?;
-            if let Some(attention) = attention {
-                xs = attention.forward(&xs)?;
-            }
-        }
-        Ok(xs)
     }
 }
