@@ -95,7 +95,7 @@ pub fn tokenizer(lines: &[String], vocab_size: usize) -> Result<(String, usize)>
 /// When the text is no tokenizer.
 pub fn with_special_tokens(text: &str) -> Result<(String, usize)> {
     let fault = |e: tokenizers::Error| Error::Invalid(format!("cannot add the special tokens: {e}"));
-    let mut tokenizer = Tokenizer::from_bytes(text.as_bytes()).map_err(fault)?;
+    let mut tokenizer: Tokenizer = text.parse().map_err(fault)?;
     let special = |spelling: &str| ![BEGIN_OF_IMAGE, END_OF_IMAGE].contains(&spelling);
     // As published: what frames a picture is an added token, but no special one.
     let (special, plain): (Vec<&str>, Vec<&str>) = SPECIAL.into_iter().partition(|spelling| special(spelling));

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hermesflow_nn::foreign::{decoded, stands_in};
+use hermesflow_nn::foreign::{self, decoded, stands_in};
 use tokenizers::Tokenizer;
 
 use crate::{Error, Result};
@@ -65,9 +65,9 @@ impl JanusTokenizer {
         if let Some(what) = stands_in(bytes) {
             return Err(fault(what.into()));
         }
-        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
-        let mut inner = decoded(|| Tokenizer::from_bytes(bytes))
-            .map_err(|e| fault(format!("not a tokenizer ({e}); download it again")))?;
+        let text = foreign::text(bytes.to_vec()).map_err(|what| fault(what.into()))?;
+        let mut inner: Tokenizer =
+            decoded(|| text.parse()).map_err(|e| fault(format!("not a tokenizer ({e}); download it again")))?;
         inner.with_padding(None);
         decoded(|| inner.with_truncation(None).map(|_| ())).map_err(&fault)?;
         let id = |spelling: &str| {

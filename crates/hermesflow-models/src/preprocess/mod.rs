@@ -2,9 +2,6 @@
 
 use std::path::Path;
 
-use fast_image_resize::images::{TypedImage, TypedImageRef};
-use fast_image_resize::pixels::U8x3;
-use fast_image_resize::{FilterType, ResizeAlg, ResizeOptions, Resizer};
 use image::RgbImage;
 
 mod decode;
@@ -19,6 +16,9 @@ use crate::{Error, Result};
 /// Images whose long side is more than this many times the short one lose their ends first. These lie far outside of
 /// the central square, and scaling a line one pixel wide would take gigabytes.
 const LONGEST: u32 = 64;
+
+/// A name of how [`fit_square`] scales. It changes with the levels that come out, so that nothing cached before is mixed with them.
+pub const FITTING: &str = "pillow";
 
 /// The rounding of the central crop's first row or column where the margin is odd.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,9 +64,7 @@ pub fn fit_square(picture: RgbImage, side: usize, centre: Centre) -> Result<RgbI
     let scale = |long: u32, short: u32| ((u64::from(side) * u64::from(long)) / u64::from(short)) as u32;
     let (new_width, new_height) =
         if width <= height { (side, scale(height, width)) } else { (scale(width, height), side) };
-    // Horizontally, then vertically, rounded to 8 bits in between as in Pillow, so that overshoot is clipped.
-    let across = convolve(picture, new_width, height)?;
-    let resized = convolve(across, new_width, new_height)?;
+    let resized = pillow::bicubic(&picture, new_width, new_height);
     let offset = |long: u32| {
         let double = long - side;
         let half = double / 2;
@@ -85,19 +83,4 @@ fn without_ends(picture: RgbImage) -> RgbImage {
     }
     let (left, top) = ((width - new_width) / 2, (height - new_height) / 2);
     image::imageops::crop_imm(&picture, left, top, new_width, new_height).to_image()
-}
-
-fn convolve(picture: RgbImage, width: u32, height: u32) -> Result<RgbImage> {
-    if picture.dimensions() == (width, height) {
-        return Ok(picture);
-    }
-    let failed = |e: &dyn std::fmt::Display| Error::Invalid(format!("cannot resize an image: {e}"));
-    let (old_width, old_height) = picture.dimensions();
-    let mut resized = RgbImage::new(width, height);
-    // With the pixel type given: the untyped API compiles all pixel types into this crate, which takes a minute.
-    let source = TypedImageRef::<U8x3>::from_buffer(old_width, old_height, &picture).map_err(|e| failed(&e))?;
-    let mut target = TypedImage::<U8x3>::from_buffer(width, height, &mut resized).map_err(|e| failed(&e))?;
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::CatmullRom));
-    Resizer::new().resize_typed(&source, &mut target, &options).map_err(|e| failed(&e))?;
-    Ok(resized)
 }

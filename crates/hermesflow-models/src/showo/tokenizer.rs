@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use hermesflow_nn::foreign::{decoded, stands_in};
+use hermesflow_nn::foreign::{self, decoded, stands_in};
 use tokenizers::{AddedToken, Tokenizer};
 
 use super::config::{ADDED_TOKENS, ShowoConfig};
@@ -78,9 +78,9 @@ impl ShowoTokenizer {
         if let Some(what) = stands_in(bytes) {
             return Err(fault(what.into()));
         }
-        let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(bytes);
-        let mut inner = decoded(|| Tokenizer::from_bytes(bytes))
-            .map_err(|e| fault(format!("not a tokenizer ({e}); download it again")))?;
+        let text = foreign::text(bytes.to_vec()).map_err(|what| fault(what.into()))?;
+        let mut inner: Tokenizer =
+            decoded(|| text.parse()).map_err(|e| fault(format!("not a tokenizer ({e}); download it again")))?;
         let mut text = inner.clone();
         text.set_encode_special_tokens(true);
         // As in the original, only the padding is special; the others are kept by decoding.

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use hermesflow_nn::foreign::{contained, decoded, stands_in};
+use hermesflow_nn::foreign::{self, contained, decoded, stands_in};
 use serde::Deserialize;
 use tokenizers::models::wordpiece::WordPiece;
 use tokenizers::normalizers::BertNormalizer;
@@ -35,9 +35,9 @@ impl TextTokenizer {
             if let Some(what) = stands_in(&bytes) {
                 return Err(Error::file(&path, what));
             }
-            let bytes = bytes.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&bytes);
             let broken = |error| Error::file(&path, format!("not a tokenizer ({error}); download it again"));
-            let inner = decoded(|| Tokenizer::from_bytes(bytes)).map_err(broken)?;
+            let text = foreign::text(bytes).map_err(|what| Error::file(&path, what))?;
+            let inner: Tokenizer = decoded(|| text.parse()).map_err(broken)?;
             (path, inner)
         } else if let Some(path) = found("spiece.model") {
             let inner = contained(|| spiece::load(&path, vocab_size)).map_err(|error| Error::file(&path, error))??;

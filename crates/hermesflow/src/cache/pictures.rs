@@ -66,7 +66,7 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     /// When the files of the image tokenizer, or the known codes, cannot be read.
     pub fn new(model: &'a M, run: &RunContext) -> Result<Self> {
         let eyes = models::eyes_identity(&run.config.model, &run.progress)?;
-        let file = run.layout.codes().join(format!("{eyes}-{}.bin", model.resolution()));
+        let file = run.layout.codes().join(format!("{eyes}-{}-{}.bin", model.resolution(), preprocess::FITTING));
         let codes = Mutex::new(KnownCodes::open(&file, model.image_tokens())?);
         let keep = |shape: (usize, usize)| -> Result<Kept> {
             let file = run.layout.codes().join(format!("{eyes}-{}x{}.bin", shape.0, shape.1));
