@@ -1,11 +1,11 @@
 """Time per record and peak memory of every command of the loop, over the number of records.
 
     cargo build --release
-    python benches/scale.py [--records 100,1000,10000,100000] [--work FOLDER] [--json FILE]
+    python benches/scale.py [--records 100,1000,10000,100000] [--pixels 64] [--work FOLDER] [--json FILE]
 
 A random model of the smallest size goes through caption, imagine, ask, answer, pair and train (20 steps) on made-up
-pictures, and every command once more when all is done: what a run that goes on costs before it works. The work folder is
-kept if it is given, and a run that was cut off goes on in it.
+pictures, and every command once more when all is done: what a run that goes on costs before it works. The report of the run
+is made at the end. The work folder is kept if it is given, and a run that was cut off goes on in it.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import time
 import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STAGES = ["caption", "imagine", "ask", "answer", "pair", "train"]
+STAGES = ["caption", "imagine", "ask", "answer", "pair", "train", "report"]
 SETTINGS = """
 data: {{ root: {root}, chunk: 64 }}
 output: {root}/run
@@ -39,25 +39,29 @@ train: {{ steps: 20, warmup_steps: 0, checkpoint_every: 20 }}
 COLOURS, THINGS = ["red", "blue", "green", "black", "white"], ["dog", "cat", "car", "boat", "bird", "chair", "horse"]
 
 
-def picture(number: int) -> bytes:
-    """A PNG of 64² in two colours of its own."""
+def picture(number: int, pixels: int) -> bytes:
+    """A square PNG in two colours of its own, with the noise of a photograph in the lowest three bits."""
     shade = random.Random(number)
-    colours = [bytes(shade.randrange(256) for _ in range(3)) for _ in range(2)]
-    edge = shade.randrange(64)
-    rows = b"".join(b"\0" + colours[row > edge] * 64 for row in range(64))
+    colours = [shade.randrange(256 // 8) * 8 for _ in range(2)]
+    edge = shade.randrange(pixels)
+    noise = shade.randbytes(3 * pixels * pixels)
+    rough = [bytes(colour | level & 7 for level in range(256)) for colour in colours]
+    lines = (noise[row * 3 * pixels :][: 3 * pixels].translate(rough[row > edge]) for row in range(pixels))
+    rows = b"".join(b"\0" + line for line in lines)
     chunk = lambda name, data: struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-    header = struct.pack(">IIBBBBB", 64, 64, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    header = struct.pack(">IIBBBBB", pixels, pixels, 8, 2, 0, 0, 0)
+    body = zlib.compress(rows, 1)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", body) + chunk(b"IEND", b"")
 
 
-def prepare(root: pathlib.Path, records: int) -> None:
+def prepare(root: pathlib.Path, records: int, pixels: int) -> None:
     if (root / "initial_data.json").exists():
         return
     listed = []
     for number in range(records):
         path = root / "images" / f"{number // 1000}" / f"{number}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(picture(number))
+        path.write_bytes(picture(number, pixels))
         said = random.Random(number)
         caption = f"a {said.choice(COLOURS)} {said.choice(THINGS)} beside a {said.choice(COLOURS)} {said.choice(THINGS)}"
         listed.append({"id": str(number), "img_path": str(path.relative_to(root)), "prompt": caption, "caption": caption})
@@ -79,6 +83,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--program", default=str(ROOT / "target/release/hermesflow"))
     parser.add_argument("--records", default="100,1000,10000,100000")
+    parser.add_argument("--pixels", type=int, default=64, help="the side of the records' own pictures")
     parser.add_argument("--work", type=pathlib.Path)
     parser.add_argument("--json", type=pathlib.Path)
     arguments = parser.parse_args()
@@ -94,7 +99,7 @@ def main() -> None:
             root = work / str(records)
             root.mkdir(exist_ok=True)
             # In a process of its own: what this one holds would count as its children's peak.
-            made = multiprocessing.Process(target=prepare, args=(root, records))
+            made = multiprocessing.Process(target=prepare, args=(root, records, arguments.pixels))
             made.start()
             made.join()
             if made.exitcode:
@@ -102,8 +107,11 @@ def main() -> None:
             settings = work / f"{records}.yaml"
             settings.write_text(SETTINGS.format(root=root, model=work / "model"))
             for stage in STAGES:
-                seconds, peak = timed([arguments.program, stage, settings])
-                again, again_peak = timed([arguments.program, stage, settings])
+                command = [arguments.program, stage, settings]
+                if stage == "report":
+                    command = [arguments.program, stage, root / "run", "--out", root / "report.html"]
+                seconds, peak = timed(command)
+                again, again_peak = timed(command)
                 print(f"| {records:,} | {stage} | {seconds / records * 1e3:.2f} | {peak / 1e6:.0f} MB | {again:.2f} s | "
                       f"{again_peak / 1e6:.0f} MB |", flush=True)
                 results.append({"records": records, "stage": stage, "seconds": seconds, "peak": peak, "again": again,
