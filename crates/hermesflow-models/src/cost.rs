@@ -68,8 +68,8 @@ impl TrainingCost {
     /// The cost of a step on weights of `weights` bytes in f32, on a GPU or not, that needs `passing` bytes at its peak and
     /// `operations` floating-point operations.
     pub(crate) fn new(work: &TrainingWork, gpu: bool, weights: u64, passing: u64, operations: f64) -> Self {
-        // The sums of earlier micro batches are stored where the optimizer's state is.
-        let waiting = if work.accumulation > 1 { weights } else { 0 };
+        // The sums of earlier micro batches are stored where the optimizer's state is; they are added up in pairs.
+        let waiting = u64::from(work.accumulation.max(1).ilog2()) * weights;
         let (held, host) =
             if work.host_state && gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
         Self { held, passing, host, operations }

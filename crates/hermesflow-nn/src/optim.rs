@@ -28,8 +28,8 @@ pub struct AdamWConfig {
     pub eps: f64,
 }
 
-/// Elements per task on the CPU.
-const CHUNK: usize = 1 << 14;
+/// Elements per task on the CPU, and per partial sum of a norm.
+pub const CHUNK: usize = 1 << 14;
 
 /// One step of AdamW for one parameter with first moment `m` and second moment `v`, all updated in place.
 ///
@@ -137,15 +137,21 @@ fn norm_of(grads: &[&Tensor]) -> Result<f64> {
 fn squares_here(grads: &[&Tensor]) -> Result<f64> {
     let mut total = 0.0;
     for grad in grads {
-        let grad = grad.detach().to_dtype(DType::F32)?.contiguous()?;
-        let (storage, layout) = grad.storage_and_layout();
-        let parts: Vec<f64> = host(&storage, layout)?
-            .par_chunks(CHUNK)
-            .map(|part| part.iter().map(|&g| f64::from(g) * f64::from(g)).sum())
-            .collect();
-        total += parts.iter().sum::<f64>();
+        total += partial_squares(grad)?.iter().sum::<f64>();
     }
     Ok(total)
+}
+
+/// The sums of the squares of every [`CHUNK`] elements of a tensor on the CPU. The square of [`global_norm`] there is the sum over
+/// tensors of the sum of these, both in their order.
+///
+/// # Errors
+/// When the tensor is not on the CPU.
+pub fn partial_squares(grad: &Tensor) -> Result<Vec<f64>> {
+    let grad = grad.detach().to_dtype(DType::F32)?.contiguous()?;
+    let (storage, layout) = grad.storage_and_layout();
+    let squares = |part: &[f32]| part.iter().map(|&g| f64::from(g) * f64::from(g)).sum();
+    Ok(host(&storage, layout)?.par_chunks(CHUNK).map(squares).collect())
 }
 
 /// The sum of the squares, on any other device: partial sums there, which come to the host in one transfer.

@@ -14,6 +14,9 @@ use crate::{Error, Result};
 /// interrupted. Entries before it are never lost.
 ///
 /// Opening and reading change nothing on the disk; the file and its folder are made by the first append.
+///
+/// Where several processes work on one file, each appends to a log of its own beside it ([`of_process`]), and one of them
+/// takes these over when none is appended to ([`AppendLog::take_over`]).
 #[derive(Debug)]
 pub struct AppendLog {
     path: PathBuf,
@@ -58,6 +61,11 @@ impl AppendLog {
     /// The path of the file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Bytes of the whole entries that the file had when it was opened, or last cut or added to by [`Self::take_over`].
+    pub fn whole(&self) -> u64 {
+        self.whole
     }
 
     /// Shows every whole entry that the file had when it was opened, in their order, with the number of bytes before it;
@@ -161,6 +169,38 @@ impl AppendLog {
         Ok(())
     }
 
+    /// Appends what the logs of processes ([`of_process`]) hold, in the order of the processes, and removes them; returns
+    /// whether there were any. Killed in between, some entries stand twice.
+    ///
+    /// # Errors
+    /// Names the file that cannot be read, written or removed.
+    pub fn take_over(&mut self) -> Result<bool> {
+        let logs = of_processes(&self.path)?;
+        for path in &logs {
+            let mut log = Self::open(path, self.size)?;
+            let end: &[u8] = if self.size.is_none() { b"\n" } else { b"" };
+            let (mut entries, mut outcome) = (Vec::new(), Ok(0));
+            log.each(|_, entry| {
+                entries.extend_from_slice(entry);
+                entries.extend_from_slice(end);
+                if entries.len() >= AT_ONCE && outcome.is_ok() {
+                    outcome = self.append(&std::mem::take(&mut entries));
+                }
+            })?;
+            outcome?;
+            if !entries.is_empty() {
+                self.append(&entries)?;
+            }
+            std::fs::remove_file(path).map_err(Error::io(path))?;
+        }
+        if let Some(file) = self.writing.as_ref().filter(|_| !logs.is_empty()) {
+            self.whole = self.whole_bytes(file).map_err(Error::io(&self.path))?;
+            self.reading = None;
+            self.reading = Some(File::open(&self.path).map_err(Error::io(&self.path))?);
+        }
+        Ok(!logs.is_empty())
+    }
+
     /// Brings all that was appended to the disk.
     ///
     /// # Errors
@@ -196,6 +236,40 @@ impl AppendLog {
         }
         Ok(0)
     }
+}
+
+/// Bytes that are taken over in one write.
+const AT_ONCE: usize = 1 << 22;
+
+/// The log of one of several processes beside a file: `results.rank-3.jsonl` beside `results.jsonl`.
+pub fn of_process(path: &Path, rank: usize) -> PathBuf {
+    let ending = path.extension().map_or_else(String::new, |ending| format!(".{}", ending.to_string_lossy()));
+    path.with_extension(format!("rank-{rank}{ending}"))
+}
+
+/// The logs of processes that lie beside a file, in the order of the processes.
+///
+/// # Errors
+/// Names the folder when it is there and cannot be read.
+pub fn of_processes(path: &Path) -> Result<Vec<PathBuf>> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let entries = match std::fs::read_dir(folder) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(Error::io(folder)(error)),
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let other = folder.join(entry.map_err(Error::io(folder))?.file_name());
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        let name = other.file_name().unwrap_or_default().to_string_lossy();
+        let rank = name.strip_prefix(&format!("{stem}.rank-")).and_then(|rest| rest.split('.').next()?.parse().ok());
+        if let Some(rank) = rank.filter(|rank| of_process(path, *rank).file_name() == other.file_name()) {
+            found.push((rank, other));
+        }
+    }
+    found.sort();
+    Ok(found.into_iter().map(|(_, path)| path).collect())
 }
 
 #[cfg(test)]
@@ -283,6 +357,36 @@ mod tests {
         assert_eq!(fs::read(&path).unwrap(), b"1\n4\n");
         AppendLog::of_lines(&folder.path().join("none")).unwrap().cut(0).unwrap();
         assert!(!folder.path().join("none").exists());
+    }
+
+    #[test]
+    fn logs_of_processes_are_taken_over_once_in_their_order_and_without_torn_tails() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.b.jsonl");
+        assert_eq!(of_process(&path, 3), folder.path().join("a.b.rank-3.jsonl"));
+        assert!(of_processes(&folder.path().join("none/x.jsonl")).unwrap().is_empty());
+        AppendLog::of_lines(&path).unwrap().append(b"0\n").unwrap();
+        assert!(!AppendLog::of_lines(&path).unwrap().take_over().unwrap());
+        for rank in [10, 2] {
+            fs::write(of_process(&path, rank), format!("{rank}\n{rank}{rank}\ntorn")).unwrap();
+        }
+        // Of other files.
+        for other in ["a.b.rank-x.jsonl", "a.rank-1.jsonl", "a.b.rank-1.json", "a.b.rank-1.x.jsonl"] {
+            fs::write(folder.path().join(other), "x\n").unwrap();
+        }
+        let mut log = AppendLog::of_lines(&path).unwrap();
+        assert!(log.take_over().unwrap());
+        let read: Vec<u8> =
+            entries(&mut log).into_iter().flat_map(|(_, entry)| [entry, b" ".to_vec()].concat()).collect();
+        assert_eq!(String::from_utf8(read).unwrap(), "0 2 22 10 1010 ");
+        assert_eq!(log.append(b"3\n").unwrap(), 15);
+        assert!(!log.take_over().unwrap());
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 5);
+        let sized = folder.path().join("s.bin");
+        fs::write(of_process(&sized, 0), "abcde").unwrap();
+        let mut log = of_three(&sized).unwrap();
+        log.take_over().unwrap();
+        assert_eq!(entries(&mut log), [(0, b"abc".to_vec())]);
     }
 
     #[test]

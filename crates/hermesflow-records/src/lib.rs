@@ -13,7 +13,7 @@ mod store;
 mod table;
 mod whole;
 
-pub use append_log::AppendLog;
+pub use append_log::{AppendLog, of_process, of_processes};
 pub use error::{Error, Result};
 pub use fnv::Fnv1a;
 pub use given::{QuestionCounts, QuestionFile, QuestionForm, journeydb_questions};

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use crate::read::{Scan, only};
 use crate::table::{FEW, Parts};
 use crate::whole::ArrayFile;
-use crate::{AppendLog, Error, IdKey, Identified, Record, Result};
+use crate::{AppendLog, Error, IdKey, Identified, Record, Result, of_process};
 
 /// The results of a stage, by record id. Results written before the program was killed are kept. Memory holds only
 /// their places.
@@ -39,7 +39,7 @@ enum Source {
 
 impl<R: Record> Store<R> {
     /// Opens the results in the final file and in the `.jsonl` beside it, of which there may be neither. An incomplete
-    /// last line is removed.
+    /// last line is removed, and what several processes left in logs of their own is taken over.
     ///
     /// # Errors
     /// If a file cannot be read; the file and the line are named.
@@ -47,13 +47,40 @@ impl<R: Record> Store<R> {
         let working = AppendLog::of_lines(&path.with_extension("jsonl"))?;
         let mut store = Self { path: path.into(), working, places: HashMap::new(), records: PhantomData };
         if path.is_file() {
-            store.look_through(Source::Final)?;
+            store.look_through(Source::Final, 0)?;
         }
         if store.working.path().is_file() {
             store.working.mend()?;
-            store.look_through(Source::Working)?;
+        }
+        store.working.take_over()?;
+        if store.working.path().is_file() {
+            store.look_through(Source::Working, 0)?;
         }
         Ok(store)
+    }
+
+    /// Begins to append to the log of one of several processes. Results that are in it already are of an earlier run and
+    /// must have been taken over.
+    ///
+    /// # Errors
+    /// If the log is there and cannot be read.
+    pub fn append_as(&mut self, rank: usize) -> Result<()> {
+        self.working = AppendLog::of_lines(&of_process(&self.path.with_extension("jsonl"), rank))?;
+        Ok(())
+    }
+
+    /// Takes over what all processes have appended to logs of their own, when none does so any longer.
+    ///
+    /// # Errors
+    /// If a file cannot be read or written.
+    pub fn collect(&mut self) -> Result<()> {
+        self.working = AppendLog::of_lines(&self.path.with_extension("jsonl"))?;
+        let before = self.working.whole();
+        if self.working.take_over()? {
+            // What was there before is known, or was forgotten.
+            self.look_through(Source::Working, before)?;
+        }
+        Ok(())
     }
 
     fn source(&self, source: Source) -> &Path {
@@ -63,12 +90,16 @@ impl<R: Record> Store<R> {
         }
     }
 
-    fn look_through(&mut self, source: Source) -> Result<()> {
+    /// Notes the places of a file's results, from an offset on.
+    fn look_through(&mut self, source: Source, from: u64) -> Result<()> {
         let path = self.source(source).to_owned();
         let mut scan = Scan::new(File::open(&path).map_err(Error::io(&path))?, &path);
         while let Some((place, outline)) = scan.next::<R::Outline>()? {
             if self.places.len() == FEW {
                 self.places.reserve(scan.expected(FEW));
+            }
+            if place.offset < from {
+                continue;
             }
             let kept = Kept { source, length: bounded(place.length, &path)?, offset: place.offset };
             self.places.insert(outline.id().key(), kept);
@@ -239,6 +270,38 @@ mod tests {
         store.append(&[answer("b", 1.0)]).unwrap();
         assert_eq!(store.finish(["a", "b", "c"].map(key).into_iter()).unwrap(), 2);
         assert_eq!(read::<AnswerRecord>(&path, "").unwrap(), [answer("b", 1.0), answer("c", 0.0)]);
+    }
+
+    #[test]
+    fn several_processes_write_one_file_and_anyone_continues_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.json");
+        let ids = ["a", "b", "c", "d", "e"];
+        let open = || Store::<AnswerRecord>::open(&path).unwrap();
+        open().append(&[answer("a", 0.5), answer("d", 9.0)]).unwrap();
+        let mut members: Vec<_> = (0..3).map(|_| open()).collect();
+        for (rank, (member, id)) in members.iter_mut().zip(["c", "b", "e"]).enumerate() {
+            member.forget(key("d"));
+            member.append_as(rank).unwrap();
+            member.append(&[answer(id, rank as f64)]).unwrap();
+        }
+        // Killed in the middle of a line, and continued by one process.
+        let log = of_process(&path.with_extension("jsonl"), 1);
+        let lines = fs::read(&log).unwrap();
+        fs::write(&log, [&lines[..], b"{\"id\": \"d\", \"capt"].concat()).unwrap();
+        let mut first = members.remove(0);
+        first.collect().unwrap();
+        assert!(
+            ["a", "b", "c", "e"].iter().all(|id| first.has(key(id))) && !first.has(key("d")),
+            "what was forgotten stays so"
+        );
+        drop(first);
+        let mut alone = open();
+        alone.append(&[answer("d", 4.0)]).unwrap();
+        assert_eq!(alone.finish(ids.map(key).into_iter()).unwrap(), 5);
+        let said: Vec<f64> = read::<AnswerRecord>(&path, "").unwrap().iter().map(|one| one.result[0]).collect();
+        assert_eq!(said, [0.5, 1.0, 0.0, 4.0, 2.0]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1, "all logs are gone");
     }
 
     #[test]

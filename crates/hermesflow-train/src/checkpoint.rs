@@ -13,13 +13,13 @@ use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use hermesflow_nn::weights;
 use hermesflow_records::Fnv1a;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::optimizer::{AdamW, set_all};
+use crate::optimizer::{AdamW, Target, set_all};
 use crate::{Error, Result};
 
 const MODEL: &str = "pytorch_model.safetensors";
@@ -130,34 +130,41 @@ fn compare(key: &str, there: &Value, here: &Value, differences: &mut Vec<String>
     }
 }
 
-/// Writes `checkpoint-{step}` into `folder` and returns its path; `describe` adds the model's configuration.
+/// The checkpoint of a training folder after so many steps.
+pub fn path(folder: &Path, step: usize) -> PathBuf {
+    folder.join(format!("checkpoint-{step}"))
+}
+
+/// Writes `checkpoint-{step}` into `folder` and returns its path; `moments` is the optimizer's state
+/// ([`AdamW::state`]), and `describe` adds the model's configuration.
 ///
 /// # Errors
 /// If a file cannot be written, or `describe` fails.
 pub fn save(
     folder: &Path,
     optimizer: &AdamW,
+    moments: &HashMap<String, Tensor>,
     state: &State,
     describe: impl FnOnce(&Path) -> Result<()>,
 ) -> Result<PathBuf> {
-    let name = format!("checkpoint-{}", state.step);
-    let (temporary, done) = (folder.join(format!(".{name}.tmp")), folder.join(&name));
+    let done = path(folder, state.step);
+    let temporary = folder.join(format!(".checkpoint-{}.tmp", state.step));
     remove(&temporary)?;
     fs::create_dir_all(&temporary).map_err(Error::file(&temporary))?;
     let model: HashMap<String, Tensor> =
         optimizer.parameters().iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
     weights::save_tensors(&temporary.join(MODEL), &model)?;
-    weights::save_tensors(&temporary.join(OPTIMIZER), &optimizer.state())?;
-    let path = temporary.join(STATE);
+    weights::save_tensors(&temporary.join(OPTIMIZER), moments)?;
+    let file = temporary.join(STATE);
     let mut json = serde_json::to_string_pretty(state).map_err(|source| Error::Json {
-        path: path.clone(),
+        path: file.clone(),
         what: "checkpoint state",
         source,
     })?;
     json.push('\n');
-    fs::write(&path, json).map_err(Error::file(&path))?;
+    fs::write(&file, json).map_err(Error::file(&file))?;
     describe(&temporary)?;
-    sync(&path)?;
+    sync(&file)?;
     sync(&temporary)?;
     discard(&done)?;
     fs::rename(&temporary, &done).map_err(Error::file(&done))?;
@@ -178,7 +185,7 @@ pub fn load(checkpoint: &Path, optimizer: &mut AdamW, settings: &Value) -> Resul
         source,
     })?;
     state.check(settings, checkpoint)?;
-    let targets: Vec<(String, &Var)> = optimizer.parameters().iter().map(|(name, var)| (name.clone(), var)).collect();
+    let targets: Vec<Target<'_>> = optimizer.parameters().iter().map(|(name, var)| Target::whole(name, var)).collect();
     set_all(&targets, &checkpoint.join(MODEL))?;
     optimizer.restore(&checkpoint.join(OPTIMIZER), state.step)?;
     Ok(state)

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use hermesflow_group::Group;
+
 /// The result of training.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -61,6 +63,32 @@ pub enum Error {
         what: &'static str,
         /// The parser's error.
         source: serde_json::Error,
+    },
+
+    /// Processes that train together have lost each other.
+    #[error(transparent)]
+    Group(#[from] hermesflow_group::Error),
+
+    /// The parts of a step cannot be shared out evenly.
+    #[error(
+        "{processes} processes cannot share the {parts} {} of a training step evenly: {} can; smaller micro batches, and more \
+         of them (train.batch_size, train.accumulation), give more parts of a step of the same pairs",
+        if *.parts == 1 { "part" } else { "parts" }, numbers(.good)
+    )]
+    Processes {
+        /// How many processes train together.
+        processes: usize,
+        /// The parts of a step: micro batches, or parts of these where the model is small.
+        parts: usize,
+        /// The numbers of processes that can.
+        good: Vec<usize>,
+    },
+
+    /// An objective that only one process can train.
+    #[error("this objective is trained by one process, and {processes} were started")]
+    NotShared {
+        /// How many processes were started.
+        processes: usize,
     },
 
     /// A setting is outside its range or disagrees with another one.
@@ -155,9 +183,26 @@ pub enum Error {
 }
 
 impl Error {
+    /// An error unless a group can share out the parts of a step.
+    pub fn unless_shared(group: &Group, parts: usize) -> Result<()> {
+        match group.divides(parts) {
+            true => Ok(()),
+            false => Err(Self::Processes { processes: group.size(), parts, good: Group::that_divide(parts) }),
+        }
+    }
+
     /// A function for `map_err` that adds the path to an I/O error.
     pub(crate) fn file(path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_path_buf();
         move |source| Self::File { path, source }
+    }
+}
+
+/// Numbers in words: `1`, `1 or 2`, `1, 2 or 4`.
+fn numbers(all: &[usize]) -> String {
+    let words: Vec<String> = all.iter().map(usize::to_string).collect();
+    match words.split_last() {
+        Some((last, before)) if !before.is_empty() => format!("{} or {last}", before.join(", ")),
+        _ => words.concat(),
     }
 }

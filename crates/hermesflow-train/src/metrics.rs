@@ -162,6 +162,33 @@ impl Serialize for Metrics {
     }
 }
 
+/// The first `step` lines of a metrics file that another process writes.
+///
+/// # Errors
+/// When the file cannot be read, holds fewer lines, or one of them is no line of metrics.
+pub fn read(path: &Path, step: usize) -> Result<Vec<StepRecord>> {
+    Ok(first_lines(&mut AppendLog::of_lines(path)?, step)?.0)
+}
+
+/// The first `step` lines, and the offset of their end.
+fn first_lines(log: &mut AppendLog, step: usize) -> Result<(Vec<StepRecord>, u64)> {
+    let (mut lines, mut records, mut end) = (0, Vec::with_capacity(step), 0);
+    log.each(|offset, line| {
+        lines += 1;
+        if lines <= step {
+            records.push(StepRecord::from_line(&String::from_utf8_lossy(line)));
+            end = offset + line.len() as u64 + 1;
+        }
+    })?;
+    let path = log.path();
+    if lines < step {
+        return Err(Error::MetricsTooShort { path: path.into(), lines, step });
+    }
+    let records = records.into_iter().collect::<serde_json::Result<Vec<_>>>();
+    let records = records.map_err(|source| Error::Json { path: path.into(), what: "metrics line", source })?;
+    Ok((records, end))
+}
+
 /// `metrics.jsonl` of a training folder and the event file beside it, opened where a run begins or continues.
 #[derive(Debug)]
 pub struct MetricsFile {
@@ -177,19 +204,7 @@ impl MetricsFile {
     /// When the file cannot be read or changed, holds fewer lines, or one of them is no line of metrics.
     pub fn open(path: &Path, step: usize) -> Result<(Self, Vec<StepRecord>)> {
         let mut log = AppendLog::of_lines(path)?;
-        let (mut lines, mut records, mut end) = (0, Vec::with_capacity(step), 0);
-        log.each(|offset, line| {
-            lines += 1;
-            if lines <= step {
-                records.push(StepRecord::from_line(&String::from_utf8_lossy(line)));
-                end = offset + line.len() as u64 + 1;
-            }
-        })?;
-        if lines < step {
-            return Err(Error::MetricsTooShort { path: path.into(), lines, step });
-        }
-        let records = records.into_iter().collect::<serde_json::Result<Vec<_>>>();
-        let records = records.map_err(|source| Error::Json { path: path.into(), what: "metrics line", source })?;
+        let (records, end) = first_lines(&mut log, step)?;
         log.cut(end)?;
         let events = EventFile::open(&path.with_file_name(EVENTS_FILE), records.iter().map(StepRecord::numbers))?;
         Ok((Self { log, events }, records))

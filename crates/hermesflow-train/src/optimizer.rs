@@ -6,18 +6,23 @@
 //! decays.
 //!
 //! The moments are stored beside the parameters, or in the host's memory ([`StatePlace`]) so that a GPU need hold only
-//! weights and gradients. Both give the same numbers, and a state saved from one can be restored into the other.
+//! weights and gradients, or each process of a group has a share of them, updates that share of the parameters, and the
+//! parameters are brought together. All give the same numbers, and a state saved from one can be restored into the others,
+//! in any number of processes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::Path;
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
-use hermesflow_nn::optim::{AdamWConfig, adamw_step, global_norm};
+use hermesflow_group::{Group, Share};
+use hermesflow_nn::optim::{AdamWConfig, adamw_step};
 use hermesflow_nn::weights::{self, TensorInfo};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::gradients::{Gradients, Sums, host_row};
+use crate::place::StatePlace;
 use crate::{Error, Result};
 
 /// Settings of the optimizer AdamW, except the learning rate, which the schedule gives.
@@ -75,27 +80,6 @@ impl AdamWSettings {
     }
 }
 
-/// Where the optimizer's state lies, and where its steps are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StatePlace {
-    /// Beside the parameters.
-    #[default]
-    Device,
-    /// In the computer's memory: gradients are summed there, and parameters go there and back, one at a time.
-    Host,
-}
-
-impl StatePlace {
-    /// The device of the state of a parameter on `device`.
-    fn of(self, device: &Device) -> &Device {
-        match self {
-            Self::Device => device,
-            Self::Host => &Device::Cpu,
-        }
-    }
-}
-
 /// Whether a parameter has weight decay: if its rank is at least 2 (matrices, convolutions) and it is not an embedding
 /// by its name.
 pub fn decays(name: &str, shape: &[usize]) -> bool {
@@ -105,61 +89,18 @@ pub fn decays(name: &str, shape: &[usize]) -> bool {
     shape.len() >= 2 && !is_table && !name.split('.').any(is_embedding)
 }
 
-/// The sums of the gradients of a step's micro batches, one per parameter, in the order of the parameters.
-#[derive(Debug)]
-pub struct Gradients {
-    sums: Vec<Option<Tensor>>,
-    place: StatePlace,
-}
-
-impl Gradients {
-    /// Adds the gradients of one micro batch.
-    ///
-    /// # Errors
-    /// If a tensor operation fails.
-    pub fn add(&mut self, parameters: &[(String, Var)], found: &GradStore) -> Result<()> {
-        for (sum, (_, var)) in self.sums.iter_mut().zip(parameters) {
-            if let Some(gradient) = found.get(var) {
-                // Without the gradient's own graph, which candle's backward pass keeps.
-                let gradient = gradient.detach().to_device(self.place.of(var.device()))?;
-                *sum = Some(match sum.take() {
-                    None => gradient,
-                    Some(before) => (before + gradient)?,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// The gradients; an error if a parameter has none.
-    fn complete(&self, parameters: &[(String, Var)]) -> Result<Vec<Tensor>> {
-        self.sums
-            .iter()
-            .zip(parameters)
-            .map(|(gradient, (name, _))| gradient.clone().ok_or_else(|| Error::NoGradient { name: name.clone() }))
-            .collect()
-    }
-
-    /// The Euclidean norm of all gradients together.
-    ///
-    /// # Errors
-    /// If a tensor operation fails.
-    pub fn norm(&self) -> Result<f64> {
-        let present: Vec<&Tensor> = self.sums.iter().flatten().collect();
-        Ok(global_norm(&present)?)
-    }
-}
-
 /// The optimizer of a set of parameters.
 #[derive(Debug)]
 pub struct AdamW {
     settings: AdamWSettings,
     place: StatePlace,
+    group: Group,
     parameters: Vec<(String, Var)>,
     moments: Vec<Moments>,
     step: usize,
 }
 
+/// The moments of one parameter, or of this process's share of it.
 #[derive(Debug)]
 struct Moments {
     first: Var,
@@ -180,21 +121,36 @@ impl AdamW {
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_state(mut parameters: Vec<(String, Var)>, settings: AdamWSettings, place: StatePlace) -> Result<Self> {
+    pub fn with_state(parameters: Vec<(String, Var)>, settings: AdamWSettings, place: StatePlace) -> Result<Self> {
+        Self::in_group(parameters, settings, place, Group::alone())
+    }
+
+    /// Like [`Self::with_state`], in one of the processes of a group, which all make the same steps.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn in_group(
+        mut parameters: Vec<(String, Var)>,
+        settings: AdamWSettings,
+        place: StatePlace,
+        group: Group,
+    ) -> Result<Self> {
         settings.validate()?;
         parameters.sort_by(|a, b| a.0.cmp(&b.0));
         if let Some(twins) = parameters.windows(2).find(|two| two[0].0 == two[1].0) {
             return Err(Error::DuplicateParameter { name: twins[0].0.clone() });
         }
-        let moments = parameters
-            .iter()
-            .map(|(name, var)| {
-                let zeros = || Var::zeros(var.shape(), DType::F32, place.of(var.device()));
-                let weight_decay = if decays(name, var.dims()) { settings.weight_decay } else { 0.0 };
-                Ok(Moments { first: zeros()?, second: zeros()?, weight_decay })
-            })
-            .collect::<Result<Vec<_>>>()?;
-        Ok(Self { settings, place, parameters, moments, step: 0 })
+        let mut optimizer = Self { settings, place, group, parameters, moments: Vec::new(), step: 0 };
+        for (turn, (name, var)) in optimizer.parameters.iter().enumerate() {
+            let zeros = || match optimizer.share(turn) {
+                // A tensor has at least one element.
+                Some(share) => Var::zeros(share.len().max(1), DType::F32, &Device::Cpu),
+                None => Var::zeros(var.shape(), DType::F32, optimizer.place.of(var.device())),
+            };
+            let weight_decay = if decays(name, var.dims()) { settings.weight_decay } else { 0.0 };
+            optimizer.moments.push(Moments { first: zeros()?, second: zeros()?, weight_decay });
+        }
+        Ok(optimizer)
     }
 
     /// The parameters, sorted by name.
@@ -207,48 +163,81 @@ impl AdamW {
         self.step
     }
 
-    /// Empty sums of gradients, for the micro batches of one step.
+    /// Empty sums of gradients, for the parts of one step.
     pub fn gradients(&self) -> Gradients {
-        Gradients { sums: vec![None; self.parameters.len()], place: self.place }
+        Gradients::new(self.parameters.len(), self.place, self.group.clone())
+    }
+
+    /// The elements of a parameter whose moments this process holds, where they are shared out.
+    fn share(&self, turn: usize) -> Option<Range<usize>> {
+        let is_shared = self.place == StatePlace::Shared && !self.group.is_alone();
+        let row = self.parameters[turn].1.elem_count();
+        is_shared.then(|| Share { row, turn }.of(self.group.rank(), self.group.size()))
     }
 
     /// Makes one step. Every gradient is first multiplied by `scale` (1 / micro batches, times the clipping factor).
     ///
     /// # Errors
-    /// If a parameter has no gradient, in which case nothing is changed, or a tensor operation fails.
-    pub fn step(&mut self, gradients: &Gradients, learning_rate: f64, scale: f64) -> Result<()> {
-        let gradients = gradients.complete(&self.parameters)?;
+    /// If a parameter has no gradient, in which case nothing is changed, a tensor operation fails, or another process is
+    /// gone.
+    pub fn step(&mut self, gradients: &Sums, learning_rate: f64, scale: f64) -> Result<()> {
+        gradients.complete(&self.parameters)?;
         let AdamWSettings { beta1, beta2, eps, .. } = self.settings;
         let config = AdamWConfig { beta1, beta2, eps };
         self.step += 1;
-        for (((_, var), moments), gradient) in self.parameters.iter().zip(&self.moments).zip(&gradients) {
+        for (turn, ((_, var), moments)) in self.parameters.iter().zip(&self.moments).enumerate() {
             let Moments { first, second, weight_decay } = moments;
-            let step = |parameter: &Var| {
+            let step = |parameter: &Var, gradient: &Tensor| {
                 adamw_step(parameter, gradient, first, second, learning_rate, *weight_decay, &config, self.step, scale)
             };
+            if let Some(share) = self.share(turn) {
+                let mut row = host_row(var.as_tensor())?;
+                if !share.is_empty() {
+                    let mine = Var::from_tensor(&Tensor::new(&row[share.clone()], &Device::Cpu)?)?;
+                    step(&mine, gradients.share(turn)?)?;
+                    row[share].copy_from_slice(&host_row(mine.as_tensor())?);
+                }
+                self.group.join_shares(&mut row, turn)?;
+                var.set(&Tensor::from_vec(row, var.shape(), &Device::Cpu)?.to_device(var.device())?)?;
+                continue;
+            }
+            let gradient = gradients.whole(turn, var)?;
             if first.device().same_device(var.device()) {
-                step(var)?;
+                step(var, &gradient)?;
             } else {
                 let parameter = Var::from_tensor(&var.as_detached_tensor().to_device(first.device())?)?;
-                step(&parameter)?;
+                step(&parameter, &gradient)?;
                 var.set(&parameter.as_detached_tensor().to_device(var.device())?)?;
             }
         }
         Ok(())
     }
 
-    /// The moments by name: `first.NAME` and `second.NAME`.
-    pub fn state(&self) -> HashMap<String, Tensor> {
-        self.parameters
-            .iter()
-            .zip(&self.moments)
-            .flat_map(|((name, _), moments)| {
-                [
-                    (format!("first.{name}"), moments.first.as_tensor().clone()),
-                    (format!("second.{name}"), moments.second.as_tensor().clone()),
-                ]
-            })
-            .collect()
+    /// The moments by name: `first.NAME` and `second.NAME`. Where they are shared out, all processes bring them together,
+    /// and the writer alone gets them.
+    ///
+    /// # Errors
+    /// If a tensor operation fails, or another process is gone.
+    pub fn state(&self) -> Result<HashMap<String, Tensor>> {
+        let mut state = HashMap::new();
+        for (turn, ((name, var), moments)) in self.parameters.iter().zip(&self.moments).enumerate() {
+            for (kind, moment) in [("first", &moments.first), ("second", &moments.second)] {
+                let whole = match self.share(turn) {
+                    None => moment.as_tensor().clone(),
+                    Some(share) => {
+                        let mut row = vec![0.0; var.elem_count()];
+                        let mine = host_row(moment.as_tensor())?;
+                        row[share.clone()].copy_from_slice(&mine[..share.len()]);
+                        self.group.join_shares(&mut row, turn)?;
+                        Tensor::from_vec(row, var.shape(), &Device::Cpu)?
+                    }
+                };
+                if self.group.is_writer() {
+                    state.insert(format!("{kind}.{name}"), whole);
+                }
+            }
+        }
+        Ok(state)
     }
 
     /// Restores the moments from a file that contains [`Self::state`] after `step` steps.
@@ -256,40 +245,66 @@ impl AdamW {
     /// # Errors
     /// If the file cannot be read, or a tensor is missing, unexpected or of another shape.
     pub fn restore(&mut self, path: &Path, step: usize) -> Result<()> {
-        let targets: Vec<(String, &Var)> = self
-            .parameters
-            .iter()
-            .zip(&self.moments)
-            .flat_map(|((name, _), moments)| {
-                [(format!("first.{name}"), &moments.first), (format!("second.{name}"), &moments.second)]
-            })
-            .collect();
+        let mut targets = Vec::with_capacity(2 * self.parameters.len());
+        for (turn, ((name, var), moments)) in self.parameters.iter().zip(&self.moments).enumerate() {
+            for (kind, moment) in [("first", &moments.first), ("second", &moments.second)] {
+                let (name, shape) = (format!("{kind}.{name}"), var.dims().to_vec());
+                targets.push(Target { name, shape, var: moment, share: self.share(turn) });
+            }
+        }
         set_all(&targets, path)?;
         self.step = step;
         Ok(())
     }
 }
 
+/// A tensor of a file, and the variable that is set from it.
+pub(crate) struct Target<'a> {
+    /// The tensor's name.
+    pub name: String,
+    /// Its shape in the file.
+    pub shape: Vec<usize>,
+    /// What is set.
+    pub var: &'a Var,
+    /// The elements that are of interest; `None` for all.
+    pub share: Option<Range<usize>>,
+}
+
+impl<'a> Target<'a> {
+    /// A variable of the shape that the file has.
+    pub fn whole(name: &str, var: &'a Var) -> Self {
+        Self { name: name.to_owned(), shape: var.dims().to_vec(), var, share: None }
+    }
+
+    fn set(&self, tensor: &Tensor) -> candle_core::Result<()> {
+        match &self.share {
+            None => self.var.set(tensor),
+            Some(share) if share.is_empty() => Ok(()),
+            Some(share) => self.var.set(&tensor.flatten_all()?.narrow(0, share.start, share.len())?),
+        }
+    }
+}
+
 /// Sets each variable from the tensor of its name in a file. Either all of them fit, or nothing is changed.
-pub(crate) fn set_all(targets: &[(String, &Var)], path: &Path) -> Result<()> {
+pub(crate) fn set_all(targets: &[Target<'_>], path: &Path) -> Result<()> {
     let problem =
         |name: &str, problem: String| Error::CheckpointTensor { path: path.into(), name: name.into(), problem };
     let entries = weights::tensor_infos(path)?;
-    let known: BTreeMap<&str, &Var> = targets.iter().map(|(name, var)| (name.as_str(), *var)).collect();
+    let known: BTreeMap<&str, &Target<'_>> = targets.iter().map(|target| (target.name.as_str(), target)).collect();
     if let Some(stranger) = entries.iter().find(|entry| !known.contains_key(entry.name.as_str())) {
         return Err(problem(&stranger.name, "the model has no such parameter".into()));
     }
     let entries: BTreeMap<&str, &TensorInfo> = entries.iter().map(|entry| (entry.name.as_str(), entry)).collect();
-    for (name, var) in targets {
+    for Target { name, shape, var, .. } in targets {
         let entry = entries.get(name.as_str()).ok_or_else(|| problem(name, "is missing".into()))?;
-        if entry.shape != var.dims() || entry.dtype != var.dtype() {
+        if entry.shape != *shape || entry.dtype != var.dtype() {
             let found = format!("{:?} {:?}", entry.dtype, entry.shape);
-            return Err(problem(name, format!("is {found}, the model has {:?} {:?}", var.dtype(), var.dims())));
+            return Err(problem(name, format!("is {found}, the model has {:?} {shape:?}", var.dtype())));
         }
     }
-    let Some((_, first)) = targets.first() else { return Ok(()) };
-    Ok(weights::each_tensor(path, None, first.device(), |name, tensor| match known.get(name.as_str()) {
-        Some(var) => Ok(var.set(&tensor)?),
+    let Some(first) = targets.first() else { return Ok(()) };
+    Ok(weights::each_tensor(path, None, first.var.device(), |name, tensor| match known.get(name.as_str()) {
+        Some(target) => Ok(target.set(&tensor)?),
         None => Ok(()),
     })?)
 }
@@ -337,12 +352,13 @@ mod tests {
         let loss = (vars[0].sum_all().unwrap() + vars[1].sum_all().unwrap()).unwrap();
         let mut gradients = optimizer.gradients();
         gradients.add(optimizer.parameters(), &loss.backward().unwrap()).unwrap();
-        assert!((gradients.norm().unwrap() - 8f64.sqrt()).abs() < 1e-6);
+        let gradients = gradients.sum().unwrap();
+        assert!((gradients.norm(optimizer.parameters()).unwrap() - 8f64.sqrt()).abs() < 1e-6);
         optimizer.step(&gradients, 0.1, 0.5).unwrap();
         assert_eq!(optimizer.parameters()[0].0, "embed_tokens.weight", "sorted by name");
         assert!((first(&vars[0]) - 0.9).abs() < 1e-6, "{}", first(&vars[0]));
         assert!((first(&vars[1]) - 0.899).abs() < 1e-6, "{}", first(&vars[1]));
-        let state = optimizer.state();
+        let state = optimizer.state().unwrap();
         assert!((first(&state["first.head.weight"]) - 0.05).abs() < 1e-7);
         assert!((first(&state["second.head.weight"]) - 0.00025).abs() < 1e-9);
     }
@@ -356,7 +372,7 @@ mod tests {
         let loss = (a.sum_all().unwrap() + b.detach().sum_all().unwrap()).unwrap();
         let mut gradients = optimizer.gradients();
         gradients.add(optimizer.parameters(), &loss.backward().unwrap()).unwrap();
-        let error = optimizer.step(&gradients, 0.1, 1.0).unwrap_err();
+        let error = optimizer.step(&gradients.sum().unwrap(), 0.1, 1.0).unwrap_err();
         assert!(matches!(&error, Error::NoGradient { name } if name == "b.weight"), "{error}");
         assert_eq!((first(&a), optimizer.steps()), (1.0, 0));
     }
@@ -366,7 +382,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("optimizer.safetensors");
         let mut optimizer = AdamW::new(vec![parameter("a.weight", 1.0, 2)], AdamWSettings::default()).unwrap();
-        let mut wrong = AdamW::new(vec![parameter("a.weight", 1.0, 3)], AdamWSettings::default()).unwrap().state();
+        let mut wrong =
+            AdamW::new(vec![parameter("a.weight", 1.0, 3)], AdamWSettings::default()).unwrap().state().unwrap();
         weights::save_tensors(&path, &wrong).unwrap();
         let error = optimizer.restore(&path, 3).unwrap_err().to_string();
         assert!(error.contains("optimizer.safetensors") && error.contains("first.a.weight"), "{error}");

@@ -19,23 +19,21 @@
 
 use std::path::Path;
 
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
+use hermesflow_group::Group;
 use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Scored};
 use hermesflow_nn::parallel;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint;
-use crate::draws::{ImageDraw, Masking, Order, image_draw};
-use crate::loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, total};
+use crate::draws::{ImageDraw, Order, image_draw};
+use crate::loss::{Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
 use crate::own_image::OwnImage;
-use crate::trainer::{Objective, ObjectiveError, Position, Step};
+pub use crate::pair_settings::{PairDpoSettings, PairWeights, Sides};
+use crate::trainer::{Objective, ObjectiveError, PartLoss, Position, Sharing, Step};
 use crate::{Error, Result};
-
-/// Pairs of a small model's micro batch that are computed together: enough to keep its matrix products busy.
-const PART: usize = 2;
 
 /// One record, ready for training: its texts as records hold them, its own image as the model understands it, and its
 /// generated images as codes of the image tokenizer.
@@ -63,102 +61,6 @@ pub struct TrainingPair {
     pub margins: Option<[f64; 2]>,
 }
 
-/// Which sides take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Sides {
-    /// Captions and images: the method.
-    Both,
-    /// Captions only: a control.
-    Und,
-    /// Images only: a control.
-    Gen,
-}
-
-impl Sides {
-    fn understanding(self) -> bool {
-        self != Self::Gen
-    }
-
-    fn generation(self) -> bool {
-        self != Self::Und
-    }
-}
-
-/// How much each pair counts in the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PairWeights {
-    /// One, as in the paper.
-    Equal,
-    /// The difference of the scores of win and loser, divided by its mean over all pairs; captions and images each by their
-    /// own scores. Pairs of which the judge is surer count more.
-    Margin,
-}
-
-/// The settings of Pair-DPO and its controls.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PairDpoSettings {
-    /// The seed of order, masks and dropout.
-    pub seed: u64,
-    /// Pairs per micro batch.
-    pub batch_size: usize,
-    /// Which sides take part.
-    pub sides: Sides,
-    /// The comparison, or the likelihood of the wins alone.
-    pub objective: LossKind,
-    /// β, the anchors and the weights of both sides.
-    pub loss: LossSettings,
-    /// How much each pair counts.
-    pub weights: PairWeights,
-    /// Mask draws per pair and step; 1 is the paper.
-    pub masks_per_pair: usize,
-    /// How the images of a pair are masked.
-    pub masking: Masking,
-    /// The probability that a pair's prompt is dropped, so that its images are scored in the unconditional case.
-    pub prompt_dropout: f64,
-    /// Guidance g: an image is as likely as it is to be drawn under it. 0 is the paper: the model's own likelihood.
-    pub guidance: f64,
-}
-
-impl Default for PairDpoSettings {
-    /// The paper's numbers.
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            batch_size: 4,
-            sides: Sides::Both,
-            objective: LossKind::PairDpo,
-            loss: LossSettings::default(),
-            weights: PairWeights::Equal,
-            masks_per_pair: 1,
-            masking: Masking::default(),
-            prompt_dropout: 0.1,
-            guidance: 0.0,
-        }
-    }
-}
-
-impl PairDpoSettings {
-    /// Checks the ranges.
-    pub fn validate(&self) -> Result<()> {
-        let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
-        let at_least_one = |key, value: usize| check(value > 0, key, "must be at least 1".into());
-        at_least_one("batch_size", self.batch_size)?;
-        at_least_one("masks_per_pair", self.masks_per_pair)?;
-        self.loss.validate()?;
-        self.masking.validate()?;
-        let guidance = self.guidance;
-        check(guidance.is_finite() && guidance >= 0.0, "guidance", format!("{guidance} is not 0 or more"))?;
-        let dropout = self.prompt_dropout;
-        let both = self.guidance != 0.0 && dropout != 0.0;
-        let problem = "an image without its prompt has no guidance; set it to 0 under guidance".into();
-        check(!both, "prompt_dropout", problem)?;
-        check((0.0..=1.0).contains(&dropout), "prompt_dropout", format!("{dropout} is not a probability"))
-    }
-}
-
 /// A store for the reference's log-probabilities of captions, so that a run that is started again need not compute
 /// them.
 ///
@@ -168,6 +70,9 @@ pub trait CaptionMemory {
     /// The stored log-probabilities of these pairs' captions under exactly this reference, one per pair in order;
     /// `None` if they are not stored.
     fn recall(&mut self, pairs: &[&TrainingPair]) -> Option<Vec<Pair<f32>>>;
+
+    /// Whether [`Self::recall`] would return them.
+    fn knows(&self, pairs: &[&TrainingPair]) -> bool;
 
     /// Stores the log-probabilities of these pairs' captions, one per pair in order.
     ///
@@ -183,6 +88,10 @@ struct Forgetful;
 impl CaptionMemory for Forgetful {
     fn recall(&mut self, _: &[&TrainingPair]) -> Option<Vec<Pair<f32>>> {
         None
+    }
+
+    fn knows(&self, _: &[&TrainingPair]) -> bool {
+        false
     }
 
     fn remember(&mut self, _: &[&TrainingPair], _: &[Pair<f32>]) -> std::result::Result<(), ObjectiveError> {
@@ -222,19 +131,21 @@ impl<M: PairModel> PairDpo<M> {
         settings: PairDpoSettings,
         on_reference: impl FnMut(usize, usize),
     ) -> Result<Self> {
-        Self::remembering(policy, reference, pairs, settings, &mut Forgetful, on_reference)
+        Self::remembering(policy, reference, pairs, settings, &mut Forgetful, &Group::alone(), on_reference)
     }
 
-    /// Like [`Self::new`], but takes the reference's log-probabilities of captions from `memory` where it has them.
+    /// Like [`Self::new`], but takes the reference's log-probabilities of captions from `memory` where it has them, and
+    /// shares the computation of the others out to the processes of a group.
     ///
     /// # Errors
-    /// As [`Self::new`], and if `memory` cannot store new values.
+    /// As [`Self::new`], if `memory` cannot store new values, or another process is gone.
     pub fn remembering(
         policy: M,
         reference: M,
         pairs: Vec<TrainingPair>,
         settings: PairDpoSettings,
         memory: &mut impl CaptionMemory,
+        group: &Group,
         mut on_reference: impl FnMut(usize, usize),
     ) -> Result<Self> {
         settings.validate()?;
@@ -243,30 +154,37 @@ impl<M: PairModel> PairDpo<M> {
         }
         pairs.iter().try_for_each(|pair| check(pair, settings.sides))?;
         let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
-        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
+        let part = settings.part(size);
         let mut order = Order::new(settings.seed, pairs.len());
         let mut reference_captions = Vec::new();
         if settings.sides.understanding() {
             let first_epoch: Vec<usize> = (0..pairs.len() as u64).map(|number| order.index(number)).collect();
             reference_captions = vec![Pair { win: 0.0, lose: 0.0 }; pairs.len()];
             let mut done = 0;
-            for indices in first_epoch.chunks(settings.batch_size).flat_map(|batch| batch.chunks(part)) {
-                let chunk: Vec<&TrainingPair> = indices.iter().map(|&index| &pairs[index]).collect();
-                let known = match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
-                    Some(known) => known,
-                    None => {
-                        let log_probs = captions(&reference, &chunk)?;
-                        let (win, lose) = (log_probs.win.to_vec1::<f32>()?, log_probs.lose.to_vec1::<f32>()?);
-                        let new: Vec<_> = win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }).collect();
-                        memory.remember(&chunk, &new).map_err(Error::Memory)?;
-                        new
+            let groups: Vec<&[usize]> =
+                first_epoch.chunks(settings.batch_size).flat_map(|batch| batch.chunks(part)).collect();
+            let named = |indices: &[usize]| -> Vec<&TrainingPair> { indices.iter().map(|&at| &pairs[at]).collect() };
+            // A round gives every process one group, and what it does not know is computed.
+            for round in groups.chunks(group.size()) {
+                let mine = round.get(group.rank()).map(|indices| named(indices));
+                let new = mine.filter(|mine| !memory.knows(mine)).map(|mine| ask(&reference, &mine)).transpose()?;
+                let new = group.gather(&as_bytes(&new.unwrap_or_default()))?;
+                for (indices, new) in round.iter().zip(new) {
+                    let chunk = named(indices);
+                    let known = match memory.recall(&chunk).filter(|known| known.len() == chunk.len()) {
+                        Some(known) => known,
+                        None => {
+                            let new = from_bytes(&new);
+                            memory.remember(&chunk, &new).map_err(Error::Memory)?;
+                            new
+                        }
+                    };
+                    for (&index, known) in indices.iter().zip(known) {
+                        reference_captions[index] = known;
                     }
-                };
-                for (&index, known) in indices.iter().zip(known) {
-                    reference_captions[index] = known;
+                    done += chunk.len();
+                    on_reference(done, pairs.len());
                 }
-                done += chunk.len();
-                on_reference(done, pairs.len());
             }
         }
         let weights = match settings.weights {
@@ -306,7 +224,8 @@ impl<M: PairModel> PairDpo<M> {
         Ok(PairLogProbs { policy, reference: Pair { win: reference.win.detach(), lose: reference.lose.detach() } })
     }
 
-    fn loss(&mut self, at: Position) -> Result<Step> {
+    /// Some parts of a micro batch, counted from 0: the log-probabilities of both sides, and the losses.
+    fn compute(&mut self, at: Position, parts: &[usize]) -> Result<Vec<Computed>> {
         let settings = self.settings;
         let masks = if self.policy.scores_all() { 0 } else { settings.masks_per_pair };
         let numbers: Vec<u64> = (0..settings.batch_size).map(|index| at.example(index, settings.batch_size)).collect();
@@ -320,22 +239,14 @@ impl<M: PairModel> PairDpo<M> {
                 image_draw(seed, number, tokens, masks, &masking, prompt_dropout)
             })
             .collect();
-        let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
-        let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
-        let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
-        let sides = settings.loss.sides();
-        let mut metrics = Metrics::new();
-        for (side, (name, terms)) in ["und", "gen"].into_iter().zip(sides).enumerate() {
-            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
-            if !log_probs.is_empty() {
-                let log_probs = PairLogProbs::detached(&log_probs)?;
-                metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, terms)?)?;
-            }
-        }
-        let mut losses = Vec::with_capacity(parts.len());
-        for (part, indices) in parts.iter().zip(indices.chunks(self.part)) {
+        let all: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
+        let parts: Vec<_> = parts.iter().filter_map(|part| all.get(*part).copied()).collect();
+        let log_probs = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
+        let mut computed = Vec::with_capacity(parts.len());
+        for (log_probs, (indices, _)) in log_probs.into_iter().zip(parts) {
+            let log_probs = log_probs?;
             let mut weighted = Vec::new();
-            for (side, (log_probs, terms)) in part.iter().zip(sides).enumerate() {
+            for (side, (log_probs, terms)) in log_probs.iter().zip(settings.loss.sides()).enumerate() {
                 if let Some(log_probs) = log_probs {
                     let own = settings.objective.side(log_probs, terms)?;
                     weighted.push((terms.weight, self.weighted(own, side, indices)?));
@@ -344,9 +255,50 @@ impl<M: PairModel> PairDpo<M> {
             let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();
             // The part's mean over its own pairs, weighted by its share of the batch.
             let share = indices.len() as f64 / settings.batch_size as f64;
-            losses.extend(total(&weighted)?.map(|loss| loss.affine(share, 0.0)).transpose()?);
+            if let Some(loss) = total(&weighted)? {
+                computed.push(Computed { log_probs, loss: loss.affine(share, 0.0)? });
+            }
         }
-        Ok(Step { losses, metrics })
+        Ok(computed)
+    }
+
+    /// The metrics of a micro batch, from the log-probabilities of all its parts.
+    fn metrics_of(&self, parts: &[&[Option<PairLogProbs>; 2]]) -> Result<Metrics> {
+        let PairDpoSettings { objective, loss, .. } = self.settings;
+        let mut metrics = Metrics::new();
+        for (side, (name, terms)) in ["und", "gen"].into_iter().zip(loss.sides()).enumerate() {
+            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
+            if !log_probs.is_empty() {
+                let log_probs = PairLogProbs::detached(&log_probs)?;
+                metrics.insert_side(name, &log_probs, &objective.side(&log_probs, terms)?)?;
+            }
+        }
+        Ok(metrics)
+    }
+
+    fn loss(&mut self, at: Position) -> Result<Step> {
+        let all: Vec<usize> = (0..self.parts()).collect();
+        let computed = self.compute(at, &all)?;
+        let metrics = self.metrics_of(&computed.iter().map(|part| &part.log_probs).collect::<Vec<_>>())?;
+        Ok(Step { losses: computed.into_iter().map(|part| part.loss).collect(), metrics })
+    }
+
+    /// What [`Computed::note`] noted, as the log-probabilities of a part.
+    fn noted(&self, note: &[f32]) -> Result<[Option<PairLogProbs>; 2]> {
+        let device = self.policy.parameters().first().map_or(Device::Cpu, |(_, var)| var.device().clone());
+        let sides = self.settings.sides;
+        let both = usize::from(sides.understanding()) + usize::from(sides.generation());
+        let pairs = note.len() / (4 * both.max(1));
+        let mut columns = note.chunks_exact(pairs.max(1)).map(|column| Tensor::new(column, &device));
+        let mut side = |takes_part: bool| -> Result<Option<PairLogProbs>> {
+            if !takes_part {
+                return Ok(None);
+            }
+            let mut column = || columns.next().unwrap_or_else(|| Tensor::new(&[0f32; 0], &device));
+            let policy = Pair { win: column()?, lose: column()? };
+            Ok(Some(PairLogProbs { policy, reference: Pair { win: column()?, lose: column()? } }))
+        };
+        Ok([side(sides.understanding())?, side(sides.generation())?])
     }
 
     /// The loss of one side (0: captions, 1: images), in which each pair counts as `settings.weights` says.
@@ -372,6 +324,66 @@ impl<M: PairModel> PairDpo<M> {
     }
 }
 
+/// A part of a micro batch.
+struct Computed {
+    /// Captions and images.
+    log_probs: [Option<PairLogProbs>; 2],
+    /// Its summand of the loss.
+    loss: Tensor,
+}
+
+impl Computed {
+    /// The numbers that the metrics follow from: of each side that takes part, those of the policy and of the reference,
+    /// winners before losers.
+    fn note(&self) -> Result<Vec<f32>> {
+        let mut note = Vec::new();
+        for PairLogProbs { policy, reference } in self.log_probs.iter().flatten() {
+            for column in [&policy.win, &policy.lose, &reference.win, &reference.lose] {
+                note.extend(column.detach().to_vec1::<f32>()?);
+            }
+        }
+        Ok(note)
+    }
+}
+
+/// The log-probabilities of the captions of some pairs, as numbers.
+fn ask(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Vec<Pair<f32>>> {
+    let Pair { win, lose } = captions(model, pairs)?;
+    let (win, lose) = (win.to_vec1::<f32>()?, lose.to_vec1::<f32>()?);
+    Ok(win.into_iter().zip(lose).map(|(win, lose)| Pair { win, lose }).collect())
+}
+
+fn as_bytes(pairs: &[Pair<f32>]) -> Vec<u8> {
+    pairs.iter().flat_map(|pair| [pair.win.to_le_bytes(), pair.lose.to_le_bytes()].concat()).collect()
+}
+
+fn from_bytes(bytes: &[u8]) -> Vec<Pair<f32>> {
+    let numbers = |bytes: &[u8; 8]| {
+        let number = |at: usize| f32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+        Pair { win: number(0), lose: number(4) }
+    };
+    bytes.as_chunks::<8>().0.iter().map(numbers).collect()
+}
+
+impl<M: PairModel> Sharing for PairDpo<M> {
+    fn parts(&self) -> usize {
+        self.settings.batch_size.div_ceil(self.part)
+    }
+
+    fn losses(&mut self, at: Position, parts: &[usize]) -> std::result::Result<Vec<PartLoss>, ObjectiveError> {
+        let computed = self.compute(at, parts)?;
+        Ok(computed
+            .into_iter()
+            .map(|part| Ok(PartLoss { note: part.note()?, loss: part.loss }))
+            .collect::<Result<_>>()?)
+    }
+
+    fn metrics(&self, notes: &[Vec<f32>]) -> std::result::Result<Metrics, ObjectiveError> {
+        let parts = notes.iter().map(|note| self.noted(note)).collect::<Result<Vec<_>>>()?;
+        Ok(self.metrics_of(&parts.iter().collect::<Vec<_>>())?)
+    }
+}
+
 impl<M: PairModel> Objective for PairDpo<M> {
     fn parameters(&self) -> Vec<(String, candle_core::Var)> {
         self.policy.parameters()
@@ -379,6 +391,10 @@ impl<M: PairModel> Objective for PairDpo<M> {
 
     fn micro_batch(&mut self, at: Position) -> std::result::Result<Step, ObjectiveError> {
         Ok(self.loss(at)?)
+    }
+
+    fn sharing(&mut self) -> Option<&mut dyn Sharing> {
+        Some(self)
     }
 
     fn epoch(&self, at: Position) -> f64 {

@@ -4,103 +4,31 @@
 //! parameters with the schedule's learning rate; a line of metrics is written and, every so often, a checkpoint. The
 //! loop keeps no other state than the step number and the optimizer, so a run resumed from a checkpoint writes the same
 //! bytes as one that was never interrupted.
+//!
+//! Several processes ([`Trainer::in_group`]) make the same steps together: each takes its share of a step's parts, all have
+//! the same parameters, and the writer alone writes.
 
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Tensor};
+use hermesflow_group::Group;
 use hermesflow_nn::{gradients, parallel};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint::{self, State};
-use crate::metrics::{Metrics, MetricsFile, StepRecord};
-use crate::optimizer::{AdamW, AdamWSettings, StatePlace};
+use crate::gradients::Gradients;
+use crate::metrics::{self, Metrics, MetricsFile, StepRecord};
+pub use crate::objective::{Objective, ObjectiveError, PartLoss, Position, Sharing, Step};
+use crate::optimizer::{AdamW, AdamWSettings};
+use crate::place::StatePlace;
 use crate::schedule::Schedule;
 use crate::watch::{LikelihoodFalls, LikelihoodWatch, WatchSettings};
 use crate::{Error, Result};
 
 /// The name of the metrics file in a training folder; it has one JSON line per step.
 pub const METRICS_FILE: &str = "metrics.jsonl";
-
-/// A micro batch of a run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Position {
-    /// The step, from 0.
-    pub step: usize,
-    /// The micro batch of the step, from 0.
-    pub micro: usize,
-    /// The number of micro batches per step.
-    pub micros: usize,
-}
-
-impl Position {
-    /// The number of this micro batch in the whole run, from 0.
-    pub fn number(self) -> u64 {
-        self.step as u64 * self.micros as u64 + self.micro as u64
-    }
-
-    /// The number in the whole run, from 0, of the `index`-th example of this micro batch, if each has `batch_size`
-    /// examples.
-    ///
-    /// An objective that draws data and random numbers by it sees the same with 1 micro batch of 4 as with 4 micro
-    /// batches of 1.
-    pub fn example(self, index: usize, batch_size: usize) -> u64 {
-        self.number() * batch_size as u64 + index as u64
-    }
-}
-
-/// The loss and the metrics of a micro batch.
-#[derive(Debug, Clone)]
-pub struct Step {
-    /// The mean loss over the micro batch, as a sum of scalars with separate graphs, which are differentiated in
-    /// parallel.
-    pub losses: Vec<Tensor>,
-    /// The metrics to report.
-    pub metrics: Metrics,
-}
-
-impl Step {
-    /// The whole loss, a scalar.
-    ///
-    /// # Errors
-    /// If there is no loss, or a tensor operation fails.
-    pub fn loss(&self) -> Result<Tensor> {
-        Ok(Tensor::stack(&self.losses, 0)?.sum_all()?)
-    }
-}
-
-/// The error of an objective of any crate.
-pub type ObjectiveError = Box<dyn std::error::Error + Send + Sync>;
-
-/// Something to minimise.
-pub trait Objective {
-    /// The trainable parameters with their names. Each must receive a gradient in every step.
-    fn parameters(&self) -> Vec<(String, Var)>;
-
-    /// The loss of one micro batch. All randomness must follow from the seed and the position.
-    ///
-    /// # Errors
-    /// If the loss cannot be computed.
-    fn micro_batch(&mut self, at: Position) -> std::result::Result<Step, ObjectiveError>;
-
-    /// The number of epochs of the data that are complete when `at` is reached.
-    fn epoch(&self, at: Position) -> f64;
-
-    /// Everything that decides the objective's numbers: settings, seed, a digest of its data. A run can only be resumed
-    /// with the same.
-    fn settings(&self) -> Value;
-
-    /// Writes the model's configuration into a checkpoint, so that the folder can be loaded as a model. By default
-    /// nothing is written.
-    ///
-    /// # Errors
-    /// If a file cannot be written.
-    fn describe(&self, folder: &Path) -> std::result::Result<(), ObjectiveError> {
-        let _ = folder;
-        Ok(())
-    }
-}
 
 /// The settings of the loop.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -233,15 +161,40 @@ impl Newest {
         // Failed attempts may have changed the parameters, so the run cannot start from the beginning either.
         newest.map_or(Ok(found), |error| Err(Error::NoCheckpoint(Box::new(error))))
     }
+
+    /// What the writer found; the other processes load the same.
+    fn agreed(
+        found: Option<Self>,
+        folder: &Path,
+        optimizer: &mut AdamW,
+        decisive: &Value,
+        group: &Group,
+    ) -> Result<Self> {
+        let step = found.as_ref().map_or(0, |found| if found.resumed.is_some() { found.step as u64 } else { 0 });
+        let steps = group.gather(&step.to_le_bytes())?;
+        if let Some(found) = found {
+            return Ok(found);
+        }
+        let step =
+            steps.first().and_then(|bytes| bytes.as_slice().try_into().ok()).map_or(0, u64::from_le_bytes) as usize;
+        if step == 0 {
+            return Ok(Self::default());
+        }
+        let path = checkpoint::path(folder, step);
+        checkpoint::load(&path, optimizer, decisive)?;
+        Ok(Self { resumed: Some(path), step, passed_over: Vec::new() })
+    }
 }
 
 /// A training run in a folder.
 pub struct Trainer<O> {
+    group: Group,
     objective: O,
     settings: TrainerSettings,
     decisive: Value,
     optimizer: AdamW,
-    metrics: MetricsFile,
+    /// Where the writer writes the steps.
+    metrics: Option<MetricsFile>,
     watch: Option<LikelihoodWatch>,
     stopped: bool,
     folder: PathBuf,
@@ -257,16 +210,33 @@ impl<O: Objective> Trainer<O> {
     /// If a setting is out of range, the folder cannot be written, its checkpoints were made with other settings, or
     /// none of them can be read.
     pub fn new(objective: O, settings: TrainerSettings, folder: &Path) -> Result<Self> {
+        Self::in_group(objective, settings, folder, Group::alone())
+    }
+
+    /// Like [`Self::new`], in one of the processes of a group, all of which have the same objective, settings and folder.
+    ///
+    /// # Errors
+    /// As [`Self::new`], and if the group cannot share out the parts of a step.
+    pub fn in_group(mut objective: O, settings: TrainerSettings, folder: &Path, group: Group) -> Result<Self> {
         settings.validate()?;
-        std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
-        let mut optimizer = AdamW::with_state(objective.parameters(), settings.optimizer, settings.optimizer_state)?;
-        let decisive = settings.decisive(objective.settings());
-        let Newest { resumed, step, passed_over } = Newest::load(folder, &mut optimizer, &decisive)?;
-        if resumed.is_some() {
-            // A run that was killed right after its last checkpoint must leave the same files.
-            checkpoint::keep_last(folder, settings.keep_checkpoints)?;
-        }
-        let (metrics, before) = MetricsFile::open(&folder.join(METRICS_FILE), step)?;
+        shared_parts(&mut objective, &settings, &group)?;
+        let (place, decisive) = (settings.optimizer_state, settings.decisive(objective.settings()));
+        let mut optimizer = AdamW::in_group(objective.parameters(), settings.optimizer, place, group.clone())?;
+        let newest = group.once(|| {
+            std::fs::create_dir_all(folder).map_err(Error::file(folder))?;
+            let newest = Newest::load(folder, &mut optimizer, &decisive)?;
+            if newest.resumed.is_some() {
+                // A run that was killed right after its last checkpoint must leave the same files.
+                checkpoint::keep_last(folder, settings.keep_checkpoints)?;
+            }
+            Ok::<_, Error>(newest)
+        })?;
+        let Newest { resumed, step, passed_over } = Newest::agreed(newest, folder, &mut optimizer, &decisive, &group)?;
+        let file = folder.join(METRICS_FILE);
+        let (metrics, before) = match group.once(|| MetricsFile::open(&file, step))? {
+            Some((metrics, before)) => (Some(metrics), before),
+            None => (None, metrics::read(&file, step)?),
+        };
         let mut watch = settings.watch.map(LikelihoodWatch::new);
         let mut stopped = false;
         for record in &before {
@@ -274,7 +244,19 @@ impl<O: Objective> Trainer<O> {
             stopped |= fell && settings.watch.is_some_and(|watch| watch.stop);
         }
         let folder = folder.to_path_buf();
-        Ok(Self { objective, settings, decisive, optimizer, metrics, watch, stopped, folder, resumed, passed_over })
+        Ok(Self {
+            group,
+            objective,
+            settings,
+            decisive,
+            optimizer,
+            metrics,
+            watch,
+            stopped,
+            folder,
+            resumed,
+            passed_over,
+        })
     }
 
     /// Newer checkpoints than the one that this run continues from, which could not be read, each with the reason.
@@ -325,22 +307,13 @@ impl<O: Objective> Trainer<O> {
     pub fn step(&mut self) -> Result<StepReport> {
         let (step, micros) = (self.steps(), self.settings.accumulation);
         let mut sums = self.optimizer.gradients();
-        let (mut loss, mut parts) = (0.0, Vec::with_capacity(micros));
-        for micro in 0..micros {
-            let at = Position { step, micro, micros };
-            let part = self.objective.micro_batch(at).map_err(|source| objective_error(at, source))?;
-            for summand in &part.losses {
-                let value = f64::from(summand.to_dtype(DType::F32)?.to_scalar::<f32>()?);
-                finite("the loss", value, step)?;
-                loss += value / micros as f64;
-            }
-            let found = parallel::map(true, &part.losses, gradients::backward);
-            for found in found {
-                sums.add(self.optimizer.parameters(), &found?)?;
-            }
-            parts.push(part.metrics);
-        }
-        let grad_norm = sums.norm()? / micros as f64;
+        let (values, parts) = match self.group.is_alone() {
+            true => self.all_parts(&mut sums)?,
+            false => self.shared_parts(&mut sums)?,
+        };
+        let loss = values.iter().fold(0.0, |loss, value| loss + f64::from(*value) / micros as f64);
+        let sums = sums.sum()?;
+        let grad_norm = sums.norm(self.optimizer.parameters())? / micros as f64;
         finite("the gradient norm", grad_norm, step)?;
         // As PyTorch's clip_grad_norm_, including its 1e-6.
         let clip = self.settings.max_grad_norm.map_or(1.0, |limit| (limit / (grad_norm + 1e-6)).min(1.0));
@@ -353,9 +326,68 @@ impl<O: Objective> Trainer<O> {
         let warnings = falls.iter().map(LikelihoodFalls::to_string).collect();
         let epoch = self.objective.epoch(Position { step: step + 1, micro: 0, micros });
         let record = StepRecord { step: step + 1, epoch, loss, grad_norm, learning_rate, metrics, warnings };
-        self.metrics.append(&record)?;
+        if let Some(metrics) = &mut self.metrics {
+            metrics.append(&record)?;
+        }
         let checkpoint = if self.checkpoint_is_due() { Some(self.save()?) } else { None };
         Ok(StepReport { record, total_steps: self.settings.schedule.steps, falls, checkpoint })
+    }
+
+    /// Adds the gradients of all micro batches; their losses part by part, and their metrics.
+    fn all_parts(&mut self, sums: &mut Gradients) -> Result<(Vec<f32>, Vec<Metrics>)> {
+        let (step, micros) = (self.steps(), self.settings.accumulation);
+        let (mut values, mut metrics) = (Vec::new(), Vec::with_capacity(micros));
+        for micro in 0..micros {
+            let at = Position { step, micro, micros };
+            let part = self.objective.micro_batch(at).map_err(|source| objective_error(at, source))?;
+            values.extend(self.backward(part.losses, sums)?);
+            metrics.push(part.metrics);
+        }
+        Ok((values, metrics))
+    }
+
+    /// As [`Self::all_parts`], but this process computes its share: part `i` of the step is of process `i mod n`, so that
+    /// neighbours in the tree of the sums are of neighbours.
+    fn shared_parts(&mut self, sums: &mut Gradients) -> Result<(Vec<f32>, Vec<Metrics>)> {
+        let (step, micros, group) = (self.steps(), self.settings.accumulation, self.group.clone());
+        let per_micro = shared_parts(&mut self.objective, &self.settings, &group)?;
+        let mine: Vec<usize> = (group.rank()..micros * per_micro).step_by(group.size()).collect();
+        let mut noted = Vec::new();
+        for mine in mine.chunk_by(|a, b| a / per_micro == b / per_micro) {
+            let at = Position { step, micro: mine[0] / per_micro, micros };
+            let parts: Vec<usize> = mine.iter().map(|part| part % per_micro).collect();
+            let Some(sharing) = self.objective.sharing() else { continue };
+            let losses = sharing.losses(at, &parts).map_err(|source| objective_error(at, source))?;
+            let (losses, notes): (Vec<Tensor>, Vec<Vec<f32>>) =
+                losses.into_iter().map(|one| (one.loss, one.note)).unzip();
+            let values = self.backward(losses, sums)?;
+            noted.extend(values.into_iter().zip(notes).map(|(value, note)| [vec![value], note].concat()));
+        }
+        let mut all = noted_by_all(&group, &noted)?.into_iter();
+        let (mut values, mut metrics) = (Vec::new(), Vec::with_capacity(micros));
+        for micro in 0..micros {
+            let at = Position { step, micro, micros };
+            let notes: Vec<Vec<f32>> = all.by_ref().take(per_micro).collect();
+            values.extend(notes.iter().filter_map(|note| note.first()));
+            let notes: Vec<Vec<f32>> = notes.iter().map(|note| note.iter().skip(1).copied().collect()).collect();
+            let Some(sharing) = self.objective.sharing() else { continue };
+            metrics.push(sharing.metrics(&notes).map_err(|source| objective_error(at, source))?);
+        }
+        Ok((values, metrics))
+    }
+
+    /// Adds the gradients of some losses, which are returned as numbers.
+    fn backward(&self, losses: Vec<Tensor>, sums: &mut Gradients) -> Result<Vec<f32>> {
+        let mut values = Vec::with_capacity(losses.len());
+        for loss in &losses {
+            let value = loss.to_dtype(DType::F32)?.to_scalar::<f32>()?;
+            finite("the loss", value.into(), self.steps())?;
+            values.push(value);
+        }
+        for found in parallel::map(true, &losses, gradients::backward) {
+            sums.add(self.optimizer.parameters(), &found?)?;
+        }
+        Ok(values)
     }
 
     fn checkpoint_is_due(&self) -> bool {
@@ -364,17 +396,51 @@ impl<O: Objective> Trainer<O> {
     }
 
     fn save(&mut self) -> Result<PathBuf> {
-        self.metrics.sync()?;
-        let step = self.steps();
+        let (step, moments) = (self.steps(), self.optimizer.state()?);
         let next = Position { step, micro: 0, micros: self.settings.accumulation }.number();
-        let state = State::new(step, next, self.decisive.clone());
-        let path = checkpoint::save(&self.folder, &self.optimizer, &state, |folder| {
-            let at = Position { step: step.saturating_sub(1), micro: 0, micros: self.settings.accumulation };
-            self.objective.describe(folder).map_err(|source| objective_error(at, source))
+        self.group.once(|| {
+            self.metrics.as_mut().map_or(Ok(()), MetricsFile::sync)?;
+            let state = State::new(step, next, self.decisive.clone());
+            checkpoint::save(&self.folder, &self.optimizer, &moments, &state, |folder| {
+                let at = Position { step: step.saturating_sub(1), micro: 0, micros: self.settings.accumulation };
+                self.objective.describe(folder).map_err(|source| objective_error(at, source))
+            })?;
+            checkpoint::keep_last(&self.folder, self.settings.keep_checkpoints)
         })?;
-        checkpoint::keep_last(&self.folder, self.settings.keep_checkpoints)?;
-        Ok(path)
+        Ok(checkpoint::path(&self.folder, step))
     }
+}
+
+/// The number of parts of a micro batch, which the processes of a group can share out evenly.
+fn shared_parts(objective: &mut impl Objective, settings: &TrainerSettings, group: &Group) -> Result<usize> {
+    let processes = group.size();
+    if group.is_alone() {
+        return Ok(1);
+    }
+    let per_micro = objective.sharing().ok_or(Error::NotShared { processes })?.parts().max(1);
+    Error::unless_shared(group, settings.accumulation * per_micro)?;
+    Ok(per_micro)
+}
+
+/// What every process noted of its parts, in the order of the parts.
+fn noted_by_all(group: &Group, mine: &[Vec<f32>]) -> Result<Vec<Vec<f32>>> {
+    let mut bytes = Vec::new();
+    for note in mine {
+        bytes.extend_from_slice(&(note.len() as u32).to_le_bytes());
+        note.iter().for_each(|number| bytes.extend_from_slice(&number.to_le_bytes()));
+    }
+    let all = group.gather(&bytes)?;
+    let of_process = |bytes: &Vec<u8>| -> Vec<Vec<f32>> {
+        let mut words = bytes.as_chunks::<4>().0.iter().copied();
+        let mut notes = Vec::new();
+        while let Some(length) = words.next().map(u32::from_le_bytes) {
+            notes.push(words.by_ref().take(length as usize).map(f32::from_le_bytes).collect());
+        }
+        notes
+    };
+    let mut all: Vec<_> = all.iter().map(|bytes| of_process(bytes).into_iter()).collect();
+    let count = mine.len() * group.size();
+    Ok((0..count).filter_map(|part| all[part % group.size()].next()).collect())
 }
 
 fn objective_error(at: Position, source: ObjectiveError) -> Error {

@@ -5,6 +5,7 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex};
 
 use candle_core::{Device, Tensor, Var};
+use hermesflow_group::Group;
 use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Result, Scored};
 use hermesflow_train::{
     CaptionMemory, LossKind, LossSettings, Masking, Objective, ObjectiveError, OwnImage, Pair, PairDpo,
@@ -403,6 +404,10 @@ impl CaptionMemory for Memory {
         self.0.iter().find(|(known, _)| *known == ids(pairs)).map(|(_, said)| said.clone())
     }
 
+    fn knows(&self, pairs: &[&TrainingPair]) -> bool {
+        self.0.iter().any(|(known, _)| *known == ids(pairs))
+    }
+
     fn remember(&mut self, pairs: &[&TrainingPair], said: &[Pair<f32>]) -> std::result::Result<(), ObjectiveError> {
         self.0.push((ids(pairs), said.to_vec()));
         Ok(())
@@ -417,7 +422,9 @@ fn a_reference_is_asked_once_about_captions_and_never_where_it_is_remembered() {
         let (policy, reference) = (Unigram::new(0.3), Unigram::new(0.0));
         let (mut done, pairs) = (0, pairs(6));
         let mut pair_dpo = if remember {
-            PairDpo::remembering(policy, reference.clone(), pairs, settings, &mut memory, |now, _| done = now)
+            PairDpo::remembering(policy, reference.clone(), pairs, settings, &mut memory, &Group::alone(), |now, _| {
+                done = now
+            })
         } else {
             PairDpo::new(policy, reference.clone(), pairs, settings, |now, _| done = now)
         }

@@ -26,8 +26,11 @@ mod run;
 mod world;
 
 use std::ffi::OsString;
+use std::time::Duration;
 
 use clap::Parser;
+use hermesflow_group::Group;
+use sysinfo::System;
 
 use commands::Cli;
 
@@ -48,17 +51,45 @@ pub fn program(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         return 1;
     }
     digest::forget_loaded();
-    match cli.run() {
-        Ok(()) => 0,
-        Err(error) => {
-            note!("hermesflow: {}", message(&error));
-            if is_our_fault(&error) {
-                note!("hermesflow: {BUG}");
-                return 2;
-            }
-            1
+    let done = cli.run();
+    let group = Group::world();
+    let code = match done {
+        Ok(()) => {
+            group.finish();
+            return 0;
         }
+        Err(error) => fail(&error, &group),
+    };
+    group.abort(code);
+    code
+}
+
+/// Says an error, and whose fault it is; the exit code. Where several processes fail alike the first one says so, and ends
+/// the others before they would.
+fn fail(error: &anyhow::Error, group: &Group) -> u8 {
+    let of = match (group.is_alone(), group.rank()) {
+        (true, _) => String::new(),
+        (false, rank) => format!("process {rank} of {} on {}: ", group.size(), System::host_name().unwrap_or_default()),
+    };
+    if !group.is_writer() {
+        let turn = Duration::from_millis(100) * group.rank().min(20) as u32;
+        std::thread::sleep(WAIT_FOR_THE_FIRST + turn);
+        print::be_silent(false);
     }
+    note!("hermesflow: {of}{}", message(error));
+    if is_our_fault(error) {
+        note!("hermesflow: {BUG}");
+        return 2;
+    }
+    1
+}
+
+/// For so long a process that failed waits for the first one to fail for the same reason.
+const WAIT_FOR_THE_FIRST: Duration = Duration::from_secs(1);
+
+/// Ends the processes that do a run together with this one, which cannot go on.
+pub fn abort(code: u8) {
+    Group::world().abort(code);
 }
 
 /// The error and its causes, without those that the one before has said.

@@ -37,6 +37,7 @@ fn main() -> ExitCode {
         }
         report(panic);
         let _ = writeln!(std::io::stderr(), "hermesflow: {}", hermesflow::BUG); // nowhere left to complain
+        hermesflow::abort(2);
         std::process::exit(2);
     }));
     ExitCode::from(hermesflow::program(std::env::args_os()))

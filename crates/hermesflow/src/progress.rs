@@ -6,6 +6,8 @@ use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::print;
+
 /// The time between two lines of progress where there is no terminal.
 const LINE_EVERY: Duration = Duration::from_secs(10);
 
@@ -28,7 +30,7 @@ enum Kind {
 impl Progress {
     /// Bars in a terminal, lines elsewhere.
     pub fn stderr() -> Self {
-        if std::io::stderr().is_terminal() {
+        if std::io::stderr().is_terminal() && !print::is_silent() {
             Self { bars: MultiProgress::new(), kind: Kind::Bars }
         } else {
             Self { bars: hidden(), kind: Kind::Lines }

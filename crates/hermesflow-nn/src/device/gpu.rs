@@ -18,6 +18,14 @@ pub(super) fn any() -> bool {
     CudaContext::device_count().is_ok_and(|count| count > 0)
 }
 
+/// The GPU that is `by` further than `number`, round all there are.
+pub(super) fn further(number: usize, by: usize) -> usize {
+    match CudaContext::device_count().ok().and_then(|count| usize::try_from(count).ok()) {
+        Some(count) if by > 0 && number < count => (number + by) % count,
+        _ => number,
+    }
+}
+
 /// The GPU of this number, opened at the first call.
 pub(super) fn open(number: usize) -> Result<Device, Error> {
     static OPEN: Mutex<BTreeMap<usize, Device>> = Mutex::new(BTreeMap::new());

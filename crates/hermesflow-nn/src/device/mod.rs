@@ -8,10 +8,21 @@ mod gpu;
 mod gpu;
 mod name;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use candle_core::{Device, DeviceLocation};
 
 pub use self::name::{DeviceName, Error};
 use crate::simd;
+
+/// By how much the number of the GPU that this process opens is above the one that is named.
+static FURTHER: AtomicUsize = AtomicUsize::new(0);
+
+/// Lets this process, the `number`-th from 0 of several on one host, open the GPU that many further than the one that is named,
+/// counted round all GPUs that it sees: one that sees only its own opens that one. To be called before a GPU is opened.
+pub fn take_gpu(number: usize) {
+    FURTHER.store(number, Ordering::Relaxed);
+}
 
 impl DeviceName {
     /// The device that this name stands for on this machine: itself, or for `auto` the first GPU or the CPU.
@@ -30,7 +41,7 @@ impl DeviceName {
     /// When this build has no CUDA, or the GPU cannot be opened.
     pub fn open(self) -> Result<Device, Error> {
         match self.resolved() {
-            Self::Cuda(number) => gpu::open(number),
+            Self::Cuda(number) => gpu::open(gpu::further(number, FURTHER.load(Ordering::Relaxed))),
             _ => Ok(Device::Cpu),
         }
     }

@@ -4,15 +4,17 @@
 //! A file per image tokenizer or vision tower, which only grows, with a fixed number of bytes per picture: half the SHA-256
 //! of its file, its numbers, and a checksum.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::marker::PhantomData;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hermesflow_records::AppendLog;
 use sha2::{Digest, Sha256};
+
+use super::log::{CacheLog, Place};
+use crate::run::sharing::Sharing;
 
 /// The key of a picture: the first half of the SHA-256 of its file.
 pub type PictureKey = [u8; 16];
@@ -62,11 +64,11 @@ impl Number for f32 {
 /// The numbers that one model read of each picture.
 #[derive(Debug)]
 pub struct Known<N> {
-    log: AppendLog,
+    log: CacheLog,
     /// Numbers per picture.
     tokens: usize,
-    /// The offset of a picture's entry by half its key; the entry has all of it.
-    places: HashMap<[u8; 8], u64>,
+    /// The place of a picture's entry by half its key; the entry has all of it.
+    places: HashMap<[u8; 8], Place>,
     numbers: PhantomData<N>,
 }
 
@@ -74,7 +76,7 @@ pub struct Known<N> {
 #[derive(Debug, Clone)]
 pub struct Stored {
     path: PathBuf,
-    place: u64,
+    offset: u64,
     key: PictureKey,
     count: usize,
 }
@@ -88,7 +90,7 @@ impl Stored {
         let mut entry = vec![0; entry_bytes(self.count)];
         let read = || -> std::io::Result<()> {
             let mut file = File::open(&self.path)?;
-            file.seek(SeekFrom::Start(self.place))?;
+            file.seek(SeekFrom::Start(self.offset))?;
             file.read_exact(&mut entry)
         };
         let name = || format!("{}: run the same command again", self.path.display());
@@ -113,10 +115,10 @@ impl<N: Number> Known<N> {
     ///
     /// # Errors
     /// Names the file when it is there and cannot be read.
-    pub fn open(path: &Path, tokens: usize) -> Result<Self> {
-        let (mut log, mut places) = (AppendLog::of_size(path, entry_bytes(tokens))?, HashMap::new());
-        log.each(|offset, entry| {
-            places.insert(half(entry), offset);
+    pub fn open(path: &Path, tokens: usize, sharing: &Sharing) -> Result<Self> {
+        let (mut log, mut places) = (CacheLog::open(path, Some(entry_bytes(tokens)), sharing)?, HashMap::new());
+        log.each(|place, entry| {
+            places.insert(half(entry), place);
         })?;
         Ok(Self { log, tokens, places, numbers: PhantomData })
     }
@@ -132,10 +134,15 @@ impl<N: Number> Known<N> {
         found
     }
 
-    /// Where the numbers of a picture are, to be read later.
+    /// Where the numbers of a picture are, to be read later: until [`Self::settle`] moves what several processes kept.
     pub fn stored(&self, key: &PictureKey) -> Option<Stored> {
-        let place = *self.places.get(&half(key))?;
-        Some(Stored { path: self.log.path().to_owned(), place, key: *key, count: self.tokens })
+        let (path, offset) = self.log.locate(*self.places.get(&half(key))?);
+        Some(Stored { path: path.to_owned(), offset, key: *key, count: self.tokens })
+    }
+
+    /// Whether files of several processes lie beside the cache, which [`Self::settle`] takes over.
+    pub fn is_scattered(&self) -> bool {
+        self.log.is_scattered()
     }
 
     /// Keeps numbers, behind the last whole entry; not those of a picture that was encoded again because it was opened
@@ -147,26 +154,35 @@ impl<N: Number> Known<N> {
     where
         N: 'c,
     {
-        let (mut bytes, mut keys) = (Vec::new(), Vec::new());
+        let (mut entries, mut keys) = (Vec::new(), Vec::new());
         for (key, codes) in new {
             if self.places.contains_key(&half(key)) || keys.contains(key) {
                 continue;
             }
-            let start = bytes.len();
-            bytes.extend_from_slice(key);
-            codes.iter().for_each(|code| bytes.extend_from_slice(&code.bytes()));
-            bytes.extend_from_slice(&checksum(&bytes[start..]));
+            let mut entry = key.to_vec();
+            codes.iter().for_each(|code| entry.extend_from_slice(&code.bytes()));
+            entry.extend_from_slice(&checksum(&entry));
+            entries.push(entry);
             keys.push(*key);
         }
         if keys.is_empty() {
             return Ok(());
         }
-        let mut offset = self.log.append(&bytes).context("cannot keep what was read of pictures")?;
-        for key in keys {
-            self.places.insert(half(&key), offset);
-            offset += entry_bytes(self.tokens) as u64;
-        }
+        let places = self.log.append(&entries).context("cannot keep what was read of pictures")?;
+        self.places.extend(keys.iter().map(|key| half(key)).zip(places));
         Ok(())
+    }
+
+    /// Puts what several processes kept in order, at the end of a stage.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or another process is gone.
+    pub fn settle(&mut self) -> Result<()> {
+        let mut seen = HashSet::new();
+        self.log.settle(|entry| {
+            let (content, sum) = entry.split_at(entry.len() - 8);
+            *sum == checksum(content) && seen.insert(half(entry))
+        })
     }
 }
 
@@ -198,7 +214,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("codes/vq-64.bin");
         let (a, b, c) = ([1; 16], [2; 16], [3; 16]);
-        let mut known = KnownCodes::open(&path, 3).unwrap();
+        let mut known = KnownCodes::open(&path, 3, &Sharing::default()).unwrap();
         assert_eq!(known.get(&a), None);
         known.put([(&a, &vec![1, 2, 70_000]), (&b, &vec![4, 5, 6])].into_iter()).unwrap();
         assert_eq!(known.get(&a), Some(vec![1, 2, 70_000]));
@@ -209,19 +225,19 @@ mod tests {
         // A kill in the middle of the second entry.
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-        let mut known = KnownCodes::open(&path, 3).unwrap();
+        let mut known = KnownCodes::open(&path, 3, &Sharing::default()).unwrap();
         assert_eq!((known.get(&a), known.get(&b)), (Some(vec![1, 2, 70_000]), None));
         known.put([(&c, &vec![7, 8, 9])].into_iter()).unwrap();
-        let mut known = KnownCodes::open(&path, 3).unwrap();
+        let mut known = KnownCodes::open(&path, 3, &Sharing::default()).unwrap();
         assert_eq!((known.get(&b), known.get(&c)), (None, Some(vec![7, 8, 9])));
 
         // A bit that turned over, and a file of something else.
         let mut bytes = std::fs::read(&path).unwrap();
         bytes[20] ^= 1;
         std::fs::write(&path, &bytes).unwrap();
-        assert_eq!(KnownCodes::open(&path, 3).unwrap().get(&a), None);
+        assert_eq!(KnownCodes::open(&path, 3, &Sharing::default()).unwrap().get(&a), None);
         std::fs::write(&path, "nothing of the kind, but long enough for an entry").unwrap();
-        let mut known = KnownCodes::open(&path, 3).unwrap();
+        let mut known = KnownCodes::open(&path, 3, &Sharing::default()).unwrap();
         assert_eq!(known.get(&a), None);
         known.put([(&a, &vec![1, 2, 3])].into_iter()).unwrap();
         assert_eq!(known.get(&a), Some(vec![1, 2, 3]));

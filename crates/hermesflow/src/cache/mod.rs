@@ -2,6 +2,7 @@
 //! what the judges said.
 
 pub mod codes;
+mod log;
 pub mod pictures;
 pub mod reference;
 pub mod scores;

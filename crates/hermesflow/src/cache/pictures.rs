@@ -67,10 +67,10 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
     pub fn new(model: &'a M, run: &RunContext) -> Result<Self> {
         let eyes = models::eyes_identity(&run.config.model, &run.progress)?;
         let file = run.layout.codes().join(format!("{eyes}-{}-{}.bin", model.resolution(), preprocess::FITTING));
-        let codes = Mutex::new(KnownCodes::open(&file, model.image_tokens())?);
+        let codes = Mutex::new(KnownCodes::open(&file, model.image_tokens(), &run.sharing)?);
         let keep = |shape: (usize, usize)| -> Result<Kept> {
             let file = run.layout.codes().join(format!("{eyes}-{}x{}.bin", shape.0, shape.1));
-            let known = Mutex::new(KnownFeatures::open(&file, shape.0 * shape.1)?);
+            let known = Mutex::new(KnownFeatures::open(&file, shape.0 * shape.1, &run.sharing)?);
             Ok(Kept { known, shape, eyes: eyes.clone() })
         };
         let kept = model.kept_features().map(keep).transpose()?;
@@ -167,7 +167,8 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
         })
     }
 
-    /// Records' own pictures as training reads them: codes, or features that are stored and read when they are needed.
+    /// Records' own pictures as training reads them: codes, or features that are stored and read when they are needed, for
+    /// as long as [`Self::settle`] moves nothing.
     ///
     /// # Errors
     /// As [`PictureReader::views`].
@@ -178,6 +179,20 @@ impl<'a, M: UnifiedModel> PictureReader<'a, M> {
             ImageView::Features(_) => self.stored(&key).map(OwnImage::Features),
         };
         keys.into_iter().zip(self.views(opened)?).map(own).collect()
+    }
+
+    /// Puts what several processes kept in order, at the end of a stage.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or another process is gone.
+    pub fn settle(&self) -> Result<()> {
+        self.known().settle()?;
+        self.kept.as_ref().map_or(Ok(()), |kept| lock(&kept.known).settle())
+    }
+
+    /// Whether what is kept goes to files beside the caches, until [`Self::settle`] moves it.
+    pub fn is_scattered(&self) -> bool {
+        self.known().is_scattered() || self.kept.as_ref().is_some_and(|kept| lock(&kept.known).is_scattered())
     }
 
     /// The features of a picture where they are stored.

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use anyhow::Result;
+use hermesflow_group::Group;
 use hermesflow_models::Model;
 use hermesflow_records::AppendLog;
 use hermesflow_train::{CaptionMemory, ObjectiveError, Pair, TrainingPair};
@@ -33,6 +34,8 @@ pub struct ReferenceFile {
     reference: String,
     /// The chunks of this run, in order.
     asked: Vec<String>,
+    /// Whether new ones are kept here, or by another process.
+    writes: bool,
 }
 
 impl ReferenceFile {
@@ -40,11 +43,11 @@ impl ReferenceFile {
     ///
     /// # Errors
     /// When the file is there and cannot be read.
-    pub fn open(path: &Path, reference: &Model) -> Result<Self> {
+    pub fn open(path: &Path, reference: &Model, group: &Group) -> Result<Self> {
         let mut digest = Pieces::default();
         digest.add(env!("CARGO_PKG_VERSION").as_bytes());
         reference.see_parts(&mut |part| digest.add(part))?;
-        Self::of(path, digest.text())
+        Ok(Self { writes: group.is_writer(), ..Self::of(path, digest.text())? })
     }
 
     fn of(path: &Path, reference: String) -> Result<Self> {
@@ -54,7 +57,7 @@ impl ReferenceFile {
                 known.insert(line.key, line.log_probs);
             }
         })?;
-        Ok(Self { log, known, reference, asked: Vec::new() })
+        Ok(Self { log, known, reference, asked: Vec::new(), writes: true })
     }
 
     /// Leaves in the file what this run asked for, and nothing else: the same bytes, however often it was continued.
@@ -68,7 +71,13 @@ impl ReferenceFile {
                 whole.extend(line(key, log_probs)?);
             }
         }
-        files::write_if_other(self.log.path(), &whole)
+        if self.writes { files::write_if_other(self.log.path(), &whole) } else { Ok(()) }
+    }
+
+    fn usable(&self, key: &str, pairs: &[&TrainingPair]) -> Option<&[[f64; 2]]> {
+        let known = self.known.get(key)?;
+        let is_usable = known.len() == pairs.len() && known.iter().flatten().all(|number| number.is_finite());
+        is_usable.then_some(known)
     }
 
     fn key(&self, pairs: &[&TrainingPair]) -> String {
@@ -87,18 +96,22 @@ impl ReferenceFile {
 impl CaptionMemory for ReferenceFile {
     fn recall(&mut self, pairs: &[&TrainingPair]) -> Option<Vec<Pair<f32>>> {
         let key = self.key(pairs);
-        let known = self.known.get(&key)?;
-        if known.len() != pairs.len() || known.iter().flatten().any(|number| !number.is_finite()) {
-            return None;
-        }
+        let known = self.usable(&key, pairs)?;
+        let known = known.iter().map(|&[win, lose]| Pair { win: win as f32, lose: lose as f32 }).collect();
         self.asked.push(key);
-        Some(known.iter().map(|&[win, lose]| Pair { win: win as f32, lose: lose as f32 }).collect())
+        Some(known)
+    }
+
+    fn knows(&self, pairs: &[&TrainingPair]) -> bool {
+        self.usable(&self.key(pairs), pairs).is_some()
     }
 
     fn remember(&mut self, pairs: &[&TrainingPair], log_probs: &[Pair<f32>]) -> Result<(), ObjectiveError> {
         let key = self.key(pairs);
         let log_probs: Vec<_> = log_probs.iter().map(|pair| [f64::from(pair.win), f64::from(pair.lose)]).collect();
-        self.log.append(&line(&key, &log_probs)?)?;
+        if self.writes {
+            self.log.append(&line(&key, &log_probs)?)?;
+        }
         self.known.insert(key.clone(), log_probs);
         self.asked.push(key);
         Ok(())

@@ -4,22 +4,25 @@
 //! model was; the key is a digest of the texts. A line that a kill cut off is not read. Memory holds where the lines are.
 
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::Path;
 
 use anyhow::{Context, Result};
-use hermesflow_records::AppendLog;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use super::log::{CacheLog, Place};
+use crate::files;
+use crate::run::sharing::Sharing;
+
 /// The scores of one judge.
 #[derive(Debug)]
 pub struct ScoreCache {
-    log: AppendLog,
+    log: CacheLog,
     /// Where the line of a key is, by the key's hash; the line has all of it.
-    places: HashMap<u64, (u64, u32)>,
+    places: HashMap<u64, (Place, u32)>,
 }
 
 #[derive(Deserialize)]
@@ -34,14 +37,14 @@ impl ScoreCache {
     ///
     /// # Errors
     /// When it is there and cannot be read.
-    pub fn open(path: &Path) -> Result<Self> {
-        let mut log = AppendLog::of_lines(path)?;
+    pub fn open(path: &Path, sharing: &Sharing) -> Result<Self> {
+        let mut log = CacheLog::open(path, None, sharing)?;
         let mut places = HashMap::new();
-        log.each(|offset, line| {
+        log.each(|place, line| {
             if let (Ok(Line::<IgnoredAny> { key, .. }), Ok(length)) =
                 (serde_json::from_slice(line), line.len().try_into())
             {
-                places.insert(hash(&key), (offset, length));
+                places.insert(hash(&key), (place, length));
             }
         })?;
         Ok(Self { log, places })
@@ -49,8 +52,8 @@ impl ScoreCache {
 
     /// The value of a key, if it is cached as a `T`.
     pub fn get<T: DeserializeOwned>(&mut self, key: &str) -> Option<T> {
-        let (offset, length) = *self.places.get(&hash(key))?;
-        let line = self.log.read(offset, length as usize).ok()?;
+        let (place, length) = *self.places.get(&hash(key))?;
+        let line = self.log.read(place, length as usize).ok()?;
         let line: Line<'_, T> = serde_json::from_slice(&line).ok()?;
         (line.key == key).then_some(line.value)
     }
@@ -60,20 +63,43 @@ impl ScoreCache {
     /// # Errors
     /// When the file cannot be written.
     pub fn put<T: Serialize>(&mut self, entries: &[(String, T)]) -> Result<()> {
-        let (mut lines, mut lengths) = (String::new(), Vec::with_capacity(entries.len()));
+        let mut lines = Vec::with_capacity(entries.len());
         for (key, value) in entries {
-            let (value, before) = (serde_json::to_value(value)?, lines.len());
-            lines.push_str(&json!({ "key": key, "value": value }).to_string());
-            lines.push('\n');
-            lengths.push(u32::try_from(lines.len() - before)?);
+            let value = serde_json::to_value(value)?;
+            lines.push(json!({ "key": key, "value": value }).to_string().into_bytes());
         }
-        let mut offset = self.log.append(lines.as_bytes()).context("cannot keep scores")?;
-        for ((key, _), length) in entries.iter().zip(lengths) {
-            self.places.insert(hash(key), (offset, length));
-            offset += u64::from(length);
+        let places = self.log.append(&lines).context("cannot keep scores")?;
+        for (((key, _), line), place) in entries.iter().zip(&lines).zip(places) {
+            self.places.insert(hash(key), (place, u32::try_from(line.len())?));
         }
         Ok(())
     }
+
+    fn settle(&mut self) -> Result<()> {
+        let mut seen = HashSet::new();
+        self.log.settle(|line| {
+            let key = serde_json::from_slice(line).map(|Line::<IgnoredAny> { key, .. }| key.into_owned());
+            key.is_ok_and(|key| seen.insert(key))
+        })
+    }
+}
+
+/// Puts in order what several processes kept, of all judges of a folder, at the end of a stage.
+///
+/// # Errors
+/// When a file cannot be read or written, or another process is gone.
+pub fn settle(folder: &Path, sharing: &Sharing) -> Result<()> {
+    sharing.group.meet()?;
+    sharing.group.once(|| {
+        let Some(entries) = files::if_there(folder, |folder| std::fs::read_dir(folder))? else { return Ok(()) };
+        let mut caches = BTreeSet::new();
+        for entry in entries {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            caches.extend(name.split_once(".rank-").map(|(cache, _)| folder.join(format!("{cache}.jsonl"))));
+        }
+        caches.iter().try_for_each(|cache| ScoreCache::open(cache, &Sharing::default())?.settle())
+    })?;
+    Ok(())
 }
 
 fn hash(key: &str) -> u64 {
@@ -91,16 +117,16 @@ mod tests {
     fn what_was_put_is_there_again_and_a_torn_line_is_not() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("scores/bert.jsonl");
-        let mut cache = ScoreCache::open(&path).unwrap();
+        let mut cache = ScoreCache::open(&path, &Sharing::default()).unwrap();
         assert_eq!(cache.get::<f64>("a"), None);
         cache.put(&[("a".to_string(), 0.1 + 0.2), ("b".to_string(), -1.0)]).unwrap();
         assert_eq!(cache.get("a"), Some(0.1 + 0.2));
         let bytes = std::fs::read(&path).unwrap();
         std::fs::write(&path, &bytes[..bytes.len() - 5]).unwrap();
-        let mut cache = ScoreCache::open(&path).unwrap();
+        let mut cache = ScoreCache::open(&path, &Sharing::default()).unwrap();
         assert_eq!((cache.get::<f64>("a"), cache.get::<f64>("b")), (Some(0.1 + 0.2), None));
         cache.put(&[("b".to_string(), -1.0)]).unwrap();
-        let mut cache = ScoreCache::open(&path).unwrap();
+        let mut cache = ScoreCache::open(&path, &Sharing::default()).unwrap();
         assert_eq!((cache.get::<f64>("a"), cache.get::<f64>("b")), (Some(0.1 + 0.2), Some(-1.0)));
         assert_eq!(cache.get::<Vec<String>>("a"), None, "another kind of value");
     }

@@ -56,7 +56,7 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
     let origin = origin.with(models::player_files(run)?);
     let matched = run.config.answer.score != AnswerScore::Probability;
     let origin = if matched { origin.with(judges.matcher_files(run.config.answer.matcher)?) } else { origin };
-    stage::ensure_same_settings(&run.layout, "answer", stage::store_files(&run.layout.answers()), &origin)?;
+    stage::ensure_same_settings(run, "answer", stage::store_files(&run.layout.answers())?, &origin)?;
     let examiner = Examiner {
         model,
         config: &run.config,
@@ -64,7 +64,8 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
         matcher: if matched { Some(judges.matcher(run.config.answer.matcher)?) } else { None },
     };
     let (file, ledger) = (run.layout.answers(), run.layout.ledger("answer"));
-    let stage = Stage { name: "answer", unit: "records", file, ledger, chunk: run.config.data.chunk };
+    let (chunk, sharing) = (run.config.data.chunk, run.sharing.clone());
+    let stage = Stage { name: "answer", unit: "records", file, ledger, chunk, sharing };
     let pictures = Pictures::new(&run.layout, model.resolution());
     let made_from = |record: &InitialRecord| {
         let mut decided = vec![record.caption.clone()];
@@ -87,7 +88,7 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
         Ok((questions.of_id(&record.id)?, (0..images).map(open).collect::<Result<_>>()?))
     };
     let open = |chunk: &[InitialRecord]| -> Vec<_> { chunk.iter().map(open).collect() };
-    let mut replies = Store::<ReplyRecord>::open(&run.layout.replies())?;
+    let mut replies: Store<ReplyRecord> = stage::open_together(&run.layout.replies(), run.group())?;
     stage.run(&records, &run.progress, made_from, open, |chunk, opened, _| {
         let answer = |(record, opened): (&InitialRecord, Result<Exam>)| {
             opened
@@ -100,10 +101,15 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
         replies.append(&said)?;
         Ok(answers)
     })?;
-    if records.keys().any(|key| replies.has(key)) {
-        replies.finish(records.keys())?;
-    }
-    Ok(())
+    run.group().once(|| {
+        replies.collect()?;
+        if records.keys().any(|key| replies.has(key)) {
+            replies.finish(records.keys())?;
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
+    examiner.reader.settle()?;
+    judges.settle()
 }
 
 /// What a model says of the images of a record.

@@ -3,11 +3,13 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Result, ensure};
+use hermesflow_group::Group;
 use image::RgbImage;
 
 use crate::config::RunConfig;
 use crate::files::OwnFiles;
 use crate::files::lock::Lock;
+use crate::made::differences;
 use crate::models::{self, Model};
 use crate::progress::Progress;
 use crate::report::sheet::{Cell, Words, draw};
@@ -35,12 +37,25 @@ pub struct ConfigArgs {
 }
 
 impl ConfigArgs {
-    /// The validated configuration.
+    /// The validated configuration, the same one in all processes.
     ///
     /// # Errors
-    /// Names the file, the key and what is expected.
+    /// Names the file, the key and what is expected; or what this process made otherwise of a choice that was left open.
     pub fn load(&self) -> Result<RunConfig> {
-        RunConfig::load(&self.config, &self.all_overrides(), models::backbone::find)
+        let group = Group::world();
+        // The writer first: what it measures for a choice that was left open, the others read.
+        let config = group.first(|| RunConfig::load(&self.config, &self.all_overrides(), models::backbone::find))?;
+        if !group.is_alone() {
+            let own = serde_json::to_value(&config)?;
+            let first = serde_json::from_slice(&group.tell(Some(serde_json::to_vec(&own)?))?)?;
+            let differing = differences(&first, &own).join("; ");
+            ensure!(
+                differing.is_empty(),
+                "{}: is read otherwise here than by the first process (there): {differing}; set these keys",
+                self.config.display()
+            );
+        }
+        Ok(config)
     }
 
     fn all_overrides(&self) -> Vec<String> {
@@ -71,8 +86,9 @@ impl StageArgs {
         ensure!(self.iteration >= 1, "--iteration: 0; iterations count from 1");
         let run = RunContext::new(config, self.iteration, Progress::stderr());
         let layout = &run.layout;
-        kernels::settle(&run.config, true)?;
-        let _lock = Lock::take([if stage == "train" { layout.training_lock() } else { layout.lock(stage) }])?;
+        kernels::settle_together(&run.config, run.group())?;
+        let lock = if stage == "train" { layout.training_lock() } else { layout.lock(stage) };
+        let _lock = run.group().once(|| Lock::take([lock]))?;
         say!("{}", work(&run)?.display())
     }
 }

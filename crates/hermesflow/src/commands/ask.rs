@@ -1,9 +1,10 @@
 //! `hermesflow ask`: questions with choices about every caption.
 
-use std::path::Path;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail, ensure};
-use hermesflow_records::{ArrayFile, InitialRecord, QuestionRecord, RecordId, Table};
+use hermesflow_records::{ArrayFile, InitialRecord, QuestionFile, QuestionRecord, RecordId, Table};
 use hermesflow_score::{Question, QuestionFilter, QuestionWriter};
 
 use super::args::stage_command;
@@ -12,9 +13,9 @@ use crate::config::{RunConfig, Writer};
 use crate::files;
 use crate::judges::{Judges, alike};
 use crate::made::{Origin, WholeFile};
-use crate::progress::Progress;
 use crate::run::context::RunContext;
 use crate::run::questions::LeftOut;
+use crate::run::stage;
 
 stage_command! {
     /// Write questions with choices about every caption
@@ -32,14 +33,28 @@ stage_command! {
     }
 }
 
-/// Writes questions about every record of an iteration, in the records' order.
+/// Writes questions about every record of an iteration, in the records' order. Where several processes do a run, they share
+/// out what a judge with weights has to say.
 ///
 /// # Errors
 /// When there is no question at all, or the questions' file is missing or broken.
 pub fn ask(run: &RunContext) -> Result<()> {
+    let has_weights = run.config.ask.writer.model().is_some() || run.config.ask.filter.model().is_some();
+    if !run.group().is_alone() && has_weights {
+        let (records, judges) = (scenes::initial_data(run)?, Judges::of_run(run)?);
+        let asking = Asking::open(run, &judges, &records)?;
+        let chunks: Vec<Range<usize>> = records.chunks(run.config.data.chunk).collect();
+        let of_chunk = |chunk: Range<usize>| asking.ask(&records, chunk, &mut Sheet::default());
+        stage::share_out("questions", "captions", &chunks, run, of_chunk)?;
+        judges.settle()?;
+    }
+    run.once(write).map(drop)
+}
+
+/// Writes questions about every record of an iteration, in one process.
+fn write(run: &RunContext) -> Result<()> {
     let records = scenes::initial_data(run)?;
     let judges = Judges::of_run(run)?;
-    let filter = judges.filter(run.config.ask.filter)?;
     let own =
         run.config.ask.writer == Writer::File && same_file(run.config.ask.file.as_deref(), &run.layout.questions());
     let mut sheet = Sheet::default();
@@ -51,12 +66,16 @@ pub fn ask(run: &RunContext) -> Result<()> {
     if !own {
         sheet.file = Some(output.begin()?);
     }
-    match judges.writer(run.config.ask.writer)? {
-        Some(writer) => {
-            written(&*writer, filter.as_deref(), &records, run.config.data.chunk, &mut sheet, &run.progress)?
-        }
-        None => given(run, filter.as_deref(), &records, &mut sheet)?,
+    let asking = Asking::open(run, &judges, &records)?;
+    asking.count(run, &mut sheet);
+    let task = run.progress.task("ask", "captions", records.len(), 0);
+    for chunk in records.chunks(run.config.data.chunk) {
+        let count = chunk.len();
+        asking.ask(&records, chunk, &mut sheet)?;
+        task.advance(count);
     }
+    drop(task);
+    judges.settle()?;
     let lost = sheet.left_out();
     ensure!(
         !own || lost.is_empty(),
@@ -117,33 +136,84 @@ fn same_file(given: Option<&Path>, own: &Path) -> bool {
     given.is_some_and(|given| matches!((given.canonicalize(), own.canonicalize()), (Ok(a), Ok(b)) if a == b))
 }
 
-/// What a writer asks about the records' captions, and a filter keeps of it.
+/// Where questions come from, and what keeps the good ones.
+struct Asking {
+    source: Source,
+    filter: Option<Box<dyn QuestionFilter>>,
+}
+
+enum Source {
+    Writer(Box<dyn QuestionWriter>),
+    /// The questions of a file, which has this path.
+    File(PathBuf, Box<QuestionFile>),
+}
+
+impl Asking {
+    fn open(run: &RunContext, judges: &Judges, records: &Table<InitialRecord>) -> Result<Self> {
+        let filter = judges.filter(run.config.ask.filter)?;
+        let source = match judges.writer(run.config.ask.writer)? {
+            Some(writer) => Source::Writer(writer),
+            None => {
+                let path = run.config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
+                Source::File(path.into(), Box::new(files::given_questions(path, records)?))
+            }
+        };
+        Ok(Self { source, filter })
+    }
+
+    /// Counts what a file has that cannot be asked, or is about none of the records.
+    fn count(&self, run: &RunContext, sheet: &mut Sheet) {
+        let Source::File(path, given) = &self.source else { return };
+        let found = given.found();
+        sheet.lost = LeftOut::of_file(found);
+        if found.elsewhere > 0 {
+            let elsewhere = found.elsewhere;
+            run.progress.log(format!("ask: {}: {elsewhere} entries are about none of the records", path.display()));
+        }
+    }
+
+    /// Puts the questions about a chunk's records on a sheet.
+    fn ask(&self, records: &Table<InitialRecord>, chunk: Range<usize>, sheet: &mut Sheet) -> Result<()> {
+        let filter = self.filter.as_deref();
+        match &self.source {
+            Source::Writer(writer) => written(&**writer, filter, &records.read(chunk)?, sheet),
+            Source::File(_, given) => {
+                for (number, record) in chunk.clone().zip(records.read(chunk)?) {
+                    let mut questions = given.questions(number, &record)?;
+                    questions.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
+                    if let Some(filter) = filter {
+                        let before = questions.len();
+                        questions = kept(questions, filter)?;
+                        sheet.lost.filtered += before - questions.len();
+                    }
+                    sheet.add(&questions)?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// What a writer asks about some records' captions, and a filter keeps of it.
 fn written(
     writer: &dyn QuestionWriter,
     filter: Option<&dyn QuestionFilter>,
-    records: &Table<InitialRecord>,
-    chunk: usize,
+    records: &[InitialRecord],
     sheet: &mut Sheet,
-    progress: &Progress,
 ) -> Result<()> {
-    let task = progress.task("ask", "captions", records.len(), 0);
-    for chunk in records.chunks(chunk) {
-        let records = records.read(chunk)?;
-        let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
-        let asked = writer.write(&captions).with_context(|| format!("records from {} on", records[0].id))?;
-        for (record, mut asked) in records.iter().zip(asked) {
-            // A question whose answer cannot be chosen is always answered wrongly.
-            let before = asked.len();
-            asked.retain(|question| question.choices.contains(&question.answer));
-            sheet.lost.unanswered += before - asked.len();
-            asked.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
-            if let Some(filter) = filter {
-                asked = filter.keep(&record.caption, asked).with_context(|| format!("record {}", record.id))?;
-            }
-            let questions: Vec<QuestionRecord> = asked.into_iter().map(|question| about(record, question)).collect();
-            sheet.add(&questions)?;
-            task.advance(1);
+    let captions: Vec<&str> = records.iter().map(|record| record.caption.as_str()).collect();
+    let asked = writer.write(&captions).with_context(|| format!("records from {} on", records[0].id))?;
+    for (record, mut asked) in records.iter().zip(asked) {
+        // A question whose answer cannot be chosen is always answered wrongly.
+        let before = asked.len();
+        asked.retain(|question| question.choices.contains(&question.answer));
+        sheet.lost.unanswered += before - asked.len();
+        asked.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
+        if let Some(filter) = filter {
+            asked = filter.keep(&record.caption, asked).with_context(|| format!("record {}", record.id))?;
         }
+        let questions: Vec<QuestionRecord> = asked.into_iter().map(|question| about(record, question)).collect();
+        sheet.add(&questions)?;
     }
     Ok(())
 }
@@ -198,35 +268,4 @@ fn without_questions(config: &RunConfig) -> String {
             )
         }
     }
-}
-
-/// The questions of a file about these records, and what a filter keeps of them.
-fn given(
-    run: &RunContext,
-    filter: Option<&dyn QuestionFilter>,
-    records: &Table<InitialRecord>,
-    sheet: &mut Sheet,
-) -> Result<()> {
-    let path = run.config.ask.file.as_deref().context("ask.file: missing; `ask.writer: file` needs it")?;
-    let given = files::given_questions(path, records)?;
-    let found = given.found();
-    sheet.lost = LeftOut::of_file(found);
-    if found.elsewhere > 0 {
-        run.progress.log(format!("ask: {}: {} entries are about none of the records", path.display(), found.elsewhere));
-    }
-    let task = run.progress.task("ask", "records", records.len(), 0);
-    for chunk in records.chunks(run.config.data.chunk) {
-        for (number, record) in chunk.clone().zip(records.read(chunk)?) {
-            let mut questions = given.questions(number, &record)?;
-            questions.retain(|question| sheet.distinct(&record.id, &question.question, &question.choices));
-            if let Some(filter) = filter {
-                let before = questions.len();
-                questions = kept(questions, filter)?;
-                sheet.lost.filtered += before - questions.len();
-            }
-            sheet.add(&questions)?;
-            task.advance(1);
-        }
-    }
-    Ok(())
 }

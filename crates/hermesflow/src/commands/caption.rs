@@ -39,16 +39,17 @@ pub fn caption(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<(
     let records = scenes::initial_data(run)?;
     let origin = decisive::origin(&run.config, json!({ "caption": run.config.caption }));
     let origin = origin.with(models::player_files(run)?);
-    stage::ensure_same_settings(&run.layout, "caption", stage::store_files(&run.layout.captions()), &origin)?;
+    stage::ensure_same_settings(run, "caption", stage::store_files(&run.layout.captions())?, &origin)?;
     let reader = PictureReader::new(model, run)?;
     let (file, ledger) = (run.layout.captions(), run.layout.ledger("caption"));
-    let stage = Stage { name: "caption", unit: "images", file, ledger, chunk: run.config.data.chunk };
+    let (chunk, sharing) = (run.config.data.chunk, run.sharing.clone());
+    let stage = Stage { name: "caption", unit: "images", file, ledger, chunk, sharing };
     let pictures = Pictures::new(&run.layout, model.resolution());
     let made_from = |record: &InitialRecord| {
         let picture = pictures.digest(record.img_path.as_ref())?;
         Some(digest([&picture, &record.img_path, &record.prompt, &record.caption]))
     };
-    let mut skipped = Skipped::new("caption", &run.progress);
+    let mut skipped = Skipped::new("caption", run);
     let open = |chunk: &[InitialRecord]| -> Vec<Result<OpenedView>> {
         chunk.iter().map(|record| Ok(reader.open_own(record.img_path.as_ref())?.1)).collect()
     };
@@ -70,8 +71,10 @@ pub fn caption(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<(
         }
         caption_chunk(model, run, &readable, &reader.views(pictures)?)
     })?;
-    if let Some(first) = skipped.finish(records.len()).filter(|_| captions == 0) {
-        let _ = std::fs::remove_file(run.layout.captions()); // no captions are no result
+    reader.settle()?;
+    if let Some(first) = skipped.finish(records.len())?.filter(|_| captions == 0) {
+        // No captions are no result.
+        run.once(|run| Ok(std::fs::remove_file(run.layout.captions()).is_ok()))?;
         bail!("no picture could be read: {first}; relative paths begin at data.root, {}", run.layout.data().display());
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! `hermesflow imagine`: the model imagines every caption of the data root.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use anyhow::{Context, Result};
@@ -42,49 +43,68 @@ pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
     let records = scenes::initial_data(run)?;
     let origin = decisive::origin(&run.config, json!({ "imagine": run.config.imagine }));
     let origin = origin.with(models::player_files(run)?);
-    stage::ensure_same_settings(&run.layout, "imagine", vec![run.layout.images()], &origin)?;
-    let mut ledger = Ledger::open(&run.layout.ledger("imagine"))?;
+    stage::ensure_same_settings(run, "imagine", vec![run.layout.images()], &origin)?;
     let images = run.config.imagine.images;
     let made_from = |record: &InitialRecord| digest([&record.caption]);
     let is_there =
         |record: &InitialRecord| (0..images).all(|number| run.layout.image(record.id.as_str(), number).is_file());
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
-    let (mut open, mut done) = (Vec::new(), 0);
-    for chunk in records.chunks(run.config.data.chunk) {
-        let there = records.read(chunk.clone())?;
-        let is_stale = |record: &&InitialRecord| !ledger.was_made_from(&record.id, &made_from(record));
-        let stale: Vec<&InitialRecord> = there.iter().filter(is_stale).collect();
-        if stale.is_empty() && there.iter().all(is_there) {
-            done += chunk.len() * images;
-        } else {
-            // Whatever lies there is of no record until all of a record's images do.
-            ledger.strike(there.iter().map(|record| &record.id))?;
-            open.push(chunk);
+    let chunks: Vec<Range<usize>> = records.chunks(run.config.data.chunk).collect();
+    let open = run.group().once(|| -> Result<Vec<usize>> {
+        let mut ledger = Ledger::open(&run.layout.ledger("imagine"))?;
+        let mut open = Vec::new();
+        for (number, chunk) in chunks.iter().enumerate() {
+            let there = records.read(chunk.clone())?;
+            let is_stale = |record: &InitialRecord| !ledger.was_made_from(&record.id, &made_from(record));
+            if there.iter().any(is_stale) || !there.iter().all(is_there) {
+                // Whatever lies there is of no record until all of a record's images do.
+                ledger.strike(there.iter().map(|record| &record.id))?;
+                open.push(number);
+            }
         }
-    }
-    let task = run.progress.task("imagine", "images", records.len() * images, done);
-    let store = |(chunk, made): (Vec<InitialRecord>, Vec<Imagined>)| {
-        for image in &made {
-            // The codes first: a picture that is there has its codes.
-            save_codes(&image.codes, &image.path)?;
-            save_png(&image.picture, &image.path)?;
-        }
-        ledger.note(chunk.iter().map(|record| (&record.id, made_from(record))))?;
-        task.advance(made.len());
-        Ok(())
-    };
-    let mut cut = Cut::new("imagine", &run.progress);
-    stage::write_behind(store, |hand_on| {
-        open.into_iter().try_for_each(|chunk| {
-            let chunk = records.read(chunk)?;
-            chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
-            let made = imagine_chunk(model, run, &chunk)
-                .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
-            hand_on((chunk, made))
-        })
+        Ok(open)
     })?;
-    cut.finish(records.len());
-    ledger.finish(&records, |_| true)
+    let open = run.group().tell_numbers(open.as_deref())?;
+    let mut ledger = run.group().first(|| Ledger::open(&run.layout.ledger("imagine")))?;
+    run.group().meet()?; // no one notes before all have read
+    if !run.group().is_alone() {
+        ledger.append_as(run.group().rank())?;
+    }
+    let left: usize = open.iter().map(|number| chunks[*number].len()).sum();
+    let task = run.progress.task("imagine", "images", records.len() * images, (records.len() - left) * images);
+    let mut cut = Cut::new("imagine", run);
+    run.group().deal(
+        open.len(),
+        |count| task.advance(count),
+        |deal| {
+            let store = |(chunk, made): (Vec<InitialRecord>, Vec<Imagined>)| {
+                for image in &made {
+                    // The codes first: a picture that is there has its codes.
+                    save_codes(&image.codes, &image.path)?;
+                    save_png(&image.picture, &image.path)?;
+                }
+                ledger.note(chunk.iter().map(|record| (&record.id, made_from(record))))?;
+                deal.done(made.len());
+                Ok(())
+            };
+            stage::write_behind(store, |hand_on| {
+                while let Some(at) = deal.next()? {
+                    let chunk = records.read(chunks[open[at]].clone())?;
+                    chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
+                    let made = imagine_chunk(model, run, &chunk)
+                        .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
+                    hand_on((chunk, made))?;
+                }
+                Ok(())
+            })
+        },
+    )?;
+    cut.finish(records.len(), |count| Ok(run.group().total(count)?))?;
+    run.group().once(|| {
+        ledger.collect()?;
+        ledger.finish(&records, |_| true)
+    })?;
+    Ok(())
 }
 
 /// An image and where it belongs.

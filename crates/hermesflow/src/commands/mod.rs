@@ -32,6 +32,7 @@ mod run;
 mod samplers;
 mod scenes;
 mod t2i;
+mod together;
 mod train;
 mod verify;
 
@@ -59,9 +60,13 @@ impl Cli {
     /// # Errors
     /// What the command says.
     pub fn run(self) -> Result<()> {
+        together::begin(SHARED.contains(&self.command.file()), self.command.file())?;
         self.command.run()
     }
 }
+
+/// Commands that several processes can do together, by their files.
+const SHARED: [&str; 7] = ["run", "caption", "imagine", "ask", "answer", "pair", "train"];
 
 /// Lists the commands, in the order of the help: the name that clap makes the command's name of, and its file.
 macro_rules! commands {
@@ -75,6 +80,13 @@ macro_rules! commands {
             fn run(self) -> Result<()> {
                 match self {
                     $(Self::$name(args) => $file::run(args),)*
+                }
+            }
+
+            /// The command's file, by which it is called here.
+            fn file(&self) -> &'static str {
+                match self {
+                    $(Self::$name(_) => stringify!($file),)*
                 }
             }
         }

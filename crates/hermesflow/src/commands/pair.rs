@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 
 use anyhow::{Context, Result, ensure};
 
@@ -13,9 +14,10 @@ use crate::judges::{self, Judges};
 use crate::made::{Origin, WholeFile};
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
+use crate::run::stage;
 use hermesflow_records::{
-    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, ScoreRecord, Table, first_round, later_round,
-    ranked,
+    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, PairRecord, ScoreRecord, Table, first_round,
+    later_round, ranked,
 };
 use hermesflow_score::CaptionSimilarity;
 
@@ -31,7 +33,9 @@ stage_command! {
     ///
     /// Example: hermesflow pair scenes pair.min_accuracy=0.8
     "pair", |run| {
-        say!("{}", pair(run)?)?;
+        if let Some(chosen) = pair(run)? {
+            say!("{chosen}")?;
+        }
         Ok(run.layout.pairs())
     }
 }
@@ -61,11 +65,23 @@ impl fmt::Display for Chosen {
     }
 }
 
-/// Chooses and writes the pairs of an iteration.
+/// Chooses and writes the pairs of an iteration; what became of the records, for the writer. Where several processes do a
+/// run, they share out what a judge with weights has to say.
 ///
 /// # Errors
 /// Names the record and the file that stand in the way.
-pub fn pair(run: &RunContext) -> Result<Chosen> {
+pub fn pair(run: &RunContext) -> Result<Option<Chosen>> {
+    if !run.group().is_alone() && run.config.pair.similarity.model().is_some() {
+        let (records, competition) = (scenes::initial_data(run)?, Competition::open(run)?);
+        let of_chunk = |chunk: Range<usize>| competition.contests(&records, chunk).map(drop);
+        stage::share_out("similarity", "records", &competition.chunks(&records), run, of_chunk)?;
+        competition.judges.settle()?;
+    }
+    run.once(choose)
+}
+
+/// Chooses and writes the pairs of an iteration, in one process.
+fn choose(run: &RunContext) -> Result<Chosen> {
     let records = scenes::initial_data(run)?;
     let competition = Competition::open(run)?;
     let output = WholeFile {
@@ -80,13 +96,13 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
     };
     let (mut pairs, mut chosen) = (output.begin()?, Chosen::default());
     let mut scored = scores.begin()?;
-    match run.layout.previous().filter(|_| !run.config.data.fresh) {
-        None => {
-            let task = run.progress.task("similarity", "records", records.len(), 0);
-            for chunk in records.chunks(run.config.data.chunk) {
-                for record in records.read(chunk)? {
-                    let (candidates, mut all) = competition.candidates(record)?;
-                    match first_round(&candidates, run.config.pair.min_accuracy) {
+    let chunks = competition.chunks(&records);
+    let task = run.progress.task("similarity", "records", chunks.last().map_or(0, |chunk| chunk.end), 0);
+    for chunk in chunks {
+        for contest in competition.contests(&records, chunk)? {
+            match contest {
+                Contest::First(new, mut all) => {
+                    match first_round(&new, run.config.pair.min_accuracy) {
                         Ok(pair) => pairs.push(&pair)?,
                         Err(reason) => {
                             all.outcome = reason.to_string();
@@ -94,33 +110,26 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
                         }
                     }
                     scored.push(&all)?;
-                    task.advance(1);
                 }
-            }
-        }
-        Some(previous) => {
-            let old = files::pairs(&previous.pairs())?;
-            let task = run.progress.task("similarity", "pairs", old.len(), 0);
-            for chunk in old.chunks(run.config.data.chunk) {
-                for old in old.read(chunk)? {
-                    let new = records.of_id(&old.id)?.pop().map(|record| competition.candidates(record)).transpose()?;
+                Contest::Later(old, new) => {
                     let (captions, images, all) = match new {
                         Some((new, all)) => (new.captions, new.images, Some(all)),
                         None => Default::default(),
                     };
                     let renewed = later_round(&old, &captions, &images);
-                    let carried = renewed == old;
+                    let carried = renewed == *old;
                     chosen.carried += usize::from(carried);
                     pairs.push(&renewed)?;
                     if let Some(mut all) = all {
                         all.outcome = if carried { ScoreRecord::CARRIED.into() } else { all.outcome };
                         scored.push(&all)?;
                     }
-                    task.advance(1);
                 }
             }
+            task.advance(1);
         }
     }
+    competition.judges.settle()?;
     chosen.kept = pairs.len();
     scores.publish(scored, Origin::default())?;
     output.publish(pairs, Origin::default())?;
@@ -133,6 +142,15 @@ struct Competition<'a> {
     captions: Table<CaptionRecord>,
     similarity: Box<dyn CaptionSimilarity>,
     images: Images,
+    judges: Judges,
+    /// The pairs of the iteration before, where they are renewed.
+    old: Option<Table<PairRecord>>,
+}
+
+/// A record's candidates and all their scores, in the first iteration or against an earlier pair.
+enum Contest {
+    First(Candidates, ScoreRecord),
+    Later(Box<PairRecord>, Option<(Candidates, ScoreRecord)>),
 }
 
 /// Where the scores of images come from.
@@ -149,8 +167,34 @@ impl<'a> Competition<'a> {
             ImageJudge::Itself => Images::Answers(files::answers(&run.layout.answers())?),
             ImageJudge::Oracle => Images::Oracle(Pictures::new(&run.layout, hermesflow_scenes::scene::SIDE)),
         };
-        let similarity = Judges::of_run(run)?.similarity(run.config.pair.similarity)?;
-        Ok(Self { run, captions, similarity, images })
+        let judges = Judges::of_run(run)?;
+        let similarity = judges.similarity(run.config.pair.similarity)?;
+        let previous = run.layout.previous().filter(|_| !run.config.data.fresh);
+        let old = previous.map(|previous| files::pairs(&previous.pairs())).transpose()?;
+        Ok(Self { run, captions, similarity, images, judges, old })
+    }
+
+    /// The work in chunks: of the records, or of the pairs that are renewed.
+    fn chunks(&self, records: &Table<InitialRecord>) -> Vec<Range<usize>> {
+        let chunk = self.run.config.data.chunk;
+        match &self.old {
+            None => records.chunks(chunk).collect(),
+            Some(old) => old.chunks(chunk).collect(),
+        }
+    }
+
+    /// What competes in a chunk.
+    fn contests(&self, records: &Table<InitialRecord>, chunk: Range<usize>) -> Result<Vec<Contest>> {
+        let Some(old) = &self.old else {
+            let records = records.read(chunk)?.into_iter();
+            let first = |(new, all)| Contest::First(new, all);
+            return records.map(|record| self.candidates(record).map(first)).collect();
+        };
+        let renew = |old: PairRecord| {
+            let new = records.of_id(&old.id)?.pop().map(|record| self.candidates(record)).transpose()?;
+            Ok(Contest::Later(Box::new(old), new))
+        };
+        old.read(chunk)?.into_iter().map(renew).collect()
     }
 
     /// A record with the captions and images that compete for its pair, and all scores that were given.

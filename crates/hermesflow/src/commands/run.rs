@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use hermesflow_group::Group;
 
 use super::args::ConfigArgs;
 use super::{answer, ask, caption, imagine, pair, train};
@@ -40,14 +41,17 @@ pub struct Args {
 pub fn run(args: Args) -> Result<()> {
     let config = args.config.load()?;
     let progress = Progress::stderr();
-    if args.watch {
+    if args.watch && Group::world().is_writer() {
         progress.log(format!("report: {}", serve::beside(&config.output)?));
     }
     run_loop(&config, &progress, |_, _| Ok(()))?;
     // In the log: the one line of the results is the model, which scripts take.
-    if let Some(report) = write_report(&config.output, &progress) {
-        progress.log(format!("look at: {}", report.display()));
-    }
+    Group::world().once(|| {
+        if let Some(report) = write_report(&config.output, &progress) {
+            progress.log(format!("look at: {}", report.display()));
+        }
+        Ok::<_, anyhow::Error>(())
+    })?;
     say!("{}", RunLayout::new(&config, config.iterations).model().display())
 }
 
@@ -79,19 +83,25 @@ pub fn run_loop(
     let first = RunContext::new(config.clone(), 1, progress.clone());
     before::folders(&first)?;
     let stages = STAGES.iter().map(|stage| first.layout.lock(stage)).chain([first.layout.training_lock()]);
-    let _lock = Lock::take(stages)?;
-    folder::check(config)?;
-    if before::has_records(config) {
-        before::check(&first)?;
-    }
-    folder::save_config(config)?;
-    kernels::settle(config, true)?;
-    if before::has_records(config) {
-        Judges::of_run(&first)?.fetch(config)?;
-    }
+    let _lock = first.group().once(|| Lock::take(stages))?;
+    first.group().once(|| {
+        folder::check(config)?;
+        if before::has_records(config) {
+            before::check(&first)?;
+        }
+        folder::save_config(config)
+    })?;
+    kernels::settle_together(config, first.group())?;
+    first.group().first(|| {
+        if before::has_records(config) {
+            Judges::of_run(&first)?.fetch(config)?;
+        }
+        models::fetch(&config.model, progress)
+    })?;
     let mut player = models::open(&config.model, progress)?;
     models::ensure_trainable(player.trains_captions(), config)?;
     train::warn(&first);
+    train::ensure_shared(&player, &first)?;
     after(0, &player)?;
     let base = (config.train.reference == Reference::Run).then(|| player.clone());
     for iteration in 1..=config.iterations {
@@ -125,7 +135,8 @@ pub fn curate(player: &Model, run: &RunContext) -> Result<()> {
         ask::ask(run)?;
         answer::answer(player, run)?;
     }
-    let chosen = pair::pair(run)?;
-    run.progress.log(chosen.to_string());
+    if let Some(chosen) = pair::pair(run)? {
+        run.progress.log(chosen.to_string());
+    }
     Ok(())
 }

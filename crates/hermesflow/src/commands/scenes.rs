@@ -34,6 +34,10 @@ stage_command! {
 /// When there are none, the file is broken, or the records that are there were drawn under other settings; the file and
 /// the record are named.
 pub fn initial_data(run: &RunContext) -> Result<Table<InitialRecord>> {
+    run.group().first(|| drawn_or_read(run))
+}
+
+fn drawn_or_read(run: &RunContext) -> Result<Table<InitialRecord>> {
     if let Some(settings) = run.config.data.scenes {
         let output = output(&run.layout);
         let drawn_otherwise = || {

@@ -245,6 +245,9 @@ pub enum OptimizerState {
     Device,
     /// The computer's own memory.
     Host,
+    /// In shares: each of several processes holds one in the computer's own memory and updates that share of the weights.
+    /// In one process as `device`.
+    Shared,
 }
 
 impl OptimizerState {
@@ -342,6 +345,7 @@ impl TrainSettings {
             optimizer_state: match self.optimizer_state {
                 OptimizerState::Auto | OptimizerState::Device => StatePlace::Device,
                 OptimizerState::Host => StatePlace::Host,
+                OptimizerState::Shared => StatePlace::Shared,
             },
             accumulation: self.accumulation,
             max_grad_norm: self.max_grad_norm,

@@ -23,12 +23,13 @@ pub use hermesflow_score::choice::{alike, prompt};
 pub use replies::{Answered, meant, right};
 pub use scenes::oracle;
 
-use crate::cache::scores::ScoreCache;
+use crate::cache::scores::{self, ScoreCache};
 use crate::config::{AnswerScore, Filter, ImageJudge, JudgeSettings, Matcher, RunConfig, Similarity, Writer};
 use crate::digest::{self, digest};
 use crate::models::hub::{Hub, Parts};
 use crate::progress::Progress;
 use crate::run::context::RunContext;
+use crate::run::sharing::Sharing;
 use remembered::Remembered;
 use scenes::SceneWriter;
 
@@ -41,6 +42,8 @@ pub struct Judges {
     seed: u64,
     /// The folder of stored scores; `None` stores nothing.
     scores: Option<PathBuf>,
+    /// Who asks them together.
+    sharing: Sharing,
     progress: Progress,
 }
 
@@ -52,12 +55,22 @@ impl Judges {
     pub fn of_run(run: &RunContext) -> Result<Self> {
         let (settings, device) = (run.config.judges.clone(), run.config.model.device_name()?);
         let scores = Some(run.layout.scores());
-        Ok(Self { settings, device, seed: run.config.seed, scores, progress: run.progress.clone() })
+        let (sharing, progress) = (run.sharing.clone(), run.progress.clone());
+        Ok(Self { settings, device, seed: run.config.seed, scores, sharing, progress })
     }
 
     /// Judges on the CPU that store nothing.
     pub fn alone(settings: JudgeSettings, progress: &Progress) -> Self {
-        Self { settings, device: DeviceName::Cpu, seed: 0, scores: None, progress: progress.clone() }
+        let sharing = Sharing::default();
+        Self { settings, device: DeviceName::Cpu, seed: 0, scores: None, sharing, progress: progress.clone() }
+    }
+
+    /// Puts in order what several processes stored, at the end of a stage; no judge may be asked anything new afterwards.
+    ///
+    /// # Errors
+    /// When a file cannot be written, or another process is gone.
+    pub fn settle(&self) -> Result<()> {
+        self.scores.as_ref().map_or(Ok(()), |folder| scores::settle(folder, &self.sharing))
     }
 
     /// Fetches the models of all judges that a run asks, so that a missing one is noticed before hours of work.
@@ -177,7 +190,7 @@ impl Judges {
             Some(folder) => {
                 // The device counts, because another one rounds differently.
                 let identity = digest([digest::of_loaded_model(&found)?.as_str(), settings, &self.device.to_string()]);
-                Some(ScoreCache::open(&folder.join(format!("{judge}-{}.jsonl", &identity[..12])))?)
+                Some(ScoreCache::open(&folder.join(format!("{judge}-{}.jsonl", &identity[..12])), &self.sharing)?)
             }
         };
         let (device, progress, model) = (self.device, self.progress.clone(), model.to_owned());

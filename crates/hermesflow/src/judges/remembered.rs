@@ -124,6 +124,7 @@ mod tests {
     use std::rc::Rc;
 
     use super::*;
+    use crate::run::sharing::Sharing;
 
     /// Counts how many texts it is asked about.
     struct Counting(Rc<RefCell<Vec<usize>>>);
@@ -148,7 +149,7 @@ mod tests {
         let (asked, loads) = (Rc::new(RefCell::new(Vec::new())), Rc::new(RefCell::new(0)));
         let judge = || {
             let (asked, loads) = (asked.clone(), loads.clone());
-            let cache = ScoreCache::open(&folder.path().join("scores.jsonl")).unwrap();
+            let cache = ScoreCache::open(&folder.path().join("scores.jsonl"), &Sharing::default()).unwrap();
             Remembered::new("counting", Some(cache), move || {
                 *loads.borrow_mut() += 1;
                 Ok(Counting(asked.clone()))

@@ -1,10 +1,10 @@
 //! A digest per record of what its result was made from.
 
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
-use hermesflow_records::{AppendLog, IdKey, InitialRecord, RecordId, Table};
+use hermesflow_records::{AppendLog, IdKey, InitialRecord, RecordId, Table, of_process};
 use serde::{Deserialize, Serialize};
 
 use crate::files;
@@ -25,23 +25,53 @@ struct Line {
 /// A result is noted after it is stored. Killed in between, it is made once more.
 #[derive(Debug)]
 pub struct Ledger {
+    path: PathBuf,
     log: AppendLog,
     noted: HashMap<IdKey, u128>,
 }
 
 impl Ledger {
-    /// Opens the file of the notes; it need not exist yet.
+    /// Opens the file of the notes, which need not exist yet, and takes over what several processes noted in logs of their
+    /// own.
     ///
     /// # Errors
     /// When it is there and cannot be read.
     pub fn open(path: &Path) -> Result<Self> {
-        let (mut log, mut noted) = (AppendLog::of_lines(path)?, HashMap::new());
-        log.each(|_, line| {
+        let mut ledger = Self { path: path.into(), log: AppendLog::of_lines(path)?, noted: HashMap::new() };
+        ledger.log.take_over()?;
+        ledger.read()?;
+        Ok(ledger)
+    }
+
+    fn read(&mut self) -> Result<()> {
+        let noted = &mut self.noted;
+        self.log.each(|_, line| {
             if let Ok(line) = serde_json::from_slice::<Line>(line) {
-                take(&mut noted, line.id.key(), &line.made_from);
+                take(noted, line.id.key(), &line.made_from);
             }
         })?;
-        Ok(Self { log, noted })
+        Ok(())
+    }
+
+    /// Begins to note in the log of one of several processes, which is empty.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn append_as(&mut self, rank: usize) -> Result<()> {
+        self.log = AppendLog::of_lines(&of_process(&self.path, rank))?;
+        Ok(())
+    }
+
+    /// Takes over what all processes have noted in logs of their own, when none does so any longer.
+    ///
+    /// # Errors
+    /// When a file cannot be read or written.
+    pub fn collect(&mut self) -> Result<()> {
+        self.log = AppendLog::of_lines(&self.path)?;
+        if self.log.take_over()? {
+            self.read()?;
+        }
+        Ok(())
     }
 
     /// Whether a record's result was made from this.
@@ -88,7 +118,7 @@ impl Ledger {
                 }
             }
         }
-        files::write_if_other(self.log.path(), &whole)
+        files::write_if_other(&self.path, &whole)
     }
 }
 

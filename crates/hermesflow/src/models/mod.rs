@@ -17,7 +17,8 @@ use hermesflow_models::UnifiedModel;
 use hermesflow_train::Sides;
 
 use self::backbone::kind;
-use self::kind::ImageTokenizer;
+use self::hub::{Hub, Parts};
+use self::kind::{ImageTokenizer, Source};
 use crate::config::{ModelSettings, ObjectiveName, Reference, RunConfig};
 use crate::digest::{self, digest};
 use crate::progress::Progress;
@@ -30,6 +31,29 @@ use crate::run::layout::RunLayout;
 /// Names the file that is missing, broken or does not fit, or the number of `model.expect` that it does not have.
 pub fn open(settings: &ModelSettings, progress: &Progress) -> Result<Model> {
     kind(settings, progress)?.open(settings, progress)
+}
+
+/// Fetches what [`open`] needs, so that it finds everything on this machine.
+///
+/// # Errors
+/// Names the checkpoint that cannot be had, or what is wrong with it.
+pub fn fetch(settings: &ModelSettings, progress: &Progress) -> Result<()> {
+    if settings.is_embedded() {
+        return Ok(());
+    }
+    let (kind, hub) = (kind(settings, progress)?, Hub::from_environment()?);
+    let fetch =
+        |Source { key, name, parts }: &Source| hub.model(name, Some(*parts), progress).with_context(|| key.to_string());
+    let sources = kind.sources(settings);
+    // The smallest first: what is missing is said before gigabytes are fetched.
+    let small = sources.iter().filter(|source| source.parts == Parts::Tokenizer);
+    small.map(fetch).collect::<Result<Vec<_>>>()?;
+    let places = sources.iter().map(fetch).collect::<Result<Vec<_>>>()?;
+    if let Some(further) = kind.about(&places)?.further {
+        let name = settings.clip.clone().unwrap_or_else(|| further.name.clone());
+        fetch(&Source { name, ..further })?;
+    }
+    Ok(())
 }
 
 /// Loads the image tokenizer alone.

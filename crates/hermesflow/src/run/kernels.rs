@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Context, Result, anyhow};
+use anyhow::{Context, Result, anyhow, ensure};
+use hermesflow_group::Group;
 use hermesflow_models::device::DeviceName;
 use hermesflow_models::kernels::{self, Choices};
 use serde::{Deserialize, Serialize};
@@ -31,8 +32,7 @@ fn path(config: &RunConfig) -> PathBuf {
 /// # Errors
 /// When `model.kernels` names a kernel that this CPU lacks, or the note cannot be read or written.
 pub fn settle(config: &RunConfig, keep: bool) -> Result<()> {
-    let on_cpu = matches!(config.model.device_name(), Ok(DeviceName::Cpu));
-    if !on_cpu || !config.multiplies_bf16() {
+    if !multiplies(config) {
         return install(None);
     }
     let pinned = config.model.kernels.pinned();
@@ -72,6 +72,28 @@ pub fn settle(config: &RunConfig, keep: bool) -> Result<()> {
         _ => {}
     }
     Ok(())
+}
+
+/// Gives all processes of a run the same kernels: the writer settles them, and the others read what it noted.
+///
+/// # Errors
+/// As [`settle`]; when this process cannot have the kernels of the first one, or another process is gone.
+pub fn settle_together(config: &RunConfig, group: &Group) -> Result<()> {
+    group.first(|| settle(config, true))?;
+    let used = kernels::current().to_string();
+    let first = group.tell(Some(used.clone().into_bytes()))?;
+    let first = String::from_utf8_lossy(&first);
+    ensure!(
+        !multiplies(config) || first == used,
+        "model.kernels: this process multiplies by `{used}` and the first one by `{first}`, which sum in other orders; set \
+         model.kernels to one that all their CPUs have, and HERMESFLOW_CPU alike for all"
+    );
+    Ok(())
+}
+
+/// Whether anything is multiplied in bf16 on the CPU.
+fn multiplies(config: &RunConfig) -> bool {
+    matches!(config.model.device_name(), Ok(DeviceName::Cpu)) && config.multiplies_bf16()
 }
 
 fn install(choices: Option<Choices>) -> Result<()> {

@@ -9,5 +9,6 @@ pub mod layout;
 pub mod pictures;
 pub mod preview;
 pub mod questions;
+pub mod sharing;
 pub mod stage;
 pub mod texts;

@@ -7,10 +7,10 @@ use hermesflow_models::preprocess::load_square;
 use hermesflow_records::RecordId;
 use image::RgbImage;
 
+use super::context::RunContext;
 use super::layout::RunLayout;
 use crate::digest;
 use crate::files;
-use crate::progress::Progress;
 
 /// Reads pictures at a model's resolution.
 #[derive(Debug, Clone)]
@@ -137,32 +137,38 @@ pub fn slug(text: &str) -> String {
 #[derive(Debug)]
 pub struct Skipped<'a> {
     stage: &'static str,
-    progress: &'a Progress,
+    run: &'a RunContext,
     count: usize,
     first: Option<String>,
 }
 
 impl<'a> Skipped<'a> {
     /// No record skipped yet.
-    pub fn new(stage: &'static str, progress: &'a Progress) -> Self {
-        Self { stage, progress, count: 0, first: None }
+    pub fn new(stage: &'static str, run: &'a RunContext) -> Self {
+        Self { stage, run, count: 0, first: None }
     }
 
     /// Counts a record that is skipped, and why; the first ones are named in the log.
     pub fn add(&mut self, id: &RecordId, why: &anyhow::Error) {
         let said = format!("record {id}: {why:#}");
-        self.progress.log_few(self.stage, self.count, format_args!("skipped {said}"));
+        self.run.progress.log_few(self.stage, self.count, format_args!("skipped {said}"));
         self.count += 1;
         self.first.get_or_insert(said);
     }
 
-    /// Logs how many of `of` records were skipped; returns the first one, if any.
-    pub fn finish(self, of: usize) -> Option<String> {
-        if self.count > 0 {
-            let line = format!("{}: skipped {} of {of} records: their pictures cannot be read", self.stage, self.count);
-            self.progress.log(line);
+    /// Logs how many of `of` records were skipped, by all processes; returns one of them, if any.
+    ///
+    /// # Errors
+    /// When another process is gone.
+    pub fn finish(self, of: usize) -> Result<Option<String>> {
+        let count = self.run.group().total(self.count)?;
+        if count > 0 {
+            let line = format!("{}: skipped {count} of {of} records: their pictures cannot be read", self.stage);
+            self.run.progress.log(line);
         }
-        self.first
+        let firsts = self.run.group().gather(self.first.unwrap_or_default().as_bytes())?;
+        let first = firsts.into_iter().find(|first| !first.is_empty());
+        Ok(first.map(|first| String::from_utf8_lossy(&first).into_owned()))
     }
 }
 

@@ -2,19 +2,21 @@
 //!
 //! Records are worked on in chunks whose borders depend on the list alone. A chunk that was cut off is
 //! made again as a whole, so the numbers in a batch never depend on where a run was interrupted, and
-//! the files of an interrupted run are, byte for byte, those of an undisturbed one.
+//! the files of an interrupted run are, byte for byte, those of an undisturbed one. Where several processes do a run, chunks
+//! go to whoever is free, each process appends to logs of its own, and the writer puts everything in order at the end.
 
 use std::collections::HashSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::sync_channel;
 
-use anyhow::{Result, anyhow};
-use hermesflow_records::{Fnv1a, IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed};
+use anyhow::{Context, Result, anyhow};
+use hermesflow_group::Group;
+use hermesflow_records::{Fnv1a, IdKey, InitialRecord, Record, RecordId, Store, Table, derive_seed, of_processes};
 use rayon::prelude::*;
 
 use super::context::RunContext;
-use super::layout::RunLayout;
+use super::sharing::Sharing;
 use crate::made::{Ledger, Origin, Results};
 use crate::progress::Progress;
 
@@ -31,6 +33,19 @@ pub struct Stage {
     pub ledger: PathBuf,
     /// Records per chunk.
     pub chunk: usize,
+    /// Who does it.
+    pub sharing: Sharing,
+}
+
+/// What is left to do of a stage.
+#[derive(Debug, Default)]
+struct Open {
+    /// Chunks, by their numbers.
+    chunks: Vec<usize>,
+    /// Records whose results are of something else than what is there now, by their places in the list.
+    stale: Vec<usize>,
+    /// Records that need nothing.
+    done: usize,
 }
 
 impl Stage {
@@ -52,43 +67,139 @@ impl Stage {
         load: impl Fn(&[InitialRecord]) -> L + Sync,
         mut work: impl FnMut(&[InitialRecord], L, &dyn Fn(&RecordId) -> bool) -> Result<Vec<R>>,
     ) -> Result<usize> {
-        let mut store = Store::<R>::open(&self.file)?;
-        let mut ledger = Ledger::open(&self.ledger)?;
+        let group = &self.sharing.group;
         let keys: Vec<IdKey> = records.keys().collect();
-        let (mut open, mut done) = (Vec::new(), 0);
-        for chunk in records.chunks(self.chunk) {
-            if keys[chunk.clone()].iter().any(|key| store.has(*key)) {
-                let there = records.read(chunk.clone())?;
-                let stale = stale(&ledger, there.iter().filter(|one| store.has(one.id.key())).collect(), &made_from);
-                ledger.strike(stale.iter().map(|one| &one.id))?;
-                stale.iter().for_each(|one| store.forget(one.id.key()));
-            }
-            match keys[chunk.clone()].iter().all(|key| store.has(*key)) {
-                true => done += chunk.len(),
-                false => open.push(chunk),
-            }
-        }
-        let task = progress.task(self.name, self.unit, records.len(), done);
-        let load = |chunk: Range<usize>| -> Result<_> {
-            let records = records.read(chunk)?;
+        let chunks: Vec<Range<usize>> = records.chunks(self.chunk).collect();
+        let (mut store, mut ledger, open) = self.begin(records, &keys, &chunks, &made_from)?;
+        let task = progress.task(self.name, self.unit, records.len(), open.done);
+        let load = |number: Result<usize>| -> Result<_> {
+            let number = number?;
+            let records = records.read(chunks[number].clone())?;
             let made_from: Vec<Option<String>> = records.par_iter().map(&made_from).collect();
             let loaded = load(&records);
-            Ok((records, made_from, loaded))
+            Ok((number, records, made_from, loaded))
         };
-        prefetch(open, load, |loaded| {
-            let (chunk, made_from, loaded) = loaded?;
-            let made = work(&chunk, loaded, &|id| store.has(id.key()))?;
-            store.append(&made)?;
-            let noted = chunk.iter().zip(made_from).filter(|(record, _)| made.iter().any(|one| *one.id() == record.id));
-            ledger.note(noted.filter_map(|(record, made_from)| Some((&record.id, made_from?))))?;
-            task.advance(chunk.len());
-            Ok(())
+        let report = |count| task.advance(count);
+        group.deal(open.chunks.len(), report, |deal| {
+            let numbers = std::iter::from_fn(|| Some(deal.next().transpose()?.map_err(Into::into)));
+            let numbers = numbers.map(|at: Result<usize>| at.map(|at| open.chunks[at]));
+            prefetch(numbers, load, |loaded| {
+                let (number, chunk, made_from, loaded) = loaded?;
+                self.sharing.begin(number);
+                let made = work(&chunk, loaded, &|id| store.has(id.key()))?;
+                store.append(&made)?;
+                let noted =
+                    chunk.iter().zip(made_from).filter(|(record, _)| made.iter().any(|one| *one.id() == record.id));
+                ledger.note(noted.filter_map(|(record, made_from)| Some((&record.id, made_from?))))?;
+                deal.done(chunk.len());
+                Ok(())
+            })
         })?;
-        let there: HashSet<IdKey> = keys.iter().copied().filter(|key| store.has(*key)).collect();
-        let count = store.finish(keys.into_iter())?;
-        ledger.finish(records, |key| there.contains(&key))?;
-        Ok(count)
+        let count = group.once(|| {
+            store.collect()?;
+            ledger.collect()?;
+            let there: HashSet<IdKey> = keys.iter().copied().filter(|key| store.has(*key)).collect();
+            let count = store.finish(keys.into_iter())?;
+            ledger.finish(records, |key| there.contains(&key))?;
+            Ok::<_, anyhow::Error>(count)
+        })?;
+        let counts = group.tell_numbers(count.as_ref().map(std::slice::from_ref))?;
+        Ok(counts.first().copied().unwrap_or_default())
     }
+
+    /// Opens what is there, and finds what is left to do: the writer looks, and tells the others.
+    fn begin<R: Record>(
+        &self,
+        records: &Table<InitialRecord>,
+        keys: &[IdKey],
+        chunks: &[Range<usize>],
+        made_from: &(impl Fn(&InitialRecord) -> Option<String> + Sync),
+    ) -> Result<(Store<R>, Ledger, Open)> {
+        let group = &self.sharing.group;
+        let found = group.once(|| {
+            let mut store = Store::<R>::open(&self.file)?;
+            let mut ledger = Ledger::open(&self.ledger)?;
+            let mut open = Open::default();
+            for (number, chunk) in chunks.iter().enumerate() {
+                if keys[chunk.clone()].iter().any(|key| store.has(*key)) {
+                    let there = records.read(chunk.clone())?;
+                    let stale = stale(&ledger, there.iter().filter(|one| store.has(one.id.key())).collect(), made_from);
+                    ledger.strike(stale.iter().map(|one| &one.id))?;
+                    let stale: HashSet<IdKey> = stale.iter().map(|one| one.id.key()).collect();
+                    stale.iter().for_each(|key| store.forget(*key));
+                    open.stale.extend(chunk.clone().filter(|at| stale.contains(&keys[*at])));
+                }
+                match keys[chunk.clone()].iter().all(|key| store.has(*key)) {
+                    true => open.done += chunk.len(),
+                    false => open.chunks.push(number),
+                }
+            }
+            Ok::<_, anyhow::Error>((store, ledger, open))
+        })?;
+        if group.is_alone() {
+            return found.context("nothing was opened");
+        }
+        let (stale, done) =
+            found.as_ref().map_or((None, None), |(_, _, open)| (Some(&open.stale[..]), Some([open.done])));
+        let (stale, done) = (group.tell_numbers(stale)?, group.tell_numbers(done.as_ref().map(|done| &done[..]))?);
+        let chunks = group.tell_numbers(found.as_ref().map(|(_, _, open)| &open.chunks[..]))?;
+        let (mut store, mut ledger, open) = match found {
+            Some(found) => found,
+            None => {
+                let mut store = Store::<R>::open(&self.file)?;
+                stale.iter().for_each(|at| store.forget(keys[*at]));
+                let done = done.first().copied().unwrap_or_default();
+                (store, Ledger::open(&self.ledger)?, Open { chunks, stale, done })
+            }
+        };
+        // No one appends before all have read.
+        group.meet()?;
+        store.append_as(group.rank())?;
+        ledger.append_as(group.rank())?;
+        Ok((store, ledger, open))
+    }
+}
+
+/// Opens results that are written beside those of a stage, for all processes of a group: each appends to a log of its own, and
+/// the writer collects ([`Store::collect`]) what they appended when all are done.
+///
+/// # Errors
+/// When a file cannot be read, or another process is gone.
+pub fn open_together<R: Record>(file: &Path, group: &Group) -> Result<Store<R>> {
+    // The writer takes over first what an earlier run left.
+    let mut store = group.first(|| Ok::<_, anyhow::Error>(Store::open(file)?))?;
+    if !group.is_alone() {
+        // No one appends before all have read.
+        group.meet()?;
+        store.append_as(group.rank())?;
+    }
+    Ok(store)
+}
+
+/// Work whose results all go to caches, chunk by chunk, shared out to all processes.
+///
+/// # Errors
+/// What `work` says, or that another process is gone.
+pub fn share_out(
+    name: &str,
+    unit: &'static str,
+    chunks: &[Range<usize>],
+    run: &RunContext,
+    mut work: impl FnMut(Range<usize>) -> Result<()>,
+) -> Result<()> {
+    let task = run.progress.task(name, unit, chunks.last().map_or(0, |chunk| chunk.end), 0);
+    run.group().deal(
+        chunks.len(),
+        |count| task.advance(count),
+        |deal| {
+            while let Some(number) = deal.next()? {
+                run.sharing.begin(number);
+                work(chunks[number].clone())?;
+                deal.done(chunks[number].len());
+            }
+            Ok(())
+        },
+    )
 }
 
 /// Records whose results were made from something else than what is there now, among records that have results.
@@ -110,8 +221,8 @@ pub fn stale<'r>(
 ///
 /// # Errors
 /// The first one of `work`.
-pub fn prefetch<I: Send, L: Send>(
-    items: Vec<I>,
+pub fn prefetch<I, L: Send>(
+    items: impl IntoIterator<Item = I, IntoIter: Send> + Send,
     load: impl Fn(I) -> L + Sync,
     work: impl FnMut(L) -> Result<()>,
 ) -> Result<()> {
@@ -119,7 +230,13 @@ pub fn prefetch<I: Send, L: Send>(
         // Without room: what is loaded waits with its thread until it is wanted.
         let (sender, loaded) = sync_channel(0);
         let load = &load;
-        scope.spawn(move || items.into_iter().try_for_each(|item| sender.send(load(item))));
+        scope.spawn(move || {
+            for item in items {
+                if sender.send(load(item)).is_err() {
+                    return; // the work has ended with an error
+                }
+            }
+        });
         loaded.into_iter().try_for_each(work)
     })
 }
@@ -166,15 +283,20 @@ pub fn text_number(text: &str) -> u64 {
 ///
 /// # Errors
 /// Names what differs and what to do.
-pub fn ensure_same_settings(layout: &RunLayout, stage: &str, files: Vec<PathBuf>, origin: &Origin) -> Result<()> {
+pub fn ensure_same_settings(run: &RunContext, stage: &str, files: Vec<PathBuf>, origin: &Origin) -> Result<()> {
     let what = format!("the results of `{stage}`");
-    let note = layout.stamp(stage);
-    Results { what: &what, note, files, elsewhere: "another data.root" }.ensure_same_settings(origin)
+    let results = Results { what: &what, note: run.layout.stamp(stage), files, elsewhere: "another data.root" };
+    run.group().first(|| results.ensure_same_settings(origin))
 }
 
-/// The files of a stage's results: the final one, and the one that grows while the stage works.
-pub fn store_files(file: &Path) -> Vec<PathBuf> {
-    vec![file.to_owned(), file.with_extension("jsonl")]
+/// The files of a stage's results: the final one, and those that grow while the stage works.
+///
+/// # Errors
+/// Names the folder that cannot be read.
+pub fn store_files(file: &Path) -> Result<Vec<PathBuf>> {
+    let working = file.with_extension("jsonl");
+    let of_processes = of_processes(&working)?;
+    Ok([file.to_owned(), working].into_iter().chain(of_processes).collect())
 }
 
 #[cfg(test)]
@@ -186,7 +308,7 @@ mod tests {
     fn work_gets_what_was_loaded_for_it_in_order_and_stops_at_its_first_error() {
         let mut seen = Vec::new();
         prefetch(
-            (0..20).collect(),
+            0..20,
             |item| item * item,
             |square| {
                 seen.push(square);
@@ -201,7 +323,7 @@ mod tests {
             last = item;
             if item == 7 { Err(anyhow!("seven")) } else { Ok(()) }
         };
-        assert_eq!(prefetch((0..1000).collect(), |item| item, work).unwrap_err().to_string(), "seven");
+        assert_eq!(prefetch(0..1000, |item| item, work).unwrap_err().to_string(), "seven");
         assert_eq!(last, 7);
     }
 

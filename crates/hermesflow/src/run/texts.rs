@@ -4,20 +4,21 @@ use anyhow::Result;
 use hermesflow_models::UnifiedModel;
 use hermesflow_records::RecordId;
 
+use super::context::RunContext;
 use crate::progress::Progress;
 
 /// Counts the records whose captions are too long to make images from as a whole.
 #[derive(Debug)]
 pub struct Cut<'a> {
     stage: &'static str,
-    progress: &'a Progress,
+    run: &'a RunContext,
     count: usize,
 }
 
 impl<'a> Cut<'a> {
     /// No record counted yet.
-    pub fn new(stage: &'static str, progress: &'a Progress) -> Self {
-        Self { stage, progress, count: 0 }
+    pub fn new(stage: &'static str, run: &'a RunContext) -> Self {
+        Self { stage, run, count: 0 }
     }
 
     /// Counts a record if its caption is cut; the first ones are named in the log.
@@ -27,19 +28,21 @@ impl<'a> Cut<'a> {
     pub fn look(&mut self, model: &impl UnifiedModel, id: &RecordId, caption: &str) -> Result<()> {
         if model.cuts(caption)? {
             let said = format_args!("record {id}: the caption is too long for the model; its end is left out");
-            self.progress.log_few(self.stage, self.count, said);
+            self.run.progress.log_few(self.stage, self.count, said);
             self.count += 1;
         }
         Ok(())
     }
 
-    /// Logs how many captions of `of` records were too long.
-    pub fn finish(self, of: usize) {
-        if self.count > 0 {
-            let Self { stage, count, .. } = self;
-            self.progress
+    /// Logs how many captions of `of` records were too long, `counted` of them by this process and others.
+    pub fn finish(self, of: usize, counted: impl FnOnce(usize) -> Result<usize>) -> Result<()> {
+        let (stage, count) = (self.stage, counted(self.count)?);
+        if count > 0 {
+            self.run
+                .progress
                 .log(format!("{stage}: {count} of {of} captions are too long for the model; their ends are left out"));
         }
+        Ok(())
     }
 }
 

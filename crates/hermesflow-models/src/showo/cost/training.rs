@@ -229,8 +229,10 @@ pub(super) mod tests {
             assert!(again.operations > whole.operations);
             let host = sizes.train(&TrainingWork { host_state: true, ..work() });
             assert_eq!(host.held < whole.held, sizes.is_on_gpu(), "on the CPU there is one memory");
-            let several = sizes.train(&TrainingWork { accumulation: 2, ..work() });
-            assert_eq!(several.held, whole.held + sizes.parameters() * F32);
+            for (accumulation, sums) in [(1, 0), (2, 1), (3, 1), (4, 2), (7, 2), (8, 3)] {
+                let several = sizes.train(&TrainingWork { accumulation, ..work() });
+                assert_eq!(several.held, whole.held + sums * sizes.parameters() * F32);
+            }
         }
     }
 }

@@ -47,31 +47,26 @@ const TOGETHER: usize = 256;
 
 /// Pairs ready for training.
 pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Result<Vec<TrainingPair>> {
-    let source = Source {
-        sides: run.config.train.sides,
-        codes: run.config.train.codes,
-        weights: run.config.train.pair_weights,
-        pictures: Pictures::new(&run.layout, model.resolution()),
-        reader: PictureReader::new(model, run)?,
-        model,
-    };
+    let mut source = Source::new(model, run)?;
+    if source.reader.is_scattered() {
+        // Together; then each finds all that is read of pictures in its last place.
+        let chunks: Vec<Range<usize>> = pairs.chunks(run.config.data.chunk).collect();
+        stage::share_out("encode", "pairs", &chunks, run, |chunk| {
+            let (_, opened) = source.open_all(pairs.read(chunk)?)?;
+            let (own, imagined, _) = apart(opened);
+            source.reader.views(own.into_iter().map(|(_, view)| view).collect())?;
+            source.reader.codes(imagined).map(drop)
+        })?;
+        source.reader.settle()?;
+        source = Source::new(model, run)?;
+    }
     let task = run.progress.task("encode", "pairs", pairs.len(), 0);
-    let mut cut = Cut::new("train", &run.progress);
+    let mut cut = Cut::new("train", run);
     let (mut encoded, mut encoded_anew) = (Vec::with_capacity(pairs.len()), 0);
-    let open = |pair: &PairRecord| source.open(pair).with_context(|| format!("record {}", pair.id));
-    let open = |chunk: Range<usize>| -> Result<(Vec<PairRecord>, Vec<OpenedPair>)> {
-        let pairs = pairs.read(chunk)?;
-        let opened = pairs.iter().map(open).collect::<Result<Vec<_>>>()?;
-        Ok((pairs, opened))
-    };
-    stage::prefetch(pairs.chunks(run.config.data.chunk).collect(), open, |opened| {
+    let open = |chunk: Range<usize>| source.open_all(pairs.read(chunk)?);
+    stage::prefetch(pairs.chunks(run.config.data.chunk), open, |opened| {
         let (chunk, opened) = opened?;
-        let (mut own, mut imagined, mut drawn) = (Vec::new(), Vec::new(), 0);
-        for OpenedPair { own: image, imagined: [win, lose], is_drawn } in opened {
-            own.extend(image);
-            imagined.extend([win, lose]);
-            drawn += usize::from(is_drawn);
-        }
+        let (own, imagined, drawn) = apart(opened);
         encoded_anew += chunk.len() - drawn;
         let mut own = source.reader.own_images(own)?.into_iter();
         let codes = source.reader.codes(imagined)?;
@@ -97,7 +92,8 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
         task.advance(chunk.len());
         Ok(())
     })?;
-    cut.finish(pairs.len());
+    // Every process has looked at all of them.
+    cut.finish(pairs.len(), Ok)?;
     let images = run.config.train.sides != Sides::Und;
     if encoded_anew > 0 && images && run.config.train.codes == ImageCodes::Drawn {
         run.progress.log(format!(
@@ -106,6 +102,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
             pairs.len()
         ));
     }
+    source.reader.settle()?;
     Ok(encoded)
 }
 
@@ -119,6 +116,17 @@ struct OpenedPair {
     is_drawn: bool,
 }
 
+/// The own pictures of pairs, the imagined ones, two of each, and how many pairs have theirs as they were drawn.
+fn apart(opened: Vec<OpenedPair>) -> (Vec<(PictureKey, OpenedView)>, Vec<OpenedCodes>, usize) {
+    let (mut own, mut imagined, mut drawn) = (Vec::new(), Vec::new(), 0);
+    for OpenedPair { own: image, imagined: [win, lose], is_drawn } in opened {
+        own.extend(image);
+        imagined.extend([win, lose]);
+        drawn += usize::from(is_drawn);
+    }
+    (own, imagined, drawn)
+}
+
 /// Where the codes of pairs come from.
 struct Source<'a> {
     sides: Sides,
@@ -129,7 +137,27 @@ struct Source<'a> {
     model: &'a Model,
 }
 
-impl Source<'_> {
+/// Pairs, and the pictures of each.
+type OpenedPairs = (Vec<PairRecord>, Vec<OpenedPair>);
+
+impl<'a> Source<'a> {
+    fn new(model: &'a Model, run: &RunContext) -> Result<Self> {
+        Ok(Self {
+            sides: run.config.train.sides,
+            codes: run.config.train.codes,
+            weights: run.config.train.pair_weights,
+            pictures: Pictures::new(&run.layout, model.resolution()),
+            reader: PictureReader::new(model, run)?,
+            model,
+        })
+    }
+
+    fn open_all(&self, pairs: Vec<PairRecord>) -> Result<OpenedPairs> {
+        let open = |pair: &PairRecord| self.open(pair).with_context(|| format!("record {}", pair.id));
+        let opened = pairs.iter().map(open).collect::<Result<Vec<_>>>()?;
+        Ok((pairs, opened))
+    }
+
     /// The pair's own image, the winning and the losing one; nothing of those that its side does not need.
     fn open(&self, pair: &PairRecord) -> Result<OpenedPair> {
         let nothing = || Opened::Known(Vec::new());

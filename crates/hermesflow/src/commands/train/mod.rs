@@ -22,7 +22,6 @@ use crate::progress::{Progress, Task};
 use crate::run::context::RunContext;
 use crate::run::decisive;
 use crate::run::folder;
-use crate::run::layout::RunLayout;
 use crate::run::stage;
 use crate::world::pretraining::BasePretraining;
 use preview::Previews;
@@ -84,16 +83,37 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let products = run.config.train.products.into();
     let policy = player.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
-    let previews = Previews::of(&policy, run)?;
+    let previews = run.group().once(|| Previews::of(&policy, run))?.flatten();
     let reference = reference.frozen_copy()?.for_training(products)?;
-    let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
-    let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
+    let mut memory = ReferenceFile::open(&run.layout.reference(), &reference, run.group())?;
+    let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, run.group(), |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
     })?;
     drop(task);
     memory.finish()?;
     let trained = all_steps(objective, previews.as_ref(), run)?.into_models().0.frozen_copy()?;
-    hand_over(trained, player, &run.layout)
+    hand_over(trained, player, run)
+}
+
+/// Refuses a number of processes that cannot share out the training of a model, before hours of curation.
+///
+/// # Errors
+/// Names the numbers that can.
+pub fn ensure_shared(player: &Model, run: &RunContext) -> Result<()> {
+    if run.group().is_alone() {
+        return Ok(());
+    }
+    ensure!(
+        run.config.train.objective != ObjectiveName::ContinuePretraining,
+        "train.objective: continue_pretraining is done by one process, and {} were started",
+        run.group().size()
+    );
+    if !run.config.train.parts().is_empty() {
+        return Ok(()); // the training itself counts what it trains
+    }
+    let parameters = player.costs()?.trained() as usize;
+    let parts = run.config.train.pair_dpo(0).parts(parameters) * run.config.train.accumulation;
+    Ok(hermesflow_train::Error::unless_shared(run.group(), parts)?)
 }
 
 /// What gives pairs where there are none, and is not refused then.
@@ -118,7 +138,7 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
         return Ok(model);
     }
     let model = player.trainable_parts(run.config.train.parts())?;
-    let previews = Previews::of(&model, run)?;
+    let previews = run.group().once(|| Previews::of(&model, run))?.flatten();
     let objective = BasePretraining {
         model,
         mix: run.config.train.pretraining.clone(),
@@ -127,7 +147,7 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
         seed: stage::seed(run, "train", &[]),
     };
     let trained = all_steps(objective, previews.as_ref(), run)?.model.frozen_copy()?;
-    hand_over(trained, player, &run.layout)
+    hand_over(trained, player, run)
 }
 
 /// Notes what decides a training, in its folder; the model that already exists, if it is.
@@ -135,6 +155,14 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
 /// # Errors
 /// When what is there was made from something else; names what differs.
 fn begin(
+    player: &Model,
+    run: &RunContext,
+    inputs: impl IntoIterator<Item = (String, String)>,
+) -> Result<Option<Model>> {
+    run.group().first(|| begin_or_find(player, run, inputs))
+}
+
+fn begin_or_find(
     player: &Model,
     run: &RunContext,
     inputs: impl IntoIterator<Item = (String, String)>,
@@ -155,7 +183,7 @@ fn begin(
         run.progress.log(format!("train: {} already exists", run.layout.model().display()));
         return models::trained(player, &run.layout).map(Some);
     }
-    files::write_atomically(&run.layout.training().join("config.yaml"), run.config.to_yaml()?.as_bytes())?;
+    files::write_if_other(&run.layout.training().join("config.yaml"), run.config.to_yaml()?.as_bytes())?;
     Ok(None)
 }
 
@@ -165,7 +193,7 @@ fn begin(
 /// When a step fails, or the likelihood watch stopped the run: then no model is saved, and there is no next iteration.
 fn all_steps<O: Objective>(objective: O, previews: Option<&Previews<'_>>, run: &RunContext) -> Result<O> {
     let folder = run.layout.training();
-    let mut trainer = Trainer::new(objective, run.config.train.trainer(), &folder)?;
+    let mut trainer = Trainer::in_group(objective, run.config.train.trainer(), &folder, run.group().clone())?;
     for (checkpoint, why) in trainer.passed_over() {
         run.progress.log(format!("WARNING: train: {} cannot be read and is skipped: {why}", checkpoint.display()));
     }
@@ -213,10 +241,10 @@ fn show(report: &StepReport, task: &Task, progress: &Progress) {
 
 /// Saves what was trained, and opens it again as the player's successor: in the type of `model.dtype`, as a run that was
 /// killed right here and started again would have it.
-fn hand_over(trained: Model, player: &Model, layout: &RunLayout) -> Result<Model> {
-    save(&trained, &layout.model())?;
+fn hand_over(trained: Model, player: &Model, run: &RunContext) -> Result<Model> {
+    run.group().once(|| save(&trained, &run.layout.model()))?;
     drop(trained);
-    models::trained(player, layout)
+    models::trained(player, &run.layout)
 }
 
 /// Saves a model so that its folder is whole or absent.

@@ -1,0 +1,182 @@
+//! Several processes do one run over MPI: the files of one process, byte for byte; what one number of processes began
+//! another continues; who dies ends the job, and who cannot be shared out is refused.
+//!
+//! Runs where the build has the feature `mpi` and `mpirun` is there.
+#![cfg(feature = "mpi")]
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+const RUN: &str = "
+seed: 3
+iterations: 2
+output: out
+data: { root: data, scenes: { records: 10 }, fresh: true, chunk: 2 }
+model: { showo: embedded }
+caption: { max_new_tokens: 8 }
+imagine: { images: 4, steps: 2, guidance: 0.0, temperature: 4.0 }
+ask: { writer: scenes }
+answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
+pair: { similarity: lexical, min_accuracy: 0.0 }
+train: { codes: encoded, batch_size: 8, checkpoint_every: 2, schedule: { steps: 4, warmup_steps: 1, learning_rate: 1.0e-3 } }
+";
+
+/// The program with so many processes; one is started without a launcher.
+fn hermesflow(folder: &Path, processes: usize, arguments: &[&str]) -> Command {
+    let program = env!("CARGO_BIN_EXE_hermesflow");
+    let mut command = match processes {
+        1 => Command::new(program),
+        _ => {
+            let mut mpirun = Command::new("mpirun");
+            mpirun.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", &processes.to_string()]);
+            mpirun.arg(program);
+            mpirun
+        }
+    };
+    command.args(arguments).current_dir(folder).env("RAYON_NUM_THREADS", "1").stdin(Stdio::null());
+    command
+}
+
+fn done(folder: &Path, processes: usize, arguments: &[&str]) -> Output {
+    let output = hermesflow(folder, processes, arguments).output().unwrap();
+    assert!(output.status.success(), "{processes} processes: {}", String::from_utf8_lossy(&output.stderr));
+    output
+}
+
+fn fresh() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("run.yaml"), RUN).unwrap();
+    folder
+}
+
+/// Every file below a folder with its bytes, and every empty folder.
+fn tree(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        if path.is_dir() {
+            let inside = tree(&path);
+            if inside.is_empty() {
+                found.insert(name.clone() + "/", Vec::new());
+            }
+            found.extend(inside.into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
+        } else {
+            found.insert(name, std::fs::read(&path).unwrap());
+        }
+    }
+    found
+}
+
+fn assert_same(one: &BTreeMap<String, Vec<u8>>, other: &BTreeMap<String, Vec<u8>>, what: &str) {
+    let differing: Vec<&String> =
+        one.keys().chain(other.keys()).filter(|name| one.get(*name) != other.get(*name)).collect();
+    assert!(differing.is_empty(), "{what}: {differing:?}");
+}
+
+#[test]
+fn a_run_of_two_and_four_processes_is_the_run_of_one() {
+    let whole = |processes: usize, settings: &[&str]| {
+        let folder = fresh();
+        let output = done(folder.path(), processes, &[&["run", "run.yaml"], settings].concat());
+        assert_eq!(String::from_utf8_lossy(&output.stdout).trim(), "out/train_iter2/model", "said once");
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(said.matches("iteration 1 of 2").count(), 1, "{said}");
+        tree(folder.path())
+    };
+    let one = whole(1, &[]);
+    assert!(one.contains_key("out/train_iter2/model/pytorch_model.safetensors"), "{:?}", one.keys());
+    assert_same(&one, &whole(2, &[]), "two processes");
+    assert_same(&one, &whole(4, &[]), "four processes");
+    let shared = ["train.optimizer_state=shared"];
+    assert_same(&whole(1, &shared), &whole(4, &shared), "the optimizer's state in shares");
+}
+
+#[test]
+fn every_stage_is_done_by_three_processes_and_continued_by_others() {
+    let (alone, together) = (fresh(), fresh());
+    for (stage, processes) in [("caption", 3), ("imagine", 2), ("ask", 3), ("answer", 4), ("pair", 3), ("train", 2)] {
+        let one = done(alone.path(), 1, &[stage, "run.yaml"]);
+        let many = done(together.path(), processes, &[stage, "run.yaml"]);
+        assert_eq!(one.stdout, many.stdout);
+        assert_same(&tree(alone.path()), &tree(together.path()), stage);
+    }
+    done(alone.path(), 1, &["run", "run.yaml"]);
+    done(together.path(), 4, &["run", "run.yaml"]);
+    assert_same(&tree(alone.path()), &tree(together.path()), "the rest of the run");
+}
+
+#[test]
+fn what_cannot_be_shared_out_is_refused_once() {
+    let folder = fresh();
+    let refused = |processes: usize, arguments: &[&str], parts: &[&str]| {
+        let output = hermesflow(folder.path(), processes, arguments).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert_eq!(said.matches("hermesflow: ").count(), 1, "{said}");
+        parts.iter().for_each(|part| assert!(said.contains(part), "{part}: {said}"));
+    };
+    let processes = ["3 processes", "4 parts", "1, 2 or 4 can", "process 0 of 3"];
+    refused(3, &["run", "run.yaml"], &processes);
+    assert!(!folder.path().join("data/understanding_caption_results.json").exists(), "before anything is made");
+    refused(2, &["eval", "run.yaml"], &["`hermesflow eval` is done by one"]);
+    refused(2, &["run", "run.yaml", "train.schedule.steps=x"], &["train.schedule.steps"]);
+}
+
+#[test]
+fn who_dies_ends_the_job_and_the_same_command_continues() {
+    let (alone, killed) = (fresh(), fresh());
+    done(alone.path(), 1, &["run", "run.yaml"]);
+    let mut job = hermesflow(killed.path(), 3, &["caption", "run.yaml"]).stderr(Stdio::piped()).spawn().unwrap();
+    let working = killed.path().join("data/understanding_caption_results.rank-1.jsonl");
+    let began = Instant::now();
+    while !working.exists() && began.elapsed() < Duration::from_secs(60) {
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let mpirun = job.id().to_string();
+    let children = Command::new("pgrep").args(["-P", &mpirun]).output().unwrap();
+    let child = String::from_utf8(children.stdout).unwrap().lines().nth(1).unwrap().to_owned();
+    let died = Instant::now();
+    assert!(Command::new("kill").args(["-9", &child]).status().unwrap().success());
+    let ended = job.wait().unwrap();
+    assert!(!ended.success() && died.elapsed() < Duration::from_secs(10), "{ended} after {:?}", died.elapsed());
+    done(killed.path(), 2, &["run", "run.yaml"]);
+    assert_same(&tree(alone.path()), &tree(killed.path()), "killed and continued");
+}
+
+/// A process whose disk is full, as far as it can be had without one: its files may not grow above a block.
+#[test]
+fn a_full_disk_of_one_process_is_said_with_its_number_and_loses_nothing() {
+    let (alone, full) = (fresh(), fresh());
+    done(alone.path(), 1, &["caption", "run.yaml"]);
+    let program = env!("CARGO_BIN_EXE_hermesflow");
+    let limited = format!("trap '' XFSZ; ulimit -f 1; exec {program} caption run.yaml");
+    let began = Instant::now();
+    let output = Command::new("mpirun")
+        .args([
+            "--allow-run-as-root",
+            "--oversubscribe",
+            "--bind-to",
+            "none",
+            "-n",
+            "1",
+            program,
+            "caption",
+            "run.yaml",
+        ])
+        .args([":", "-n", "1", "bash", "-c", &limited])
+        .current_dir(full.path())
+        .env("RAYON_NUM_THREADS", "1")
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "{said}");
+    assert_eq!(said.matches("hermesflow: process 1 of 2 on ").count(), 1, "{said}");
+    assert!(said.contains("understanding_caption_results.rank-1.jsonl") && said.contains("too large"), "{said}");
+    assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    done(full.path(), 2, &["caption", "run.yaml"]);
+    assert_same(&tree(alone.path()), &tree(full.path()), "continued with room");
+}
