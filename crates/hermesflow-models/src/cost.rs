@@ -90,6 +90,9 @@ pub trait Costs: fmt::Debug + Send + Sync {
     /// The number of parameters that are trained.
     fn trained(&self) -> u64;
 
+    /// The number of tensors that these are.
+    fn trained_tensors(&self) -> usize;
+
     /// Bytes of the weights with matrices held as `dtype`, without the image tokenizer.
     fn decoder_bytes(&self, dtype: DType) -> u64;
 

@@ -37,6 +37,8 @@ pub struct Sizes {
     matrices: u64,
     vectors: u64,
     trained: u64,
+    /// How many tensors are trained by default.
+    trained_tensors: usize,
     /// Whether the model runs on a GPU, and the type of its keys and values.
     gpu: bool,
     kept: DType,
@@ -48,15 +50,19 @@ impl Sizes {
     /// # Errors
     /// Never for a configuration that was read.
     pub fn new(config: &JanusConfig) -> Result<Self> {
-        let (mut matrices, mut vectors, mut trained) = (0, 0, 0);
+        let (mut matrices, mut vectors, mut trained, mut trained_tensors) = (0, 0, 0, 0);
         for (name, shape) in parameter_shapes(config)?.iter().filter(|(name, _)| !name.starts_with(vq::ROOT)) {
             let count = shape.iter().product::<usize>() as u64;
             let is_vector = shape.len() == 1 || name.ends_with("pos_embed");
             *(if is_vector { &mut vectors } else { &mut matrices }) += count;
-            trained += if TRAINED.iter().any(|part| name.starts_with(part)) { count } else { 0 };
+            if TRAINED.iter().any(|part| name.starts_with(part)) {
+                trained += count;
+                trained_tensors += 1;
+            }
         }
         let vq = PictureTokenizer::parameter_shapes(&config.vq)?;
-        Ok(Self { config: config.clone(), vq, matrices, vectors, trained, gpu: false, kept: DType::F32 })
+        let config = config.clone();
+        Ok(Self { config, vq, matrices, vectors, trained, trained_tensors, gpu: false, kept: DType::F32 })
     }
 
     fn hidden(&self) -> u64 {
@@ -186,6 +192,10 @@ impl Costs for Sizes {
 
     fn trained(&self) -> u64 {
         self.trained
+    }
+
+    fn trained_tensors(&self) -> usize {
+        self.trained_tensors
     }
 
     fn decoder_bytes(&self, dtype: DType) -> u64 {

@@ -247,6 +247,10 @@ impl Costs for Sizes {
         self.parameters()
     }
 
+    fn trained_tensors(&self) -> usize {
+        phi::parameter_shapes(&self.showo, &self.phi).len()
+    }
+
     fn decoder_bytes(&self, dtype: DType) -> u64 {
         self.decoder_bytes(dtype)
     }

@@ -1,6 +1,7 @@
 //! `hermesflow doctor`: everything that a run will need, checked in seconds; what it will cost.
 
 mod memory;
+mod scale;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -35,7 +36,11 @@ use crate::run::{before, folder};
 ///
 /// Example: hermesflow doctor paper data.root=datasets/mine model.dtype=bf16
 ///
+/// With --processes it also predicts the stages, a step and the memory in several processes, and where more are of no use.
+///
 /// Example: hermesflow doctor paper model.device=cuda:0 model.dtype=auto --gpu-memory 24
+///
+/// Example: hermesflow doctor paper train.batch_size=1 train.accumulation=64 --processes 64 --per-node 8 --link 400
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(flatten)]
@@ -44,6 +49,9 @@ pub struct Args {
     /// Estimate for a GPU with this much memory, in GB; it need not be in this machine
     #[arg(long, value_name = "GB")]
     gpu_memory: Option<f64>,
+
+    #[command(flatten)]
+    scale: scale::ScaleArgs,
 }
 
 /// Runs the command.
@@ -70,7 +78,12 @@ pub fn run(args: Args) -> Result<()> {
         findings.memory(&stages, sizes, gpu);
         findings.disk(&run, sizes, records);
         findings.print()?;
-        say!("{}", costs(&run.config, sizes, &stages, records)?)?;
+        let speeds = Speeds::of(&run.config)?;
+        say!("{}", costs(&run.config, sizes, &stages, records, &speeds)?)?;
+        let speed = |stage: &Stage| speeds.of_stage(stage);
+        if let Some(predicted) = scale::predict(&args.scale, &run.config, sizes, &stages, records, speed)? {
+            say!("{predicted}")?;
+        }
     } else {
         findings.print()?;
     }
@@ -364,20 +377,34 @@ fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     stages
 }
 
+/// Operations per second that this machine reaches now; none where the device is not here.
+struct Speeds {
+    curating: Option<f64>,
+    training: Option<f64>,
+}
+
+impl Speeds {
+    fn of(config: &RunConfig) -> Result<Self> {
+        let products = match Products::from(config.train.products) {
+            Products::F32 => DType::F32,
+            Products::Bf16 => DType::BF16,
+        };
+        let speed = |dtype: DType| config.model.device().ok().map(|device| cost::speed(dtype, &device)).transpose();
+        Ok(Self { curating: speed(config.model.dtype.into())?, training: speed(products)? })
+    }
+
+    fn of_stage(&self, stage: &Stage) -> Option<f64> {
+        if stage.name == TRAIN { self.training } else { self.curating }
+    }
+}
+
 /// The table of what the stages cost.
-fn costs(config: &RunConfig, sizes: &dyn Costs, stages: &[Stage], records: usize) -> Result<String> {
+fn costs(config: &RunConfig, sizes: &dyn Costs, stages: &[Stage], records: usize, speeds: &Speeds) -> Result<String> {
     let held = DType::from(config.model.dtype);
-    let products = match Products::from(config.train.products) {
-        Products::F32 => DType::F32,
-        Products::Bf16 => DType::BF16,
-    };
-    let speed = |dtype: DType| config.model.device().ok().map(|device| cost::speed(dtype, &device)).transpose();
-    let (curating, training) = (speed(held)?, speed(products)?);
     let mut table = comfy_table::Table::new();
     table.load_preset(UTF8_HORIZONTAL_ONLY).set_header(["stage", "work", "memory", "operations", "about"]);
     for stage in stages {
-        let speed = if stage.name == TRAIN { training } else { curating };
-        let time = speed.map(|speed| Duration::from_secs_f64((stage.operations / speed).min(1e15)));
+        let time = speeds.of_stage(stage).map(|speed| Duration::from_secs_f64((stage.operations / speed).min(1e15)));
         table.add_row([
             stage.name.to_string(),
             stage.work.clone(),
@@ -392,7 +419,7 @@ fn costs(config: &RunConfig, sizes: &dyn Costs, stages: &[Stage], records: usize
         }
     }
     let weights = gigabytes(sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes());
-    let reached = curating.map_or_else(String::new, |speed| {
+    let reached = speeds.curating.map_or_else(String::new, |speed| {
         format!(" at the {:.0} GFLOP/s ({held:?}) that this machine reaches now", speed / 1e9)
     });
     Ok(format!(
