@@ -43,6 +43,18 @@ kills N="40" *ARGS:
     cargo build --release
     python3 benches/kills.py --kills {{N}} {{ARGS}}
 
+# The program for several processes (needs an MPI library and libclang).
+mpi-build:
+    cargo build --release --features mpi
+
+# Kills of runs of 1, 2 and 4 processes, continued by others, against the undisturbed run of one.
+mpi-kills N="20" *ARGS: mpi-build
+    python3 benches/kills_mpi.py --kills {{N}} {{ARGS}}
+
+# A run over two hosts, which are network namespaces of this one (needs root), against the run of one process.
+mpi-hosts: mpi-build
+    tools/mpi/two_hosts.sh
+
 # Licences and advisories (needs cargo-deny).
 deny:
     cargo deny check

@@ -1,0 +1,181 @@
+"""Kills runs of several processes at random moments, continues them with other numbers of processes, and compares what is
+left with the undisturbed run of one process.
+
+    cargo build --release --features mpi
+    python3 benches/kills_mpi.py [--kills 20] [--seed 1] [--program PATH]
+
+A run of two iterations of the embedded model is started with 1 process, or by mpirun with 2 or 4, which is drawn anew each
+time, and after a random time SIGKILL goes to one of its processes, to the first one, or to mpirun itself; then again, one to six
+times, until the run is left to end. Every file below its folder must then be there with the very same bytes, and no other.
+After a kill no process of the job may be left after ten seconds.
+
+Prints a line per run and exits with 1 if any ended otherwise; the folder of such a run is kept and named. Needs Linux,
+mpirun on the path, and the standard library only.
+"""
+
+import argparse
+import hashlib
+import os
+import pathlib
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+
+RUN = """
+seed: 3
+iterations: 2
+output: out
+data: { root: data, scenes: { records: 12 }, fresh: true, chunk: 2 }
+model: { showo: embedded }
+caption: { max_new_tokens: 8 }
+imagine: { images: 4, steps: 3, guidance: 0.0, temperature: 4.0 }
+ask: { writer: scenes }
+answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
+pair: { similarity: lexical, min_accuracy: 0.0 }
+train: { codes: encoded, batch_size: 8, optimizer_state: shared, checkpoint_every: 2, schedule: { steps: 6, warmup_steps: 1, learning_rate: 1.0e-3 } }
+"""
+
+
+def tree(folder: pathlib.Path) -> dict:
+    """Every file below a folder with a digest of what it holds, and every empty folder."""
+    found = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_file():
+            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
+        elif not any(path.iterdir()):
+            found[name] = "an empty folder"
+    return found
+
+
+def children(process: int) -> list:
+    """The processes that a process started, by their numbers."""
+    found = []
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                fields = (entry / "stat").read_text().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(fields[1]) == process and fields[0] != "Z":
+                found.append(int(entry.name))
+    return sorted(found)
+
+
+def is_alive(process: int) -> bool:
+    try:
+        return pathlib.Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+class Campaign:
+    def __init__(self, program: str, top: pathlib.Path, draw: random.Random):
+        self.program, self.top, self.draw = program, top, draw
+        self.work = top / "work"
+        self.slowest = 0.0
+
+    def fresh(self):
+        shutil.rmtree(self.work, ignore_errors=True)
+        self.work.mkdir()
+        (self.work / "run.yaml").write_text(RUN)
+
+    def start(self, processes: int) -> subprocess.Popen:
+        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(processes)]
+        command = command if processes > 1 else []
+        log = open(self.top / "log.txt", "wb")
+        return subprocess.Popen([*command, self.program, "run", "run.yaml"], cwd=self.work, stdin=subprocess.DEVNULL,
+                                env={**os.environ, "RAYON_NUM_THREADS": "1"}, stdout=log, stderr=log)
+
+    def said(self) -> str:
+        return (self.top / "log.txt").read_text(errors="replace")[-2000:]
+
+    def kill(self, job: subprocess.Popen) -> str:
+        """Kills somebody; who, and what is wrong with the end of the others."""
+        ranks = children(job.pid)
+        whom = self.draw.choice(["a process", "the first process", "mpirun"]) if ranks else "it"
+        victim = job.pid if whom in ("it", "mpirun") else ranks[0] if whom == "the first process" else self.draw.choice(ranks)
+        began = time.monotonic()
+        try:
+            os.kill(victim, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
+        job.wait()
+        while any(map(is_alive, ranks)) and time.monotonic() - began < 30:
+            time.sleep(0.05)
+        took = time.monotonic() - began
+        self.slowest = max(self.slowest, took)
+        return whom if took < 10 else f"{whom}, and others were there for {took:.0f} s more"
+
+    def disturbed(self, seconds: float, expected: dict, most: int) -> tuple:
+        """One run with some kills: what was done to it, how many kills hit, and what is wrong with its end, if anything."""
+        self.fresh()
+        course, hits = [], 0
+        for _ in range(self.draw.randint(1, 6)):
+            processes = self.draw.choice([1, 2, 4])
+            job = self.start(processes)
+            try:
+                job.wait(self.draw.uniform(0.3, seconds * (1.5 if processes > 1 else 1)))
+            except subprocess.TimeoutExpired:
+                whom = self.kill(job)
+                hits += 1
+                course.append(f"{processes}: {whom}")
+                if hits >= most:
+                    break
+                continue
+            if job.returncode != 0:
+                return course, hits, f"{processes} processes end with {job.returncode}: {self.said()}"
+            course.append(f"{processes}: to the end")
+            break
+        processes = self.draw.choice([1, 2, 4])
+        course.append(f"{processes}: left to end")
+        job = self.start(processes)
+        if job.wait() != 0:
+            return course, hits, f"ends with {job.returncode}: {self.said()}"
+        found = tree(self.work)
+        differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+        of = lambda name: "missing" if name not in found else "left behind" if name not in expected else "other bytes"
+        late = [one for one in course if "s more" in one]
+        return course, hits, "; ".join([f"{name}: {of(name)}" for name in differing[:12]] + late) or None
+
+
+def main() -> int:
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--kills", type=int, default=20)
+    arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
+    arguments.add_argument("--program", default=str(ROOT / "target/release/hermesflow"))
+    given = arguments.parse_args()
+    top = pathlib.Path(tempfile.mkdtemp(prefix="kills-mpi-"))
+    campaign = Campaign(given.program, top, random.Random(given.seed))
+    campaign.fresh()
+    began = time.monotonic()
+    if subprocess.run([given.program, "run", "run.yaml"], cwd=campaign.work, env={**os.environ, "RAYON_NUM_THREADS": "1"},
+                      stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
+        raise SystemExit("the undisturbed run fails")
+    seconds, expected = time.monotonic() - began, tree(campaign.work)
+    kills = runs = wrong = 0
+    while kills < given.kills and (time.monotonic() - began) < given.minutes * 60:
+        course, hits, problem = campaign.disturbed(seconds, expected, given.kills - kills)
+        kills, runs = kills + hits, runs + 1
+        print(f"{runs}: {'; '.join(course)}: {'the same bytes' if problem is None else problem}", flush=True)
+        if problem:
+            wrong += 1
+            kept = top / f"run-{runs}"
+            shutil.copytree(campaign.work, kept, symlinks=True)
+            print(f"  kept in {kept}", flush=True)
+    print(f"{kills} kills in {runs} runs of {seconds:.1f} s, {wrong} ended otherwise; after a kill all were gone within "
+          f"{campaign.slowest:.1f} s")
+    if not wrong:
+        shutil.rmtree(top)
+    return int(wrong > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
