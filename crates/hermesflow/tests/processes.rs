@@ -109,6 +109,24 @@ fn every_stage_is_done_by_three_processes_and_continued_by_others() {
     assert_same(&tree(alone.path()), &tree(together.path()), "the rest of the run");
 }
 
+/// Judges with weights are shared out, too, and what they say is stored in the order of one process.
+#[test]
+fn judges_with_weights_are_asked_by_all_and_remembered_in_order() {
+    let scorers = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hermesflow-verify/tests/golden/scorers");
+    let model = |key: &str, name: &str| format!("judges.{key}={}", scorers.join(name).display());
+    let (bert, sbert) = (model("bert", "bert"), model("sbert", "mpnet"));
+    let settings = ["pair.similarity=bert", &bert, "answer.matcher=sbert", &sbert];
+    let (alone, together) = (fresh(), fresh());
+    for (stage, processes) in [("caption", 3), ("imagine", 4), ("ask", 1), ("answer", 3), ("pair", 2)] {
+        let arguments = [&[stage, "run.yaml"], &settings[..]].concat();
+        done(alone.path(), 1, &arguments);
+        done(together.path(), processes, &arguments);
+        assert_same(&tree(alone.path()), &tree(together.path()), stage);
+    }
+    let stored = std::fs::read_dir(together.path().join("data/.scores")).unwrap().count();
+    assert_eq!(stored, 2, "a file for each judge, and none for a process");
+}
+
 #[test]
 fn what_cannot_be_shared_out_is_refused_once() {
     let folder = fresh();

@@ -126,7 +126,8 @@ impl CacheLog {
     }
 
     /// At the end of a stage: the writer appends to the cache, in the order of the pieces, what the files of processes
-    /// hold of `is_new`, and removes them. Nothing may be appended afterwards.
+    /// hold of `is_new`, and removes them. Nothing may be appended afterwards. What a run that was killed in a later stage
+    /// left stays as it is, to be put in order with the rest of that stage.
     ///
     /// # Errors
     /// When a file cannot be read, written or removed, or another process is gone.
@@ -164,6 +165,9 @@ impl CacheLog {
                 }
             })?;
         }
+        if left.iter().any(|(piece, _)| self.sharing.is_later(*piece)) {
+            return Ok(());
+        }
         left.sort_by_key(|(piece, _)| *piece); // stable: a piece is of one process, in the order in which it went on
         let kept = left
             .iter()
@@ -190,6 +194,7 @@ fn log(path: &Path, size: Option<usize>) -> Result<AppendLog> {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+    use crate::run::sharing::Turn;
     use hermesflow_group::Group;
     use std::collections::HashSet;
     use std::fs;
@@ -245,6 +250,33 @@ mod tests {
             assert_eq!(bytes("killed", &[(3, 5), (1, 6), (2, 7), (1, 9)]), one);
             assert_eq!(bytes("begun alone", &[(1, 3), (4, 8), (4, 9)]), one);
         }
+    }
+
+    #[test]
+    fn what_a_later_stage_left_waits_for_the_rest_of_that_stage() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("cache.jsonl");
+        let other = Sharing::of(Group::of_threads(2).remove(0));
+        other.enter(1, Turn::Answer);
+        other.begin(3);
+        let mut log = CacheLog::open(&path, None, &other).unwrap();
+        log.append(&[b"3".to_vec()]).unwrap();
+        // Killed; the whole run is continued by one process, from its first stage on.
+        let alone = Sharing::default();
+        let settle = |turn: Turn, new: &[(usize, &str)]| {
+            alone.enter(1, turn);
+            let mut log = CacheLog::open(&path, None, &alone).unwrap();
+            for (piece, entry) in new {
+                alone.begin(*piece);
+                log.append(&[entry.as_bytes().to_vec()]).unwrap();
+            }
+            log.settle(|_| true).unwrap();
+            fs::read_to_string(&path).unwrap_or_default()
+        };
+        assert_eq!(settle(Turn::Caption, &[]), "");
+        assert_eq!(settle(Turn::Caption, &[(9, "caption")]), "", "new ones of an earlier stage wait, too");
+        assert_eq!(settle(Turn::Answer, &[(0, "0"), (4, "4")]), "caption\n0\n3\n4\n");
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     }
 
     #[test]

@@ -97,7 +97,7 @@ pub fn settle(folder: &Path, sharing: &Sharing) -> Result<()> {
             let name = entry?.file_name().to_string_lossy().into_owned();
             caches.extend(name.split_once(".rank-").map(|(cache, _)| folder.join(format!("{cache}.jsonl"))));
         }
-        caches.iter().try_for_each(|cache| ScoreCache::open(cache, &Sharing::default())?.settle())
+        caches.iter().try_for_each(|cache| ScoreCache::open(cache, &sharing.alone())?.settle())
     })?;
     Ok(())
 }

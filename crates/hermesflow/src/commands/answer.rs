@@ -18,6 +18,7 @@ use crate::models;
 use crate::run::context::RunContext;
 use crate::run::decisive;
 use crate::run::pictures::Pictures;
+use crate::run::sharing::Turn;
 use crate::run::stage::{self, Stage};
 
 stage_command! {
@@ -51,6 +52,7 @@ pub fn answer(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<()
         records.retain(|key| captions.has(key));
     }
     let images = run.config.imagine.images;
+    run.sharing.enter(run.layout.iteration(), Turn::Answer);
     let judges = Judges::of_run(run)?;
     let origin = decisive::origin(&run.config, json!({ "answer": run.config.answer, "imagine": { "images": images } }));
     let origin = origin.with(models::player_files(run)?);

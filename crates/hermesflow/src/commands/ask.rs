@@ -15,6 +15,7 @@ use crate::judges::{Judges, alike};
 use crate::made::{Origin, WholeFile};
 use crate::run::context::RunContext;
 use crate::run::questions::LeftOut;
+use crate::run::sharing::Turn;
 use crate::run::stage;
 
 stage_command! {
@@ -39,6 +40,7 @@ stage_command! {
 /// # Errors
 /// When there is no question at all, or the questions' file is missing or broken.
 pub fn ask(run: &RunContext) -> Result<()> {
+    run.sharing.enter(run.layout.iteration(), Turn::Ask);
     let has_weights = run.config.ask.writer.model().is_some() || run.config.ask.filter.model().is_some();
     if !run.group().is_alone() && has_weights {
         let (records, judges) = (scenes::initial_data(run)?, Judges::of_run(run)?);
@@ -69,8 +71,9 @@ fn write(run: &RunContext) -> Result<()> {
     let asking = Asking::open(run, &judges, &records)?;
     asking.count(run, &mut sheet);
     let task = run.progress.task("ask", "captions", records.len(), 0);
-    for chunk in records.chunks(run.config.data.chunk) {
+    for (number, chunk) in records.chunks(run.config.data.chunk).enumerate() {
         let count = chunk.len();
+        run.sharing.begin(number);
         asking.ask(&records, chunk, &mut sheet)?;
         task.advance(count);
     }

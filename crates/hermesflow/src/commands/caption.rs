@@ -13,6 +13,7 @@ use crate::models;
 use crate::run::context::RunContext;
 use crate::run::decisive;
 use crate::run::pictures::{Pictures, Skipped};
+use crate::run::sharing::Turn;
 use crate::run::stage::{self, Stage};
 
 stage_command! {
@@ -40,6 +41,7 @@ pub fn caption(model: &(impl UnifiedModel + Sync), run: &RunContext) -> Result<(
     let origin = decisive::origin(&run.config, json!({ "caption": run.config.caption }));
     let origin = origin.with(models::player_files(run)?);
     stage::ensure_same_settings(run, "caption", stage::store_files(&run.layout.captions())?, &origin)?;
+    run.sharing.enter(run.layout.iteration(), Turn::Caption);
     let reader = PictureReader::new(model, run)?;
     let (file, ledger) = (run.layout.captions(), run.layout.ledger("caption"));
     let (chunk, sharing) = (run.config.data.chunk, run.sharing.clone());

@@ -14,6 +14,7 @@ use crate::judges::{self, Judges};
 use crate::made::{Origin, WholeFile};
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
+use crate::run::sharing::Turn;
 use crate::run::stage;
 use hermesflow_records::{
     AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, PairRecord, ScoreRecord, Table, first_round,
@@ -71,6 +72,7 @@ impl fmt::Display for Chosen {
 /// # Errors
 /// Names the record and the file that stand in the way.
 pub fn pair(run: &RunContext) -> Result<Option<Chosen>> {
+    run.sharing.enter(run.layout.iteration(), Turn::Pair);
     if !run.group().is_alone() && run.config.pair.similarity.model().is_some() {
         let (records, competition) = (scenes::initial_data(run)?, Competition::open(run)?);
         let of_chunk = |chunk: Range<usize>| competition.contests(&records, chunk).map(drop);
@@ -98,7 +100,8 @@ fn choose(run: &RunContext) -> Result<Chosen> {
     let mut scored = scores.begin()?;
     let chunks = competition.chunks(&records);
     let task = run.progress.task("similarity", "records", chunks.last().map_or(0, |chunk| chunk.end), 0);
-    for chunk in chunks {
+    for (number, chunk) in chunks.into_iter().enumerate() {
+        run.sharing.begin(number);
         for contest in competition.contests(&records, chunk)? {
             match contest {
                 Contest::First(new, mut all) => {

@@ -44,6 +44,6 @@ impl RunContext {
     /// # Errors
     /// What `work` says, or that another process is gone.
     pub fn once<T>(&self, work: impl FnOnce(&Self) -> Result<T>) -> Result<Option<T>> {
-        self.group().once(|| work(&Self { sharing: Sharing::default(), ..self.clone() }))
+        self.group().once(|| work(&Self { sharing: self.sharing.alone(), ..self.clone() }))
     }
 }

@@ -5,6 +5,26 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use hermesflow_group::Group;
 
+/// Bits of a piece's number within its stage.
+const WITHIN: u32 = 40;
+/// More than the stages of an iteration that leave something in caches.
+const STAGES: u64 = 8;
+
+/// The stages of an iteration that leave something in caches, in their order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Captions of pictures: codes.
+    Caption,
+    /// Questions: what their writer and their filter said.
+    Ask,
+    /// Answers: codes, and what the matcher said.
+    Answer,
+    /// Pairs: similarities.
+    Pair,
+    /// The pictures of pairs, encoded for training: codes.
+    Encode,
+}
+
 /// The processes of a run, and the piece of work that this one is at. Clones know of the same piece.
 #[derive(Debug, Clone, Default)]
 pub struct Sharing {
@@ -19,13 +39,29 @@ impl Sharing {
         Self { group, piece: Arc::default() }
     }
 
-    /// Begins with a piece of a stage's work, by its number.
-    pub fn begin(&self, piece: usize) {
-        self.piece.store(piece as u64, Ordering::Relaxed);
+    /// The same work, done by one process.
+    pub fn alone(&self) -> Self {
+        Self { group: Group::alone(), piece: self.piece.clone() }
     }
 
-    /// The piece that was begun last.
+    /// Begins a stage of an iteration.
+    pub fn enter(&self, iteration: usize, turn: Turn) {
+        self.piece.store((iteration as u64 * STAGES + turn as u64) << WITHIN, Ordering::Relaxed);
+    }
+
+    /// Begins with a piece of the stage's work, by its number.
+    pub fn begin(&self, number: usize) {
+        let stage = self.piece() >> WITHIN << WITHIN;
+        self.piece.store(stage | number as u64, Ordering::Relaxed);
+    }
+
+    /// The piece that was begun last: a number that rises from stage to stage and from piece to piece.
     pub fn piece(&self) -> u64 {
         self.piece.load(Ordering::Relaxed)
+    }
+
+    /// Whether a piece is of a later stage than this one.
+    pub fn is_later(&self, piece: u64) -> bool {
+        piece >> WITHIN > self.piece() >> WITHIN
     }
 }

@@ -16,6 +16,7 @@ use crate::digest::{self, digest};
 use crate::models::Model;
 use crate::run::context::RunContext;
 use crate::run::pictures::Pictures;
+use crate::run::sharing::Turn;
 use crate::run::stage;
 use crate::run::texts::Cut;
 
@@ -47,6 +48,7 @@ const TOGETHER: usize = 256;
 
 /// Pairs ready for training.
 pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Result<Vec<TrainingPair>> {
+    run.sharing.enter(run.layout.iteration(), Turn::Encode);
     let mut source = Source::new(model, run)?;
     if source.reader.is_scattered() {
         // Together; then each finds all that is read of pictures in its last place.
@@ -63,9 +65,10 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
     let task = run.progress.task("encode", "pairs", pairs.len(), 0);
     let mut cut = Cut::new("train", run);
     let (mut encoded, mut encoded_anew) = (Vec::with_capacity(pairs.len()), 0);
-    let open = |chunk: Range<usize>| source.open_all(pairs.read(chunk)?);
-    stage::prefetch(pairs.chunks(run.config.data.chunk), open, |opened| {
-        let (chunk, opened) = opened?;
+    let open = |(number, chunk)| Ok::<_, anyhow::Error>((number, source.open_all(pairs.read(chunk)?)?));
+    stage::prefetch(pairs.chunks(run.config.data.chunk).enumerate(), open, |opened| {
+        let (number, (chunk, opened)) = opened?;
+        run.sharing.begin(number);
         let (own, imagined, drawn) = apart(opened);
         encoded_anew += chunk.len() - drawn;
         let mut own = source.reader.own_images(own)?.into_iter();
