@@ -13,13 +13,16 @@ pub struct Launch {
 
 /// Launchers: their names, and their variables for the number of processes and for the number of this one.
 ///
-/// Slurm sets its number of tasks in a batch script, too, where one process runs that no `srun` started; that one has no
-/// number of a task, or belongs to the script's own step.
+/// Slurm sets its number of tasks in a batch script and in an interactive shell, too, where one process runs that no `srun`
+/// started; that one has no number of a task, or belongs to a step of its own, whose number is among the highest.
 const LAUNCHERS: [(&str, &str, &str); 3] = [
     ("mpirun", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
     ("mpiexec", "PMI_SIZE", "PMI_RANK"),
     ("srun", "SLURM_NTASKS", "SLURM_PROCID"),
 ];
+
+/// Slurm's numbers of steps that no `srun` of the user began, and higher.
+const SPECIAL_STEPS: usize = 0xffff_fff0;
 
 /// The launcher that started this process as one of several; `None` where it runs on its own.
 pub fn launched() -> Option<Launch> {
@@ -30,8 +33,8 @@ fn of(variable: impl Fn(&str) -> Option<String>) -> Option<Launch> {
     LAUNCHERS.into_iter().find_map(|(launcher, processes, rank)| {
         let number = |name: &str| variable(name)?.parse::<usize>().ok();
         let (processes, rank) = (number(processes)?, number(rank)?);
-        let is_script = launcher == "srun" && variable("SLURM_STEP_ID").is_none_or(|step| step.parse::<u32>().is_err());
-        (processes > 1 && !is_script).then_some(Launch { launcher, processes, rank })
+        let is_step = || number("SLURM_STEP_ID").is_some_and(|step| step < SPECIAL_STEPS);
+        (processes > 1 && (launcher != "srun" || is_step())).then_some(Launch { launcher, processes, rank })
     })
 }
 
@@ -52,8 +55,8 @@ mod tests {
         assert_eq!(with(&[("PMI_SIZE", "2"), ("PMI_RANK", "0")]), launch("mpiexec", 2, 0));
         let step = |step| with(&[("SLURM_NTASKS", "8"), ("SLURM_PROCID", "5"), ("SLURM_STEP_ID", step)]);
         assert_eq!(step("0"), launch("srun", 8, 5));
-        // The batch script itself, of which there is one.
-        assert_eq!(step("batch"), None);
+        // The batch script itself, and an interactive shell, of which there is one each.
+        assert_eq!((step("batch"), step("4294967291"), step("4294967290")), (None, None, None));
         assert_eq!(with(&[("SLURM_NTASKS", "8"), ("SLURM_PROCID", "0")]), None);
         assert_eq!(with(&[("SLURM_NTASKS", "8")]), None);
     }
