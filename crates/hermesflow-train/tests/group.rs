@@ -8,7 +8,7 @@ use std::path::Path;
 
 use candle_core::{Device, Tensor, Var};
 use hermesflow_group::Group;
-use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result};
+use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result, Scored};
 use hermesflow_train::{
     PairDpo, PairDpoSettings, PairWeights, Schedule, ScheduleKind, StatePlace, Trainer, TrainerSettings, TrainingPair,
 };
@@ -56,7 +56,10 @@ impl PairModel for Tables {
     }
 
     fn image_log_probs(&self, examples: &[ImageExample], _: f64) -> Result<Tensor> {
-        let masked = |one: &ImageExample| one.masked.iter().map(|at| one.image[*at as usize]).collect();
+        let masked = |one: &ImageExample| match &one.scored {
+            Scored::Masked(places) => places.iter().map(|at| one.codes[*at as usize]).collect(),
+            Scored::All => one.codes.clone(),
+        };
         self.log_probs(&self.codes, examples.iter().map(masked).collect())
     }
 
@@ -69,7 +72,7 @@ impl PairModel for Tables {
 fn pairs(count: usize) -> Vec<TrainingPair> {
     let pair = |at: usize| TrainingPair {
         id: at.to_string(),
-        image: vec![at as u32 % 8; 9],
+        image: vec![at as u32 % 8; 9].into(),
         question: "what".into(),
         caption: format!("caption {at}"),
         caption_win: format!("a win of {at}"),

@@ -5,6 +5,8 @@
 #![cfg(feature = "mpi")]
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod workshop;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -15,13 +17,28 @@ seed: 3
 iterations: 2
 output: out
 data: { root: data, scenes: { records: 10 }, fresh: true, chunk: 2 }
-model: { showo: embedded }
+model: { checkpoint: embedded }
 caption: { max_new_tokens: 8 }
 imagine: { images: 4, steps: 2, guidance: 0.0, temperature: 4.0 }
 ask: { writer: scenes }
 answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
 pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { codes: encoded, batch_size: 8, checkpoint_every: 2, schedule: { steps: 4, warmup_steps: 1, learning_rate: 1.0e-3 } }
+train: { codes: encoded, batch_size: 8, checkpoint_every: 2, schedule: { steps: 4, warmup_steps: 1, learning_rate: 1.0e-3 }, preview: { prompts: [a red circle], images: 1 } }
+";
+
+/// The same of a model that reads pictures by features and draws one code after the other.
+const BY_FEATURES: &str = "
+seed: 5
+iterations: 2
+output: out
+data: { root: data, scenes: { records: 8 }, fresh: true, chunk: 2 }
+model: { checkpoint: model, kernels: fixed }
+caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
+imagine: { images: 3, guidance: 1.0 }
+ask: { writer: file, file: questions.json }
+answer: { matcher: lexical, max_new_tokens: 8 }
+pair: { similarity: lexical, min_accuracy: 0.0 }
+train: { schedule: { steps: 4, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 4, checkpoint_every: 2, products: bf16 }
 ";
 
 /// The program with so many processes; one is started without a launcher.
@@ -107,6 +124,29 @@ fn every_stage_is_done_by_three_processes_and_continued_by_others() {
     done(alone.path(), 1, &["run", "run.yaml"]);
     done(together.path(), 4, &["run", "run.yaml"]);
     assert_same(&tree(alone.path()), &tree(together.path()), "the rest of the run");
+}
+
+/// So are what is kept of features, and the kernels of a run in bf16.
+#[test]
+fn a_model_that_reads_by_features_is_trained_by_any_number_of_processes() {
+    let made = || {
+        let folder = tempfile::tempdir().unwrap();
+        done(folder.path(), 1, &["random-model", "model", "--backbone", "janus-pro"]);
+        std::fs::write(folder.path().join("run.yaml"), BY_FEATURES).unwrap();
+        std::fs::write(folder.path().join("questions.json"), workshop::questions()).unwrap();
+        folder
+    };
+    let (alone, together) = (made(), made());
+    done(alone.path(), 1, &["caption", "run.yaml"]);
+    done(together.path(), 3, &["caption", "run.yaml"]);
+    assert_same(&tree(alone.path()), &tree(together.path()), "caption");
+    done(alone.path(), 1, &["run", "run.yaml"]);
+    done(together.path(), 2, &["run", "run.yaml"]);
+    let one = tree(alone.path());
+    for file in ["out/kernels.json", "out/report.html", "out/train/events.out.tfevents.hermesflow"] {
+        assert!(one.contains_key(file), "{file}: {:?}", one.keys());
+    }
+    assert_same(&one, &tree(together.path()), "the rest of the run");
 }
 
 /// Judges with weights are shared out, too, and what they say is stored in the order of one process.

@@ -96,7 +96,8 @@ pub fn run_loop(
         if before::has_records(config) {
             Judges::of_run(&first)?.fetch(config)?;
         }
-        models::fetch(&config.model, progress)
+        // Where there is one process, it fetches what it opens.
+        if first.group().is_alone() { Ok(()) } else { models::fetch(&config.model, progress) }
     })?;
     let mut player = models::open(&config.model, progress)?;
     models::ensure_trainable(player.trains_captions(), config)?;

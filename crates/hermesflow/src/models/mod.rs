@@ -43,7 +43,7 @@ pub fn fetch(settings: &ModelSettings, progress: &Progress) -> Result<()> {
     }
     let (kind, hub) = (kind(settings, progress)?, Hub::from_environment()?);
     let fetch =
-        |Source { key, name, parts }: &Source| hub.model(name, Some(*parts), progress).with_context(|| key.to_string());
+        |Source { key, name, parts }: &Source| hub.model(name, Some(*parts), progress).context(*key);
     let sources = kind.sources(settings);
     // The smallest first: what is missing is said before gigabytes are fetched.
     let small = sources.iter().filter(|source| source.parts == Parts::Tokenizer);
