@@ -29,6 +29,7 @@ mod pair_settings;
 mod place;
 pub mod schedule;
 pub mod trainer;
+mod training_pair;
 pub mod watch;
 
 pub use draws::{Masking, mask_positions};

@@ -23,43 +23,17 @@ use candle_core::{Device, Tensor};
 use hermesflow_group::Group;
 use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Scored};
 use hermesflow_nn::parallel;
-use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::checkpoint;
 use crate::draws::{ImageDraw, Order, image_draw};
 use crate::loss::{Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
-use crate::own_image::OwnImage;
 pub use crate::pair_settings::{PairDpoSettings, PairWeights, Sides};
 use crate::trainer::{Objective, ObjectiveError, PartLoss, Position, Sharing, Step};
+pub use crate::training_pair::TrainingPair;
+use crate::training_pair::{by_margin, check};
 use crate::{Error, Result};
-
-/// One record, ready for training: its texts as records hold them, its own image as the model understands it, and its
-/// generated images as codes of the image tokenizer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct TrainingPair {
-    /// The record's id.
-    pub id: String,
-    /// The record's own image, which the captions describe.
-    pub image: OwnImage,
-    /// The question that the captions were sampled for.
-    pub question: String,
-    /// The record's caption, from which the images were generated.
-    pub caption: String,
-    /// The preferred caption.
-    pub caption_win: String,
-    /// The rejected caption.
-    pub caption_lose: String,
-    /// The codes of the preferred image.
-    pub image_win: Vec<u32>,
-    /// The codes of the rejected image.
-    pub image_lose: Vec<u32>,
-    /// How much better the win of captions was judged than the loser, then that of images: the difference of their scores.
-    /// Stored only where pairs are weighted by it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub margins: Option<[f64; 2]>,
-}
 
 /// A store for the reference's log-probabilities of captions, so that a run that is started again need not compute
 /// them.
@@ -462,43 +436,4 @@ fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw], 
 
 fn halves(log_probs: &Tensor, pairs: usize) -> Result<Pair<Tensor>> {
     Ok(Pair { win: log_probs.narrow(0, 0, pairs)?, lose: log_probs.narrow(0, pairs, pairs)? })
-}
-
-/// For each pair, the margins of both sides, divided by their means over all pairs.
-fn by_margin(pairs: &[TrainingPair], sides: Sides) -> Result<Vec<[f32; 2]>> {
-    let mut means = [0.0; 2];
-    for pair in pairs {
-        let problem = |problem: String| Error::TrainingPair { id: pair.id.clone(), problem };
-        let margins = pair.margins.ok_or_else(|| problem("nothing says how much better its win was judged".into()))?;
-        for ((mean, margin), side) in means.iter_mut().zip(margins).zip(["captions", "images"]) {
-            if !(margin.is_finite() && margin >= 0.0) {
-                return Err(problem(format!(
-                    "its {side} differ by {margin} in their scores; a win has the higher one"
-                )));
-            }
-            *mean += margin / pairs.len() as f64;
-        }
-    }
-    let used = [sides.understanding(), sides.generation()];
-    for ((mean, used), side) in means.iter().zip(used).zip(["captions", "images"]) {
-        if used && *mean == 0.0 {
-            let problem = format!("no pair of {side} differs in its scores, so that none would count");
-            return Err(Error::Setting { key: "weights", problem });
-        }
-    }
-    let weight = |margin: f64, mean: f64| if mean == 0.0 { 1.0 } else { (margin / mean) as f32 };
-    let margins = pairs.iter().filter_map(|pair| pair.margins);
-    Ok(margins.map(|[und, r#gen]| [weight(und, means[0]), weight(r#gen, means[1])]).collect())
-}
-
-fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {
-    let problem = |problem: String| Err(Error::TrainingPair { id: pair.id.clone(), problem });
-    if sides.understanding() && pair.image.is_empty() {
-        return problem("its own image is neither encoded nor read".into());
-    }
-    let (win, lose) = (pair.image_win.len(), pair.image_lose.len());
-    if sides.generation() && (win == 0 || win != lose) {
-        return problem(format!("the winning image has {win} codes, the losing one {lose}"));
-    }
-    Ok(())
 }

@@ -42,8 +42,7 @@ pub fn fetch(settings: &ModelSettings, progress: &Progress) -> Result<()> {
         return Ok(());
     }
     let (kind, hub) = (kind(settings, progress)?, Hub::from_environment()?);
-    let fetch =
-        |Source { key, name, parts }: &Source| hub.model(name, Some(*parts), progress).context(*key);
+    let fetch = |Source { key, name, parts }: &Source| hub.model(name, Some(*parts), progress).context(*key);
     let sources = kind.sources(settings);
     // The smallest first: what is missing is said before gigabytes are fetched.
     let small = sources.iter().filter(|source| source.parts == Parts::Tokenizer);
