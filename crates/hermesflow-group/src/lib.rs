@@ -334,6 +334,17 @@ mod tests {
     }
 
     #[test]
+    #[cfg(not(feature = "mpi"))]
+    fn a_build_for_one_process_refuses_to_be_one_of_several() {
+        for rank in [0, 7] {
+            let said = connect(Launch { launcher: "mpirun", processes: 8, rank }).unwrap_err().to_string();
+            for part in ["mpirun started 8 processes", "built without MPI", "--features mpi"] {
+                assert!(said.contains(part), "{part}: {said}");
+            }
+        }
+    }
+
+    #[test]
     fn who_waits_for_a_process_that_is_gone_is_told() {
         let all = each(3, |group| {
             if group.rank() == 1 {
