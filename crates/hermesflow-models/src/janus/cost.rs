@@ -5,17 +5,22 @@
 //! [`super::siglip`], [`super::vq`] and the block of `hermesflow-nn` (`ops/llama_block/`) allocate them. Operations are two
 //! per weight and row, plus the products of attention.
 
-mod training;
+mod step;
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use candle_core::DType;
+use hermesflow_nn::ops::Products;
+use hermesflow_nn::weights;
 
 use super::config::JanusConfig;
 use super::picture_tokenizer::PictureTokenizer;
-use super::training::TRAINED;
+use super::training::{self, TRAINED};
 use super::vq;
-use super::{imagine, parameter_shapes};
+use super::{check_files, imagine, parameter_shapes};
 use crate::Result;
-use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
+use crate::cost::{Cost, Costs, Task, TrainingCost, TrainingWork};
 use crate::model::{ImagineOptions, NextCodeOptions};
 use crate::showo::reply;
 
@@ -25,6 +30,22 @@ const F32: u64 = 4;
 const FEATURE_MAPS: u64 = 5;
 /// Feature maps' worth of memory of a GPU's convolution, which copies the neighbours of each pixel.
 const UNFOLDED: u64 = 9;
+/// Which parts are read for what. Of the table of words, which is not here, a few rows are.
+const READ: [(&str, &[Task]); 10] = {
+    use Task::{Likelihoods, Pictures, Replies};
+    [
+        ("vision_model.vision_tower.", &[Replies]),
+        ("aligner.", &[Replies, Likelihoods]),
+        ("language_model.model.layers.", &[Replies, Pictures, Likelihoods]),
+        ("language_model.model.norm.", &[Replies, Pictures, Likelihoods]),
+        ("language_model.lm_head.", &[Replies, Likelihoods]),
+        ("gen_embed.", &[Pictures, Likelihoods]),
+        ("gen_aligner.", &[Pictures, Likelihoods]),
+        ("gen_head.", &[Pictures, Likelihoods]),
+        ("gen_vision_model.decoder.", &[Pictures]),
+        ("gen_vision_model.post_quant_conv.", &[Pictures]),
+    ]
+};
 /// Tokens of what stands before a picture that is read: the system text and the beginning of the user's turn.
 const BEFORE: usize = 60;
 
@@ -33,13 +54,33 @@ const BEFORE: usize = 60;
 pub struct Sizes {
     config: JanusConfig,
     vq: Vec<(String, Vec<usize>)>,
-    /// Numbers in matrices and in vectors of everything but the image tokenizer, and those that are trained by default.
-    matrices: u64,
-    vectors: u64,
-    trained: u64,
+    /// The parameters of everything but the image tokenizer.
+    parameters: Vec<Parameter>,
+    /// The types in the file of those parameters that stay there, memory-mapped, where they are held in this type.
+    in_file: BTreeMap<String, DType>,
     /// Whether the model runs on a GPU, and the type of its keys and values.
     gpu: bool,
     kept: DType,
+}
+
+/// A parameter, how many numbers it is, and whether it is held in f32 whatever the type of matrices.
+#[derive(Debug, Clone)]
+struct Parameter {
+    name: String,
+    count: u64,
+    is_vector: bool,
+}
+
+impl Parameter {
+    /// Bytes where matrices are held as `dtype`.
+    fn bytes(&self, dtype: DType) -> u64 {
+        self.count * self.held(dtype).size_in_bytes() as u64
+    }
+
+    /// Its type where matrices are held as `dtype`.
+    fn held(&self, dtype: DType) -> DType {
+        if self.is_vector { DType::F32 } else { dtype }
+    }
 }
 
 impl Sizes {
@@ -48,15 +89,55 @@ impl Sizes {
     /// # Errors
     /// Never for a configuration that was read.
     pub fn new(config: &JanusConfig) -> Result<Self> {
-        let (mut matrices, mut vectors, mut trained) = (0, 0, 0);
-        for (name, shape) in parameter_shapes(config)?.iter().filter(|(name, _)| !name.starts_with(vq::ROOT)) {
-            let count = shape.iter().product::<usize>() as u64;
+        let shapes = parameter_shapes(config)?.into_iter().filter(|(name, _)| !name.starts_with(vq::ROOT));
+        let parameter = |(name, shape): (String, Vec<usize>)| {
             let is_vector = shape.len() == 1 || name.ends_with("pos_embed");
-            *(if is_vector { &mut vectors } else { &mut matrices }) += count;
-            trained += if TRAINED.iter().any(|part| name.starts_with(part)) { count } else { 0 };
-        }
+            Parameter { name, count: shape.iter().product::<usize>() as u64, is_vector }
+        };
         let vq = PictureTokenizer::parameter_shapes(&config.vq)?;
-        Ok(Self { config: config.clone(), vq, matrices, vectors, trained, gpu: false, kept: DType::F32 })
+        Ok(Self {
+            config: config.clone(),
+            vq,
+            parameters: shapes.map(parameter).collect(),
+            in_file: BTreeMap::new(),
+            gpu: false,
+            kept: DType::F32,
+        })
+    }
+
+    /// The sizes of the checkpoint in a folder, whose headers are checked.
+    ///
+    /// # Errors
+    /// As [`super::check_files`].
+    pub fn of_files(folder: &Path) -> Result<(JanusConfig, Self)> {
+        let config = check_files(folder)?;
+        let sizes = Self::new(&config)?;
+        let infos = weights::tensor_infos(folder)?.into_iter().filter(|info| info.stays_in_file(info.dtype));
+        Ok((config, Self { in_file: infos.map(|info| (info.name, info.dtype)).collect(), ..sizes }))
+    }
+
+    /// The sizes of a checkpoint as it was published: all of it in bf16.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn published(config: &JanusConfig) -> Result<Self> {
+        let sizes = Self::new(config)?;
+        let names = sizes.parameters.iter().map(|parameter| &parameter.name).chain(sizes.vq.iter().map(|(name, _)| name));
+        Ok(Self { in_file: names.map(|name| (name.clone(), DType::BF16)).collect(), ..sizes })
+    }
+
+    /// Whether a parameter held as `dtype` is in memory while the model does something.
+    fn is_in_memory(&self, task: Task, name: &str, dtype: DType) -> bool {
+        let stays = !self.gpu && self.in_file.get(name) == Some(&dtype);
+        !stays || READ.iter().any(|(part, tasks)| name.starts_with(part) && tasks.contains(&task))
+    }
+
+    /// The parameters of some parts; of none, those that are trained by default.
+    fn of<'a>(&'a self, parts: &'a [String]) -> impl Iterator<Item = &'a Parameter> {
+        self.parameters.iter().filter(move |Parameter { name, .. }| match parts {
+            [] => TRAINED.iter().any(|part| name.starts_with(part)),
+            parts => parts.iter().any(|part| name.starts_with(part)),
+        })
     }
 
     fn hidden(&self) -> u64 {
@@ -181,19 +262,36 @@ impl Costs for Sizes {
 
     fn parameters(&self) -> u64 {
         let vq: usize = self.vq.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        self.matrices + self.vectors + vq as u64
+        self.parameters.iter().map(|parameter| parameter.count).sum::<u64>() + vq as u64
     }
 
-    fn trained(&self) -> u64 {
-        self.trained
+    fn trained(&self, parts: &[String]) -> u64 {
+        self.of(parts).map(|parameter| parameter.count).sum()
+    }
+
+    fn check_parts(&self, parts: &[String]) -> Result<()> {
+        training::check_parts(parts, || self.parameters.iter().map(|parameter| parameter.name.as_str()))
     }
 
     fn decoder_bytes(&self, dtype: DType) -> u64 {
-        self.matrices * dtype.size_in_bytes() as u64 + self.vectors * F32
+        self.parameters.iter().map(|parameter| parameter.bytes(dtype)).sum()
     }
 
     fn tokenizer_bytes(&self) -> u64 {
         self.vq.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64 * F32).sum()
+    }
+
+    fn in_memory(&self, task: Task, dtype: DType) -> u64 {
+        let own = self.parameters.iter().filter(|own| self.is_in_memory(task, &own.name, own.held(dtype)));
+        let vq = self.vq.iter().filter(|(name, _)| self.is_in_memory(task, name, DType::F32));
+        let vq = vq.map(|(_, shape)| shape.iter().product::<usize>() as u64 * F32).sum::<u64>();
+        own.map(|parameter| parameter.bytes(dtype)).sum::<u64>() + vq
+    }
+
+    fn widened(&self, products: Products, dtype: DType) -> u64 {
+        let names = self.parameters.iter().filter(|parameter| parameter.held(dtype) != DType::F32);
+        let widened = names.filter(|parameter| training::is_widened(&parameter.name, products, dtype));
+        widened.map(|parameter| parameter.count * F32).sum()
     }
 
     fn resolution(&self) -> usize {
@@ -249,7 +347,8 @@ mod tests {
             // Without what nothing reads: the tower's pooling and the record of used codes.
             assert!((sizes.parameters() as f64 / parameters - 1.0).abs() < 0.01, "{}", sizes.parameters());
             assert_eq!(sizes.cache_row(), cache, "0.39 and 0.98 MB of a token in f32");
-            assert!(sizes.trained() < sizes.parameters() && sizes.trained() > sizes.parameters() * 3 / 4);
+            let trained = sizes.trained(&[]);
+            assert!(trained < sizes.parameters() && trained > sizes.parameters() * 3 / 4);
         }
     }
 

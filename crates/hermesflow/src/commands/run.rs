@@ -90,7 +90,7 @@ pub fn run_loop(
         Judges::of_run(&first)?.fetch(config)?;
     }
     let mut player = models::open(&config.model, progress)?;
-    models::ensure_trainable(player.trains_captions(), config)?;
+    models::ensure_trainable(player.trains_captions(), &*player.costs()?, config)?;
     train::warn(&first);
     after(0, &player)?;
     let base = (config.train.reference == Reference::Run).then(|| player.clone());

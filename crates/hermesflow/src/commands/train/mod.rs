@@ -5,6 +5,7 @@ mod preview;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_records::temporary;
@@ -40,7 +41,7 @@ stage_command! {
     /// Example: hermesflow train scenes train.schedule.steps=100 train.loss.anchor_gen=0
     "train", |run| {
         let player = models::player(run)?;
-        models::ensure_trainable(player.trains_captions(), &run.config)?;
+        models::ensure_trainable(player.trains_captions(), &*player.costs()?, &run.config)?;
         warn(run);
         train(&player, &models::reference(&player, run)?, run)?;
         Ok(run.layout.model())
@@ -82,10 +83,12 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let mut seen = 0;
     let settings = run.config.train.pair_dpo(stage::seed(run, "train", &[]));
     let products = run.config.train.products.into();
-    let policy = player.trainable_parts(run.config.train.parts())?.for_training(products)?;
+    // What is not trained is shared with the reference, where that is the same model: in whatever type it is held.
+    let base = player.frozen_copy()?.for_training(products)?;
+    let policy = base.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
     let previews = Previews::of(&policy, run)?;
-    let reference = reference.frozen_copy()?.for_training(products)?;
+    let reference = if Arc::ptr_eq(player, reference) { base } else { reference.frozen_copy()?.for_training(products)? };
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
