@@ -86,8 +86,8 @@ pub enum Task {
     Replies,
     /// Pictures from texts, as codes and as pixels.
     Pictures,
-    /// Likelihoods of captions and of pictures, whose codes and features are known.
-    Likelihoods,
+    /// Training, which reads every weight: it takes a digest of its reference, and writes checkpoints.
+    Training,
 }
 
 /// The costs of one model's work.
@@ -127,6 +127,12 @@ pub trait Costs: fmt::Debug + Send + Sync {
     /// Bytes of the copies in f32 that training makes of weights held as `dtype`, which its products do not take.
     fn widened(&self, products: Products, dtype: DType) -> u64 {
         if products.take(dtype) { 0 } else { self.decoder_bytes(DType::F32) }
+    }
+
+    /// Bytes that a trained model takes on the disk, with matrices held as `dtype` and these parts trained.
+    fn written(&self, parts: &[String], products: Products, dtype: DType) -> u64 {
+        let _ = (parts, products, dtype);
+        self.decoder_bytes(DType::F32)
     }
 
     /// The side of the model's square images, in pixels.

@@ -8,12 +8,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use hermesflow_models::cost::{Costs, TrainingWork};
 use hermesflow_models::janus::config::JanusConfig;
+use hermesflow_models::janus::conversation::SYSTEM;
 use hermesflow_models::janus::cost::Sizes;
 use hermesflow_models::janus::pretrain::{files, published_config, random_janus, tokenizer};
 use hermesflow_models::janus::{Janus, TRAINED};
 use hermesflow_models::model::PairModel;
 use hermesflow_models::{
-    Backbone, CaptionExample, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, NextCodeOptions, Products,
+    CaptionExample, Device, ImageExample, ImageView, ImagineJob, ImagineOptions, NextCodeOptions, Products,
     ReplyRequest, Sampling, Scored, Tensor, UnifiedModel,
 };
 use hermesflow_nn::gradients;
@@ -75,11 +76,12 @@ fn model() -> Janus {
     }
     eyes["mlp_ratio"] = json!(4.0);
     let hand = &mut config["gen_vision_config"]["params"];
-    hand["ch"] = json!(32);
-    hand["z_channels"] = json!(32);
+    hand["ch"] = json!(64);
+    hand["z_channels"] = json!(64);
     hand["num_res_blocks"] = json!(1);
-    let lines: Vec<String> = (0..200).map(|i| format!("a large red circle above {i} small blue squares")).collect();
-    let (tokenizer, _) = tokenizer(&lines, 320).unwrap();
+    // A tokenizer that knows the words of its texts, as the published one does.
+    let line = |i: usize| format!("a large red circle above {i} small blue squares. what is this? {SYSTEM}");
+    let (tokenizer, _) = tokenizer(&(0..200).map(line).collect::<Vec<_>>(), 700).unwrap();
     let files = files(&config, 144, 192, &tokenizer);
     let config = JanusConfig::read(&files).unwrap();
     Janus::new(files, random_janus(&config, 7, &Device::Cpu).unwrap()).unwrap()
@@ -95,12 +97,11 @@ fn step(model: &Janus, parts: &[String], view: &ImageView, pairs: usize) -> u64 
     };
     let policy = policy.unwrap().training(products).unwrap();
     let captions = |number: usize| {
-        ["a large red circle above small blue squares", "small blue squares above a circle, large and red"].map(|caption| {
-            CaptionExample {
-                image: view_of(view, number),
-                question: "what is this?".into(),
-                caption: format!("{caption} {number}"),
-            }
+        let image = view_of(view, number);
+        CAPTIONS.map(|caption| CaptionExample {
+            image: image.clone(),
+            question: "what is this?".into(),
+            caption: format!("{caption} {number}"),
         })
     };
     let images = |number: usize| {
@@ -121,6 +122,14 @@ fn step(model: &Janus, parts: &[String], view: &ImageView, pairs: usize) -> u64 
         let loss = ((said + made).unwrap() - known).unwrap();
         gradients::backward(&loss).unwrap()
     })
+}
+
+const CAPTIONS: [&str; 2] =
+    ["a large red circle above small blue squares", "small blue squares above a large red circle"];
+
+/// Pictures as a stage makes them.
+fn pictures(model: &Janus, jobs: &[ImagineJob], options: &ImagineOptions) -> Vec<RgbImage> {
+    model.decode_images(&model.imagine(jobs, options).unwrap()).unwrap()
 }
 
 /// A picture of its own for each pair.
@@ -149,10 +158,16 @@ fn what_is_counted_is_what_is_allocated_within_15_percent() {
     let options = NextCodeOptions::default();
     let options: ImagineOptions = options.into();
     let words = model.conversation().prompt(&prompt()).unwrap().len();
+    // The longer of a pair's captions.
+    let caption = format!("{} 0", CAPTIONS[1]);
+    let said = model.conversation().reply(&caption).unwrap().len();
+    let asked = model.conversation().ask("what is this?").unwrap();
+    let (before, behind) = (asked.before.len(), asked.behind.len());
+    println!("{words} tokens a prompt, {said} a caption, {before} before a picture, {behind} a question");
     let work = |parts, pairs| TrainingWork {
         parts,
         pairs,
-        words: 20,
+        words: said,
         masks: 1,
         guided: false,
         accumulation: 1,
@@ -165,7 +180,7 @@ fn what_is_counted_is_what_is_allocated_within_15_percent() {
     let mut wrong = Vec::new();
     for (what, counted, taken) in [
         ("captions", sizes.reply(1, 1, 10, 20, 40).bytes, peak(|| model.reply(&view, &requests).unwrap())),
-        ("pictures", sizes.imagine(8, words, &options).bytes, peak(|| model.imagine(&jobs, &options).unwrap())),
+        ("pictures", sizes.imagine(8, words, &options).bytes, peak(|| pictures(&model, &jobs, &options))),
         ("a step", sizes.train(&work(&[], 2)).passing, step(&model, &[], &view, 2)),
         ("a step of the language model", sizes.train(&work(&language, 4)).passing, step(&model, &language, &view, 4)),
         ("a step of two blocks", sizes.train(&work(&last, 4)).passing, step(&model, &last, &view, 4)),

@@ -7,7 +7,7 @@
 
 mod step;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use candle_core::DType;
@@ -27,21 +27,21 @@ use crate::showo::reply;
 /// Bytes of an activation in f32.
 const F32: u64 = 4;
 /// Full-resolution feature maps that exist at the same time in a residual block of the image tokenizer.
-const FEATURE_MAPS: u64 = 5;
+const FEATURE_MAPS: u64 = 6;
 /// Feature maps' worth of memory of a GPU's convolution, which copies the neighbours of each pixel.
 const UNFOLDED: u64 = 9;
 /// Which parts are read for what. Of the table of words, which is not here, a few rows are.
 const READ: [(&str, &[Task]); 10] = {
-    use Task::{Likelihoods, Pictures, Replies};
+    use Task::{Pictures, Replies};
     [
         ("vision_model.vision_tower.", &[Replies]),
-        ("aligner.", &[Replies, Likelihoods]),
-        ("language_model.model.layers.", &[Replies, Pictures, Likelihoods]),
-        ("language_model.model.norm.", &[Replies, Pictures, Likelihoods]),
-        ("language_model.lm_head.", &[Replies, Likelihoods]),
-        ("gen_embed.", &[Pictures, Likelihoods]),
-        ("gen_aligner.", &[Pictures, Likelihoods]),
-        ("gen_head.", &[Pictures, Likelihoods]),
+        ("aligner.", &[Replies]),
+        ("language_model.model.layers.", &[Replies, Pictures]),
+        ("language_model.model.norm.", &[Replies, Pictures]),
+        ("language_model.lm_head.", &[Replies]),
+        ("gen_embed.", &[Pictures]),
+        ("gen_aligner.", &[Pictures]),
+        ("gen_head.", &[Pictures]),
         ("gen_vision_model.decoder.", &[Pictures]),
         ("gen_vision_model.post_quant_conv.", &[Pictures]),
     ]
@@ -122,14 +122,17 @@ impl Sizes {
     /// As [`Self::new`].
     pub fn published(config: &JanusConfig) -> Result<Self> {
         let sizes = Self::new(config)?;
-        let names = sizes.parameters.iter().map(|parameter| &parameter.name).chain(sizes.vq.iter().map(|(name, _)| name));
+        let names =
+            sizes.parameters.iter().map(|parameter| &parameter.name).chain(sizes.vq.iter().map(|(name, _)| name));
         Ok(Self { in_file: names.map(|name| (name.clone(), DType::BF16)).collect(), ..sizes })
     }
 
     /// Whether a parameter held as `dtype` is in memory while the model does something.
     fn is_in_memory(&self, task: Task, name: &str, dtype: DType) -> bool {
         let stays = !self.gpu && self.in_file.get(name) == Some(&dtype);
-        !stays || READ.iter().any(|(part, tasks)| name.starts_with(part) && tasks.contains(&task))
+        !stays
+            || task == Task::Training
+            || READ.iter().any(|(part, tasks)| name.starts_with(part) && tasks.contains(&task))
     }
 
     /// The parameters of some parts; of none, those that are trained by default.
@@ -294,6 +297,17 @@ impl Costs for Sizes {
         widened.map(|parameter| parameter.count * F32).sum()
     }
 
+    fn written(&self, parts: &[String], products: Products, dtype: DType) -> u64 {
+        // What is trained, and what training widened, in f32; the rest as it is held, the image tokenizer too.
+        let trained: BTreeSet<&str> = self.of(parts).map(|parameter| parameter.name.as_str()).collect();
+        let bytes = |parameter: &Parameter| {
+            let name = parameter.name.as_str();
+            let wide = trained.contains(name) || training::is_widened(name, products, dtype);
+            parameter.bytes(if wide { DType::F32 } else { dtype })
+        };
+        self.parameters.iter().map(bytes).sum::<u64>() + self.tokenizer_bytes()
+    }
+
     fn resolution(&self) -> usize {
         self.config.resolution()
     }
@@ -350,6 +364,54 @@ mod tests {
             let trained = sizes.trained(&[]);
             assert!(trained < sizes.parameters() && trained > sizes.parameters() * 3 / 4);
         }
+    }
+
+    #[test]
+    fn weights_count_where_they_are_read_or_copied() {
+        let config = JanusConfig::read(&files(&published_config(false), 576, 384, "{}")).unwrap();
+        let (copied, mapped) = (Sizes::new(&config).unwrap(), Sizes::published(&config).unwrap());
+        let gigabytes = |sizes: &Sizes, task, dtype| sizes.in_memory(task, dtype) as f64 / 1e9;
+        let all = |dtype| (copied.decoder_bytes(dtype) + copied.tokenizer_bytes()) as f64 / 1e9;
+        for task in [Task::Replies, Task::Pictures, Task::Training] {
+            // Held in another type than the file's, all is copied, as it is where nothing is known of a file.
+            assert_eq!(gigabytes(&copied, task, DType::F32), all(DType::F32));
+            assert_eq!(gigabytes(&mapped, task, DType::F32), all(DType::F32));
+        }
+        assert_eq!(gigabytes(&mapped, Task::Training, DType::BF16), all(DType::BF16), "its digest reads them all");
+        // By hand, in GB of bf16: 24 blocks of 4·2048² + 3·2048·5632 weights 2.47, the text head 0.42, the tower 0.61, the
+        // hand 0.08; and the image tokenizer, copied to f32, 0.29.
+        for (task, expected) in [(Task::Replies, 2.47 + 0.42 + 0.61 + 0.29), (Task::Pictures, 2.47 + 0.08 + 0.29)] {
+            let counted = gigabytes(&mapped, task, DType::BF16);
+            assert!((counted / expected - 1.0).abs() < 0.03, "{task:?}: {counted}, {expected} by hand");
+        }
+    }
+
+    #[test]
+    fn parts_are_what_is_trained() {
+        let sizes = published(false);
+        let parts = |parts: &[&str]| parts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let two = parts(&["language_model.model.layers.22.", "language_model.model.layers.23."]);
+        let block = 4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048;
+        assert_eq!(sizes.trained(&two), 2 * block);
+        assert!(sizes.trained(&parts(&["language_model."])) < sizes.trained(&[]));
+        assert!(sizes.check_parts(&two).is_ok());
+        for wrong in ["vision_model.", "language_model.model.layers.24.", ""] {
+            let said = sizes.check_parts(&parts(&[wrong])).unwrap_err().to_string();
+            assert!(said.contains("train.parameters") && said.contains("language_model."), "{said}");
+        }
+        let held = |parts: &[String]| sizes.written(parts, Products::Bf16, DType::BF16);
+        assert_eq!(held(&[]) - held(&two), 2 * (sizes.trained(&[]) - 2 * block - small(&sizes)));
+    }
+
+    /// Parameters that are in f32 whether they are trained or not: vectors, and what no whole operator multiplies by.
+    fn small(sizes: &Sizes) -> u64 {
+        let wide = |own: &&Parameter| own.is_vector || training::is_widened(&own.name, Products::Bf16, DType::BF16);
+        sizes
+            .of(&[])
+            .filter(|own| !own.name.contains(".layers.22.") && !own.name.contains(".layers.23."))
+            .filter(wide)
+            .map(|own| own.count)
+            .sum()
     }
 
     #[test]

@@ -1,9 +1,9 @@
 //! What training takes of a device's memory, and how `train.recompute` and `train.optimizer_state` are chosen so that
 //! it fits a GPU.
 
+use hermesflow_models::Model;
 use hermesflow_models::cost::{Costs, Task, TrainingWork};
 use hermesflow_models::device::memory;
-use hermesflow_models::Model;
 
 use crate::config::{OptimizerState, Recompute, Reference, RunConfig};
 
@@ -73,7 +73,7 @@ pub fn need(config: &RunConfig, sizes: &dyn Costs, (recompute, state): (Recomput
     // The model that plays is the reference, unless that is the run's first one.
     let models = if train.reference == Reference::Run && config.iterations > 1 { 2 } else { 1 };
     let dtype = config.model.dtype.into();
-    let models = sizes.in_memory(Task::Likelihoods, dtype)
+    let models = sizes.in_memory(Task::Training, dtype)
         + (models - 1) * sizes.decoder_bytes(dtype)
         + sizes.widened(train.products.into(), dtype);
     let program = if sizes.is_on_gpu() { DRIVER } else { PROGRAM };

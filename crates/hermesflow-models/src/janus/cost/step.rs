@@ -10,7 +10,7 @@ use hermesflow_nn::ops::Products;
 use hermesflow_nn::parallel;
 
 use super::super::llama;
-use super::{BEFORE, F32, Sizes};
+use super::{BEFORE, F32, Parameter, Sizes};
 use crate::cost::{Costs, TrainingCost, TrainingWork};
 
 /// What the name of the table of words begins with.
@@ -57,7 +57,8 @@ impl Sizes {
         let lowest = trained.first().copied().unwrap_or(self.blocks());
         // Gradients go down to what is trained below all blocks, or to the lowest block that is.
         let blocks = |below: [&str; 3]| {
-            let first = if names.iter().any(|name| below.iter().any(|part| name.starts_with(part))) { 0 } else { lowest };
+            let first =
+                if names.iter().any(|name| below.iter().any(|part| name.starts_with(part))) { 0 } else { lowest };
             self.blocks() - first
         };
         Graph {
@@ -88,8 +89,10 @@ impl Sizes {
         let back = (3 * mlp + 2 * hidden).max(9 * hidden) * F32 + if work.recompute { saved } else { 0 };
         let reference = (6 * hidden + 3 * mlp) * F32;
         let outputs = (captions * (graph.captions + 3) + images * (graph.images + 3)) * hidden * F32;
-        let table = vocabulary * hidden * F32;
-        let between = (images * back).max(images * reference).max(table);
+        // The backward pass begins with the head over the codes.
+        let is_head = |parameter: &Parameter| parameter.name.starts_with("gen_head.");
+        let head: u64 = self.of(work.parts).filter(|own| is_head(own)).map(|own| own.count * F32).sum();
+        let between = (images * back).max(images * reference).max(head);
         let first = outputs + (captions * graph.captions + images * graph.images) * inner + logits + between;
         let second =
             weights + outputs + captions * graph.captions * inner + labels[0] * vocabulary * F32 + captions * back;

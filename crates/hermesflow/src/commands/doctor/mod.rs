@@ -273,9 +273,10 @@ impl Findings {
     fn disk(&mut self, run: &RunContext, sizes: &dyn Costs, records: usize) {
         let config = &run.config;
         let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
-        let model = sizes.decoder_bytes(DType::F32);
+        let (parts, products) = (config.train.parts(), config.train.products.into());
+        let model = sizes.written(parts, products, config.model.dtype.into());
         // A checkpoint holds the model and both moments of what is trained; one more stands there while the oldest goes.
-        let checkpoint = model + 2 * sizes.trained(config.train.parts()) * DType::F32.size_in_bytes() as u64;
+        let checkpoint = model + 2 * sizes.trained(parts) * DType::F32.size_in_bytes() as u64;
         let training = config.iterations as u64 * (model + checkpoint * (config.train.keep as u64 + 1));
         // Folders on one file system share what is free there.
         let mut needs: Vec<(u64, Vec<&'static str>, u64, u64)> = Vec::new();

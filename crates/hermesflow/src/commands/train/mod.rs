@@ -88,7 +88,8 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let policy = base.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
     let previews = Previews::of(&policy, run)?;
-    let reference = if Arc::ptr_eq(player, reference) { base } else { reference.frozen_copy()?.for_training(products)? };
+    let reference =
+        if Arc::ptr_eq(player, reference) { base } else { reference.frozen_copy()?.for_training(products)? };
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
