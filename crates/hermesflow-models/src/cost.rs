@@ -61,6 +61,8 @@ pub struct TrainingCost {
     pub held: u64,
     /// Bytes that a step needs on the device at its peak: gradients, what the graphs keep, and intermediate results.
     pub passing: u64,
+    /// Bytes on the CPU that writing a checkpoint and opening the finished model take beside those.
+    pub saving: u64,
     /// Bytes in the host's memory, where that is separate.
     pub host: u64,
     /// Floating-point operations of a micro batch.
@@ -75,7 +77,7 @@ impl TrainingCost {
         let waiting = if work.accumulation > 1 { weights } else { 0 };
         let (held, host) =
             if work.host_state && gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
-        Self { held, passing, host, operations }
+        Self { held, passing, saving: 0, host, operations }
     }
 }
 

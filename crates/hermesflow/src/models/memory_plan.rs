@@ -78,7 +78,7 @@ pub fn need(config: &RunConfig, sizes: &dyn Costs, (recompute, state): (Recomput
         + sizes.widened(train.products.into(), dtype);
     let program = if sizes.is_on_gpu() { DRIVER } else { PROGRAM };
     Need {
-        device: models + program + cost.held + with_slack(cost.passing),
+        device: models + program + cost.held + with_slack(cost.passing) + cost.saving,
         host: cost.host,
         operations: cost.operations,
     }

@@ -44,7 +44,13 @@ impl Sizes {
         let operations =
             (captions as f64 * times(graph.captions) + images as f64 * times(graph.images)) * row + 4.0 * heads;
         let passing = self.passing(work, &graph, [captions, images], [said as u64, drawn as u64]);
-        TrainingCost::new(work, self.gpu, self.trained(work.parts) * F32, passing, operations)
+        // The largest tensor is copied to be written, and read through its file when the finished model is opened.
+        let largest = self.parameters.iter().map(|parameter| parameter.bytes(work.products.dtype())).max().unwrap_or(0);
+        let saving = if self.gpu { 0 } else { 2 * largest };
+        TrainingCost {
+            saving,
+            ..TrainingCost::new(work, self.gpu, self.trained(work.parts) * F32, passing, operations)
+        }
     }
 
     /// The blocks that gradients go through where some parts are trained.
