@@ -20,7 +20,8 @@ import time
 import torch
 from tokenizers import Tokenizer
 
-from released import WORK, Released
+from released import Released
+from released_stages import WORK
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 MODEL = ROOT / "assets/scenes"

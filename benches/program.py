@@ -7,6 +7,7 @@ SETTINGS = "pair: { similarity: lexical }\nask: { writer: template }\nanswer: { 
 
 
 def model_settings(folder: pathlib.Path, device: str, dtype: str) -> list[str]:
-    """The keys of a model in a folder with showo/, vq/ and tokenizer.json."""
-    paths = {"showo": "showo", "vq": "vq", "tokenizer": "tokenizer.json"}
+    """The keys of a model in a folder with showo/, vq/ and tokenizer.json, or in one whose config.json says what it is."""
+    several = {"checkpoint": "showo", "vq": "vq", "tokenizer": "tokenizer.json"}
+    paths = {"checkpoint": ""} if (folder / "config.json").exists() else several
     return [*(f"model.{key}={folder / path}" for key, path in paths.items()), f"model.device={device}", f"model.dtype={dtype}"]

@@ -1,11 +1,12 @@
-"""Show-o's stages in plain PyTorch, as the released scripts run them; `stages.py` sets it beside `hermesflow bench`.
+"""A model's stages in PyTorch, as the released scripts run them; `stages.py` sets it beside `hermesflow bench`.
 
     python benches/released.py FOLDER STAGE [--device cuda] [--torch bf16] [--images 16 …]
 
-loads FOLDER (showo/ and vq/ in the published layout) and does STAGE (or the one that the line names) once for every line on
-stdin, answering with a line of JSON: seconds, the peak of memory meanwhile, and what was multiplied.
+loads FOLDER (showo/ and vq/ in the published layout, or a Janus-Pro: released_janus.py) and does STAGE (or the one that the
+line names) once for every line on stdin, answering with a line of JSON: seconds, the peak of memory meanwhile, and what was
+multiplied.
 
-Everything as the released code does it: the whole sequence again for every new token, texts padded to 129, the whole
+Show-o, in plain PyTorch, everything as the released code does it: the whole sequence again for every new token, texts padded to 129, the whole
 vocabulary at every row, four passes over padded rows in a step of Pair-DPO, no cache. The long stages repeat one thing many
 times (a token, a denoising step); that one thing is timed and multiplied, at the middle length of a reply. Work that does
 not fit the GPU's memory is halved until it does, and multiplied too.
@@ -17,45 +18,23 @@ both.
 """
 
 import argparse
-import contextlib
 import json
 import pathlib
-import sys
-import time
 
 import torch
 import torch.nn.functional as F
 
 from full_size import ADDED, Magvit, Phi, load
+from released_stages import Stages, serve
 
 TEXT = 129
-WORK = {"captions": 10, "caption_tokens": 100, "images": 16, "steps": 50, "questions": 8, "answer_tokens": 20, "pairs": 4,
-        "picture": 0}
 
 
-DTYPES = {"f32": torch.float32, "bf16": torch.bfloat16}
-
-
-def add_work(parser: argparse.ArgumentParser) -> None:
-    for name in WORK:
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int)
-
-
-def peak(reset: bool) -> int:
-    """The most memory of this process since the last reset, in bytes."""
-    if reset:
-        pathlib.Path("/proc/self/clear_refs").write_text("5")
-    line = next(line for line in pathlib.Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
-    return int(line.split()[1]) * 1024
-
-
-class Released:
-    """Seconds for all of a stage's work, and what was multiplied."""
+class Released(Stages):
+    """Show-o."""
 
     def __init__(self, folder: pathlib.Path, work: argparse.Namespace):
-        self.work, self.device, self.dtype = work, torch.device(work.device), DTYPES[work.torch]
-        if self.device.type != "cpu":
-            torch.set_default_device(self.device)
+        super().__init__(work)
         self.config = json.loads((folder / "showo/config.json").read_text())
         phi_file = folder / "showo" / self.config.get("llm_model_path", "") / "config.json"
         self.phi_config = json.loads(phi_file.read_text()) if phi_file.exists() else {}
@@ -71,23 +50,6 @@ class Released:
 
     def loaded(self, folder):
         return {name: value.to(self.device, self.dtype) for name, value in load(folder).items()}
-
-    def now(self):
-        """The time, when the GPU is done."""
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    def fitting(self, count, work):
-        """`work` of so many, or of half as many until the GPU's memory holds them: seconds of all, and of how many."""
-        while True:
-            try:
-                return work(count), count
-            except torch.cuda.OutOfMemoryError:
-                if count == 1:
-                    raise
-            count = (count + 1) // 2
-            torch.cuda.empty_cache()
 
     def codes(self, count):
         return self.words + len(ADDED) + torch.randint(self.config["codebook_size"], (count, self.tokens))
@@ -173,17 +135,7 @@ class Released:
             parameters = {name: value.float().clone().requires_grad_() for name, value in self.weights.items()}
             optimizer = torch.optim.AdamW(parameters.values(), lr=2e-5, weight_decay=0.01)
             self.trained = Phi(parameters, self.phi_config), optimizer
-        seconds, pairs = self.fitting(self.work.pairs, self.step)
-        if pairs == self.work.pairs:
-            return seconds, ""
-        times = self.work.pairs / pairs
-        return seconds * times, f"a step of {pairs} pairs × {times:g} (more did not fit)"
-
-    def products(self):
-        """What the products of training are in."""
-        if self.dtype == torch.float32:
-            return contextlib.nullcontext()
-        return torch.autocast(self.device.type, self.dtype)
+        return super().train()
 
     def step(self, pairs):
         policy, optimizer = self.trained
@@ -217,54 +169,15 @@ class Released:
         optimizer.zero_grad(set_to_none=True)
         return self.now() - started
 
-    @torch.no_grad()
-    def best(self, work):
-        """The best of nine."""
-        times = []
-        for _ in range(10):
-            started = self.now()
-            work()
-            times.append(self.now() - started)
-        return min(times[1:]), ""
 
-    def multiply(self, dtype=None):
-        """A large product: the sizes are those of `hermesflow bench`."""
-        rows, inner, out = (8192, 8192, 8192) if self.device.type == "cuda" else (1024, 2048, 4096)
-        x, w = torch.randn(rows, inner).to(dtype or self.dtype), torch.randn(out, inner).to(dtype or self.dtype)
-        return self.best(lambda: F.linear(x, w))
+def released(folder: pathlib.Path, work: argparse.Namespace) -> Stages:
+    """The model of a folder, whichever it is."""
+    if not (folder / "config.json").exists():
+        return Released(folder, work)
+    from released_janus import Janus  # which needs transformers
 
-    def multiply_bf16(self):
-        return self.multiply(torch.bfloat16)
-
-    def copy(self):
-        """A copy within the device's memory, of the size of `hermesflow bench`'s."""
-        source = torch.zeros(1 << 29 if self.device.type == "cuda" else 1 << 26)
-        target = torch.empty_like(source)
-        return self.best(lambda: target.copy_(source))
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=pathlib.Path)
-    parser.add_argument("stage")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
-    parser.add_argument("--torch", default="f32", choices=DTYPES)
-    add_work(parser)
-    parser.set_defaults(**WORK)
-    work = parser.parse_args()
-    torch.manual_seed(0)
-    released = Released(work.folder, work)
-    on_gpu = released.device.type == "cuda"
-    where = torch.cuda.get_device_name() if on_gpu else f"{torch.get_num_threads()} threads"
-    print(json.dumps({"ready": f"PyTorch {torch.__version__} in {work.torch}, {where}"}), flush=True)
-    for line in sys.stdin:
-        peak(reset=True)
-        if on_gpu:
-            torch.cuda.reset_peak_memory_stats()
-        seconds, how = getattr(released, line.strip() or work.stage)()
-        most = torch.cuda.max_memory_allocated() if on_gpu else None
-        print(json.dumps({"seconds": seconds, "how": how, "peak": peak(reset=False), "gpu_peak": most}), flush=True)
+    return Janus(folder, work)
 
 
 if __name__ == "__main__":
-    main()
+    serve(__doc__, released)

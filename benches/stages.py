@@ -3,12 +3,13 @@
     cargo build --release
     python benches/stages.py medium [--dtype bf16] [--stages caption,train] [--repeat 3] [--json FILE]
     python benches/stages.py full --device cuda --dtype bf16 --torch f32,bf16
+    python benches/stages.py medium --backbone janus-pro
 
-The first argument is a size, or a folder with showo/, vq/ and tokenizer.json:
+The first argument is a size, or a folder with showo/, vq/ and tokenizer.json, or a Janus-Pro's:
 
     small   the embedded model
-    medium  hidden 512, 8 blocks, the published vocabulary and image tokenizer, 256²
-    full    the published size at 256², a few tokens, steps and one pair; its training has 2 of the 24 blocks
+    medium  hidden 512, 8 blocks, the published vocabulary and image tokenizer, 256² (Janus-Pro: 384²)
+    full    the published size at that resolution, a few tokens, steps and one pair; its training has 2 of the 24 blocks
 
 Sizes are made with random weights in target/bench. Every stage has a process of its own on either side, a warm-up, and
 medians of turns. PyTorch is in f32, or in bf16 too (--torch; see released.py); what it repeats many times is timed once and
@@ -28,24 +29,30 @@ import sys
 import tempfile
 
 from program import SETTINGS, model_settings
-from released import WORK, add_work
+from released_stages import WORK, add_work
 
 HERE = pathlib.Path(__file__).resolve().parent
 ROOT = HERE.parent
 STAGES = "multiply,encode,decode,encode@512,decode@512,caption,answer,imagine,train"
+# Of a Janus-Pro, whose image tokenizer has no other size and is not timed here.
+JANUS_STAGES = "multiply,caption,answer,imagine,train"
 FEW = {"caption_tokens": 10, "images": 2, "steps": 2, "answer_tokens": 20, "pairs": 1}
 
 
-def folder_of(size: str, program: str, layers: int | None = None) -> pathlib.Path:
+def folder_of(arguments, layers: int | None = None) -> pathlib.Path:
     """The folder of a size's model, which is made if it is not there."""
+    size, backbone = arguments.size, arguments.backbone
     if size == "small":
         return ROOT / "assets/scenes"
     if size not in ("medium", "full"):
         return pathlib.Path(size)
-    folder = ROOT / "target/bench" / (f"{size}-{layers}" if layers else size)
+    name = size if backbone == "show-o" else f"{backbone}-{size}"
+    folder = ROOT / "target/bench" / (f"{name}-{layers}" if layers else name)
     if not (folder / "tokenizer.json").exists():
         options = [f"--layers={layers}"] if layers else []
-        subprocess.run([program, "random-model", folder, "--size", size, "--resolution", "256", *options], check=True)
+        options += ["--resolution=256"] if backbone == "show-o" else []
+        command = [arguments.program, "random-model", folder, "--backbone", backbone, "--size", size, *options]
+        subprocess.run(command, check=True)
     return folder
 
 
@@ -142,7 +149,8 @@ def main() -> None:
     parser.add_argument("--dtype", default="f32", help="our matrices: f32 or bf16")
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N")
     parser.add_argument("--torch", default="f32", help="PyTorch's types: f32, bf16, or f32,bf16")
-    parser.add_argument("--stages", default=STAGES)
+    parser.add_argument("--backbone", default="show-o", choices=["show-o", "janus-pro"], help="of medium and full")
+    parser.add_argument("--stages", help=f"default: {STAGES}; of a Janus-Pro {JANUS_STAGES}")
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--minilm", type=pathlib.Path)
     parser.add_argument("--json", type=pathlib.Path)
@@ -155,9 +163,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         settings = pathlib.Path(scratch) / "bench.yaml"
         settings.write_text(SETTINGS)
-        for number, stage in enumerate(arguments.stages.split(",")):
+        usual = JANUS_STAGES if (folder_of(arguments) / "config.json").exists() else STAGES
+        for number, stage in enumerate((arguments.stages or usual).split(",")):
             few_blocks = 2 if (arguments.size, stage) == ("full", "train") else None
-            folder = folder_of(arguments.size, arguments.program, few_blocks)
+            folder = folder_of(arguments, few_blocks)
             dtypes = arguments.torch.split(",")
             rivals = sides(stage, folder, settings, work, arguments)
             if number == 0:

@@ -32,7 +32,10 @@ impl Cost {
 
 /// The settings of training that its memory depends on.
 #[derive(Debug, Clone, Copy)]
-pub struct TrainingWork {
+pub struct TrainingWork<'a> {
+    /// The parts that are trained, by what the names of their parameters begin with; none is what the backbone trains by
+    /// default.
+    pub parts: &'a [String],
     /// Pairs per micro batch.
     pub pairs: usize,
     /// Tokens per text.
@@ -58,6 +61,8 @@ pub struct TrainingCost {
     pub held: u64,
     /// Bytes that a step needs on the device at its peak: gradients, what the graphs keep, and intermediate results.
     pub passing: u64,
+    /// Bytes on the CPU that writing a checkpoint and opening the finished model take beside those.
+    pub saving: u64,
     /// Bytes in the host's memory, where that is separate.
     pub host: u64,
     /// Floating-point operations of a micro batch.
@@ -72,8 +77,19 @@ impl TrainingCost {
         let waiting = u64::from(work.accumulation.max(1).ilog2()) * weights;
         let (held, host) =
             if work.host_state && gpu { (weights, 3 * weights + waiting) } else { (3 * weights + waiting, 0) };
-        Self { held, passing, host, operations }
+        Self { held, passing, saving: 0, host, operations }
     }
+}
+
+/// What a model does, by the weights that it reads for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Task {
+    /// Captions and answers.
+    Replies,
+    /// Pictures from texts, as codes and as pixels.
+    Pictures,
+    /// Training, which reads every weight: it takes a digest of its reference, and writes checkpoints.
+    Training,
 }
 
 /// The costs of one model's work.
@@ -87,17 +103,42 @@ pub trait Costs: fmt::Debug + Send + Sync {
     /// The number of parameters, an image tokenizer that is a checkpoint of its own aside.
     fn parameters(&self) -> u64;
 
-    /// The number of parameters that are trained.
-    fn trained(&self) -> u64;
+    /// The number of parameters that are trained, where parts are named by what the names of their parameters begin with; of
+    /// no parts, that of what is trained by default.
+    fn trained(&self, parts: &[String]) -> u64;
 
     /// The number of tensors that these are.
-    fn trained_tensors(&self) -> usize;
+    fn trained_tensors(&self, parts: &[String]) -> usize;
+
+    /// Refuses parts that cannot be trained.
+    ///
+    /// # Errors
+    /// Names the first of them.
+    fn check_parts(&self, parts: &[String]) -> Result<()>;
 
     /// Bytes of the weights with matrices held as `dtype`, without the image tokenizer.
     fn decoder_bytes(&self, dtype: DType) -> u64;
 
     /// Bytes of the image tokenizer's weights.
     fn tokenizer_bytes(&self) -> u64;
+
+    /// Bytes of the weights that are in memory while the model does something, with matrices held as `dtype`: all of them,
+    /// but for those that stay in a memory-mapped file and are not read for it.
+    fn in_memory(&self, task: Task, dtype: DType) -> u64 {
+        let _ = task;
+        self.decoder_bytes(dtype) + self.tokenizer_bytes()
+    }
+
+    /// Bytes of the copies in f32 that training makes of weights held as `dtype`, which its products do not take.
+    fn widened(&self, products: Products, dtype: DType) -> u64 {
+        if products.take(dtype) { 0 } else { self.decoder_bytes(DType::F32) }
+    }
+
+    /// Bytes that a trained model takes on the disk, with matrices held as `dtype` and these parts trained.
+    fn written(&self, parts: &[String], products: Products, dtype: DType) -> u64 {
+        let _ = (parts, products, dtype);
+        self.decoder_bytes(DType::F32)
+    }
 
     /// The side of the model's square images, in pixels.
     fn resolution(&self) -> usize;

@@ -126,8 +126,13 @@ fn every_command_works_on_it_or_says_why_not() {
     assert!(output.status.success() && log.contains("without the codes that they were drawn with"), "{log}");
     // Parts of it are trained alone.
     workshop.succeeds(&["train", "run.yaml", "output=head", "train.parameters=[gen_head.]", "train.guidance=auto"]);
-    let said = workshop.fails(&["train", "run.yaml", "output=no", "train.parameters=[vision_model.]"]);
-    assert!(said.contains("vision_model.") && said.contains("language_model."), "{said}");
+    // What cannot be trained is refused before anything is done.
+    for command in ["train", "run", "doctor"] {
+        let output = workshop.hermesflow(&[command, "run.yaml", "output=no", "train.parameters=[vision_model.]"]);
+        let said = text(&output.stderr) + &text(&output.stdout);
+        assert_eq!(output.status.code(), Some(1), "{command}: {said}");
+        assert!(said.contains("vision_model.") && said.contains("language_model."), "{command}: {said}");
+    }
 }
 
 #[test]

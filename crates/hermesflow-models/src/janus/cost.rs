@@ -5,26 +5,47 @@
 //! [`super::siglip`], [`super::vq`] and the block of `hermesflow-nn` (`ops/llama_block/`) allocate them. Operations are two
 //! per weight and row, plus the products of attention.
 
-mod training;
+mod step;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 
 use candle_core::DType;
+use hermesflow_nn::ops::Products;
+use hermesflow_nn::weights;
 
 use super::config::JanusConfig;
 use super::picture_tokenizer::PictureTokenizer;
-use super::training::TRAINED;
+use super::training::{self, TRAINED};
 use super::vq;
-use super::{imagine, parameter_shapes};
+use super::{check_files, imagine, parameter_shapes};
 use crate::Result;
-use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
+use crate::cost::{Cost, Costs, Task, TrainingCost, TrainingWork};
 use crate::model::{ImagineOptions, NextCodeOptions};
 use crate::showo::reply;
 
 /// Bytes of an activation in f32.
 const F32: u64 = 4;
 /// Full-resolution feature maps that exist at the same time in a residual block of the image tokenizer.
-const FEATURE_MAPS: u64 = 5;
+const FEATURE_MAPS: u64 = 6;
 /// Feature maps' worth of memory of a GPU's convolution, which copies the neighbours of each pixel.
 const UNFOLDED: u64 = 9;
+/// Which parts are read for what. Of the table of words, which is not here, a few rows are.
+const READ: [(&str, &[Task]); 10] = {
+    use Task::{Pictures, Replies};
+    [
+        ("vision_model.vision_tower.", &[Replies]),
+        ("aligner.", &[Replies]),
+        ("language_model.model.layers.", &[Replies, Pictures]),
+        ("language_model.model.norm.", &[Replies, Pictures]),
+        ("language_model.lm_head.", &[Replies]),
+        ("gen_embed.", &[Pictures]),
+        ("gen_aligner.", &[Pictures]),
+        ("gen_head.", &[Pictures]),
+        ("gen_vision_model.decoder.", &[Pictures]),
+        ("gen_vision_model.post_quant_conv.", &[Pictures]),
+    ]
+};
 /// Tokens of what stands before a picture that is read: the system text and the beginning of the user's turn.
 const BEFORE: usize = 60;
 
@@ -33,15 +54,33 @@ const BEFORE: usize = 60;
 pub struct Sizes {
     config: JanusConfig,
     vq: Vec<(String, Vec<usize>)>,
-    /// Numbers in matrices and in vectors of everything but the image tokenizer, and those that are trained by default.
-    matrices: u64,
-    vectors: u64,
-    trained: u64,
-    /// How many tensors are trained by default.
-    trained_tensors: usize,
+    /// The parameters of everything but the image tokenizer.
+    parameters: Vec<Parameter>,
+    /// The types in the file of those parameters that stay there, memory-mapped, where they are held in this type.
+    in_file: BTreeMap<String, DType>,
     /// Whether the model runs on a GPU, and the type of its keys and values.
     gpu: bool,
     kept: DType,
+}
+
+/// A parameter, how many numbers it is, and whether it is held in f32 whatever the type of matrices.
+#[derive(Debug, Clone)]
+struct Parameter {
+    name: String,
+    count: u64,
+    is_vector: bool,
+}
+
+impl Parameter {
+    /// Bytes where matrices are held as `dtype`.
+    fn bytes(&self, dtype: DType) -> u64 {
+        self.count * self.held(dtype).size_in_bytes() as u64
+    }
+
+    /// Its type where matrices are held as `dtype`.
+    fn held(&self, dtype: DType) -> DType {
+        if self.is_vector { DType::F32 } else { dtype }
+    }
 }
 
 impl Sizes {
@@ -50,19 +89,58 @@ impl Sizes {
     /// # Errors
     /// Never for a configuration that was read.
     pub fn new(config: &JanusConfig) -> Result<Self> {
-        let (mut matrices, mut vectors, mut trained, mut trained_tensors) = (0, 0, 0, 0);
-        for (name, shape) in parameter_shapes(config)?.iter().filter(|(name, _)| !name.starts_with(vq::ROOT)) {
-            let count = shape.iter().product::<usize>() as u64;
+        let shapes = parameter_shapes(config)?.into_iter().filter(|(name, _)| !name.starts_with(vq::ROOT));
+        let parameter = |(name, shape): (String, Vec<usize>)| {
             let is_vector = shape.len() == 1 || name.ends_with("pos_embed");
-            *(if is_vector { &mut vectors } else { &mut matrices }) += count;
-            if TRAINED.iter().any(|part| name.starts_with(part)) {
-                trained += count;
-                trained_tensors += 1;
-            }
-        }
+            Parameter { name, count: shape.iter().product::<usize>() as u64, is_vector }
+        };
         let vq = PictureTokenizer::parameter_shapes(&config.vq)?;
-        let config = config.clone();
-        Ok(Self { config, vq, matrices, vectors, trained, trained_tensors, gpu: false, kept: DType::F32 })
+        Ok(Self {
+            config: config.clone(),
+            vq,
+            parameters: shapes.map(parameter).collect(),
+            in_file: BTreeMap::new(),
+            gpu: false,
+            kept: DType::F32,
+        })
+    }
+
+    /// The sizes of the checkpoint in a folder, whose headers are checked.
+    ///
+    /// # Errors
+    /// As [`super::check_files`].
+    pub fn of_files(folder: &Path) -> Result<(JanusConfig, Self)> {
+        let config = check_files(folder)?;
+        let sizes = Self::new(&config)?;
+        let infos = weights::tensor_infos(folder)?.into_iter().filter(|info| info.stays_in_file(info.dtype));
+        Ok((config, Self { in_file: infos.map(|info| (info.name, info.dtype)).collect(), ..sizes }))
+    }
+
+    /// The sizes of a checkpoint as it was published: all of it in bf16.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn published(config: &JanusConfig) -> Result<Self> {
+        let sizes = Self::new(config)?;
+        let names =
+            sizes.parameters.iter().map(|parameter| &parameter.name).chain(sizes.vq.iter().map(|(name, _)| name));
+        Ok(Self { in_file: names.map(|name| (name.clone(), DType::BF16)).collect(), ..sizes })
+    }
+
+    /// Whether a parameter held as `dtype` is in memory while the model does something.
+    fn is_in_memory(&self, task: Task, name: &str, dtype: DType) -> bool {
+        let stays = !self.gpu && self.in_file.get(name) == Some(&dtype);
+        !stays
+            || task == Task::Training
+            || READ.iter().any(|(part, tasks)| name.starts_with(part) && tasks.contains(&task))
+    }
+
+    /// The parameters of some parts; of none, those that are trained by default.
+    fn of<'a>(&'a self, parts: &'a [String]) -> impl Iterator<Item = &'a Parameter> {
+        self.parameters.iter().filter(move |Parameter { name, .. }| match parts {
+            [] => TRAINED.iter().any(|part| name.starts_with(part)),
+            parts => parts.iter().any(|part| name.starts_with(part)),
+        })
     }
 
     fn hidden(&self) -> u64 {
@@ -187,23 +265,51 @@ impl Costs for Sizes {
 
     fn parameters(&self) -> u64 {
         let vq: usize = self.vq.iter().map(|(_, shape)| shape.iter().product::<usize>()).sum();
-        self.matrices + self.vectors + vq as u64
+        self.parameters.iter().map(|parameter| parameter.count).sum::<u64>() + vq as u64
     }
 
-    fn trained(&self) -> u64 {
-        self.trained
+    fn trained(&self, parts: &[String]) -> u64 {
+        self.of(parts).map(|parameter| parameter.count).sum()
     }
 
-    fn trained_tensors(&self) -> usize {
-        self.trained_tensors
+    fn check_parts(&self, parts: &[String]) -> Result<()> {
+        training::check_parts(parts, || self.parameters.iter().map(|parameter| parameter.name.as_str()))
+    }
+
+    fn trained_tensors(&self, parts: &[String]) -> usize {
+        self.of(parts).count()
     }
 
     fn decoder_bytes(&self, dtype: DType) -> u64 {
-        self.matrices * dtype.size_in_bytes() as u64 + self.vectors * F32
+        self.parameters.iter().map(|parameter| parameter.bytes(dtype)).sum()
     }
 
     fn tokenizer_bytes(&self) -> u64 {
         self.vq.iter().map(|(_, shape)| shape.iter().product::<usize>() as u64 * F32).sum()
+    }
+
+    fn in_memory(&self, task: Task, dtype: DType) -> u64 {
+        let own = self.parameters.iter().filter(|own| self.is_in_memory(task, &own.name, own.held(dtype)));
+        let vq = self.vq.iter().filter(|(name, _)| self.is_in_memory(task, name, DType::F32));
+        let vq = vq.map(|(_, shape)| shape.iter().product::<usize>() as u64 * F32).sum::<u64>();
+        own.map(|parameter| parameter.bytes(dtype)).sum::<u64>() + vq
+    }
+
+    fn widened(&self, products: Products, dtype: DType) -> u64 {
+        let names = self.parameters.iter().filter(|parameter| parameter.held(dtype) != DType::F32);
+        let widened = names.filter(|parameter| training::is_widened(&parameter.name, products, dtype));
+        widened.map(|parameter| parameter.count * F32).sum()
+    }
+
+    fn written(&self, parts: &[String], products: Products, dtype: DType) -> u64 {
+        // What is trained, and what training widened, in f32; the rest as it is held, the image tokenizer too.
+        let trained: BTreeSet<&str> = self.of(parts).map(|parameter| parameter.name.as_str()).collect();
+        let bytes = |parameter: &Parameter| {
+            let name = parameter.name.as_str();
+            let wide = trained.contains(name) || training::is_widened(name, products, dtype);
+            parameter.bytes(if wide { DType::F32 } else { dtype })
+        };
+        self.parameters.iter().map(bytes).sum::<u64>() + self.tokenizer_bytes()
     }
 
     fn resolution(&self) -> usize {
@@ -259,8 +365,57 @@ mod tests {
             // Without what nothing reads: the tower's pooling and the record of used codes.
             assert!((sizes.parameters() as f64 / parameters - 1.0).abs() < 0.01, "{}", sizes.parameters());
             assert_eq!(sizes.cache_row(), cache, "0.39 and 0.98 MB of a token in f32");
-            assert!(sizes.trained() < sizes.parameters() && sizes.trained() > sizes.parameters() * 3 / 4);
+            let trained = sizes.trained(&[]);
+            assert!(trained < sizes.parameters() && trained > sizes.parameters() * 3 / 4);
         }
+    }
+
+    #[test]
+    fn weights_count_where_they_are_read_or_copied() {
+        let config = JanusConfig::read(&files(&published_config(false), 576, 384, "{}")).unwrap();
+        let (copied, mapped) = (Sizes::new(&config).unwrap(), Sizes::published(&config).unwrap());
+        let gigabytes = |sizes: &Sizes, task, dtype| sizes.in_memory(task, dtype) as f64 / 1e9;
+        let all = |dtype| (copied.decoder_bytes(dtype) + copied.tokenizer_bytes()) as f64 / 1e9;
+        for task in [Task::Replies, Task::Pictures, Task::Training] {
+            // Held in another type than the file's, all is copied, as it is where nothing is known of a file.
+            assert_eq!(gigabytes(&copied, task, DType::F32), all(DType::F32));
+            assert_eq!(gigabytes(&mapped, task, DType::F32), all(DType::F32));
+        }
+        assert_eq!(gigabytes(&mapped, Task::Training, DType::BF16), all(DType::BF16), "its digest reads them all");
+        // By hand, in GB of bf16: 24 blocks of 4·2048² + 3·2048·5632 weights 2.47, the text head 0.42, the tower 0.61, the
+        // hand 0.08; and the image tokenizer, copied to f32, 0.29.
+        for (task, expected) in [(Task::Replies, 2.47 + 0.42 + 0.61 + 0.29), (Task::Pictures, 2.47 + 0.08 + 0.29)] {
+            let counted = gigabytes(&mapped, task, DType::BF16);
+            assert!((counted / expected - 1.0).abs() < 0.03, "{task:?}: {counted}, {expected} by hand");
+        }
+    }
+
+    #[test]
+    fn parts_are_what_is_trained() {
+        let sizes = published(false);
+        let parts = |parts: &[&str]| parts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let two = parts(&["language_model.model.layers.22.", "language_model.model.layers.23."]);
+        let block = 4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048;
+        assert_eq!(sizes.trained(&two), 2 * block);
+        assert!(sizes.trained(&parts(&["language_model."])) < sizes.trained(&[]));
+        assert!(sizes.check_parts(&two).is_ok());
+        for wrong in ["vision_model.", "language_model.model.layers.24.", ""] {
+            let said = sizes.check_parts(&parts(&[wrong])).unwrap_err().to_string();
+            assert!(said.contains("train.parameters") && said.contains("language_model."), "{said}");
+        }
+        let held = |parts: &[String]| sizes.written(parts, Products::Bf16, DType::BF16);
+        assert_eq!(held(&[]) - held(&two), 2 * (sizes.trained(&[]) - 2 * block - small(&sizes)));
+    }
+
+    /// Parameters that are in f32 whether they are trained or not: vectors, and what no whole operator multiplies by.
+    fn small(sizes: &Sizes) -> u64 {
+        let wide = |own: &&Parameter| own.is_vector || training::is_widened(&own.name, Products::Bf16, DType::BF16);
+        sizes
+            .of(&[])
+            .filter(|own| !own.name.contains(".layers.22.") && !own.name.contains(".layers.23."))
+            .filter(wide)
+            .map(|own| own.count)
+            .sum()
     }
 
     #[test]

@@ -7,6 +7,7 @@ use candle_core::{Device, Tensor};
 use hermesflow_nn::weights::Weights;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use tokenizers::{AddedToken, Tokenizer};
 
@@ -212,7 +213,7 @@ fn pooling_shapes(config: &SiglipConfig) -> Vec<(String, Vec<usize>)> {
 pub fn random_janus(config: &JanusConfig, seed: u64, device: &Device) -> Result<Weights> {
     let residual = 0.02 / (2.0 * config.language.num_hidden_layers as f64).sqrt();
     let shapes = published_shapes(config)?;
-    let tensors = shapes.into_iter().enumerate().map(|(number, (name, shape))| {
+    let tensors = shapes.into_par_iter().enumerate().map(|(number, (name, shape))| {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         random.set_stream(number as u64);
         let fan_in: usize = shape[1..].iter().product();

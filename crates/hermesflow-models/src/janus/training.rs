@@ -14,6 +14,36 @@ pub const TRAINED: [&str; 4] = ["language_model.", "gen_embed.", "gen_aligner.",
 /// Parts that can be trained: likelihoods depend on them.
 const TRAINABLE: [&str; 5] = ["language_model.", "gen_embed.", "gen_aligner.", "gen_head.", "aligner."];
 
+/// Whether training computes by a copy in f32 of a parameter that is held as `dtype`: what whole operators do not multiply by
+/// is in f32 under all products.
+pub(super) fn is_widened(name: &str, products: Products, dtype: DType) -> bool {
+    let whole = name.starts_with("language_model.") || name.starts_with("gen_head.vision_head.");
+    TRAINABLE.iter().any(|part| name.starts_with(part)) && !(whole && products.take(dtype))
+}
+
+/// Checks that each prefix begins the names of parameters, and all of these can be trained.
+///
+/// # Errors
+/// Names the prefix that does not.
+pub(super) fn check_parts<'a, S: AsRef<str>, I: Iterator<Item = &'a str>>(
+    prefixes: &[S],
+    names: impl Fn() -> I,
+) -> Result<()> {
+    for prefix in prefixes.iter().map(AsRef::as_ref) {
+        let mut known = names().filter(|name| name.starts_with(prefix)).peekable();
+        let can = known.peek().is_some() && known.all(|name| TRAINABLE.iter().any(|part| name.starts_with(part)));
+        if !can {
+            let message = format!(
+                "train.parameters: {prefix:?} is not the beginning of names of parameters that can be trained; those \
+                 begin with {}",
+                TRAINABLE.join(", ")
+            );
+            return Err(Error::Invalid(message));
+        }
+    }
+    Ok(())
+}
+
 impl Janus {
     /// The model over trainable copies of the parameters whose names begin with one of `prefixes`; the others are shared
     /// with this one.
@@ -21,18 +51,7 @@ impl Janus {
     /// # Errors
     /// When a prefix is that of no parameter that can be trained, or a weight cannot be copied.
     pub fn trainable<S: AsRef<str>>(&self, prefixes: &[S]) -> Result<Self> {
-        for prefix in prefixes.iter().map(AsRef::as_ref) {
-            let known = self.weights.tensors().keys().filter(|name| name.starts_with(prefix));
-            let mut known = known.peekable();
-            let can = known.peek().is_some() && known.all(|name| TRAINABLE.iter().any(|part| name.starts_with(part)));
-            if !can {
-                let message = format!(
-                    "{prefix:?} is not the beginning of names of parameters that can be trained; those begin with {}",
-                    TRAINABLE.join(", ")
-                );
-                return Err(Error::Invalid(message));
-            }
-        }
+        check_parts(prefixes, || self.weights.tensors().keys().map(String::as_str))?;
         let is_trained = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix.as_ref()));
         self.with_weights(self.weights.trainable_by_name(is_trained)?)
     }
@@ -74,11 +93,9 @@ impl Janus {
     /// # Errors
     /// When a weight cannot be widened.
     pub fn training(&self, products: Products) -> Result<Self> {
-        // What whole operators do not multiply by is in f32 under all products.
         let is_widened = |name: &str| {
-            let whole = name.starts_with("language_model.") || name.starts_with("gen_head.vision_head.");
             let dtype = self.weights.tensors().get(name).map_or(DType::F32, Tensor::dtype);
-            TRAINABLE.iter().any(|part| name.starts_with(part)) && !(whole && products.take(dtype))
+            is_widened(name, products, dtype)
         };
         let held = self.with_weights(self.weights.widened_by_name(is_widened)?)?;
         let small = self.weights.parameter_count() < parallel::SMALL;

@@ -11,6 +11,7 @@ use image::RgbImage;
 use super::Showo;
 use super::cost::Sizes;
 use super::texts::reply_text;
+use super::training::whole;
 use crate::backbone::{Backbone, Model};
 use crate::cost::Costs;
 use crate::model::CaptionExample;
@@ -62,13 +63,7 @@ impl Backbone for Showo {
     }
 
     fn trainable_parts(&self, parts: &[String]) -> Result<Model> {
-        if !parts.is_empty() {
-            let message = format!(
-                "train.parameters: Show-o is trained as a whole, and {} would be a part of it; remove the key",
-                parts.join(", ")
-            );
-            return Err(Error::Invalid(message));
-        }
+        whole(parts)?;
         Ok(Arc::new(self.trainable()?))
     }
 

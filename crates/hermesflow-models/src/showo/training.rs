@@ -8,6 +8,17 @@ use hermesflow_nn::ops::Products;
 use super::Showo;
 use crate::{Error, Result};
 
+/// Refuses parts: Show-o has none that is trained alone.
+pub(super) fn whole(parts: &[String]) -> Result<()> {
+    if parts.is_empty() {
+        return Ok(());
+    }
+    Err(Error::Invalid(format!(
+        "train.parameters: Show-o is trained as a whole, and {} would be a part of it; remove the key",
+        parts.join(", ")
+    )))
+}
+
 impl Showo {
     /// A copy of the model that computes log-probabilities as Pair-DPO needs them, for the policy as well as for the
     /// reference.

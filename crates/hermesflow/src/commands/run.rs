@@ -100,7 +100,7 @@ pub fn run_loop(
         if first.group().is_alone() { Ok(()) } else { models::fetch(&config.model, progress) }
     })?;
     let mut player = models::open(&config.model, progress)?;
-    models::ensure_trainable(player.trains_captions(), config)?;
+    models::ensure_trainable(player.trains_captions(), &*player.costs()?, config)?;
     train::warn(&first);
     train::ensure_shared(&player, &first)?;
     after(0, &player)?;

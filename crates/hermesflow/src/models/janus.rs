@@ -7,7 +7,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::janus::config::JanusConfig;
 use hermesflow_models::janus::cost::Sizes;
 use hermesflow_models::janus::pretrain::{files, published_config, random_janus, tokenizer};
-use hermesflow_models::janus::{Janus, JanusFiles, check_files};
+use hermesflow_models::janus::{Janus, JanusFiles};
 use hermesflow_models::{Device, Model, UnifiedModel, Weights};
 use image::RgbImage;
 use serde_json::{Value, json};
@@ -49,9 +49,8 @@ fn facts(config: &JanusConfig) -> Facts {
     }
 }
 
-fn about(config: &JanusConfig) -> Result<About> {
-    let costs = Box::new(Sizes::new(config)?);
-    Ok(About { facts: facts(config), costs, trains_captions: true, further: None })
+fn about(config: &JanusConfig, costs: Sizes) -> About {
+    About { facts: facts(config), costs: Box::new(costs), trains_captions: true, further: None }
 }
 
 fn load(folder: &Path, settings: &ModelSettings) -> Result<Janus> {
@@ -76,7 +75,8 @@ impl Kind for JanusPro {
 
     fn published(&self, settings: &ModelSettings) -> Result<Option<About>> {
         let Some(seven) = published(&settings.checkpoint) else { return Ok(None) };
-        about(&JanusConfig::read(&files(&published_config(seven), 576, 384, "{}"))?).map(Some)
+        let config = JanusConfig::read(&files(&published_config(seven), 576, 384, "{}"))?;
+        Ok(Some(about(&config, Sizes::published(&config)?)))
     }
 
     fn sources(&self, settings: &ModelSettings) -> Vec<Source> {
@@ -85,7 +85,8 @@ impl Kind for JanusPro {
 
     fn about(&self, places: &[PathBuf]) -> Result<About> {
         let [folder] = places else { bail!("one checkpoint makes a model, not {}", places.len()) };
-        about(&check_files(folder)?)
+        let (config, costs) = Sizes::of_files(folder)?;
+        Ok(about(&config, costs))
     }
 
     fn open(&self, settings: &ModelSettings, progress: &Progress) -> Result<Model> {

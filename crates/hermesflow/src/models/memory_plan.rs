@@ -1,9 +1,9 @@
 //! What training takes of a device's memory, and how `train.recompute` and `train.optimizer_state` are chosen so that
 //! it fits a GPU.
 
-use hermesflow_models::cost::{Costs, TrainingWork};
+use hermesflow_models::Model;
+use hermesflow_models::cost::{Costs, Task, TrainingWork};
 use hermesflow_models::device::memory;
-use hermesflow_models::{DType, Model, Products};
 
 use crate::config::{OptimizerState, Recompute, Reference, RunConfig};
 
@@ -60,6 +60,7 @@ pub fn chosen(config: &RunConfig, model: &Model) -> anyhow::Result<RunConfig> {
 pub fn need(config: &RunConfig, sizes: &dyn Costs, (recompute, state): (Recompute, OptimizerState)) -> Need {
     let train = &config.train;
     let cost = sizes.train(&TrainingWork {
+        parts: train.parts(),
         pairs: train.batch_size,
         words: WORDS,
         masks: train.masks_per_pair,
@@ -72,12 +73,12 @@ pub fn need(config: &RunConfig, sizes: &dyn Costs, (recompute, state): (Recomput
     // The model that plays is the reference, unless that is the run's first one.
     let models = if train.reference == Reference::Run && config.iterations > 1 { 2 } else { 1 };
     let dtype = config.model.dtype.into();
-    // Where the products of training do not take that type, a reference in f32 is made of it.
-    let widened = if Products::from(train.products).take(dtype) { 0 } else { sizes.decoder_bytes(DType::F32) };
-    let models = models * sizes.decoder_bytes(dtype) + widened + sizes.tokenizer_bytes();
+    let models = sizes.in_memory(Task::Training, dtype)
+        + (models - 1) * sizes.decoder_bytes(dtype)
+        + sizes.widened(train.products.into(), dtype);
     let program = if sizes.is_on_gpu() { DRIVER } else { PROGRAM };
     Need {
-        device: models + program + cost.held + with_slack(cost.passing),
+        device: models + program + cost.held + with_slack(cost.passing) + cost.saving,
         host: cost.host,
         operations: cost.operations,
     }

@@ -14,6 +14,7 @@ use anyhow::{Context, Result, ensure};
 use hermesflow_models::ImagineOptions;
 pub use hermesflow_models::Model;
 use hermesflow_models::UnifiedModel;
+use hermesflow_models::cost::Costs;
 use hermesflow_train::Sides;
 
 use self::backbone::kind;
@@ -147,11 +148,12 @@ pub fn reference(player: &Model, run: &RunContext) -> Result<Model> {
     }
 }
 
-/// Refuses a training that cannot be done on a model, given whether its captions can be trained.
+/// Refuses a training that cannot be done on a model, given its costs and whether its captions can be trained.
 ///
 /// # Errors
 /// Names the key to change.
-pub fn ensure_trainable(trains_captions: bool, config: &RunConfig) -> Result<()> {
+pub fn ensure_trainable(trains_captions: bool, costs: &dyn Costs, config: &RunConfig) -> Result<()> {
+    costs.check_parts(config.train.parts())?;
     let images_only = config.train.objective != ObjectiveName::ContinuePretraining && config.train.sides == Sides::Gen;
     ensure!(
         images_only || trains_captions,

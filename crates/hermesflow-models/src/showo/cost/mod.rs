@@ -15,6 +15,7 @@ use super::imagine;
 use super::magvit::{self, Magvit, MagvitConfig};
 use super::phi;
 use super::reply;
+use super::training::whole;
 use crate::Result;
 use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
 use crate::model::{ImagineOptions, MaskedOptions};
@@ -243,11 +244,15 @@ impl Costs for Sizes {
         self.parameters()
     }
 
-    fn trained(&self) -> u64 {
-        self.parameters()
+    fn trained(&self, _: &[String]) -> u64 {
+        self.parameters() // it is trained as a whole
     }
 
-    fn trained_tensors(&self) -> usize {
+    fn check_parts(&self, parts: &[String]) -> Result<()> {
+        whole(parts)
+    }
+
+    fn trained_tensors(&self, _: &[String]) -> usize {
         phi::parameter_shapes(&self.showo, &self.phi).len()
     }
 
@@ -312,6 +317,7 @@ mod tests {
         let sizes = published(1024).on_gpu(DType::BF16);
         let options = MaskedOptions { steps: 4, guidance: 5.0, ..MaskedOptions::default() };
         let work = TrainingWork {
+            parts: &[],
             pairs: 4,
             words: 20,
             masks: 1,

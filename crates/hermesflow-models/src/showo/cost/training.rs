@@ -171,8 +171,9 @@ pub(super) mod tests {
         Sizes::new(&showo, &PhiConfig::default(), &vq).unwrap()
     }
 
-    fn work() -> TrainingWork {
+    fn work() -> TrainingWork<'static> {
         TrainingWork {
+            parts: &[],
             pairs: 4,
             words: 30,
             masks: 1,

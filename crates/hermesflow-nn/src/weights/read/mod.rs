@@ -86,6 +86,14 @@ pub struct TensorInfo {
     pub dtype: DType,
 }
 
+impl TensorInfo {
+    /// Whether the tensor, held as `dtype` on the CPU, stays in its file, memory-mapped, so that only what is read of it takes
+    /// memory; any other is copied.
+    pub fn stays_in_file(&self, dtype: DType) -> bool {
+        self.dtype == dtype && self.shape.iter().product::<usize>() * dtype.size_in_bytes() >= IN_FILE
+    }
+}
+
 /// The headers of all tensors in a weight file or checkpoint folder, sorted by name. No values are read.
 ///
 /// # Errors

@@ -160,6 +160,7 @@ impl Bench {
             }
             StageName::Train => {
                 let step = TrainingWork {
+                    parts: self.training.parts(),
                     pairs: work.pairs,
                     words,
                     masks: 1,
@@ -276,9 +277,9 @@ impl Bench {
         let settings =
             PairDpoSettings { batch_size: self.work.pairs, guidance, prompt_dropout, ..PairDpoSettings::default() };
         let products = self.training.products.into();
-        let policy = self.model.trainable_parts(self.training.parts())?.for_training(products)?;
-        let policy = policy.recomputing(self.training.recomputes());
         let reference = self.model.frozen_copy()?.for_training(products)?;
+        let policy = reference.trainable_parts(self.training.parts())?.for_training(products)?;
+        let policy = policy.recomputing(self.training.recomputes());
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, steps: 1_000_000 };
         let folder = tempfile::tempdir()?;

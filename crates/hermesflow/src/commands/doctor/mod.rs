@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use comfy_table::{CellAlignment, presets::UTF8_HORIZONTAL_ONLY};
-use hermesflow_models::cost::{self, Cost, Costs};
+use hermesflow_models::cost::{self, Cost, Costs, Task};
 use hermesflow_models::{DType, Products};
 use hermesflow_records::{InitialRecord, Table};
 
@@ -275,7 +275,7 @@ impl Findings {
             DType::from(settings.dtype),
         );
         let fits = settings.expect.check(&settings.checkpoint, &facts);
-        match fits.and_then(|()| models::ensure_trainable(trains_captions, config)) {
+        match fits.and_then(|()| models::ensure_trainable(trains_captions, &*sizes, config)) {
             Ok(()) => self.add(Verdict::Good, "model", text),
             Err(error) => self.add(Verdict::Blocks, "model", format!("{error:#}")),
         }
@@ -286,9 +286,10 @@ impl Findings {
     fn disk(&mut self, run: &RunContext, sizes: &dyn Costs, records: usize) {
         let config = &run.config;
         let images = (records * config.imagine.images * config.iterations) as u64 * picture_bytes(sizes);
-        let model = sizes.decoder_bytes(DType::F32);
+        let (parts, products) = (config.train.parts(), config.train.products.into());
+        let model = sizes.written(parts, products, config.model.dtype.into());
         // A checkpoint holds the model and both moments of what is trained; one more stands there while the oldest goes.
-        let checkpoint = model + 2 * sizes.trained() * DType::F32.size_in_bytes() as u64;
+        let checkpoint = model + 2 * sizes.trained(parts) * DType::F32.size_in_bytes() as u64;
         let training = config.iterations as u64 * (model + checkpoint * (config.train.keep as u64 + 1));
         // Folders on one file system share what is free there.
         let mut needs: Vec<(u64, Vec<&'static str>, u64, u64)> = Vec::new();
@@ -342,11 +343,11 @@ const QUESTIONS: usize = 8;
 /// The stages of one iteration with their peaks.
 fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     let (program, host) = if sizes.is_on_gpu() { (DRIVER, PROGRAM) } else { (PROGRAM, 0) };
-    let weights = sizes.decoder_bytes(config.model.dtype.into()) + sizes.tokenizer_bytes() + program;
-    let stage = |name: &'static str, work: String, cost: Cost| Stage {
+    let weights = |task| sizes.in_memory(task, config.model.dtype.into()) + program;
+    let stage = |name: &'static str, task: Task, work: String, cost: Cost| Stage {
         name,
         work,
-        bytes: weights + memory_plan::with_slack(cost.bytes),
+        bytes: weights(task) + memory_plan::with_slack(cost.bytes),
         host,
         operations: cost.operations,
     };
@@ -358,12 +359,13 @@ fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     let decoding = config.model.backbone.image_decoding();
     let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.options(decoding));
     let mut stages = vec![
-        stage("caption", format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
-        stage("imagine", format!("{records} captions × {images} images"), of_chunks(imagine)),
+        stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
+        stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), of_chunks(imagine)),
     ];
     if config.pair.judge == ImageJudge::Itself {
         let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, config.answer.max_new_tokens.min(20)).times(records);
-        stages.push(stage("answer", format!("{records} × {images} images × about {QUESTIONS} questions"), answer));
+        let work = format!("{records} × {images} images × about {QUESTIONS} questions");
+        stages.push(stage("answer", Task::Replies, work, answer));
     }
     let train = &config.train;
     let need = memory_plan::need(config, sizes, (train.recompute, train.optimizer_state));
@@ -423,7 +425,8 @@ fn costs(config: &RunConfig, sizes: &dyn Costs, stages: &[Stage], records: usize
         format!(" at the {:.0} GFLOP/s ({held:?}) that this machine reaches now", speed / 1e9)
     });
     Ok(format!(
-        "\nOne iteration with {records} records{reached}; {weights} of each figure are weights. Replies that end early \
+        "\nOne iteration with {records} records{reached}. Memory is the most that is resident; of the weights, {weights}, \
+         a stage's figure has those that are copied and those that it reads from a mapped file. Replies that end early \
          cost less; judges come on top.\n{table}"
     ))
 }

@@ -137,7 +137,8 @@ pub fn predict(
     let Some(processes) = args.processes.map(|processes| processes as usize) else { return Ok(None) };
     ensure!(args.link.is_finite() && args.link > 0.0, "--link: {} is not above 0", args.link);
     ensure!(args.latency.is_finite() && args.latency >= 0.0, "--latency: {} is not 0 or more", args.latency);
-    let parts = config.train.pair_dpo(0).parts(sizes.trained() as usize) * config.train.accumulation;
+    let parts =
+        config.train.pair_dpo(0).parts(sizes.trained(config.train.parts()) as usize) * config.train.accumulation;
     let good = Group::that_divide(parts);
     let Some((train, rate)) = stages.iter().find(|stage| stage.name == TRAIN).and_then(|one| Some((one, speed(one)?)))
     else {
@@ -150,8 +151,8 @@ pub fn predict(
         within: measured_within(),
         link: args.link * 1e9 / 8.0,
         latency: args.latency * 1e-6,
-        gradients: 4.0 * sizes.trained() as f64,
-        tensors: sizes.trained_tensors() as f64,
+        gradients: 4.0 * sizes.trained(config.train.parts()) as f64,
+        tensors: sizes.trained_tensors(config.train.parts()) as f64,
         parts,
         step: train.operations / config.train.schedule.steps.max(1) as f64 / rate,
         own_device: config.model.names_a_gpu(),
@@ -221,7 +222,7 @@ fn memory(config: &RunConfig, sizes: &dyn Costs, alone: u64, parts: usize, proce
     if processes == 1 {
         return alone;
     }
-    let (gradients, n) = (4 * sizes.trained(), processes as u64);
+    let (gradients, n) = (4 * sizes.trained(config.train.parts()), processes as u64);
     // Sums of earlier parts are held in shares in any case, as many as are added up in pairs.
     let sums = |parts: usize| u64::from(parts.max(1).ilog2());
     let (before, now) = (gradients * sums(config.train.accumulation), gradients / n * sums(parts / processes));

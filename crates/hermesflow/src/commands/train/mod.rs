@@ -5,6 +5,7 @@ mod preview;
 
 use std::ops::ControlFlow;
 use std::path::Path;
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_records::temporary;
@@ -39,7 +40,7 @@ stage_command! {
     /// Example: hermesflow train scenes train.schedule.steps=100 train.loss.anchor_gen=0
     "train", |run| {
         let player = models::player(run)?;
-        models::ensure_trainable(player.trains_captions(), &run.config)?;
+        models::ensure_trainable(player.trains_captions(), &*player.costs()?, &run.config)?;
         warn(run);
         train(&player, &models::reference(&player, run)?, run)?;
         Ok(run.layout.model())
@@ -81,10 +82,13 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let mut seen = 0;
     let settings = run.config.train.pair_dpo(stage::seed(run, "train", &[]));
     let products = run.config.train.products.into();
-    let policy = player.trainable_parts(run.config.train.parts())?.for_training(products)?;
+    // What is not trained is shared with the reference, where that is the same model: in whatever type it is held.
+    let base = player.frozen_copy()?.for_training(products)?;
+    let policy = base.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
     let previews = run.group().once(|| Previews::of(&policy, run))?.flatten();
-    let reference = reference.frozen_copy()?.for_training(products)?;
+    let reference =
+        if Arc::ptr_eq(player, reference) { base } else { reference.frozen_copy()?.for_training(products)? };
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference, run.group())?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, run.group(), |done, _| {
         task.advance(done - std::mem::replace(&mut seen, done));
@@ -108,10 +112,7 @@ pub fn ensure_shared(player: &Model, run: &RunContext) -> Result<()> {
         "train.objective: continue_pretraining is done by one process, and {} were started",
         run.group().size()
     );
-    if !run.config.train.parts().is_empty() {
-        return Ok(()); // the training itself counts what it trains
-    }
-    let parameters = player.costs()?.trained() as usize;
+    let parameters = player.costs()?.trained(run.config.train.parts()) as usize;
     let parts = run.config.train.pair_dpo(0).parts(parameters) * run.config.train.accumulation;
     Ok(hermesflow_train::Error::unless_shared(run.group(), parts)?)
 }
