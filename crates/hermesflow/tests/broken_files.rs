@@ -22,13 +22,13 @@ fn workshop() -> Workshop {
     workshop
 }
 
-/// What a command that must refuse a file says, on both streams; it takes no time.
+/// What a command that must refuse a file says, on both streams; within a minute, also where other work has the cores.
 fn refused(workshop: &Workshop, arguments: &[&str], parts: &[&str]) {
     let started = Instant::now();
     let output = workshop.hermesflow(arguments);
     let said = text(&output.stdout) + &text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{arguments:?}: {said}");
-    assert!(started.elapsed() < Duration::from_secs(10), "{arguments:?} takes {:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(60), "{arguments:?} takes {:?}", started.elapsed());
     for part in parts {
         assert!(said.contains(part), "{arguments:?} does not say {part:?}: {said}");
     }
