@@ -4,8 +4,8 @@
     python benches/scale.py [--records 100,1000,10000,100000] [--pixels 64] [--work FOLDER] [--json FILE]
 
 A random model of the smallest size goes through caption, imagine, ask, answer, pair and train (20 steps) on made-up
-pictures, and every command once more when all is done: what a run that goes on costs before it works. The report of the run
-is made at the end. The work folder is kept if it is given, and a run that was cut off goes on in it.
+pictures, and every command once more when all is done: what a run that goes on costs before it works. `run` finds all of it
+done, and the report is made of that. The work folder is kept if it is given, and a run that was cut off goes on in it.
 """
 
 import argparse
@@ -22,10 +22,11 @@ import time
 import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
-STAGES = ["caption", "imagine", "ask", "answer", "pair", "train", "report"]
+STAGES = ["caption", "imagine", "ask", "answer", "pair", "train", "run", "report"]
 SETTINGS = """
 data: {{ root: {root}, chunk: 64 }}
 output: {root}/run
+iterations: 1
 model: {{ showo: {model}/showo, vq: {model}/vq, tokenizer: {model}/tokenizer.json, dtype: f32 }}
 caption:
   max_new_tokens: 8
