@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use image::RgbImage;
 
-use crate::{MaskSchedule, Result};
+use crate::{Imagined, MaskSchedule, Result};
 
 /// How one token is drawn from the logits: divide by the temperature, keep the `top_k` largest, softmax, one draw.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -293,6 +293,15 @@ pub trait UnifiedModel {
     /// If the known codes of a job do not fit an image, the options are those of another kind of backbone, or logits are
     /// not finite.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;
+
+    /// The same images, with the steps in which their codes were drawn.
+    ///
+    /// # Errors
+    /// As [`UnifiedModel::imagine`].
+    fn imagine_in_steps(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Imagined>> {
+        let codes = self.imagine(jobs, options)?;
+        Ok(codes.into_iter().map(|codes| Imagined { codes, steps: None }).collect())
+    }
 }
 
 /// One caption whose log-probability given an image, `log π(caption | image)`, is asked for.
@@ -311,6 +320,14 @@ pub struct CaptionExample {
 pub enum Scored {
     /// These positions are masked, and their true codes are scored from one pass over the image.
     Masked(Vec<u32>),
+    /// The positions `masked` are masked, and of their true codes only those of `settled` are scored: a state that a sampler
+    /// visited, and what it settled in it.
+    Settled {
+        /// All masked positions.
+        masked: Vec<u32>,
+        /// Those of them that are scored.
+        settled: Vec<u32>,
+    },
     /// Every position, each given the codes before it.
     All,
 }
@@ -334,7 +351,7 @@ pub trait PairModel: Sync {
     /// All trainable parameters, sorted by name.
     fn parameters(&self) -> Vec<(String, Var)>;
 
-    /// Whether images are scored at all positions ([`Scored::All`]) and not at masked ones ([`Scored::Masked`]).
+    /// Whether images are scored at all positions ([`Scored::All`]) and not at masked ones.
     fn scores_all(&self) -> bool {
         false
     }
@@ -435,6 +452,10 @@ impl<M: UnifiedModel + ?Sized> UnifiedModel for Arc<M> {
 
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
         (**self).imagine(jobs, options)
+    }
+
+    fn imagine_in_steps(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Imagined>> {
+        (**self).imagine_in_steps(jobs, options)
     }
 }
 

@@ -156,12 +156,14 @@ pub fn mask_positions(tokens: usize, seed: u64, masking: &Masking) -> Vec<u32> {
 }
 
 /// The random draw of one comparison of images, shared by win and lose.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageDraw {
     /// Whether the prompt is replaced by the empty text.
     pub drop_prompt: bool,
     /// The masked positions of each mask.
     pub masks: Vec<Vec<u32>>,
+    /// In place of masks: moments of an image's drawing, from 0 to 1, whose states are scored (see [`crate::states`]).
+    pub moments: Vec<f64>,
 }
 
 /// The draw of the run's `example`-th comparison, from 0, for images of `tokens` tokens.
@@ -176,15 +178,21 @@ pub fn image_draw(
     masking: &Masking,
     prompt_dropout: f64,
 ) -> ImageDraw {
-    let mut rng = stream(seed, Purpose::Image, example, 0);
-    let drop_prompt = rng.random::<f64>() < prompt_dropout;
+    let (mut rng, drop_prompt) = comparison(seed, example, prompt_dropout);
     let masks = (0..masks)
         .map(|part| {
             let t = (part as f64 + rng.random::<f64>()) / masks as f64;
             masking.draw(&mut rng, t, tokens)
         })
         .collect();
-    ImageDraw { drop_prompt, masks }
+    ImageDraw { drop_prompt, masks, moments: Vec::new() }
+}
+
+/// The random numbers of the run's `example`-th comparison, and whether its prompt is dropped.
+pub(crate) fn comparison(seed: u64, example: u64, prompt_dropout: f64) -> (ChaCha8Rng, bool) {
+    let mut rng = stream(seed, Purpose::Image, example, 0);
+    let drop_prompt = rng.random::<f64>() < prompt_dropout;
+    (rng, drop_prompt)
 }
 
 #[cfg(test)]
@@ -209,7 +217,7 @@ mod tests {
             let t = rng.random::<f64>();
             let count = (64.0 * (std::f64::consts::FRAC_PI_2 * t).cos()).round_ties_even() as usize;
             let masks = vec![positions(&mut rng, 64, count.clamp(1, 64))];
-            assert_eq!(image_draw(7, example, 64, 1, 0.1), ImageDraw { drop_prompt, masks });
+            assert_eq!(image_draw(7, example, 64, 1, 0.1), ImageDraw { drop_prompt, masks, moments: vec![] });
         }
     }
 

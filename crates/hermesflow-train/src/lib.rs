@@ -4,7 +4,8 @@
 //! The files in the order in which a step uses them:
 //!
 //! 1. [`pair_dpo`]: prepared pairs, and which of them a step sees; asks a model for log-probabilities;
-//! 2. [`draws`]: all random numbers of a run as a function of (seed, purpose, index);
+//! 2. [`draws`] and [`states`]: all random numbers of a run as a function of (seed, purpose, index), and the states of an
+//!    image that they choose;
 //! 3. [`loss`]: the loss itself, from log-probabilities to losses and rewards per pair;
 //! 4. [`trainer`]: the loop that Pair-DPO, its controls and pretraining share ([`Objective`]);
 //! 5. [`schedule`] and [`optimizer`]: the learning rate of a step, and AdamW with explicit parameter groups;
@@ -22,8 +23,11 @@ pub mod metrics;
 pub mod optimizer;
 pub mod own_image;
 pub mod pair_dpo;
+mod pair_settings;
 pub mod schedule;
+pub mod states;
 pub mod trainer;
+mod training_pair;
 pub mod watch;
 
 pub use draws::{Masking, mask_positions};
@@ -34,5 +38,6 @@ pub use optimizer::{AdamW, AdamWSettings, Gradients, StatePlace};
 pub use own_image::{OwnImage, StoredFeatures};
 pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, PairWeights, Sides, TrainingPair};
 pub use schedule::{Schedule, ScheduleKind};
+pub use states::MaskStates;
 pub use trainer::{Objective, ObjectiveError, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
 pub use watch::{LikelihoodFalls, WatchSettings};

@@ -15,149 +15,27 @@
 //! 6. `guidance` > 0 (an extension; the paper uses 0) takes for log π(image) the log-probability of the policy that draws
 //!    under this guidance, for the policy and the reference alike, so that what is trained is what draws. Training without
 //!    guidance a model that is drawn from under guidance sharpens it twice.
-//! 7. A model that generates one code after the other scores all positions of an image, exactly: for it no masks are drawn.
+//! 7. `masks: visited` (an extension; the paper draws masks at random) scores images in the states that the sampler visited
+//!    when it drew them ([`crate::states`]).
+//! 8. A model that generates one code after the other scores all positions of an image, exactly: for it no masks are drawn.
 
 use std::path::Path;
 
 use candle_core::Tensor;
 use hermesflow_models::{CaptionExample, ImageExample, ImageView, PairModel, Scored};
 use hermesflow_nn::parallel;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::checkpoint;
-use crate::draws::{ImageDraw, Masking, Order, image_draw};
-use crate::loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, total};
+use crate::draws::{ImageDraw, Order};
+use crate::loss::{Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
-use crate::own_image::OwnImage;
+pub use crate::pair_settings::{PairDpoSettings, PairWeights, Sides};
+use crate::states;
 use crate::trainer::{Objective, ObjectiveError, Position, Step};
+pub use crate::training_pair::TrainingPair;
+use crate::training_pair::{by_margin, check};
 use crate::{Error, Result};
-
-/// Pairs of a small model's micro batch that are computed together: enough to keep its matrix products busy.
-const PART: usize = 2;
-
-/// One record, ready for training: its texts as records hold them, its own image as the model understands it, and its
-/// generated images as codes of the image tokenizer.
-#[derive(Debug, Clone, Default, PartialEq, Serialize)]
-pub struct TrainingPair {
-    /// The record's id.
-    pub id: String,
-    /// The record's own image, which the captions describe.
-    pub image: OwnImage,
-    /// The question that the captions were sampled for.
-    pub question: String,
-    /// The record's caption, from which the images were generated.
-    pub caption: String,
-    /// The preferred caption.
-    pub caption_win: String,
-    /// The rejected caption.
-    pub caption_lose: String,
-    /// The codes of the preferred image.
-    pub image_win: Vec<u32>,
-    /// The codes of the rejected image.
-    pub image_lose: Vec<u32>,
-    /// How much better the win of captions was judged than the loser, then that of images: the difference of their scores.
-    /// Stored only where pairs are weighted by it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub margins: Option<[f64; 2]>,
-}
-
-/// Which sides take part.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum Sides {
-    /// Captions and images: the method.
-    Both,
-    /// Captions only: a control.
-    Und,
-    /// Images only: a control.
-    Gen,
-}
-
-impl Sides {
-    fn understanding(self) -> bool {
-        self != Self::Gen
-    }
-
-    fn generation(self) -> bool {
-        self != Self::Und
-    }
-}
-
-/// How much each pair counts in the loss.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum PairWeights {
-    /// One, as in the paper.
-    Equal,
-    /// The difference of the scores of win and loser, divided by its mean over all pairs; captions and images each by their
-    /// own scores. Pairs of which the judge is surer count more.
-    Margin,
-}
-
-/// The settings of Pair-DPO and its controls.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct PairDpoSettings {
-    /// The seed of order, masks and dropout.
-    pub seed: u64,
-    /// Pairs per micro batch.
-    pub batch_size: usize,
-    /// Which sides take part.
-    pub sides: Sides,
-    /// The comparison, or the likelihood of the wins alone.
-    pub objective: LossKind,
-    /// β, the anchors and the weights of both sides.
-    pub loss: LossSettings,
-    /// How much each pair counts.
-    pub weights: PairWeights,
-    /// Mask draws per pair and step; 1 is the paper.
-    pub masks_per_pair: usize,
-    /// How the images of a pair are masked.
-    pub masking: Masking,
-    /// The probability that a pair's prompt is dropped, so that its images are scored in the unconditional case.
-    pub prompt_dropout: f64,
-    /// Guidance g: an image is as likely as it is to be drawn under it. 0 is the paper: the model's own likelihood.
-    pub guidance: f64,
-}
-
-impl Default for PairDpoSettings {
-    /// The paper's numbers.
-    fn default() -> Self {
-        Self {
-            seed: 0,
-            batch_size: 4,
-            sides: Sides::Both,
-            objective: LossKind::PairDpo,
-            loss: LossSettings::default(),
-            weights: PairWeights::Equal,
-            masks_per_pair: 1,
-            masking: Masking::default(),
-            prompt_dropout: 0.1,
-            guidance: 0.0,
-        }
-    }
-}
-
-impl PairDpoSettings {
-    /// Checks the ranges.
-    pub fn validate(&self) -> Result<()> {
-        let check = |good: bool, key, problem: String| if good { Ok(()) } else { Err(Error::Setting { key, problem }) };
-        let at_least_one = |key, value: usize| check(value > 0, key, "must be at least 1".into());
-        at_least_one("batch_size", self.batch_size)?;
-        at_least_one("masks_per_pair", self.masks_per_pair)?;
-        self.loss.validate()?;
-        self.masking.validate()?;
-        let guidance = self.guidance;
-        check(guidance.is_finite() && guidance >= 0.0, "guidance", format!("{guidance} is not 0 or more"))?;
-        let dropout = self.prompt_dropout;
-        let both = self.guidance != 0.0 && dropout != 0.0;
-        let problem = "an image without its prompt has no guidance; set it to 0 under guidance".into();
-        check(!both, "prompt_dropout", problem)?;
-        check((0.0..=1.0).contains(&dropout), "prompt_dropout", format!("{dropout} is not a probability"))
-    }
-}
 
 /// A store for the reference's log-probabilities of captions, so that a run that is started again need not compute
 /// them.
@@ -241,9 +119,10 @@ impl<M: PairModel> PairDpo<M> {
         if pairs.is_empty() {
             return Err(Error::Setting { key: "pairs", problem: "there is no pair to train on".into() });
         }
-        pairs.iter().try_for_each(|pair| check(pair, settings.sides))?;
+        let masked = !policy.scores_all();
+        pairs.iter().try_for_each(|pair| check(pair, &settings, masked))?;
         let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
-        let part = if size < parallel::SMALL { PART.min(settings.batch_size) } else { settings.batch_size };
+        let part = settings.part(size);
         let mut order = Order::new(settings.seed, pairs.len());
         let mut reference_captions = Vec::new();
         if settings.sides.understanding() {
@@ -314,11 +193,7 @@ impl<M: PairModel> PairDpo<M> {
         let draws: Vec<ImageDraw> = numbers
             .iter()
             .zip(&indices)
-            .map(|(&number, &index)| {
-                let tokens = self.pairs[index].image_win.len();
-                let PairDpoSettings { seed, masking, prompt_dropout, .. } = settings;
-                image_draw(seed, number, tokens, masks, &masking, prompt_dropout)
-            })
+            .map(|(&number, &index)| states::draw(&settings, number, self.pairs[index].image_win.len(), masks))
             .collect();
         let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
         let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
@@ -423,22 +298,25 @@ fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tens
 /// # Shapes
 /// `[pairs]` each
 fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw], guidance: f64) -> Result<Pair<Tensor>> {
-    let scored = |draw: &ImageDraw| match model.scores_all() {
-        true => vec![Scored::All],
-        false => draw.masks.iter().cloned().map(Scored::Masked).collect(),
+    let scored = |draw: &ImageDraw, steps: Option<&Vec<u32>>| match model.scores_all() {
+        true => vec![(Scored::All, 1.0)],
+        false => states::scored(draw, steps.map_or(&[], Vec::as_slice)),
     };
-    let of = |image: for<'a> fn(&'a TrainingPair) -> &'a Vec<u32>| {
-        pairs.iter().zip(draws).flat_map(move |(pair, draw)| {
-            scored(draw).into_iter().map(move |scored| ImageExample {
-                prompt: pair.caption.clone(),
-                unconditional: draw.drop_prompt,
-                codes: image(pair).clone(),
-                scored,
-            })
-        })
-    };
-    let examples: Vec<ImageExample> = of(|pair| &pair.image_win).chain(of(|pair| &pair.image_lose)).collect();
-    let log_probs = model.image_log_probs(&examples, guidance)?;
+    let (mut examples, mut weights) = (Vec::new(), Vec::new());
+    for side in 0..2 {
+        for (pair, draw) in pairs.iter().zip(draws) {
+            let codes = [&pair.image_win, &pair.image_lose][side];
+            for (scored, weight) in scored(draw, pair.steps.as_ref().map(|steps| &steps[side])) {
+                let (prompt, codes) = (pair.caption.clone(), codes.clone());
+                examples.push(ImageExample { prompt, unconditional: draw.drop_prompt, codes, scored });
+                weights.push(weight);
+            }
+        }
+    }
+    let mut log_probs = model.image_log_probs(&examples, guidance)?;
+    if weights.iter().any(|weight| *weight != 1.0) {
+        log_probs = (&log_probs * Tensor::new(weights.as_slice(), log_probs.device())?)?;
+    }
     let times = examples.len() / (2 * pairs.len()).max(1);
     let log_probs = if times == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), times))?.mean(1)? };
     halves(&log_probs, pairs.len())
@@ -446,43 +324,4 @@ fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw], 
 
 fn halves(log_probs: &Tensor, pairs: usize) -> Result<Pair<Tensor>> {
     Ok(Pair { win: log_probs.narrow(0, 0, pairs)?, lose: log_probs.narrow(0, pairs, pairs)? })
-}
-
-/// For each pair, the margins of both sides, divided by their means over all pairs.
-fn by_margin(pairs: &[TrainingPair], sides: Sides) -> Result<Vec<[f32; 2]>> {
-    let mut means = [0.0; 2];
-    for pair in pairs {
-        let problem = |problem: String| Error::TrainingPair { id: pair.id.clone(), problem };
-        let margins = pair.margins.ok_or_else(|| problem("nothing says how much better its win was judged".into()))?;
-        for ((mean, margin), side) in means.iter_mut().zip(margins).zip(["captions", "images"]) {
-            if !(margin.is_finite() && margin >= 0.0) {
-                return Err(problem(format!(
-                    "its {side} differ by {margin} in their scores; a win has the higher one"
-                )));
-            }
-            *mean += margin / pairs.len() as f64;
-        }
-    }
-    let used = [sides.understanding(), sides.generation()];
-    for ((mean, used), side) in means.iter().zip(used).zip(["captions", "images"]) {
-        if used && *mean == 0.0 {
-            let problem = format!("no pair of {side} differs in its scores, so that none would count");
-            return Err(Error::Setting { key: "weights", problem });
-        }
-    }
-    let weight = |margin: f64, mean: f64| if mean == 0.0 { 1.0 } else { (margin / mean) as f32 };
-    let margins = pairs.iter().filter_map(|pair| pair.margins);
-    Ok(margins.map(|[und, r#gen]| [weight(und, means[0]), weight(r#gen, means[1])]).collect())
-}
-
-fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {
-    let problem = |problem: String| Err(Error::TrainingPair { id: pair.id.clone(), problem });
-    if sides.understanding() && pair.image.is_empty() {
-        return problem("its own image is neither encoded nor read".into());
-    }
-    let (win, lose) = (pair.image_win.len(), pair.image_lose.len());
-    if sides.generation() && (win == 0 || win != lose) {
-        return problem(format!("the winning image has {win} codes, the losing one {lose}"));
-    }
-    Ok(())
 }

@@ -62,7 +62,7 @@ fn counts(items: impl Iterator<Item = usize>) -> [f32; CODES] {
 fn masks(example: &ImageExample) -> &[u32] {
     match &example.scored {
         Scored::Masked(masked) => masked,
-        Scored::All => panic!("this model scores masked positions"),
+        other => panic!("this model scores masked positions, not {other:?}"),
     }
 }
 
@@ -111,6 +111,7 @@ fn pairs(count: usize) -> Vec<TrainingPair> {
             image_win: (0..TOKENS as u32).map(|position| position % 4).collect(),
             image_lose: (0..TOKENS as u32).map(|position| 4 + (position + index as u32) % 4).collect(),
             margins: None,
+            steps: None,
         })
         .collect()
 }

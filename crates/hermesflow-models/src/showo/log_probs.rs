@@ -137,7 +137,7 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
     Ok((labels.sums(&model.phi, &packed, examples.len())?, counts))
 }
 
-/// For each example, the sum of the log-probabilities of the true codes at its masked positions: of the model itself
+/// For each example, the sum of the log-probabilities of the true codes at its scored positions: of the model itself
 /// without guidance, of the sampler under guidance with it.
 pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: f64) -> Result<Tensor> {
     if !(guidance.is_finite() && guidance >= 0.0) {
@@ -163,10 +163,14 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
     };
     for (at, example) in examples.iter().enumerate() {
         check_image(model, &example.codes)?;
-        let Scored::Masked(masked) = &example.scored else {
-            let message =
-                "an image is scored at masked positions; this model does not give the likelihood of all of them";
-            return Err(Error::Invalid(message.into()));
+        let (masked, labelled) = match &example.scored {
+            Scored::Masked(masked) => (masked, masked),
+            Scored::Settled { masked, settled } => (masked, settled),
+            Scored::All => {
+                let message =
+                    "an image is scored at masked positions; this model does not give the likelihood of all of them";
+                return Err(Error::Invalid(message.into()));
+            }
         };
         let mut codes: Vec<Option<u32>> = example.codes.iter().copied().map(Some).collect();
         for &position in masked {
@@ -180,12 +184,15 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
                 }
             }
         }
+        if let Some(position) = labelled.iter().find(|position| codes.get(**position as usize) != Some(&None)) {
+            return Err(Error::Invalid(format!("position {position} is to be scored and is not masked")));
+        }
         let ids = model.frames.imagine_image(codes.into_iter());
         // The unconditional case is the empty text.
         let prompt = if example.unconditional { "" } else { example.prompt.as_str() };
         let given = text(&mut packed, prompt)?;
         let rows = behind(&mut packed, given, &ids);
-        for &position in masked {
+        for &position in labelled {
             let code = example.codes[position as usize];
             let target = if labels.guided.is_some() { code } else { code + offset };
             labels.push(rows.start + 1 + position as usize, target, at);
@@ -199,7 +206,7 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
                     behind(&mut packed, empty, &ids)
                 }
             };
-            guided.rows.extend(masked.iter().map(|position| without.start as u32 + 1 + position));
+            guided.rows.extend(labelled.iter().map(|position| without.start as u32 + 1 + position));
         }
     }
     labels.sums(&model.phi, &packed, examples.len())

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::UnifiedModel;
+use hermesflow_models::{ImageDecoding, UnifiedModel};
 use hermesflow_records::{PairRecord, Table};
-use hermesflow_train::{PairWeights, Sides, TrainingPair};
+use hermesflow_train::{MaskStates, PairWeights, Sides, TrainingPair};
 use rayon::prelude::*;
 
 use crate::cache::codes::PictureKey;
@@ -30,7 +30,12 @@ pub fn pictures_digest(pairs: &Table<PairRecord>, run: &RunContext) -> Result<St
         for path in own.into_iter().chain(imagined) {
             held.push(digest::of_file(&pictures.find(path.as_ref()).with_context(named)?)?);
             if run.config.train.codes == ImageCodes::Drawn {
-                held.push(format!("{:?}", pictures.codes(path.as_ref()).with_context(named)?));
+                let codes = pictures.codes(path.as_ref()).with_context(named)?;
+                held.push(format!("{codes:?}"));
+                if run.config.train.masks == MaskStates::Visited {
+                    let steps = pictures.steps(path.as_ref(), &codes.unwrap_or_default()).with_context(named)?;
+                    held.push(format!("{steps:?}"));
+                }
             }
         }
         Ok(digest(held))
@@ -51,6 +56,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
         sides: run.config.train.sides,
         codes: run.config.train.codes,
         weights: run.config.train.pair_weights,
+        in_steps: run.config.train.masks == MaskStates::Visited && model.image_decoding() == ImageDecoding::Masked,
         pictures: Pictures::new(&run.layout, model.resolution()),
         reader: PictureReader::new(model, run)?,
         model,
@@ -66,17 +72,18 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
     };
     stage::prefetch(pairs.chunks(run.config.data.chunk).collect(), open, |opened| {
         let (chunk, opened) = opened?;
-        let (mut own, mut imagined, mut drawn) = (Vec::new(), Vec::new(), 0);
-        for OpenedPair { own: image, imagined: [win, lose], is_drawn } in opened {
+        let (mut own, mut imagined, mut steps, mut drawn) = (Vec::new(), Vec::new(), Vec::new(), 0);
+        for OpenedPair { own: image, imagined: [win, lose], steps: settled, is_drawn } in opened {
             own.extend(image);
             imagined.extend([win, lose]);
+            steps.push(settled);
             drawn += usize::from(is_drawn);
         }
         encoded_anew += chunk.len() - drawn;
         let mut own = source.reader.own_images(own)?.into_iter();
         let codes = source.reader.codes(imagined)?;
         let (codes, _) = codes.as_chunks::<2>();
-        for (pair, [image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
+        for ((pair, [image_win, image_lose]), steps) in chunk.iter().zip(codes.iter().cloned()).zip(steps) {
             let image = own.next().unwrap_or_default();
             source.check_texts(pair, &run.config.caption.question).with_context(|| format!("record {}", pair.id))?;
             if run.config.train.sides != Sides::Und {
@@ -92,6 +99,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
                 image_win,
                 image_lose,
                 margins: source.margins(pair),
+                steps,
             });
         }
         task.advance(chunk.len());
@@ -115,15 +123,23 @@ struct OpenedPair {
     own: Option<(PictureKey, OpenedView)>,
     /// The winning and the losing image.
     imagined: [OpenedCodes; 2],
+    /// The steps in which the codes of these were drawn, where training looks at them.
+    steps: Option<[Vec<u32>; 2]>,
     /// Whether the codes of these are those that they were drawn with.
     is_drawn: bool,
 }
+
+/// What to do about images that training cannot look at in the states that were visited.
+const AGAIN: &str =
+    "draw the images again (`hermesflow imagine` does so for its iteration), or train with train.masks=random";
 
 /// Where the codes of pairs come from.
 struct Source<'a> {
     sides: Sides,
     codes: ImageCodes,
     weights: PairWeights,
+    /// Whether images are scored in the states that the sampler visited.
+    in_steps: bool,
     pictures: Pictures,
     reader: PictureReader<'a, Model>,
     model: &'a Model,
@@ -139,16 +155,40 @@ impl Source<'_> {
         };
         let (win, lose) = (pair.image_win.as_ref(), pair.image_lose.as_ref());
         if self.sides == Sides::Und {
-            return Ok(OpenedPair { own, imagined: [nothing(), nothing()], is_drawn: false });
+            return Ok(OpenedPair { own, imagined: [nothing(), nothing()], steps: None, is_drawn: false });
         }
         // Either both are as they were drawn or both as they are read back: these differ in likelihood.
         if self.codes == ImageCodes::Drawn
-            && let (Some(win), Some(lose)) = (self.drawn(win)?, self.drawn(lose)?)
+            && let (Some(win_codes), Some(lose_codes)) = (self.drawn(win)?, self.drawn(lose)?)
         {
-            return Ok(OpenedPair { own, imagined: [Opened::Known(win), Opened::Known(lose)], is_drawn: true });
+            let of = |picture: &Path, codes: &[u32]| self.steps(picture, codes);
+            let steps = match self.in_steps {
+                true => Some([of(win, &win_codes)?, of(lose, &lose_codes)?]),
+                false => None,
+            };
+            let imagined = [Opened::Known(win_codes), Opened::Known(lose_codes)];
+            return Ok(OpenedPair { own, imagined, steps, is_drawn: true });
         }
+        ensure!(
+            !self.in_steps,
+            "{} and {} lie there without the codes that they were drawn with, and train.masks=visited looks at how these were \
+             drawn; {AGAIN}",
+            win.display(),
+            lose.display()
+        );
         let imagined = [self.reader.open_codes(win)?, self.reader.open_codes(lose)?];
-        Ok(OpenedPair { own, imagined, is_drawn: false })
+        Ok(OpenedPair { own, imagined, steps: None, is_drawn: false })
+    }
+
+    /// The steps in which the codes of a picture were drawn.
+    fn steps(&self, picture: &Path, codes: &[u32]) -> Result<Vec<u32>> {
+        self.pictures.steps(picture, codes)?.with_context(|| {
+            format!(
+                "nothing beside {} says in which step each of its codes was drawn, as train.masks=visited needs it: an \
+                 earlier version drew it; {AGAIN}",
+                picture.display()
+            )
+        })
     }
 
     /// How much better the wins were judged, where pairs are weighted by it.
@@ -236,6 +276,7 @@ mod tests {
                 image_win: codes(1),
                 image_lose: codes(2),
                 margins: None,
+                steps: None,
             };
             assert_eq!(pair, expected);
         }
