@@ -380,6 +380,16 @@ pub trait PairModel: Sync {
     /// the guidance is not 0 or more.
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor>;
 
+    /// The logits of all image codes at the scored positions, without guidance: examples in order, and the positions of each
+    /// in the order in which it lists them. Gradients flow.
+    ///
+    /// # Shapes
+    /// `[scored positions, codebook]`, f32
+    ///
+    /// # Errors
+    /// If an image does not fit the model, or the scored positions are of another kind of model or outside of the image.
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor>;
+
     /// Writes into a folder whatever makes a loadable checkpoint of the trained parameters, which lie there as
     /// `pytorch_model.safetensors`: the configuration files in the published layout and, in a model of which only a part
     /// is trained, the weights that are not.
@@ -474,6 +484,10 @@ impl<M: PairModel + Send + ?Sized> PairModel for Arc<M> {
 
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
         (**self).image_log_probs(examples, guidance)
+    }
+
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        (**self).image_logits(examples)
     }
 
     fn describe(&self, folder: &Path) -> Result<()> {

@@ -125,6 +125,19 @@ impl Masking {
     }
 }
 
+/// States of a partly drawn image in which pairs of images are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskStates {
+    /// Codes masked anywhere in the image, as many as `train.masking` says at a random time, as in the paper.
+    Random,
+    /// As `random`, but the pairs of a micro batch share out the times, so that each sees all shares of masked codes.
+    Stratified,
+    /// The states that the sampler visited when it drew the image, each with the codes that were settled there. Needs the
+    /// drawn codes (`train.codes: drawn`) and the steps that `hermesflow imagine` stores beside them.
+    Visited,
+}
+
 /// The positions of a random rectangle of at least `count` codes in an image of `side`² codes, ascending.
 ///
 /// As in the original, the height is uniform in `⌈count/side⌉ ..= min(side, count)`, the width is `⌈count/height⌉`, and

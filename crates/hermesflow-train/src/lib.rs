@@ -15,6 +15,7 @@
 //! No backbone is named here: a model is anything that implements [`PairModel`](hermesflow_models::PairModel).
 
 pub mod checkpoint;
+mod divergence;
 pub mod draws;
 pub mod error;
 pub mod events;
@@ -30,7 +31,7 @@ pub mod trainer;
 mod training_pair;
 pub mod watch;
 
-pub use draws::{Masking, mask_positions};
+pub use draws::{MaskStates, Masking, mask_positions};
 pub use error::{Error, Result};
 pub use loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, SideTerms};
 pub use metrics::{Metrics, StepRecord};
@@ -38,6 +39,5 @@ pub use optimizer::{AdamW, AdamWSettings, Gradients, StatePlace};
 pub use own_image::{OwnImage, StoredFeatures};
 pub use pair_dpo::{CaptionMemory, PairDpo, PairDpoSettings, PairWeights, Sides, TrainingPair};
 pub use schedule::{Schedule, ScheduleKind};
-pub use states::MaskStates;
 pub use trainer::{Objective, ObjectiveError, Outcome, Position, Step, StepReport, Trainer, TrainerSettings};
 pub use watch::{LikelihoodFalls, WatchSettings};

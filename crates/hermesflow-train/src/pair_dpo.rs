@@ -27,6 +27,7 @@ use hermesflow_nn::parallel;
 use serde_json::{Value, json};
 
 use crate::checkpoint;
+use crate::divergence::{Divergence, divergence};
 use crate::draws::{ImageDraw, Order};
 use crate::loss::{Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
@@ -185,6 +186,15 @@ impl<M: PairModel> PairDpo<M> {
         Ok(PairLogProbs { policy, reference: Pair { win: reference.win.detach(), lose: reference.lose.detach() } })
     }
 
+    /// How far the images of the pairs at `indices` have moved from the reference's; none where the loss does not ask.
+    fn divergence(&self, indices: &[usize], draws: &[ImageDraw], numbers: &[u64]) -> Result<Option<Divergence>> {
+        if self.settings.loss.kl == 0.0 {
+            return Ok(None);
+        }
+        let pairs: Vec<&TrainingPair> = indices.iter().map(|&index| &self.pairs[index]).collect();
+        divergence(&self.policy, &self.reference, &pairs, draws, numbers).map(Some)
+    }
+
     fn loss(&mut self, at: Position) -> Result<Step> {
         let settings = self.settings;
         let masks = if self.policy.scores_all() { 0 } else { settings.masks_per_pair };
@@ -195,20 +205,27 @@ impl<M: PairModel> PairDpo<M> {
             .zip(&indices)
             .map(|(&number, &index)| states::draw(&settings, number, self.pairs[index].image_win.len(), masks))
             .collect();
-        let parts: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
-        let parts = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
-        let parts: Vec<[Option<PairLogProbs>; 2]> = parts.into_iter().collect::<Result<_>>()?;
+        let parts: Vec<_> =
+            indices.chunks(self.part).zip(draws.chunks(self.part).zip(numbers.chunks(self.part))).collect();
+        let parts = parallel::map(true, &parts, |(indices, (draws, numbers))| {
+            Ok((self.log_probs(indices, draws)?, self.divergence(indices, draws, numbers)?))
+        });
+        let parts: Vec<([Option<PairLogProbs>; 2], Option<Divergence>)> = parts.into_iter().collect::<Result<_>>()?;
         let sides = settings.loss.sides();
         let mut metrics = Metrics::new();
         for (side, (name, terms)) in ["und", "gen"].into_iter().zip(sides).enumerate() {
-            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
+            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|(part, _)| part[side].as_ref()).collect();
             if !log_probs.is_empty() {
                 let log_probs = PairLogProbs::detached(&log_probs)?;
                 metrics.insert_side(name, &log_probs, &settings.objective.side(&log_probs, terms)?)?;
             }
         }
+        let apart: Vec<&Divergence> = parts.iter().filter_map(|(_, apart)| apart.as_ref()).collect();
+        if !apart.is_empty() {
+            Divergence::insert(&apart, &mut metrics);
+        }
         let mut losses = Vec::with_capacity(parts.len());
-        for (part, indices) in parts.iter().zip(indices.chunks(self.part)) {
+        for ((part, apart), indices) in parts.iter().zip(indices.chunks(self.part)) {
             let mut weighted = Vec::new();
             for (side, (log_probs, terms)) in part.iter().zip(sides).enumerate() {
                 if let Some(log_probs) = log_probs {
@@ -219,7 +236,11 @@ impl<M: PairModel> PairDpo<M> {
             let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();
             // The part's mean over its own pairs, weighted by its share of the batch.
             let share = indices.len() as f64 / settings.batch_size as f64;
-            losses.extend(total(&weighted)?.map(|loss| loss.affine(share, 0.0)).transpose()?);
+            let mut loss = total(&weighted)?;
+            if let (Some(before), Some(apart)) = (&loss, apart) {
+                loss = Some((before + apart.loss.mean_all()?.affine(settings.loss.kl, 0.0)?)?);
+            }
+            losses.extend(loss.map(|loss| loss.affine(share, 0.0)).transpose()?);
         }
         Ok(Step { losses, metrics })
     }

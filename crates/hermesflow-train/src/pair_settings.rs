@@ -4,9 +4,8 @@ use hermesflow_nn::parallel;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::draws::Masking;
+use crate::draws::{MaskStates, Masking};
 use crate::loss::{LossKind, LossSettings};
-use crate::states::MaskStates;
 use crate::{Error, Result};
 
 /// Pairs of a small model's micro batch that are computed together: enough to keep its matrix products busy.
@@ -106,6 +105,8 @@ impl PairDpoSettings {
         at_least_one("batch_size", self.batch_size)?;
         at_least_one("masks_per_pair", self.masks_per_pair)?;
         self.loss.validate()?;
+        let nothing = self.loss.kl != 0.0 && !self.sides.generation();
+        check(!nothing, "loss.kl", format!("{} is about images, which take no part; set it to 0", self.loss.kl))?;
         self.masking.validate()?;
         let own = self.masks != MaskStates::Visited || self.masking == Masking::default();
         check(own, "masking", "has no meaning under `masks: visited`, where the sampler masked; remove it".into())?;

@@ -22,24 +22,9 @@
 
 use hermesflow_models::Scored;
 use rand::Rng;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
 
-use crate::draws::{ImageDraw, comparison, image_draw};
+use crate::draws::{ImageDraw, MaskStates, comparison, image_draw};
 use crate::pair_settings::PairDpoSettings;
-
-/// States of a partly drawn image in which pairs of images are scored.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
-pub enum MaskStates {
-    /// Codes masked anywhere in the image, as many as `train.masking` says at a random time, as in the paper.
-    Random,
-    /// As `random`, but the pairs of a micro batch share out the times, so that each sees all shares of masked codes.
-    Stratified,
-    /// The states that the sampler visited when it drew the image, each with the codes that were settled there. Needs the
-    /// drawn codes (`train.codes: drawn`) and the steps that `hermesflow imagine` stores beside them.
-    Visited,
-}
 
 /// The draw of the run's `number`-th comparison, from 0, for images of `tokens` tokens: of `masks` states.
 pub fn draw(settings: &PairDpoSettings, number: u64, tokens: usize, masks: usize) -> ImageDraw {

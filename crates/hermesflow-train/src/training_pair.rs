@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
+use crate::draws::MaskStates;
 use crate::own_image::OwnImage;
 use crate::pair_settings::{PairDpoSettings, Sides};
-use crate::states::MaskStates;
 use crate::{Error, Result};
 
 /// One record, ready for training: its texts as records hold them, its own image as the model understands it, and its

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use hermesflow_nn::ops;
 
 use super::Showo;
@@ -139,7 +139,23 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
 
 /// For each example, the sum of the log-probabilities of the true codes at its scored positions: of the model itself
 /// without guidance, of the sampler under guidance with it.
-pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: f64) -> Result<Tensor> {
+pub(super) fn images(model: &Showo, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
+    let (packed, labels) = pack_images(model, examples, guidance)?;
+    labels.sums(&model.phi, &packed, examples.len())
+}
+
+/// The logits of all image codes at the scored positions of all examples, without guidance.
+pub(super) fn image_logits(model: &Showo, examples: &[ImageExample]) -> Result<Tensor> {
+    let (packed, labels) = pack_images(model, examples, 0.0)?;
+    let phi = &model.phi;
+    let hidden = phi.forward(packed.embed(phi)?, &packed.positions, &packed.segments(), None)?;
+    let offset = model.config.image_offset() as usize;
+    let columns = offset..offset + model.config.codebook_size;
+    Ok(phi.logits(&ops::gather_rows(&hidden, &labels.rows)?, Some(columns))?.to_dtype(DType::F32)?)
+}
+
+/// Images behind their texts, and the rows that predict their scored codes.
+fn pack_images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: f64) -> Result<(Packed, Labelled)> {
     if !(guidance.is_finite() && guidance >= 0.0) {
         return Err(Error::Invalid(format!("guidance {guidance} is not 0 or more")));
     }
@@ -209,7 +225,7 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
             guided.rows.extend(labelled.iter().map(|position| without.start as u32 + 1 + position));
         }
     }
-    labels.sums(&model.phi, &packed, examples.len())
+    Ok((packed, labels))
 }
 
 fn check_image(model: &Showo, codes: &[u32]) -> Result<()> {

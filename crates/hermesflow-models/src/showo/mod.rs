@@ -316,6 +316,10 @@ impl PairModel for Showo {
         log_probs::images(self, examples, guidance)
     }
 
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        log_probs::image_logits(self, examples)
+    }
+
     fn describe(&self, folder: &Path) -> Result<()> {
         write_configs(folder, &self.config, &self.phi_config)
     }

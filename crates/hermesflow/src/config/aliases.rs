@@ -35,8 +35,9 @@ pub const ALIASES: [(&str, &str); 18] = [
 const KIND: &str = "train.schedule";
 
 /// Keys that were added after results had been made without them: section, name, and the value that earlier versions acted by.
-fn added() -> [(&'static str, &'static str, serde_json::Value); 6] {
+fn added() -> [(&'static str, &'static str, serde_json::Value); 7] {
     [
+        ("/train/loss", "kl", json!(0.0)),
         ("/answer", "caption_likelihood", json!(false)),
         ("/train", "masks", json!("random")),
         ("/train", "guidance", json!(0.0)),
@@ -151,7 +152,7 @@ mod tests {
     fn stored_settings_keep_their_values() {
         let mut stored = json!({ "seed": u64::MAX, "train": { "beta": 0.1, "guidance": 2.0 }, "x": [1, 2.5e-7] });
         as_of_today(stored.as_object_mut().unwrap());
-        let loss = json!({ "beta": 0.1, "likelihood_und": 0.0, "likelihood_gen": 0.0 });
+        let loss = json!({ "beta": 0.1, "kl": 0.0, "likelihood_und": 0.0, "likelihood_gen": 0.0 });
         let today = json!({
             "seed": u64::MAX, "train": { "guidance": 2.0, "loss": loss, "masks": "random", "pair_weights": "equal" },
             "x": [1, 2.5e-7],
