@@ -2,6 +2,7 @@
 
 mod encode;
 mod preview;
+mod verdicts;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -84,7 +85,7 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let products = run.config.train.products.into();
     let policy = player.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
-    let previews = Previews::of(&policy, run)?;
+    let previews = Previews::of(&policy, player, run)?;
     let reference = reference.frozen_copy()?.for_training(products)?;
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference)?;
     let objective = PairDpo::remembering(policy, reference, pairs, settings, &mut memory, |done, _| {
@@ -118,7 +119,7 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
         return Ok(model);
     }
     let model = player.trainable_parts(run.config.train.parts())?;
-    let previews = Previews::of(&model, run)?;
+    let previews = Previews::of(&model, player, run)?;
     let objective = BasePretraining {
         model,
         mix: run.config.train.pretraining.clone(),
