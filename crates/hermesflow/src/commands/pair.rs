@@ -11,11 +11,13 @@ use crate::config::ImageJudge;
 use crate::files;
 use crate::judges::{self, Judges};
 use crate::made::{Origin, WholeFile};
+use crate::run::attempts::{attempt, is_first_round};
 use crate::run::context::RunContext;
+use crate::run::layout::RunLayout;
 use crate::run::pictures::Pictures;
 use hermesflow_records::{
-    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, ScoreRecord, Table, first_round, later_round,
-    ranked,
+    AnswerRecord, Candidates, CaptionRecord, DropReason, InitialRecord, PairRecord, ScoreRecord, Scored, Table,
+    first_round, later_round, ranked,
 };
 use hermesflow_score::CaptionSimilarity;
 
@@ -25,7 +27,8 @@ stage_command! {
     /// Captions are compared by their similarity to the true one, images by the share of questions that the model answered
     /// rightly about them (with `answer.caption_likelihood` by that and by how likely it finds the caption, ranks summed). A
     /// record gives a pair only if both sides have a clear winner and its best image is good enough
-    /// (`pair.min_accuracy`); what is dropped is counted by reason. With the same records in every iteration
+    /// (`pair.min_accuracy`); what is dropped is counted by reason, after what `hermesflow run` drew of it again
+    /// (`pair.retries`). With the same records in every iteration
     /// (`data.fresh: false`) later iterations renew the pairs of the one before. Writes pair_dpo_data.json, and the scores of
     /// all candidates, which `hermesflow report` shows, into pair_dpo_scores.json.
     ///
@@ -43,6 +46,8 @@ pub struct Chosen {
     pub kept: usize,
     /// Pairs of the iteration before of which nothing better was found, on either side.
     pub carried: usize,
+    /// Records that gave theirs when they were tried again.
+    pub again: usize,
     /// Records that did not, by reason.
     pub dropped: BTreeMap<DropReason, usize>,
 }
@@ -51,6 +56,9 @@ impl fmt::Display for Chosen {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let all = self.kept + self.dropped.values().sum::<usize>();
         write!(f, "pair: {} pairs from {all} records", self.kept)?;
+        if self.again > 0 {
+            write!(f, "; {} of them when tried again", self.again)?;
+        }
         if self.carried > 0 {
             write!(f, "; {} carried over", self.carried)?;
         }
@@ -67,7 +75,7 @@ impl fmt::Display for Chosen {
 /// Names the record and the file that stand in the way.
 pub fn pair(run: &RunContext) -> Result<Chosen> {
     let records = scenes::initial_data(run)?;
-    let competition = Competition::open(run)?;
+    let competition = Competition::open(run, run.config.pair.retries)?;
     let output = WholeFile {
         path: run.layout.pairs(),
         note: run.layout.stamp("pair"),
@@ -85,15 +93,16 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
             let task = run.progress.task("similarity", "records", records.len(), 0);
             for chunk in records.chunks(run.config.data.chunk) {
                 for record in records.read(chunk)? {
-                    let (candidates, mut all) = competition.candidates(record)?;
-                    match first_round(&candidates, run.config.pair.min_accuracy) {
+                    let Tried { pair, mut scores, again } = competition.first_round(&record)?;
+                    chosen.again += usize::from(again > 0 && pair.is_ok());
+                    match pair {
                         Ok(pair) => pairs.push(&pair)?,
                         Err(reason) => {
-                            all.outcome = reason.to_string();
+                            scores.outcome = reason.to_string();
                             *chosen.dropped.entry(reason).or_default() += 1;
                         }
                     }
-                    scored.push(&all)?;
+                    scored.push(&scores)?;
                     task.advance(1);
                 }
             }
@@ -103,7 +112,8 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
             let task = run.progress.task("similarity", "pairs", old.len(), 0);
             for chunk in old.chunks(run.config.data.chunk) {
                 for old in old.read(chunk)? {
-                    let new = records.of_id(&old.id)?.pop().map(|record| competition.candidates(record)).transpose()?;
+                    let new =
+                        records.of_id(&old.id)?.pop().map(|record| competition.candidates(&record, 1)).transpose()?;
                     let (captions, images, all) = match new {
                         Some((new, all)) => (new.captions, new.images, Some(all)),
                         None => Default::default(),
@@ -127,11 +137,38 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
     Ok(chosen)
 }
 
+/// The records of an iteration that gave no pair, of those that other draws may give one, after so many further tries.
+///
+/// # Errors
+/// Names the record and the file that stand in the way.
+pub fn left_over(run: &RunContext, tries: usize) -> Result<Vec<InitialRecord>> {
+    let (records, competition) = (scenes::initial_data(run)?, Competition::open(run, tries)?);
+    let mut left = Vec::new();
+    for chunk in records.chunks(run.config.data.chunk) {
+        for record in records.read(chunk)? {
+            match competition.first_round(&record)?.pair {
+                Ok(_) | Err(DropReason::NoCaptions | DropReason::NoAnswers) => {}
+                Err(DropReason::CaptionsTie | DropReason::ImagesTie | DropReason::BestImageBelowThreshold) => {
+                    left.push(record);
+                }
+            }
+        }
+    }
+    Ok(left)
+}
+
 /// What competes for the pairs of an iteration, and its judges.
 struct Competition<'a> {
     run: &'a RunContext,
-    captions: Table<CaptionRecord>,
     similarity: Box<dyn CaptionSimilarity>,
+    /// What was drawn of all records, then what further tries drew of those that were left.
+    drawn: Vec<Drawn>,
+}
+
+/// What was drawn in one folder.
+struct Drawn {
+    layout: RunLayout,
+    captions: Table<CaptionRecord>,
     images: Images,
 }
 
@@ -142,55 +179,122 @@ enum Images {
     Oracle(Pictures),
 }
 
-impl<'a> Competition<'a> {
-    fn open(run: &'a RunContext) -> Result<Self> {
+/// What became of a record in the first round.
+struct Tried {
+    pair: Result<PairRecord, DropReason>,
+    /// The scores of the first draws.
+    scores: ScoreRecord,
+    /// How many further tries were looked at.
+    again: usize,
+}
+
+impl Drawn {
+    fn open(run: &RunContext) -> Result<Self> {
         let captions = files::captions(&run.layout.captions())?;
         let images = match run.config.pair.judge {
             ImageJudge::Itself => Images::Answers(files::answers(&run.layout.answers())?),
             ImageJudge::Oracle => Images::Oracle(Pictures::new(&run.layout, hermesflow_scenes::scene::SIDE)),
         };
-        let similarity = Judges::of_run(run)?.similarity(run.config.pair.similarity)?;
-        Ok(Self { run, captions, similarity, images })
+        Ok(Self { layout: run.layout.clone(), captions, images })
     }
 
-    /// A record with the captions and images that compete for its pair, and all scores that were given.
-    fn candidates(&self, record: InitialRecord) -> Result<(Candidates, ScoreRecord)> {
-        let named = || format!("record {}", record.id);
-        let captions = self.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
-        let similarities = self.similarity.similarities(&record.caption, &captions).with_context(named)?;
-        let path = |number| self.run.layout.image(record.id.as_str(), number);
-        let mut second = None;
-        let scores = match &self.images {
+    /// Whether a try is there as a whole.
+    fn is_there(attempt: &RunContext) -> bool {
+        let last = match attempt.config.pair.judge {
+            ImageJudge::Itself => attempt.layout.answers(),
+            ImageJudge::Oracle => attempt.layout.captions(),
+        };
+        attempt.layout.initial_data().is_file() && last.is_file()
+    }
+}
+
+impl<'a> Competition<'a> {
+    /// What was drawn, with up to so many further tries.
+    fn open(run: &'a RunContext, tries: usize) -> Result<Self> {
+        let similarity = Judges::of_run(run)?.similarity(run.config.pair.similarity)?;
+        let mut drawn = vec![Drawn::open(run)?];
+        if is_first_round(run) {
+            let attempts = (1..=tries).map(|number| attempt(run, number)).take_while(Drawn::is_there);
+            for attempt in attempts {
+                drawn.push(Drawn::open(&attempt)?);
+            }
+        }
+        Ok(Self { run, similarity, drawn })
+    }
+
+    /// The pair of a record: of its first draws or, where these give none, with those of further tries.
+    fn first_round(&self, record: &InitialRecord) -> Result<Tried> {
+        let (mut again, mut scores) = (0, None);
+        loop {
+            let (candidates, all) = self.candidates(record, again + 1)?;
+            let scores = scores.get_or_insert(all);
+            let pair = first_round(&candidates, self.run.config.pair.min_accuracy);
+            let has_more = |drawn: &Drawn| drawn.captions.has(record.id.key());
+            match self.drawn.get(again + 1) {
+                Some(next) if pair.is_err() && has_more(next) => again += 1,
+                _ => return Ok(Tried { pair, scores: scores.clone(), again }),
+            }
+        }
+    }
+
+    /// A record with the captions and images of the first draws and of further tries that compete for its pair, `tries` in all,
+    /// and all scores that the first draws were given.
+    fn candidates(&self, record: &InitialRecord, tries: usize) -> Result<(Candidates, ScoreRecord)> {
+        let (mut captions, mut images, mut second) = (Vec::new(), Vec::new(), Vec::new());
+        let mut first = None;
+        for drawn in &self.drawn[..tries] {
+            let found = self.of(drawn, record).with_context(|| format!("record {}", record.id))?;
+            let number = |score: &f64| score.is_finite().then_some(*score);
+            first.get_or_insert_with(|| ScoreRecord {
+                id: record.id.clone(),
+                outcome: ScoreRecord::PAIR.into(),
+                captions: found.captions.iter().map(|(_, score)| number(score)).collect(),
+                images: found.images.iter().map(|(_, score)| number(score)).collect(),
+            });
+            captions.extend(found.captions);
+            images.extend(found.images);
+            second.extend(found.likelihoods.into_iter().flatten());
+        }
+        let by_two = self.run.config.answer.caption_likelihood && second.len() == images.len() && !images.is_empty();
+        let images = if by_two { ranked(&images, &second) } else { images };
+        let scores = first.context("nothing was drawn")?;
+        Ok((Candidates { record: record.clone(), captions, images }, scores))
+    }
+
+    /// What was drawn of a record in one folder, with its scores.
+    fn of(&self, drawn: &Drawn, record: &InitialRecord) -> Result<Found> {
+        let captions = drawn.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
+        let similarities = self.similarity.similarities(&record.caption, &captions)?;
+        let path = |number| drawn.layout.image(record.id.as_str(), number);
+        let mut likelihood = None;
+        let scores = match &drawn.images {
             Images::Answers(answers) => {
                 let answered = answers.of_id(&record.id)?.pop();
                 if let Some(answered) = answered.as_ref().filter(|_| self.run.config.answer.caption_likelihood) {
-                    second = Some(likelihoods(answered).with_context(named)?);
+                    likelihood = Some(likelihoods(answered)?);
                 }
                 answered.map(|one| one.result).unwrap_or_default()
             }
             Images::Oracle(pictures) => {
                 let score = |number| Ok(judges::oracle(&pictures.load(&path(number))?, &record.caption));
-                (0..self.run.config.imagine.images).map(score).collect::<Result<_>>().with_context(named)?
+                (0..self.run.config.imagine.images).map(score).collect::<Result<_>>()?
             }
-        };
-        let number = |score: &f64| score.is_finite().then_some(*score);
-        let all = ScoreRecord {
-            id: record.id.clone(),
-            outcome: ScoreRecord::PAIR.into(),
-            captions: similarities.iter().map(number).collect(),
-            images: scores.iter().map(number).collect(),
         };
         let image = |(number, score)| {
             let path = path(number);
             (path.strip_prefix(self.run.layout.data()).unwrap_or(&path).display().to_string(), score)
         };
-        let images: Vec<_> = scores.into_iter().enumerate().map(image).collect();
-        let images = match second {
-            Some(second) => ranked(&images, &second),
-            None => images,
-        };
-        Ok((Candidates { captions: captions.into_iter().zip(similarities).collect(), images, record }, all))
+        let images = scores.into_iter().enumerate().map(image).collect();
+        Ok(Found { captions: captions.into_iter().zip(similarities).collect(), images, likelihoods: likelihood })
     }
+}
+
+/// What one folder has of a record: captions and images with their scores.
+struct Found {
+    captions: Vec<Scored>,
+    images: Vec<Scored>,
+    /// How likely the caption is given each image, where that is a second judge.
+    likelihoods: Option<Vec<f64>>,
 }
 
 /// How likely the record's caption is given each of its images.

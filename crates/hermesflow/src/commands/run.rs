@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 
 use super::args::ConfigArgs;
-use super::{answer, ask, caption, imagine, pair, train};
+use super::{again, answer, ask, caption, imagine, pair, train};
 use crate::config::{ImageJudge, Reference, RunConfig};
 use crate::files::lock::Lock;
 use crate::judges::Judges;
@@ -125,6 +125,7 @@ pub fn curate(player: &Model, run: &RunContext) -> Result<()> {
         ask::ask(run)?;
         answer::answer(player, run)?;
     }
+    again::again(player, run)?;
     let chosen = pair::pair(run)?;
     run.progress.log(chosen.to_string());
     Ok(())

@@ -197,6 +197,15 @@ pub struct PairSettings {
     /// Source: paper.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_accuracy: f64,
+    /// How often a record that gave no pair, because its captions or images tie or no image is good enough, is tried again
+    /// within the iteration: captioned and imagined with other draws. The candidates of all tries compete together. `hermesflow
+    /// run` does so; with the same records in every iteration (`data.fresh: false`), in the first one.
+    ///
+    /// Unit: tries.
+    /// Default: 0.
+    /// Source: this program, after Internal Gap (arXiv 2507.16663), which tries such records in later iterations.
+    #[schemars(range(max = 100))]
+    pub retries: usize,
     /// Judge of images.
     ///
     /// Default: self.
@@ -217,6 +226,6 @@ pub enum ImageJudge {
 
 impl Default for PairSettings {
     fn default() -> Self {
-        Self { similarity: Similarity::Auto, min_accuracy: 0.6, judge: ImageJudge::Itself }
+        Self { similarity: Similarity::Auto, min_accuracy: 0.6, retries: 0, judge: ImageJudge::Itself }
     }
 }
