@@ -94,3 +94,47 @@ fn records_without_a_pair_are_drawn_again_and_only_these() {
 fn a_killed_run_ends_with_the_same_tries() {
     killed_and_undisturbed(Workshop::new, &[&OFTEN_TIE[..], &["pair.retries=2"]].concat(), 4, 2);
 }
+
+#[test]
+fn images_of_altered_captions_lose_where_they_are_told_apart() {
+    let workshop = Workshop::new();
+    let altered = ["pair.altered=2", "pair.altered_margin=0.0"];
+    let output = workshop.hermesflow(&[&["run", "run.yaml", "iterations=1"], &altered[..]].concat());
+    let said = text(&output.stderr);
+    assert!(output.status.success() && said.contains("against images of altered captions"), "{said}");
+    let (records, beside) =
+        (read(&workshop, "data/initial_data.json"), read(&workshop, "data/altered/initial_data.json"));
+    assert_eq!(ids(&records), ids(&beside), "whatever scenes say can be altered");
+    let (own, others) = (
+        read(&workshop, "data/generation_vqa_results.json"),
+        read(&workshop, "data/altered/generation_vqa_results.json"),
+    );
+    let scores = |of: &Value, id: &Value| -> Vec<f64> {
+        let one = of.as_array().unwrap().iter().find(|one| one["id"] == *id).unwrap();
+        one["result"].as_array().unwrap().iter().map(|score| score.as_f64().unwrap()).collect()
+    };
+    let mut lost = 0;
+    for pair in read(&workshop, "data/pair_dpo_data.json").as_array().unwrap() {
+        let (own, others) = (scores(&own, &pair["id"]), scores(&others, &pair["id"]));
+        assert_eq!((own.len(), others.len()), (4, 2));
+        let (best, lowest) = (own.iter().copied().fold(0.0, f64::max), others.iter().copied().fold(1.0, f64::min));
+        let lose = pair["image_lose"].as_str().unwrap();
+        assert_eq!(pair["vqa_score_win"].as_f64(), Some(best));
+        assert!(!pair["image_win"].as_str().unwrap().starts_with("altered"));
+        assert_eq!(lose.starts_with("altered/"), lowest < best, "{pair}");
+        if lose.starts_with("altered/") {
+            assert_eq!(pair["vqa_score_lose"].as_f64(), Some(lowest));
+            assert!(workshop.path("data").join(lose).is_file());
+            lost += 1;
+        }
+    }
+    assert!(lost > 0);
+    // Out of reach of the margin, and without the key, they play no part.
+    let without = |more: &[&str]| {
+        workshop.succeeds(&[&["pair", "run.yaml", "iterations=1"], more].concat());
+        read(&workshop, "data/pair_dpo_data.json")
+    };
+    let plain = without(&[]);
+    assert!(plain.as_array().unwrap().iter().all(|pair| !pair["image_lose"].as_str().unwrap().starts_with("altered")));
+    assert_eq!(without(&["pair.altered=2", "pair.altered_margin=1.0"]), plain);
+}

@@ -40,13 +40,25 @@ stage_command! {
 /// # Errors
 /// Names the record and the file that stand in the way; images already written are kept.
 pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
+    imagine_as(model, run, |record| record.caption.clone())
+}
+
+/// Images of every record of an iteration, as files, from the text that is given for each.
+///
+/// # Errors
+/// As [`imagine`].
+pub fn imagine_as(
+    model: &impl UnifiedModel,
+    run: &RunContext,
+    prompt: impl Fn(&InitialRecord) -> String + Sync,
+) -> Result<()> {
     let records = scenes::initial_data(run)?;
     let origin = decisive::origin(&run.config, json!({ "imagine": run.config.imagine }));
     let origin = origin.with(models::player_files(run)?);
     stage::ensure_same_settings(&run.layout, "imagine", vec![run.layout.images()], &origin)?;
     let mut ledger = Ledger::open(&run.layout.ledger("imagine"))?;
     let images = run.config.imagine.images;
-    let made_from = |record: &InitialRecord| digest([&record.caption]);
+    let made_from = |record: &InitialRecord| digest([&prompt(record)]);
     // Images of an earlier version lack the steps in which their codes were drawn.
     let in_steps = model.image_decoding() == ImageDecoding::Masked && run.config.train.masks == MaskStates::Visited;
     let is_image = |picture: &Path| picture.is_file() && (!in_steps || has_steps(picture));
@@ -85,8 +97,8 @@ pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
     stage::write_behind(store, |hand_on| {
         open.into_iter().try_for_each(|chunk| {
             let chunk = records.read(chunk)?;
-            chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
-            let made = imagine_chunk(model, run, &chunk)
+            chunk.iter().try_for_each(|record| cut.look(model, &record.id, &prompt(record)))?;
+            let made = imagine_chunk(model, run, &chunk, &prompt)
                 .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
             hand_on((chunk, made))
         })
@@ -102,13 +114,18 @@ struct Drawn {
     picture: RgbImage,
 }
 
-fn imagine_chunk(model: &impl UnifiedModel, run: &RunContext, chunk: &[InitialRecord]) -> Result<Vec<Drawn>> {
+fn imagine_chunk(
+    model: &impl UnifiedModel,
+    run: &RunContext,
+    chunk: &[InitialRecord],
+    prompt: impl Fn(&InitialRecord) -> String,
+) -> Result<Vec<Drawn>> {
     let named: Vec<(&InitialRecord, usize)> =
         chunk.iter().flat_map(|record| (0..run.config.imagine.images).map(move |number| (record, number))).collect();
     let jobs: Vec<ImagineJob> = named
         .iter()
         .map(|(record, number)| ImagineJob {
-            prompt: record.caption.clone(),
+            prompt: prompt(record),
             seed: stage::candidate_seed(run, "imagine", &record.id, *number),
             known: vec![],
         })

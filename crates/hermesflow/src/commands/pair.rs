@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
@@ -11,7 +12,7 @@ use crate::config::ImageJudge;
 use crate::files;
 use crate::judges::{self, Judges};
 use crate::made::{Origin, WholeFile};
-use crate::run::attempts::{attempt, is_first_round};
+use crate::run::attempts::{self, attempt, is_first_round};
 use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::pictures::Pictures;
@@ -48,6 +49,8 @@ pub struct Chosen {
     pub carried: usize,
     /// Records that gave theirs when they were tried again.
     pub again: usize,
+    /// Pairs whose rejected image is one of an altered caption.
+    pub altered: usize,
     /// Records that did not, by reason.
     pub dropped: BTreeMap<DropReason, usize>,
 }
@@ -58,6 +61,9 @@ impl fmt::Display for Chosen {
         write!(f, "pair: {} pairs from {all} records", self.kept)?;
         if self.again > 0 {
             write!(f, "; {} of them when tried again", self.again)?;
+        }
+        if self.altered > 0 {
+            write!(f, "; {} against images of altered captions", self.altered)?;
         }
         if self.carried > 0 {
             write!(f, "; {} carried over", self.carried)?;
@@ -96,7 +102,10 @@ pub fn pair(run: &RunContext) -> Result<Chosen> {
                     let Tried { pair, mut scores, again } = competition.first_round(&record)?;
                     chosen.again += usize::from(again > 0 && pair.is_ok());
                     match pair {
-                        Ok(pair) => pairs.push(&pair)?,
+                        Ok(pair) => {
+                            chosen.altered += usize::from(Path::new(&pair.image_lose).starts_with("altered"));
+                            pairs.push(&pair)?;
+                        }
                         Err(reason) => {
                             scores.outcome = reason.to_string();
                             *chosen.dropped.entry(reason).or_default() += 1;
@@ -163,6 +172,8 @@ struct Competition<'a> {
     similarity: Box<dyn CaptionSimilarity>,
     /// What was drawn of all records, then what further tries drew of those that were left.
     drawn: Vec<Drawn>,
+    /// The images of altered captions, which can only lose: where they lie, and their scores.
+    altered: Option<(RunLayout, Images)>,
 }
 
 /// What was drawn in one folder.
@@ -188,14 +199,39 @@ struct Tried {
     again: usize,
 }
 
+impl Images {
+    fn open(run: &RunContext) -> Result<Self> {
+        Ok(match run.config.pair.judge {
+            ImageJudge::Itself => Self::Answers(files::answers(&run.layout.answers())?),
+            ImageJudge::Oracle => Self::Oracle(Pictures::new(&run.layout, hermesflow_scenes::scene::SIDE)),
+        })
+    }
+
+    /// The scores of a record's images, `count` of them, and how likely its caption is given each where `likely` asks.
+    fn scores(
+        &self,
+        record: &InitialRecord,
+        path: impl Fn(usize) -> PathBuf,
+        (count, likely): (usize, bool),
+    ) -> Result<(Vec<f64>, Option<Vec<f64>>)> {
+        Ok(match self {
+            Self::Answers(answers) => {
+                let answered = answers.of_id(&record.id)?.pop();
+                let likely = answered.as_ref().filter(|_| likely).map(likelihoods).transpose()?;
+                (answered.map(|one| one.result).unwrap_or_default(), likely)
+            }
+            Self::Oracle(pictures) => {
+                let score = |number| Ok(judges::oracle(&pictures.load(&path(number))?, &record.caption));
+                ((0..count).map(score).collect::<Result<_>>()?, None)
+            }
+        })
+    }
+}
+
 impl Drawn {
     fn open(run: &RunContext) -> Result<Self> {
         let captions = files::captions(&run.layout.captions())?;
-        let images = match run.config.pair.judge {
-            ImageJudge::Itself => Images::Answers(files::answers(&run.layout.answers())?),
-            ImageJudge::Oracle => Images::Oracle(Pictures::new(&run.layout, hermesflow_scenes::scene::SIDE)),
-        };
-        Ok(Self { layout: run.layout.clone(), captions, images })
+        Ok(Self { layout: run.layout.clone(), captions, images: Images::open(run)? })
     }
 
     /// Whether a try is there as a whole.
@@ -212,14 +248,18 @@ impl<'a> Competition<'a> {
     /// What was drawn, with up to so many further tries.
     fn open(run: &'a RunContext, tries: usize) -> Result<Self> {
         let similarity = Judges::of_run(run)?.similarity(run.config.pair.similarity)?;
-        let mut drawn = vec![Drawn::open(run)?];
+        let (mut drawn, mut altered) = (vec![Drawn::open(run)?], None);
         if is_first_round(run) {
+            let beside = attempts::altered(run);
+            if run.config.pair.altered > 0 && beside.layout.initial_data().is_file() {
+                altered = Some((beside.layout.clone(), Images::open(&beside)?));
+            }
             let attempts = (1..=tries).map(|number| attempt(run, number)).take_while(Drawn::is_there);
             for attempt in attempts {
                 drawn.push(Drawn::open(&attempt)?);
             }
         }
-        Ok(Self { run, similarity, drawn })
+        Ok(Self { run, similarity, drawn, altered })
     }
 
     /// The pair of a record: of its first draws or, where these give none, with those of further tries.
@@ -257,6 +297,7 @@ impl<'a> Competition<'a> {
         }
         let by_two = self.run.config.answer.caption_likelihood && second.len() == images.len() && !images.is_empty();
         let images = if by_two { ranked(&images, &second) } else { images };
+        let images = self.against_altered(record, images).with_context(|| format!("record {}", record.id))?;
         let scores = first.context("nothing was drawn")?;
         Ok((Candidates { record: record.clone(), captions, images }, scores))
     }
@@ -266,27 +307,41 @@ impl<'a> Competition<'a> {
         let captions = drawn.captions.of_id(&record.id)?.pop().map(|one| one.caption_mmu).unwrap_or_default();
         let similarities = self.similarity.similarities(&record.caption, &captions)?;
         let path = |number| drawn.layout.image(record.id.as_str(), number);
-        let mut likelihood = None;
-        let scores = match &drawn.images {
-            Images::Answers(answers) => {
-                let answered = answers.of_id(&record.id)?.pop();
-                if let Some(answered) = answered.as_ref().filter(|_| self.run.config.answer.caption_likelihood) {
-                    likelihood = Some(likelihoods(answered)?);
-                }
-                answered.map(|one| one.result).unwrap_or_default()
-            }
-            Images::Oracle(pictures) => {
-                let score = |number| Ok(judges::oracle(&pictures.load(&path(number))?, &record.caption));
-                (0..self.run.config.imagine.images).map(score).collect::<Result<_>>()?
-            }
-        };
+        let config = &self.run.config;
+        let asked = (config.imagine.images, config.answer.caption_likelihood);
+        let (scores, likelihoods) = drawn.images.scores(record, path, asked)?;
+        let images = self.named(&drawn.layout, record, scores);
+        Ok(Found { captions: captions.into_iter().zip(similarities).collect(), images, likelihoods })
+    }
+
+    /// Images as records name them, with their scores.
+    fn named(&self, layout: &RunLayout, record: &InitialRecord, scores: Vec<f64>) -> Vec<Scored> {
         let image = |(number, score)| {
-            let path = path(number);
+            let path = layout.image(record.id.as_str(), number);
             (path.strip_prefix(self.run.layout.data()).unwrap_or(&path).display().to_string(), score)
         };
-        let images = scores.into_iter().enumerate().map(image).collect();
-        Ok(Found { captions: captions.into_iter().zip(similarities).collect(), images, likelihoods: likelihood })
+        scores.into_iter().enumerate().map(image).collect()
     }
+
+    /// The best of some images and the worst of an altered caption where the judge tells these two apart; else the images.
+    fn against_altered(&self, record: &InitialRecord, images: Vec<Scored>) -> Result<Vec<Scored>> {
+        let Some((layout, altered)) = &self.altered else { return Ok(images) };
+        let pair = &self.run.config.pair;
+        let path = |number| layout.image(record.id.as_str(), number);
+        let is_there = path(0).is_file();
+        let (scores, _) =
+            if is_there { altered.scores(record, path, (pair.altered, false))? } else { Default::default() };
+        let others = self.named(layout, record, scores);
+        Ok(told_apart(&images, &others, pair.altered_margin).unwrap_or(images))
+    }
+}
+
+/// The best image, and the first of the lowest score of some others if it scores lower by the margin.
+fn told_apart(images: &[Scored], others: &[Scored], margin: f64) -> Option<Vec<Scored>> {
+    let known = |images: &[Scored]| images.iter().filter(|one| !one.1.is_nan()).cloned().collect::<Vec<_>>();
+    let best = known(images).into_iter().reduce(|best, one| if one.1 > best.1 { one } else { best })?;
+    let worst = known(others).into_iter().reduce(|worst, one| if one.1 < worst.1 { one } else { worst })?;
+    (worst.1 < best.1 && worst.1 <= best.1 - margin).then(|| vec![best, worst])
 }
 
 /// What one folder has of a record: captions and images with their scores.
@@ -305,4 +360,28 @@ fn likelihoods(answered: &AnswerRecord) -> Result<Vec<f64>> {
     let (images, scores) = (found.len(), answered.result.len());
     ensure!(images == scores, "{scores} images were judged by their answers, {images} by the caption");
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn scored(scores: &[f64]) -> Vec<Scored> {
+        scores.iter().enumerate().map(|(number, score)| (number.to_string(), *score)).collect()
+    }
+
+    #[test]
+    fn an_altered_image_loses_only_where_it_is_told_apart() {
+        let apart = |own: &[f64], others: &[f64], margin| {
+            told_apart(&scored(own), &scored(others), margin).map(|two| [two[0].0.clone(), two[1].0.clone()])
+        };
+        let found = |win: &str, lose: &str| Some([win.to_owned(), lose.to_owned()]);
+        assert_eq!(apart(&[0.5, 0.9, 0.9], &[0.4, 0.3, 0.3], 0.5), found("1", "1"));
+        assert_eq!(apart(&[0.5, 0.9], &[0.4], 0.51), None);
+        assert_eq!(apart(&[0.9, 0.9], &[0.4], 0.5), found("0", "0"), "a tie of its own images is none");
+        assert_eq!(apart(&[f64::NAN, 0.9], &[f64::NAN, 0.1], 0.5), found("1", "1"));
+        assert_eq!(apart(&[0.9], &[0.9], 0.0), None);
+        assert_eq!(apart(&[], &[0.1], 0.0), None);
+        assert_eq!(apart(&[0.9], &[], 0.0), None);
+    }
 }

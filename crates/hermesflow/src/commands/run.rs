@@ -125,6 +125,7 @@ pub fn curate(player: &Model, run: &RunContext) -> Result<()> {
         ask::ask(run)?;
         answer::answer(player, run)?;
     }
+    again::altered(player, run)?;
     again::again(player, run)?;
     let chosen = pair::pair(run)?;
     run.progress.log(chosen.to_string());

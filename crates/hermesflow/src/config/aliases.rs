@@ -35,8 +35,10 @@ pub const ALIASES: [(&str, &str); 18] = [
 const KIND: &str = "train.schedule";
 
 /// Keys that were added after results had been made without them: section, name, and the value that earlier versions acted by.
-fn added() -> [(&'static str, &'static str, serde_json::Value); 8] {
+fn added() -> [(&'static str, &'static str, serde_json::Value); 10] {
     [
+        ("/pair", "altered", json!(0)),
+        ("/pair", "altered_margin", json!(0.5)),
         ("/pair", "retries", json!(0)),
         ("/train/loss", "kl", json!(0.0)),
         ("/answer", "caption_likelihood", json!(false)),

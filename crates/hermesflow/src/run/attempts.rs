@@ -1,4 +1,5 @@
-//! Where the tries of records that gave no pair lie, and what is drawn there (`pair.retries`).
+//! Where further draws of an iteration lie, and what is drawn there: tries of records that gave no pair (`pair.retries`), and
+//! images of altered captions (`pair.altered`).
 
 use std::path::Path;
 
@@ -14,10 +15,22 @@ pub fn is_first_round(run: &RunContext) -> bool {
 
 /// A try of an iteration, from 1: the same settings over other draws, in a folder of its own.
 pub fn attempt(run: &RunContext, number: usize) -> RunContext {
+    below(run, &format!("again-{number}"), &[text_number("again"), number as u64])
+}
+
+/// The images of altered captions of an iteration, in a folder of their own.
+pub fn altered(run: &RunContext) -> RunContext {
+    let mut altered = below(run, "altered", &[text_number("altered")]);
+    altered.config.imagine.images = run.config.pair.altered;
+    altered
+}
+
+/// Other draws with the same settings, in a folder of the data root and from a seed of their own.
+fn below(run: &RunContext, folder: &str, seed: &[u64]) -> RunContext {
     let mut config = run.config.clone();
-    config.seed = derive_seed(config.seed, &[text_number("again"), number as u64]);
-    config.data.root = run.layout.data().join(format!("again-{number}"));
-    config.data.scenes = None; // the records are those that are left
+    config.seed = derive_seed(config.seed, seed);
+    config.data.root = run.layout.data().join(folder);
+    config.data.scenes = None; // the records are some of the iteration's
     config.data.fresh = true; // each iteration has its own
     config.data.allow_outside = true; // their pictures lie where they were
     RunContext::new(config, run.layout.iteration(), run.progress.clone())
