@@ -9,6 +9,7 @@ pub mod cost;
 pub mod decoder;
 pub mod error;
 pub mod grid;
+mod imagined;
 pub mod janus;
 pub mod mask_schedule;
 pub mod model;
@@ -23,6 +24,7 @@ pub use grid::{Direction, Grid};
 pub use hermesflow_nn::ops::Products;
 pub use hermesflow_nn::weights::{FileBacked, FileFormat, Weights, files as weight_files};
 pub use hermesflow_nn::{device, foreign, kernels, measure};
+pub use imagined::Imagined;
 pub use mask_schedule::{MaskSchedule, SigmoidParams};
 pub use model::{
     CaptionExample, GivenReply, ImageDecoding, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood,

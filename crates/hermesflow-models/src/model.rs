@@ -6,7 +6,7 @@ use std::sync::Arc;
 use candle_core::{Tensor, Var};
 use image::RgbImage;
 
-use crate::{MaskSchedule, Result};
+use crate::{Imagined, MaskSchedule, Result};
 
 /// How one token is drawn from the logits: divide by the temperature, keep the `top_k` largest, softmax, one draw.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -293,6 +293,15 @@ pub trait UnifiedModel {
     /// If the known codes of a job do not fit an image, the options are those of another kind of backbone, or logits are
     /// not finite.
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>>;
+
+    /// The same images, with the steps in which their codes were drawn.
+    ///
+    /// # Errors
+    /// As [`UnifiedModel::imagine`].
+    fn imagine_in_steps(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Imagined>> {
+        let codes = self.imagine(jobs, options)?;
+        Ok(codes.into_iter().map(|codes| Imagined { codes, steps: None }).collect())
+    }
 }
 
 /// One caption whose log-probability given an image, `log π(caption | image)`, is asked for.
@@ -311,6 +320,14 @@ pub struct CaptionExample {
 pub enum Scored {
     /// These positions are masked, and their true codes are scored from one pass over the image.
     Masked(Vec<u32>),
+    /// The positions `masked` are masked, and of their true codes only those of `settled` are scored: a state that a sampler
+    /// visited, and what it settled in it.
+    Settled {
+        /// All masked positions.
+        masked: Vec<u32>,
+        /// Those of them that are scored.
+        settled: Vec<u32>,
+    },
     /// Every position, each given the codes before it.
     All,
 }
@@ -334,7 +351,7 @@ pub trait PairModel: Sync {
     /// All trainable parameters, sorted by name.
     fn parameters(&self) -> Vec<(String, Var)>;
 
-    /// Whether images are scored at all positions ([`Scored::All`]) and not at masked ones ([`Scored::Masked`]).
+    /// Whether images are scored at all positions ([`Scored::All`]) and not at masked ones.
     fn scores_all(&self) -> bool {
         false
     }
@@ -362,6 +379,16 @@ pub trait PairModel: Sync {
     /// If an image does not fit the model, the scored positions are of another kind of model or outside of the image, or
     /// the guidance is not 0 or more.
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor>;
+
+    /// The logits of all image codes at the scored positions, without guidance: examples in order, and the positions of each
+    /// in the order in which it lists them. Gradients flow.
+    ///
+    /// # Shapes
+    /// `[scored positions, codebook]`, f32
+    ///
+    /// # Errors
+    /// If an image does not fit the model, or the scored positions are of another kind of model or outside of the image.
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor>;
 
     /// Writes into a folder whatever makes a loadable checkpoint of the trained parameters, which lie there as
     /// `pytorch_model.safetensors`: the configuration files in the published layout and, in a model of which only a part
@@ -436,6 +463,10 @@ impl<M: UnifiedModel + ?Sized> UnifiedModel for Arc<M> {
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
         (**self).imagine(jobs, options)
     }
+
+    fn imagine_in_steps(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Imagined>> {
+        (**self).imagine_in_steps(jobs, options)
+    }
 }
 
 impl<M: PairModel + Send + ?Sized> PairModel for Arc<M> {
@@ -453,6 +484,10 @@ impl<M: PairModel + Send + ?Sized> PairModel for Arc<M> {
 
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
         (**self).image_log_probs(examples, guidance)
+    }
+
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        (**self).image_logits(examples)
     }
 
     fn describe(&self, folder: &Path) -> Result<()> {

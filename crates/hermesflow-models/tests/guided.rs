@@ -53,7 +53,7 @@ fn examples() -> Vec<ImageExample> {
 fn masks(example: &ImageExample) -> &[u32] {
     match &example.scored {
         Scored::Masked(masked) => masked,
-        Scored::All => panic!("examples of this test are scored at masked positions"),
+        other => panic!("examples of this test are scored at masked positions, not {other:?}"),
     }
 }
 

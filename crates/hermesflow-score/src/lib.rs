@@ -4,6 +4,7 @@
 //! without weights; [`neural`] has the judges with weights, [`template`] a question writer without weights, and
 //! [`tifa`] the rules around a question writer and its filter.
 
+pub mod altered;
 pub mod choice;
 pub mod chrf;
 pub mod lexical;

@@ -73,8 +73,10 @@ const RENAMED: [(&str, &str, &str, &str); 6] = [
 ];
 
 /// Settings that earlier versions did not have: section, name, and the value by which they acted.
-fn added() -> [(&'static str, &'static str, Value); 4] {
+fn added() -> [(&'static str, &'static str, Value); 6] {
     [
+        ("/objective/pair_dpo/loss", "kl", 0.0.into()),
+        ("/objective/pair_dpo", "masks", "random".into()),
         ("/objective/pair_dpo", "guidance", 0.0.into()),
         ("/objective/pair_dpo", "weights", "equal".into()),
         ("/objective/pair_dpo/loss", "likelihood_und", 0.0.into()),
@@ -279,9 +281,11 @@ mod tests {
     fn nested() -> Value {
         let loss = json!({
             "beta": 0.2, "anchor_und": 5.0, "anchor_gen": 1.0, "likelihood_und": 0.0, "likelihood_gen": 0.0,
-            "weight_und": 0.3, "weight_gen": 1.0,
+            "kl": 0.0, "weight_und": 0.3, "weight_gen": 1.0,
         });
-        let pair_dpo = json!({ "seed": 3, "loss": loss, "prompt_dropout": 0.1, "guidance": 0.0, "weights": "equal" });
+        let pair_dpo = json!({
+            "seed": 3, "loss": loss, "prompt_dropout": 0.1, "guidance": 0.0, "masks": "random", "weights": "equal",
+        });
         json!({
             "schedule": { "kind": "cosine", "learning_rate": 2e-5, "warmup_steps": 2, "steps": 12 },
             "objective": { "pair_dpo": pair_dpo, "pairs": 7 },

@@ -125,6 +125,19 @@ impl Masking {
     }
 }
 
+/// States of a partly drawn image in which pairs of images are scored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum MaskStates {
+    /// Codes masked anywhere in the image, as many as `train.masking` says at a random time, as in the paper.
+    Random,
+    /// As `random`, but the pairs of a micro batch share out the times, so that each sees all shares of masked codes.
+    Stratified,
+    /// The states that the sampler visited when it drew the image, each with the codes that were settled there. Needs the
+    /// drawn codes (`train.codes: drawn`) and the steps that `hermesflow imagine` stores beside them.
+    Visited,
+}
+
 /// The positions of a random rectangle of at least `count` codes in an image of `side`² codes, ascending.
 ///
 /// As in the original, the height is uniform in `⌈count/side⌉ ..= min(side, count)`, the width is `⌈count/height⌉`, and
@@ -156,12 +169,14 @@ pub fn mask_positions(tokens: usize, seed: u64, masking: &Masking) -> Vec<u32> {
 }
 
 /// The random draw of one comparison of images, shared by win and lose.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct ImageDraw {
     /// Whether the prompt is replaced by the empty text.
     pub drop_prompt: bool,
     /// The masked positions of each mask.
     pub masks: Vec<Vec<u32>>,
+    /// In place of masks: moments of an image's drawing, from 0 to 1, whose states are scored (see [`crate::states`]).
+    pub moments: Vec<f64>,
 }
 
 /// The draw of the run's `example`-th comparison, from 0, for images of `tokens` tokens.
@@ -176,15 +191,21 @@ pub fn image_draw(
     masking: &Masking,
     prompt_dropout: f64,
 ) -> ImageDraw {
-    let mut rng = stream(seed, Purpose::Image, example, 0);
-    let drop_prompt = rng.random::<f64>() < prompt_dropout;
+    let (mut rng, drop_prompt) = comparison(seed, example, prompt_dropout);
     let masks = (0..masks)
         .map(|part| {
             let t = (part as f64 + rng.random::<f64>()) / masks as f64;
             masking.draw(&mut rng, t, tokens)
         })
         .collect();
-    ImageDraw { drop_prompt, masks }
+    ImageDraw { drop_prompt, masks, moments: Vec::new() }
+}
+
+/// The random numbers of the run's `example`-th comparison, and whether its prompt is dropped.
+pub(crate) fn comparison(seed: u64, example: u64, prompt_dropout: f64) -> (ChaCha8Rng, bool) {
+    let mut rng = stream(seed, Purpose::Image, example, 0);
+    let drop_prompt = rng.random::<f64>() < prompt_dropout;
+    (rng, drop_prompt)
 }
 
 #[cfg(test)]
@@ -209,7 +230,7 @@ mod tests {
             let t = rng.random::<f64>();
             let count = (64.0 * (std::f64::consts::FRAC_PI_2 * t).cos()).round_ties_even() as usize;
             let masks = vec![positions(&mut rng, 64, count.clamp(1, 64))];
-            assert_eq!(image_draw(7, example, 64, 1, 0.1), ImageDraw { drop_prompt, masks });
+            assert_eq!(image_draw(7, example, 64, 1, 0.1), ImageDraw { drop_prompt, masks, moments: vec![] });
         }
     }
 

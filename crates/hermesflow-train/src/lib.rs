@@ -4,7 +4,8 @@
 //! The files in the order in which a step uses them:
 //!
 //! 1. [`pair_dpo`]: prepared pairs, and which of them a step sees; asks a model for log-probabilities;
-//! 2. [`draws`]: all random numbers of a run as a function of (seed, purpose, index);
+//! 2. [`draws`] and [`states`]: all random numbers of a run as a function of (seed, purpose, index), and the states of an
+//!    image that they choose;
 //! 3. [`loss`]: the loss itself, from log-probabilities to losses and rewards per pair;
 //! 4. [`trainer`]: the loop that Pair-DPO, its controls and pretraining share ([`Objective`]);
 //! 5. [`gradients`], [`schedule`] and [`optimizer`]: the sums of a step's gradients, its learning rate, and AdamW with
@@ -15,6 +16,7 @@
 //! No backbone is named here: a model is anything that implements [`PairModel`](hermesflow_models::PairModel).
 
 pub mod checkpoint;
+mod divergence;
 pub mod draws;
 pub mod error;
 pub mod events;
@@ -28,11 +30,12 @@ pub mod pair_dpo;
 mod pair_settings;
 mod place;
 pub mod schedule;
+pub mod states;
 pub mod trainer;
 mod training_pair;
 pub mod watch;
 
-pub use draws::{Masking, mask_positions};
+pub use draws::{MaskStates, Masking, mask_positions};
 pub use error::{Error, Result};
 pub use gradients::{Gradients, Sums};
 pub use loss::{LossKind, LossSettings, Pair, PairLogProbs, SideLoss, SideTerms};

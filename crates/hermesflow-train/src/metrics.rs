@@ -3,7 +3,8 @@
 //! `und/` is the side of captions, `gen/` that of images. Each has `rewards/{chosen,rejected,margins,accuracies}` and
 //! `logps/{chosen,rejected}` as in TRL's `DPOTrainer`, and `delta/{chosen,rejected}` = log π − log π_ref, which show
 //! whether a comparison is won because the winner becomes more likely or only because the loser becomes less likely
-//! (see [`crate::watch`]). TensorBoard finds the same numbers in an event file beside it ([`crate::events`]).
+//! (see [`crate::watch`]). Where the loss has a `kl`, `gen/kl/{conditional,unconditional}` is how far images have moved from the
+//! reference's, in nats per image. TensorBoard finds the same numbers in an event file beside it ([`crate::events`]).
 
 use std::collections::BTreeMap;
 use std::path::Path;

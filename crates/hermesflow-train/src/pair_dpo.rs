@@ -15,7 +15,9 @@
 //! 6. `guidance` > 0 (an extension; the paper uses 0) takes for log π(image) the log-probability of the policy that draws
 //!    under this guidance, for the policy and the reference alike, so that what is trained is what draws. Training without
 //!    guidance a model that is drawn from under guidance sharpens it twice.
-//! 7. A model that generates one code after the other scores all positions of an image, exactly: for it no masks are drawn.
+//! 7. `masks: visited` (an extension; the paper draws masks at random) scores images in the states that the sampler visited
+//!    when it drew them ([`crate::states`]).
+//! 8. A model that generates one code after the other scores all positions of an image, exactly: for it no masks are drawn.
 
 use std::path::Path;
 
@@ -26,10 +28,12 @@ use hermesflow_nn::parallel;
 use serde_json::{Value, json};
 
 use crate::checkpoint;
-use crate::draws::{ImageDraw, Order, image_draw};
+use crate::divergence::{Divergence, divergence};
+use crate::draws::{ImageDraw, Order};
 use crate::loss::{Pair, PairLogProbs, SideLoss, total};
 use crate::metrics::Metrics;
 pub use crate::pair_settings::{PairDpoSettings, PairWeights, Sides};
+use crate::states;
 use crate::trainer::{Objective, ObjectiveError, PartLoss, Position, Sharing, Step};
 pub use crate::training_pair::TrainingPair;
 use crate::training_pair::{by_margin, check};
@@ -126,7 +130,8 @@ impl<M: PairModel> PairDpo<M> {
         if pairs.is_empty() {
             return Err(Error::Setting { key: "pairs", problem: "there is no pair to train on".into() });
         }
-        pairs.iter().try_for_each(|pair| check(pair, settings.sides))?;
+        let masked = !policy.scores_all();
+        pairs.iter().try_for_each(|pair| check(pair, &settings, masked))?;
         let size: usize = policy.parameters().iter().map(|(_, parameter)| parameter.elem_count()).sum();
         let part = settings.part(size);
         let mut order = Order::new(settings.seed, pairs.len());
@@ -198,7 +203,16 @@ impl<M: PairModel> PairDpo<M> {
         Ok(PairLogProbs { policy, reference: Pair { win: reference.win.detach(), lose: reference.lose.detach() } })
     }
 
-    /// Some parts of a micro batch, counted from 0: the log-probabilities of both sides, and the losses.
+    /// How far the images of the pairs at `indices` have moved from the reference's; none where the loss does not ask.
+    fn divergence(&self, indices: &[usize], draws: &[ImageDraw], numbers: &[u64]) -> Result<Option<Divergence>> {
+        if self.settings.loss.kl == 0.0 {
+            return Ok(None);
+        }
+        let pairs: Vec<&TrainingPair> = indices.iter().map(|&index| &self.pairs[index]).collect();
+        divergence(&self.policy, &self.reference, &pairs, draws, numbers).map(Some)
+    }
+
+    /// Some parts of a micro batch, counted from 0: the numbers of both sides, and the losses.
     fn compute(&mut self, at: Position, parts: &[usize]) -> Result<Vec<Computed>> {
         let settings = self.settings;
         let masks = if self.policy.scores_all() { 0 } else { settings.masks_per_pair };
@@ -207,18 +221,17 @@ impl<M: PairModel> PairDpo<M> {
         let draws: Vec<ImageDraw> = numbers
             .iter()
             .zip(&indices)
-            .map(|(&number, &index)| {
-                let tokens = self.pairs[index].image_win.len();
-                let PairDpoSettings { seed, masking, prompt_dropout, .. } = settings;
-                image_draw(seed, number, tokens, masks, &masking, prompt_dropout)
-            })
+            .map(|(&number, &index)| states::draw(&settings, number, self.pairs[index].image_win.len(), masks))
             .collect();
-        let all: Vec<_> = indices.chunks(self.part).zip(draws.chunks(self.part)).collect();
+        let all: Vec<_> =
+            indices.chunks(self.part).zip(draws.chunks(self.part).zip(numbers.chunks(self.part))).collect();
         let parts: Vec<_> = parts.iter().filter_map(|part| all.get(*part).copied()).collect();
-        let log_probs = parallel::map(true, &parts, |(indices, draws)| self.log_probs(indices, draws));
+        let found = parallel::map(true, &parts, |(indices, (draws, numbers))| {
+            Ok::<_, Error>((self.log_probs(indices, draws)?, self.divergence(indices, draws, numbers)?))
+        });
         let mut computed = Vec::with_capacity(parts.len());
-        for (log_probs, (indices, _)) in log_probs.into_iter().zip(parts) {
-            let log_probs = log_probs?;
+        for (found, (indices, _)) in found.into_iter().zip(parts) {
+            let (log_probs, apart) = found?;
             let mut weighted = Vec::new();
             for (side, (log_probs, terms)) in log_probs.iter().zip(settings.loss.sides()).enumerate() {
                 if let Some(log_probs) = log_probs {
@@ -229,23 +242,32 @@ impl<M: PairModel> PairDpo<M> {
             let weighted: Vec<_> = weighted.iter().map(|(weight, side)| (*weight, side)).collect();
             // The part's mean over its own pairs, weighted by its share of the batch.
             let share = indices.len() as f64 / settings.batch_size as f64;
-            if let Some(loss) = total(&weighted)? {
-                computed.push(Computed { log_probs, loss: loss.affine(share, 0.0)? });
+            let mut loss = total(&weighted)?;
+            if let (Some(before), Some(apart)) = (&loss, &apart) {
+                loss = Some((before + apart.loss.mean_all()?.affine(settings.loss.kl, 0.0)?)?);
+            }
+            if let Some(loss) = loss {
+                let numbers = Numbers { log_probs, apart: apart.map(|apart| apart.parts) };
+                computed.push(Computed { numbers, loss: loss.affine(share, 0.0)? });
             }
         }
         Ok(computed)
     }
 
-    /// The metrics of a micro batch, from the log-probabilities of all its parts.
-    fn metrics_of(&self, parts: &[&[Option<PairLogProbs>; 2]]) -> Result<Metrics> {
+    /// The metrics of a micro batch, from the numbers of all its parts.
+    fn metrics_of(&self, parts: &[&Numbers]) -> Result<Metrics> {
         let PairDpoSettings { objective, loss, .. } = self.settings;
         let mut metrics = Metrics::new();
         for (side, (name, terms)) in ["und", "gen"].into_iter().zip(loss.sides()).enumerate() {
-            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part[side].as_ref()).collect();
+            let log_probs: Vec<&PairLogProbs> = parts.iter().filter_map(|part| part.log_probs[side].as_ref()).collect();
             if !log_probs.is_empty() {
                 let log_probs = PairLogProbs::detached(&log_probs)?;
                 metrics.insert_side(name, &log_probs, &objective.side(&log_probs, terms)?)?;
             }
+        }
+        let apart: Vec<&[Vec<f32>; 2]> = parts.iter().filter_map(|part| part.apart.as_ref()).collect();
+        if !apart.is_empty() {
+            Divergence::insert(&apart, &mut metrics);
         }
         Ok(metrics)
     }
@@ -253,26 +275,29 @@ impl<M: PairModel> PairDpo<M> {
     fn loss(&mut self, at: Position) -> Result<Step> {
         let all: Vec<usize> = (0..self.parts()).collect();
         let computed = self.compute(at, &all)?;
-        let metrics = self.metrics_of(&computed.iter().map(|part| &part.log_probs).collect::<Vec<_>>())?;
+        let metrics = self.metrics_of(&computed.iter().map(|part| &part.numbers).collect::<Vec<_>>())?;
         Ok(Step { losses: computed.into_iter().map(|part| part.loss).collect(), metrics })
     }
 
-    /// What [`Computed::note`] noted, as the log-probabilities of a part.
-    fn noted(&self, note: &[f32]) -> Result<[Option<PairLogProbs>; 2]> {
+    /// What [`Numbers::note`] noted of a part.
+    fn noted(&self, note: &[f32]) -> Result<Numbers> {
         let device = self.policy.parameters().first().map_or(Device::Cpu, |(_, var)| var.device().clone());
-        let sides = self.settings.sides;
-        let both = usize::from(sides.understanding()) + usize::from(sides.generation());
-        let pairs = note.len() / (4 * both.max(1));
-        let mut columns = note.chunks_exact(pairs.max(1)).map(|column| Tensor::new(column, &device));
+        let (sides, is_held) = (self.settings.sides, self.settings.loss.kl != 0.0);
+        let columns =
+            4 * (usize::from(sides.understanding()) + usize::from(sides.generation())) + 2 * usize::from(is_held);
+        let pairs = note.len() / columns.max(1);
+        let mut columns = note.chunks_exact(pairs.max(1));
         let mut side = |takes_part: bool| -> Result<Option<PairLogProbs>> {
             if !takes_part {
                 return Ok(None);
             }
-            let mut column = || columns.next().unwrap_or_else(|| Tensor::new(&[0f32; 0], &device));
+            let mut column = || Tensor::new(columns.next().unwrap_or_default(), &device);
             let policy = Pair { win: column()?, lose: column()? };
             Ok(Some(PairLogProbs { policy, reference: Pair { win: column()?, lose: column()? } }))
         };
-        Ok([side(sides.understanding())?, side(sides.generation())?])
+        let log_probs = [side(sides.understanding())?, side(sides.generation())?];
+        let mut column = || columns.next().unwrap_or_default().to_vec();
+        Ok(Numbers { log_probs, apart: is_held.then(|| [column(), column()]) })
     }
 
     /// The loss of one side (0: captions, 1: images), in which each pair counts as `settings.weights` says.
@@ -300,15 +325,23 @@ impl<M: PairModel> PairDpo<M> {
 
 /// A part of a micro batch.
 struct Computed {
-    /// Captions and images.
-    log_probs: [Option<PairLogProbs>; 2],
+    /// What its metrics follow from.
+    numbers: Numbers,
     /// Its summand of the loss.
     loss: Tensor,
 }
 
-impl Computed {
-    /// The numbers that the metrics follow from: of each side that takes part, those of the policy and of the reference,
-    /// winners before losers.
+/// What the metrics of a part of a micro batch follow from.
+struct Numbers {
+    /// Captions and images.
+    log_probs: [Option<PairLogProbs>; 2],
+    /// How far the images of each pair have moved with the prompt, then without it; none where the loss does not ask.
+    apart: Option<[Vec<f32>; 2]>,
+}
+
+impl Numbers {
+    /// All of them in a row: of each side that takes part the log-probabilities of the policy and of the reference, winners
+    /// before losers; then how far the images have moved.
     fn note(&self) -> Result<Vec<f32>> {
         let mut note = Vec::new();
         for PairLogProbs { policy, reference } in self.log_probs.iter().flatten() {
@@ -316,6 +349,7 @@ impl Computed {
                 note.extend(column.detach().to_vec1::<f32>()?);
             }
         }
+        note.extend(self.apart.iter().flatten().flatten());
         Ok(note)
     }
 }
@@ -348,7 +382,7 @@ impl<M: PairModel> Sharing for PairDpo<M> {
         let computed = self.compute(at, parts)?;
         Ok(computed
             .into_iter()
-            .map(|part| Ok(PartLoss { note: part.note()?, loss: part.loss }))
+            .map(|part| Ok(PartLoss { note: part.numbers.note()?, loss: part.loss }))
             .collect::<Result<_>>()?)
     }
 
@@ -413,22 +447,25 @@ fn captions(model: &impl PairModel, pairs: &[&TrainingPair]) -> Result<Pair<Tens
 /// # Shapes
 /// `[pairs]` each
 fn images(model: &impl PairModel, pairs: &[&TrainingPair], draws: &[ImageDraw], guidance: f64) -> Result<Pair<Tensor>> {
-    let scored = |draw: &ImageDraw| match model.scores_all() {
-        true => vec![Scored::All],
-        false => draw.masks.iter().cloned().map(Scored::Masked).collect(),
+    let scored = |draw: &ImageDraw, steps: Option<&Vec<u32>>| match model.scores_all() {
+        true => vec![(Scored::All, 1.0)],
+        false => states::scored(draw, steps.map_or(&[], Vec::as_slice)),
     };
-    let of = |image: for<'a> fn(&'a TrainingPair) -> &'a Vec<u32>| {
-        pairs.iter().zip(draws).flat_map(move |(pair, draw)| {
-            scored(draw).into_iter().map(move |scored| ImageExample {
-                prompt: pair.caption.clone(),
-                unconditional: draw.drop_prompt,
-                codes: image(pair).clone(),
-                scored,
-            })
-        })
-    };
-    let examples: Vec<ImageExample> = of(|pair| &pair.image_win).chain(of(|pair| &pair.image_lose)).collect();
-    let log_probs = model.image_log_probs(&examples, guidance)?;
+    let (mut examples, mut weights) = (Vec::new(), Vec::new());
+    for side in 0..2 {
+        for (pair, draw) in pairs.iter().zip(draws) {
+            let codes = [&pair.image_win, &pair.image_lose][side];
+            for (scored, weight) in scored(draw, pair.steps.as_ref().map(|steps| &steps[side])) {
+                let (prompt, codes) = (pair.caption.clone(), codes.clone());
+                examples.push(ImageExample { prompt, unconditional: draw.drop_prompt, codes, scored });
+                weights.push(weight);
+            }
+        }
+    }
+    let mut log_probs = model.image_log_probs(&examples, guidance)?;
+    if weights.iter().any(|weight| *weight != 1.0) {
+        log_probs = (&log_probs * Tensor::new(weights.as_slice(), log_probs.device())?)?;
+    }
     let times = examples.len() / (2 * pairs.len()).max(1);
     let log_probs = if times == 1 { log_probs } else { log_probs.reshape((2 * pairs.len(), times))?.mean(1)? };
     halves(&log_probs, pairs.len())

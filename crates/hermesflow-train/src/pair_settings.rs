@@ -4,7 +4,7 @@ use hermesflow_nn::parallel;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::draws::Masking;
+use crate::draws::{MaskStates, Masking};
 use crate::loss::{LossKind, LossSettings};
 use crate::{Error, Result};
 
@@ -62,7 +62,9 @@ pub struct PairDpoSettings {
     pub weights: PairWeights,
     /// Mask draws per pair and step; 1 is the paper.
     pub masks_per_pair: usize,
-    /// How the images of a pair are masked.
+    /// The states of a partly drawn image in which a pair is scored.
+    pub masks: MaskStates,
+    /// How the images of a pair are masked, unless by the states that were visited.
     pub masking: Masking,
     /// The probability that a pair's prompt is dropped, so that its images are scored in the unconditional case.
     pub prompt_dropout: f64,
@@ -81,6 +83,7 @@ impl Default for PairDpoSettings {
             loss: LossSettings::default(),
             weights: PairWeights::Equal,
             masks_per_pair: 1,
+            masks: MaskStates::Random,
             masking: Masking::default(),
             prompt_dropout: 0.1,
             guidance: 0.0,
@@ -107,7 +110,11 @@ impl PairDpoSettings {
         at_least_one("batch_size", self.batch_size)?;
         at_least_one("masks_per_pair", self.masks_per_pair)?;
         self.loss.validate()?;
+        let nothing = self.loss.kl != 0.0 && !self.sides.generation();
+        check(!nothing, "loss.kl", format!("{} is about images, which take no part; set it to 0", self.loss.kl))?;
         self.masking.validate()?;
+        let own = self.masks != MaskStates::Visited || self.masking == Masking::default();
+        check(own, "masking", "has no meaning under `masks: visited`, where the sampler masked; remove it".into())?;
         let guidance = self.guidance;
         check(guidance.is_finite() && guidance >= 0.0, "guidance", format!("{guidance} is not 0 or more"))?;
         let dropout = self.prompt_dropout;

@@ -2,8 +2,9 @@
 
 use serde::Serialize;
 
+use crate::draws::MaskStates;
 use crate::own_image::OwnImage;
-use crate::pair_settings::Sides;
+use crate::pair_settings::{PairDpoSettings, Sides};
 use crate::{Error, Result};
 
 /// One record, ready for training: its texts as records hold them, its own image as the model understands it, and its
@@ -30,6 +31,10 @@ pub struct TrainingPair {
     /// Stored only where pairs are weighted by it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub margins: Option<[f64; 2]>,
+    /// The denoising step, from 0, in which each code of the preferred and of the rejected image was drawn. Stored only where
+    /// images are scored in the states that were visited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<[Vec<u32>; 2]>,
 }
 
 /// For each pair, the margins of both sides, divided by their means over all pairs.
@@ -59,8 +64,9 @@ pub(crate) fn by_margin(pairs: &[TrainingPair], sides: Sides) -> Result<Vec<[f32
     Ok(margins.map(|[und, r#gen]| [weight(und, means[0]), weight(r#gen, means[1])]).collect())
 }
 
-/// Refuses a pair that lacks what its sides train on.
-pub(crate) fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {
+/// Refuses a pair that lacks what it is trained on.
+pub(crate) fn check(pair: &TrainingPair, settings: &PairDpoSettings, masked: bool) -> Result<()> {
+    let sides = settings.sides;
     let problem = |problem: String| Err(Error::TrainingPair { id: pair.id.clone(), problem });
     if sides.understanding() && pair.image.is_empty() {
         return problem("its own image is neither encoded nor read".into());
@@ -68,6 +74,12 @@ pub(crate) fn check(pair: &TrainingPair, sides: Sides) -> Result<()> {
     let (win, lose) = (pair.image_win.len(), pair.image_lose.len());
     if sides.generation() && (win == 0 || win != lose) {
         return problem(format!("the winning image has {win} codes, the losing one {lose}"));
+    }
+    if sides.generation() && masked && settings.masks == MaskStates::Visited {
+        let known = pair.steps.as_ref().is_some_and(|steps| steps.iter().all(|steps| steps.len() == win));
+        if !known {
+            return problem("nothing says in which step each code of its images was drawn".into());
+        }
     }
     Ok(())
 }

@@ -10,7 +10,8 @@ use candle_core::{Device, Tensor, Var};
 use hermesflow_group::Group;
 use hermesflow_models::{CaptionExample, ImageExample, PairModel, Result, Scored};
 use hermesflow_train::{
-    PairDpo, PairDpoSettings, PairWeights, Schedule, ScheduleKind, StatePlace, Trainer, TrainerSettings, TrainingPair,
+    LossSettings, MaskStates, PairDpo, PairDpoSettings, PairWeights, Schedule, ScheduleKind, StatePlace, Trainer,
+    TrainerSettings, TrainingPair,
 };
 
 /// Log-probabilities from a table of more numbers than one share has.
@@ -56,16 +57,29 @@ impl PairModel for Tables {
     }
 
     fn image_log_probs(&self, examples: &[ImageExample], _: f64) -> Result<Tensor> {
-        let masked = |one: &ImageExample| match &one.scored {
-            Scored::Masked(places) => places.iter().map(|at| one.codes[*at as usize]).collect(),
-            Scored::All => one.codes.clone(),
-        };
-        self.log_probs(&self.codes, examples.iter().map(masked).collect())
+        let codes = |one: &ImageExample| places(one).into_iter().map(|at| one.codes[at as usize]).collect();
+        self.log_probs(&self.codes, examples.iter().map(codes).collect())
+    }
+
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        let row = |one: &ImageExample, at: u32| (at + u32::from(one.unconditional) * 3 + one.codes[0]) % 8;
+        let rows: Vec<u32> =
+            examples.iter().flat_map(|one| places(one).into_iter().map(move |at| row(one, at))).collect();
+        let rows = self.codes.as_tensor().index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+        Ok(rows.narrow(1, 0, 8)?.contiguous()?)
     }
 
     fn describe(&self, folder: &Path) -> Result<()> {
         std::fs::write(folder.join("config.json"), "{}\n").unwrap();
         Ok(())
+    }
+}
+
+/// The positions that are scored.
+fn places(one: &ImageExample) -> Vec<u32> {
+    match &one.scored {
+        Scored::Masked(places) | Scored::Settled { settled: places, .. } => places.clone(),
+        Scored::All => (0..one.codes.len() as u32).collect(),
     }
 }
 
@@ -80,6 +94,7 @@ fn pairs(count: usize) -> Vec<TrainingPair> {
         image_win: (0..9).map(|code| (code + at as u32) % 8).collect(),
         image_lose: (0..9).map(|code| (code * 3 + at as u32) % 8).collect(),
         margins: Some([0.1 + at as f64 * 0.3, 0.2]),
+        steps: Some([0, 1].map(|side| (0..9).map(|code| (code + side + at as u32) % 3).collect())),
     };
     (0..count).map(pair).collect()
 }
@@ -88,13 +103,20 @@ struct Plan {
     batch_size: usize,
     accumulation: usize,
     place: StatePlace,
+    /// Whether images are held to the reference, in the states that were visited.
+    held: bool,
 }
 
 /// Trains in `size` processes until step `until`; what the first of them says.
 fn train(folder: &Path, size: usize, plan: &Plan, until: usize) -> std::result::Result<(), String> {
     let work = |group: Group| -> hermesflow_train::Result<()> {
-        let settings =
-            PairDpoSettings { batch_size: plan.batch_size, weights: PairWeights::Margin, ..PairDpoSettings::default() };
+        let settings = PairDpoSettings {
+            batch_size: plan.batch_size,
+            weights: PairWeights::Margin,
+            masks: if plan.held { MaskStates::Visited } else { MaskStates::Random },
+            loss: LossSettings { kl: if plan.held { 0.5 } else { 0.0 }, ..LossSettings::default() },
+            ..PairDpoSettings::default()
+        };
         let mut memory = Forgetful;
         let objective = PairDpo::remembering(
             Tables::new(0.0),
@@ -177,13 +199,15 @@ const PLACES: [StatePlace; 3] = [StatePlace::Device, StatePlace::Host, StatePlac
 
 #[test]
 fn any_number_of_processes_writes_the_same_files() {
-    for (batch_size, accumulation) in [(8, 2), (1, 8), (4, 4)] {
+    for (batch_size, accumulation, held) in [(8, 2, false), (1, 8, false), (4, 4, false), (8, 2, true)] {
         let of = |size: usize, place: StatePlace| {
             let folder = tempfile::tempdir().unwrap();
-            train(folder.path(), size, &Plan { batch_size, accumulation, place }, 0).unwrap();
+            train(folder.path(), size, &Plan { batch_size, accumulation, place, held }, 0).unwrap();
             files(folder.path())
         };
         let one = of(1, StatePlace::Device);
+        let metrics = String::from_utf8_lossy(&one["metrics.jsonl"]);
+        assert_eq!(metrics.matches("gen/kl/unconditional").count(), if held { 9 } else { 0 }, "{metrics}");
         assert!(one.contains_key("checkpoint-9/optimizer.safetensors"), "{:?}", one.keys());
         for size in [1, 2, 4, 8] {
             for place in PLACES {
@@ -195,7 +219,7 @@ fn any_number_of_processes_writes_the_same_files() {
 
 #[test]
 fn what_one_number_of_processes_began_another_continues() {
-    let plan = |place| Plan { batch_size: 8, accumulation: 1, place };
+    let plan = |place| Plan { batch_size: 8, accumulation: 1, place, held: true };
     let (whole, killed) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     train(whole.path(), 1, &plan(StatePlace::Device), 0).unwrap();
     for (size, place, until) in
@@ -210,7 +234,7 @@ fn what_one_number_of_processes_began_another_continues() {
 fn a_number_that_does_not_divide_the_parts_is_refused_with_those_that_do() {
     let said = |size: usize, batch_size: usize, accumulation: usize| {
         let folder = tempfile::tempdir().unwrap();
-        let plan = Plan { batch_size, accumulation, place: StatePlace::Device };
+        let plan = Plan { batch_size, accumulation, place: StatePlace::Device, held: false };
         train(folder.path(), size, &plan, 0).unwrap_err()
     };
     // Parts of two pairs.

@@ -32,6 +32,7 @@ fn pairs() -> Vec<TrainingPair> {
         image_win: codes(10 + number),
         image_lose: codes(20 + number),
         margins: None,
+        steps: None,
     };
     (0..4).map(pair).collect()
 }

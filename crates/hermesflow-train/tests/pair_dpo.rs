@@ -63,7 +63,7 @@ fn counts(items: impl Iterator<Item = usize>) -> [f32; CODES] {
 fn masks(example: &ImageExample) -> &[u32] {
     match &example.scored {
         Scored::Masked(masked) => masked,
-        Scored::All => panic!("this model scores masked positions"),
+        other => panic!("this model scores masked positions, not {other:?}"),
     }
 }
 
@@ -94,6 +94,13 @@ impl PairModel for Unigram {
         Self::sum(examples.iter().map(masked).collect(), &prompted.broadcast_add(&self.codes)?)
     }
 
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        let rows = |example: &ImageExample| vec![if example.unconditional { 0.0 } else { 1.0 }; masks(example).len()];
+        let prompted: Vec<f32> = examples.iter().flat_map(rows).collect();
+        let prompted = Tensor::from_vec(prompted.clone(), (prompted.len(), 1), &Device::Cpu)?;
+        Ok(prompted.matmul(&self.prompted.unsqueeze(0)?)?.broadcast_add(&self.codes)?)
+    }
+
     fn describe(&self, _folder: &std::path::Path) -> Result<()> {
         Ok(())
     }
@@ -112,6 +119,7 @@ fn pairs(count: usize) -> Vec<TrainingPair> {
             image_win: (0..TOKENS as u32).map(|position| position % 4).collect(),
             image_lose: (0..TOKENS as u32).map(|position| 4 + (position + index as u32) % 4).collect(),
             margins: None,
+            steps: None,
         })
         .collect()
 }
@@ -522,6 +530,14 @@ impl PairModel for Exact {
             ImageExample { scored: Scored::Masked((0..TOKENS as u32).collect()), ..example.clone() }
         };
         self.0.image_log_probs(&examples.iter().map(whole).collect::<Vec<_>>(), guidance)
+    }
+
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        let whole = |example: &ImageExample| {
+            assert_eq!(example.scored, Scored::All);
+            ImageExample { scored: Scored::Masked((0..TOKENS as u32).collect()), ..example.clone() }
+        };
+        self.0.image_logits(&examples.iter().map(whole).collect::<Vec<_>>())
     }
 
     fn describe(&self, _folder: &std::path::Path) -> Result<()> {

@@ -24,6 +24,7 @@ fn pairs(count: u32) -> Vec<TrainingPair> {
         image_win: codes(10 + number),
         image_lose: codes(20 + number),
         margins: None,
+        steps: None,
     };
     (0..count).map(pair).collect()
 }

@@ -141,7 +141,7 @@ impl Batch {
             })
         };
         let pairs: Vec<TrainingPair> = wins.into_iter().zip(losses).enumerate().map(pair).collect::<Result<_>>()?;
-        Ok(Self { draws: pairs.iter().map(|_| ImageDraw { masks: Vec::new(), drop_prompt: false }).collect(), pairs })
+        Ok(Self { draws: pairs.iter().map(|_| ImageDraw::default()).collect(), pairs })
     }
 
     fn images(loaded: &Loaded) -> Result<Self> {
@@ -152,7 +152,7 @@ impl Batch {
             // A dropped prompt is part of the random draw, not of the pair.
             let drop_prompt = win.prompt.is_empty();
             let caption = if drop_prompt { text(&[0, 1]) } else { win.prompt };
-            draws.push(ImageDraw { masks: vec![win.masked], drop_prompt });
+            draws.push(ImageDraw { masks: vec![win.masked], drop_prompt, ..ImageDraw::default() });
             let (id, image_win, image_lose) = (number.to_string(), win.codes, lose.codes);
             pairs.push(TrainingPair { id, caption, image_win, image_lose, ..TrainingPair::default() });
         }

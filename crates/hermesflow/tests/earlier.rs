@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use workshop::Workshop;
 
 /// Keys of `train` that came later.
-const LATER: [&str; 4] = ["guidance", "pair_weights", "likelihood_und", "likelihood_gen"];
+const LATER: [&str; 6] = ["guidance", "masks", "pair_weights", "likelihood_und", "likelihood_gen", "kl"];
 
 /// The sections of `train` that were flat, and the names that keys had there.
 fn flatten(train: &mut Map<String, Value>) {
@@ -64,7 +64,7 @@ fn a_run_of_an_earlier_version_continues_to_the_same_model() {
         let pair_dpo = settings["objective"]["pair_dpo"].as_object_mut().unwrap();
         let Some(Value::Object(loss)) = pair_dpo.remove("loss") else { panic!("no loss") };
         pair_dpo.extend(loss.into_iter().map(|(key, value)| (key.replace("anchor", "lambda"), value)));
-        for key in ["guidance", "weights", "likelihood_und", "likelihood_gen"] {
+        for key in ["guidance", "masks", "weights", "likelihood_und", "likelihood_gen", "kl"] {
             assert!(pair_dpo.remove(key).is_some(), "{key}");
         }
         state["settings_hash"] = format!("{:016x}", fnv1a(&state["settings"].to_string())).into();

@@ -167,6 +167,43 @@ fn judges_with_weights_are_asked_by_all_and_remembered_in_order() {
     assert_eq!(stored, 2, "a file for each judge, and none for a process");
 }
 
+/// Further draws of records, what is judged of previews, and a training on visited states that is held to its reference.
+#[test]
+fn tries_altered_captions_and_visited_states_are_those_of_one_process() {
+    let bert = Path::new(env!("CARGO_MANIFEST_DIR")).join("../hermesflow-verify/tests/golden/scorers/bert");
+    let bert = format!("judges.bert={}", bert.display());
+    let settings = [
+        "run",
+        "run.yaml",
+        "iterations=1",
+        // Two captions of a record are often the same.
+        "caption.candidates=[{top_k: 1, temperature: 1.0}, {top_k: 2, temperature: 0.7}]",
+        "pair.similarity=bert",
+        &bert,
+        "pair.retries=2",
+        "pair.altered=1",
+        "pair.altered_margin=0.0",
+        "train.codes=drawn",
+        "train.masks=visited",
+        "train.loss.kl=0.1",
+        "train.preview.judge=true",
+    ];
+    let (alone, together) = (fresh(), fresh());
+    done(alone.path(), 1, &settings);
+    let said = String::from_utf8(done(together.path(), 2, &settings).stderr).unwrap();
+    for part in ["tried again (1)", "when tried again", "against images of altered captions"] {
+        assert_eq!(said.matches(part).count(), 1, "{part}: {said}");
+    }
+    let one = tree(alone.path());
+    for end in ["0.steps.json", "verdicts.json", "again-1/pair_dpo_data.json"] {
+        let is_there = one.keys().any(|name| name.ends_with(end));
+        assert_eq!(is_there, !end.contains("pair_dpo"), "{end}: {:?}", one.keys());
+    }
+    let metrics = String::from_utf8_lossy(&one["out/train/metrics.jsonl"]);
+    assert_eq!(metrics.matches("gen/kl/unconditional").count(), 4, "{metrics}");
+    assert_same(&one, &tree(together.path()), "two processes");
+}
+
 #[test]
 fn what_cannot_be_shared_out_is_refused_once() {
     let folder = fresh();

@@ -26,6 +26,20 @@ const FROZEN: &str = "frozen.safetensors";
 /// Says which file holds which tensor.
 const INDEX: &str = "pytorch_model.safetensors.index.json";
 
+/// The examples of a call, all positions of which are scored.
+fn of_codes(examples: &[ImageExample]) -> Result<Vec<OfCodes<'_>>> {
+    if examples.iter().any(|example| example.scored != Scored::All) {
+        let message = "an image is scored at all its positions; masked ones mean nothing to Janus-Pro";
+        return Err(Error::Invalid(message.into()));
+    }
+    let of = examples.iter().map(|ImageExample { prompt, unconditional, codes, .. }| OfCodes {
+        prompt,
+        unconditional: *unconditional,
+        codes,
+    });
+    Ok(of.collect())
+}
+
 impl PairModel for Janus {
     fn parameters(&self) -> Vec<(String, Var)> {
         self.weights.variables()
@@ -40,23 +54,11 @@ impl PairModel for Janus {
     }
 
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
-        let of_codes = |example: &'_ ImageExample| {
-            if example.scored != Scored::All {
-                let message = "an image is scored at all its positions; masked ones mean nothing to Janus-Pro";
-                return Err(Error::Invalid(message.into()));
-            }
-            Ok(())
-        };
-        examples.iter().try_for_each(of_codes)?;
-        let examples: Vec<OfCodes> = examples
-            .iter()
-            .map(|ImageExample { prompt, unconditional, codes, .. }| OfCodes {
-                prompt,
-                unconditional: *unconditional,
-                codes,
-            })
-            .collect();
-        self.guided_code_log_probs(&examples, guidance)
+        self.guided_code_log_probs(&of_codes(examples)?, guidance)
+    }
+
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        Ok(self.code_logits(&of_codes(examples)?)?.to_dtype(DType::F32)?)
     }
 
     /// The small files, the tensors that are not trained, and an index of both files of weights.

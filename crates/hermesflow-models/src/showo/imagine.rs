@@ -16,7 +16,7 @@ use super::maskgit::{Decoding, SeededDraws, guided_softmax};
 use super::phi::{KvCache, Phi, Placement};
 use super::sequence::{Frames, Packed};
 use crate::model::{ImagineJob, MaskedOptions};
-use crate::{Error, Result};
+use crate::{Error, Imagined, Result};
 
 /// The largest number of images that are denoised as one batch.
 const BATCH: usize = 32;
@@ -32,16 +32,16 @@ pub(super) fn batch(config: &ShowoConfig, options: &MaskedOptions, on_gpu: bool)
     (tokens / (passes * (config.num_vq_tokens + 2))).clamp(1, BATCH)
 }
 
-/// The codes of one image per job.
-pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) -> Result<Vec<Vec<u32>>> {
+/// One image per job.
+pub(super) fn imagine(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) -> Result<Vec<Imagined>> {
     // Batches of nearly equal size.
     let batches = jobs.len().div_ceil(batch(&model.config, options, !model.phi.device().is_cpu())).max(1);
     let batches: Vec<&[ImagineJob]> = jobs.chunks(jobs.len().div_ceil(batches).max(1)).collect();
     let images = parallel::map(model.works_apart(), &batches, |jobs| imagine_batch(model, jobs, options));
-    Ok(images.into_iter().collect::<Result<Vec<_>>>()?.concat())
+    Ok(images.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
 }
 
-fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) -> Result<Vec<Vec<u32>>> {
+fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) -> Result<Vec<Imagined>> {
     let mut tokenized: HashMap<&str, Vec<u32>> = HashMap::new();
     for job in jobs {
         if !tokenized.contains_key(job.prompt.as_str()) {
@@ -55,7 +55,12 @@ fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) ->
     let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
     let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
     // On a thread of the pool, as in `reply_batch`.
-    rayon::scope(|_| denoiser.run(images, options.steps.max(1), options.guidance, draws))
+    let images = rayon::scope(|_| denoiser.run(images, options.steps.max(1), options.guidance, draws))?;
+    let made = |(image, job): (Decoding, &ImagineJob)| {
+        let steps = job.known.iter().all(Option::is_none).then(|| image.settled().to_vec());
+        Imagined { codes: image.into_codes(), steps }
+    };
+    Ok(images.into_iter().zip(jobs).map(made).collect())
 }
 
 /// The state of an image before its first step: its known codes.
@@ -120,7 +125,7 @@ impl<'a> Denoiser<'a> {
         Ok(Self { phi, config, frames, cache, prefixes, uncond, prefix_rows })
     }
 
-    /// Makes all steps; returns the final codes of every image. Where the CPU's kernels are not used, codes are drawn
+    /// Makes all steps; returns every image with its final codes. Where the CPU's kernels are not used, codes are drawn
     /// on the device, with the same random numbers.
     ///
     /// # Errors
@@ -131,7 +136,7 @@ impl<'a> Denoiser<'a> {
         steps: usize,
         guidance: f64,
         mut draws: Vec<SeededDraws>,
-    ) -> Result<Vec<Vec<u32>>> {
+    ) -> Result<Vec<Decoding>> {
         for _ in 0..steps {
             match uses_kernels(self.phi.device()) {
                 true => self.step(&mut images, guidance, &mut draws)?,
@@ -141,7 +146,7 @@ impl<'a> Denoiser<'a> {
                 return Err(Error::NotFinite("an image"));
             }
         }
-        Ok(images.into_iter().map(Decoding::into_codes).collect())
+        Ok(images)
     }
 
     fn step(&self, images: &mut [Decoding], guidance: f64, draws: &mut [SeededDraws]) -> Result<()> {

@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use hermesflow_nn::ops;
 
 use super::Showo;
@@ -137,9 +137,25 @@ pub(super) fn captions(model: &Showo, examples: &[CaptionExample]) -> Result<(Te
     Ok((labels.sums(&model.phi, &packed, examples.len())?, counts))
 }
 
-/// For each example, the sum of the log-probabilities of the true codes at its masked positions: of the model itself
+/// For each example, the sum of the log-probabilities of the true codes at its scored positions: of the model itself
 /// without guidance, of the sampler under guidance with it.
-pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: f64) -> Result<Tensor> {
+pub(super) fn images(model: &Showo, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
+    let (packed, labels) = pack_images(model, examples, guidance)?;
+    labels.sums(&model.phi, &packed, examples.len())
+}
+
+/// The logits of all image codes at the scored positions of all examples, without guidance.
+pub(super) fn image_logits(model: &Showo, examples: &[ImageExample]) -> Result<Tensor> {
+    let (packed, labels) = pack_images(model, examples, 0.0)?;
+    let phi = &model.phi;
+    let hidden = phi.forward(packed.embed(phi)?, &packed.positions, &packed.segments(), None)?;
+    let offset = model.config.image_offset() as usize;
+    let columns = offset..offset + model.config.codebook_size;
+    Ok(phi.logits(&ops::gather_rows(&hidden, &labels.rows)?, Some(columns))?.to_dtype(DType::F32)?)
+}
+
+/// Images behind their texts, and the rows that predict their scored codes.
+fn pack_images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: f64) -> Result<(Packed, Labelled)> {
     if !(guidance.is_finite() && guidance >= 0.0) {
         return Err(Error::Invalid(format!("guidance {guidance} is not 0 or more")));
     }
@@ -163,10 +179,14 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
     };
     for (at, example) in examples.iter().enumerate() {
         check_image(model, &example.codes)?;
-        let Scored::Masked(masked) = &example.scored else {
-            let message =
-                "an image is scored at masked positions; this model does not give the likelihood of all of them";
-            return Err(Error::Invalid(message.into()));
+        let (masked, labelled) = match &example.scored {
+            Scored::Masked(masked) => (masked, masked),
+            Scored::Settled { masked, settled } => (masked, settled),
+            Scored::All => {
+                let message =
+                    "an image is scored at masked positions; this model does not give the likelihood of all of them";
+                return Err(Error::Invalid(message.into()));
+            }
         };
         let mut codes: Vec<Option<u32>> = example.codes.iter().copied().map(Some).collect();
         for &position in masked {
@@ -180,12 +200,15 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
                 }
             }
         }
+        if let Some(position) = labelled.iter().find(|position| codes.get(**position as usize) != Some(&None)) {
+            return Err(Error::Invalid(format!("position {position} is to be scored and is not masked")));
+        }
         let ids = model.frames.imagine_image(codes.into_iter());
         // The unconditional case is the empty text.
         let prompt = if example.unconditional { "" } else { example.prompt.as_str() };
         let given = text(&mut packed, prompt)?;
         let rows = behind(&mut packed, given, &ids);
-        for &position in masked {
+        for &position in labelled {
             let code = example.codes[position as usize];
             let target = if labels.guided.is_some() { code } else { code + offset };
             labels.push(rows.start + 1 + position as usize, target, at);
@@ -199,10 +222,10 @@ pub(super) fn images<'a>(model: &Showo, examples: &'a [ImageExample], guidance: 
                     behind(&mut packed, empty, &ids)
                 }
             };
-            guided.rows.extend(masked.iter().map(|position| without.start as u32 + 1 + position));
+            guided.rows.extend(labelled.iter().map(|position| without.start as u32 + 1 + position));
         }
     }
-    labels.sums(&model.phi, &packed, examples.len())
+    Ok((packed, labels))
 }
 
 fn check_image(model: &Showo, codes: &[u32]) -> Result<()> {

@@ -76,6 +76,8 @@ pub struct Decoding {
     steps: usize,
     step: usize,
     last: Vec<u32>,
+    /// The step in which each code was settled; of codes that are masked still, the last one.
+    settled: Vec<u32>,
     finite: bool,
 }
 
@@ -88,7 +90,8 @@ impl Decoding {
     /// An image of which some codes are known; these never change.
     pub fn resume(codes: Vec<Option<u32>>, steps: usize, temperature: f64, schedule: MaskSchedule) -> Self {
         let last = codes.iter().map(|code| code.unwrap_or(0)).collect();
-        Self { codes, temperature, schedule, steps, step: 0, last, finite: true }
+        let settled = vec![steps.saturating_sub(1) as u32; codes.len()];
+        Self { codes, temperature, schedule, steps, step: 0, last, settled, finite: true }
     }
 
     /// The codes that are known so far; `None` is masked.
@@ -142,7 +145,11 @@ impl Decoding {
         sorted.sort_by(f32::total_cmp);
         let cut = sorted.get(mask_len).copied().unwrap_or(f32::INFINITY);
         for (position, code) in self.codes.iter_mut().enumerate() {
-            *code = (confidence[position] >= cut).then_some(sampled[position]);
+            let kept = confidence[position] >= cut;
+            if kept && code.is_none() {
+                self.settled[position] = self.step as u32;
+            }
+            *code = kept.then_some(sampled[position]);
         }
         self.last = sampled;
         self.step += 1;
@@ -151,6 +158,12 @@ impl Decoding {
     /// The codes drawn in the last step, those of masked positions included.
     pub fn into_codes(self) -> Vec<u32> {
         self.last
+    }
+
+    /// The step, from 0, in which each code was drawn for good: codes that are masked after the last step were drawn in it.
+    /// Only meant for an image that began without known codes.
+    pub fn settled(&self) -> &[u32] {
+        &self.settled
     }
 }
 

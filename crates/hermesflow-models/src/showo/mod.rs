@@ -49,7 +49,7 @@ use crate::model::{
     CaptionExample, GivenReply, ImageExample, ImageView, ImagineJob, ImagineOptions, Likelihood, PairModel, Prepared,
     Reply, ReplyRequest, UnifiedModel,
 };
-use crate::{Error, Result};
+use crate::{Error, Imagined, Result};
 
 /// The files of a model that is compiled into a program.
 #[derive(Debug, Clone, Copy)]
@@ -289,6 +289,10 @@ impl UnifiedModel for Showo {
     }
 
     fn imagine(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Vec<u32>>> {
+        Ok(self.imagine_in_steps(jobs, options)?.into_iter().map(|image| image.codes).collect())
+    }
+
+    fn imagine_in_steps(&self, jobs: &[ImagineJob], options: &ImagineOptions) -> Result<Vec<Imagined>> {
         match options {
             ImagineOptions::Masked(options) => imagine::imagine(self, jobs, options),
             ImagineOptions::NextCode(_) => Err(other_decoding("fills in masked codes over several steps")),
@@ -310,6 +314,10 @@ impl PairModel for Showo {
 
     fn image_log_probs(&self, examples: &[ImageExample], guidance: f64) -> Result<Tensor> {
         log_probs::images(self, examples, guidance)
+    }
+
+    fn image_logits(&self, examples: &[ImageExample]) -> Result<Tensor> {
+        log_probs::image_logits(self, examples)
     }
 
     fn describe(&self, folder: &Path) -> Result<()> {

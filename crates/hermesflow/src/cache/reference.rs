@@ -140,6 +140,7 @@ mod tests {
             image_win: vec![],
             image_lose: vec![],
             margins: None,
+            steps: None,
         }
     }
 

@@ -13,7 +13,7 @@ use crate::config::{AnswerScore, RunConfig};
 use crate::digest::digest;
 use crate::files;
 use crate::judges;
-use crate::judges::{Answered, Judges};
+use crate::judges::{Answered, Judges, Posed};
 use crate::models;
 use crate::run::context::RunContext;
 use crate::run::decisive;
@@ -206,29 +206,11 @@ impl<M: UnifiedModel> Examiner<'_, M> {
 
     /// How likely the right choices of `questions` are among all choices, about each image: the mean.
     fn of_choices(&self, questions: &[QuestionRecord], views: &[ImageView]) -> Result<Said> {
-        let given = |asked: &QuestionRecord| {
-            let question = prompt(asked);
-            asked
-                .choices
-                .iter()
-                .map(move |choice| GivenReply { question: question.clone(), reply: choice.clone() })
-                .collect::<Vec<_>>()
-        };
-        let given: Vec<GivenReply> = questions.iter().flat_map(given).collect();
-        let asked: Vec<(&ImageView, &[GivenReply])> = views.iter().map(|view| (view, given.as_slice())).collect();
-        let of_image = |found: Vec<Likelihood>| {
-            let mut rest = found.as_slice();
-            let of_question = |asked: &QuestionRecord| {
-                let (own, behind) = rest.split_at(asked.choices.len());
-                rest = behind;
-                let highest = own.iter().map(|one| one.log_prob).fold(f64::NEG_INFINITY, f64::max);
-                let share = |one: &Likelihood| (one.log_prob - highest).exp();
-                let right = own.iter().zip(&asked.choices).filter(|(_, choice)| **choice == asked.answer);
-                right.map(|(one, _)| share(one)).sum::<f64>() / own.iter().map(share).sum::<f64>()
-            };
-            questions.iter().map(of_question).collect::<Vec<f64>>()
-        };
-        let counts: Vec<Vec<f64>> = self.model.score_replies(&asked)?.into_iter().map(of_image).collect();
+        let posed: Vec<Posed<'_>> = questions
+            .iter()
+            .map(|QuestionRecord { question, choices, answer, .. }| Posed { question, choices, answer })
+            .collect();
+        let counts = judges::probabilities(self.model, &posed, views)?;
         let mean = |counts: &Vec<f64>| counts.iter().sum::<f64>() / questions.len() as f64;
         Ok(Said { replies: Vec::new(), scores: counts.iter().map(mean).collect(), counts })
     }

@@ -20,6 +20,7 @@ use crate::report;
 use crate::run::context::RunContext;
 use crate::run::kernels;
 use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow, other_guidances};
+use crate::world::floors::{FLOORS, Floor, floors};
 use crate::world::statistics::Mean;
 
 /// What one arm changes of the run's configuration.
@@ -59,7 +60,8 @@ const ARMS: [Arm; 8] = [
 /// captions), fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and
 /// the paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's
 /// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints
-/// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json. When it was interrupted, the same command continues.
+/// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json; the last rows are floors: blank
+/// pictures, random scenes, and what the base drew for other prompts. When it was interrupted, the same command continues.
 ///
 /// Example: hermesflow controls scenes --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
 #[derive(Debug, clap::Args)]
@@ -119,9 +121,11 @@ pub fn run(args: Args) -> Result<()> {
     files::refuse_foreign(&args.out, &["controls.md", "controls.json"], seeds.iter().any(|seed| seed.is_dir()))?;
     let mut outcomes = Vec::new();
     for &seed in &args.seeds {
-        for arm in ARMS.iter().filter(|arm| args.arms.is_empty() || args.arms.iter().any(|name| name == arm.name)) {
+        let asked = |arm: &&Arm| args.arms.is_empty() || args.arms.iter().any(|name| name == arm.name);
+        for (number, arm) in ARMS.iter().filter(asked).enumerate() {
             progress.log(format!("controls: {} with seed {seed}", arm.name));
-            outcomes.extend(play(arm, seed, split, &args, &progress).with_context(|| format!("{} {seed}", arm.name))?);
+            let played = play(arm, (seed, number == 0), split, &args, &progress);
+            outcomes.extend(played.with_context(|| format!("{} {seed}", arm.name))?);
         }
     }
     let tables = tables(&outcomes);
@@ -132,8 +136,14 @@ pub fn run(args: Args) -> Result<()> {
     Ok(())
 }
 
-/// One arm with one seed: every iteration, and its evaluation.
-fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) -> Result<Vec<Outcome>> {
+/// One arm with one seed: every iteration, and its evaluation. With the first arm of a seed, the floors of its prompts.
+fn play(
+    arm: &Arm,
+    (seed, first_of_seed): (u64, bool),
+    split: Split,
+    args: &Args,
+    progress: &Progress,
+) -> Result<Vec<Outcome>> {
     let home = args.out.join(format!("seed-{seed}"));
     let config = configured(args, seed, &home.join(arm.name), arm.overrides)?;
     let settings = EvalSettings { split, prompts: args.prompts, seed: 1000 + seed };
@@ -152,7 +162,12 @@ fn play(arm: &Arm, seed: u64, split: Split, args: &Args, progress: &Progress) ->
         };
         let report = eval::evaluate_into(model, &name, (&first.at(iteration + 1), &guidances), settings, &file)?;
         match &base {
-            None => base = Some(report),
+            None => {
+                if first_of_seed {
+                    outcomes.extend(floors(&report).iter().map(|floor| floor_outcome(floor, seed, &report)));
+                }
+                base = Some(report);
+            }
             Some(base) => outcomes.push(outcome(arm, seed, iteration, base, &report)?),
         }
         Ok(())
@@ -222,21 +237,44 @@ fn outcome(arm: &Arm, seed: u64, iteration: usize, base: &EvalReport, report: &E
     })
 }
 
+/// A floor beside the base: its pictures show no understanding, and were not made by an arm.
+fn floor_outcome(floor: &Floor, seed: u64, base: &EvalReport) -> Outcome {
+    let (none, all) = (Mean::of([]), |right: bool| f64::from(u8::from(right)));
+    let change = |floor: Vec<f64>, base: fn(&PromptRow) -> f64, report: &EvalReport| {
+        Mean::of_differences(&report.rows.iter().map(base).collect::<Vec<_>>(), &floor)
+    };
+    let facts: Vec<f64> = floor.verdicts.iter().map(|verdict| verdict.facts).collect();
+    let rights: Vec<f64> = floor.verdicts.iter().map(|verdict| all(verdict.all)).collect();
+    Outcome {
+        arm: floor.name.into(),
+        seed,
+        iteration: 0,
+        understanding: none,
+        generation: Mean::of(facts.iter().copied()),
+        all_right: Mean::of(rights.iter().copied()),
+        understanding_change: none,
+        generation_change: change(facts, PromptRow::generation, base),
+        all_right_change: change(rights, |row| f64::from(u8::from(row.all)), base),
+        gap_change: none,
+        gap_before: none,
+    }
+}
+
 /// Two tables of what the arms came to after their last iteration: over all seeds, and seed by seed.
 fn tables(outcomes: &[Outcome]) -> String {
     let header = ["", "generation", "change", "all right", "understanding", "gap before", "gap"];
     let mut pooled = report::table(&header);
     let mut single = report::table(&[&["", "seed"], &header[1..]].concat());
-    for arm in &ARMS {
-        let of_arm: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.arm == arm.name).collect();
+    for (name, what) in ARMS.iter().map(|arm| (arm.name, arm.what)).chain(FLOORS) {
+        let of_arm: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.arm == name).collect();
         let last = of_arm.iter().map(|outcome| outcome.iteration).max().unwrap_or(0);
         let ended: Vec<&Outcome> = of_arm.into_iter().filter(|outcome| outcome.iteration == last).collect();
         if ended.is_empty() {
             continue;
         }
-        pooled.add_row([vec![arm.what.to_string()], figures(&ended)].concat());
+        pooled.add_row([vec![what.to_string()], figures(&ended)].concat());
         for outcome in ended {
-            single.add_row([vec![arm.what.to_string(), outcome.seed.to_string()], figures(&[outcome])].concat());
+            single.add_row([vec![what.to_string(), outcome.seed.to_string()], figures(&[outcome])].concat());
         }
     }
     format!("{pooled}\n\nseed by seed:\n\n{single}\n\n± is half the 95 % interval (1.96 standard errors) over prompts")
@@ -245,12 +283,13 @@ fn tables(outcomes: &[Outcome]) -> String {
 /// The figures of one arm's outcomes, in the order of the header.
 fn figures(outcomes: &[&Outcome]) -> Vec<String> {
     let pooled = |of: fn(&Outcome) -> Mean| Mean::pooled(outcomes.iter().map(|outcome| of(outcome)));
+    let plain = |mean: Mean| if mean.count == 0 { mean.to_string() } else { format!("{:.3}", mean.mean) };
     vec![
-        format!("{:.3}", pooled(|outcome| outcome.generation).mean),
+        plain(pooled(|outcome| outcome.generation)),
         format!("{:+}", pooled(|outcome| outcome.generation_change)),
         format!("{:+}", pooled(|outcome| outcome.all_right_change)),
         format!("{:+}", pooled(|outcome| outcome.understanding_change)),
-        format!("{:.3}", pooled(|outcome| outcome.gap_before).mean),
+        plain(pooled(|outcome| outcome.gap_before)),
         format!("{:+}", pooled(|outcome| outcome.gap_change)),
     ]
 }

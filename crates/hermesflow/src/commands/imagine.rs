@@ -1,11 +1,12 @@
 //! `hermesflow imagine`: the model imagines every caption of the data root.
 
 use std::ops::Range;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use hermesflow_models::{ImagineJob, UnifiedModel};
+use hermesflow_models::{ImageDecoding, ImagineJob, Imagined, UnifiedModel};
 use hermesflow_records::InitialRecord;
+use hermesflow_train::MaskStates;
 use image::RgbImage;
 use serde_json::json;
 
@@ -16,7 +17,7 @@ use crate::made::Ledger;
 use crate::models;
 use crate::run::context::RunContext;
 use crate::run::decisive;
-use crate::run::pictures::{save_codes, save_png};
+use crate::run::pictures::{has_steps, save_codes, save_png, save_steps};
 use crate::run::stage;
 use crate::run::texts::Cut;
 
@@ -40,14 +41,29 @@ stage_command! {
 /// # Errors
 /// Names the record and the file that stand in the way; images already written are kept.
 pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
+    imagine_as(model, run, |record| record.caption.clone())
+}
+
+/// Images of every record of an iteration, as files, from the text that is given for each.
+///
+/// # Errors
+/// As [`imagine`].
+pub fn imagine_as(
+    model: &impl UnifiedModel,
+    run: &RunContext,
+    prompt: impl Fn(&InitialRecord) -> String + Sync,
+) -> Result<()> {
     let records = scenes::initial_data(run)?;
     let origin = decisive::origin(&run.config, json!({ "imagine": run.config.imagine }));
     let origin = origin.with(models::player_files(run)?);
     stage::ensure_same_settings(run, "imagine", vec![run.layout.images()], &origin)?;
     let images = run.config.imagine.images;
-    let made_from = |record: &InitialRecord| digest([&record.caption]);
+    let made_from = |record: &InitialRecord| digest([&prompt(record)]);
+    // Images of an earlier version lack the steps in which their codes were drawn.
+    let in_steps = model.image_decoding() == ImageDecoding::Masked && run.config.train.masks == MaskStates::Visited;
+    let is_image = |picture: &Path| picture.is_file() && (!in_steps || has_steps(picture));
     let is_there =
-        |record: &InitialRecord| (0..images).all(|number| run.layout.image(record.id.as_str(), number).is_file());
+        |record: &InitialRecord| (0..images).all(|number| is_image(&run.layout.image(record.id.as_str(), number)));
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
     let chunks: Vec<Range<usize>> = records.chunks(run.config.data.chunk).collect();
     let open = run.group().once(|| -> Result<Vec<usize>> {
@@ -77,10 +93,14 @@ pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
         open.len(),
         |count| task.advance(count),
         |deal| {
-            let store = |(chunk, made): (Vec<InitialRecord>, Vec<Imagined>)| {
+            let store = |(chunk, made): (Vec<InitialRecord>, Vec<Drawn>)| {
                 for image in &made {
                     // The codes first: a picture that is there has its codes.
-                    save_codes(&image.codes, &image.path)?;
+                    let Imagined { codes, steps } = &image.made;
+                    if let Some(steps) = steps {
+                        save_steps(steps, codes, &image.path)?;
+                    }
+                    save_codes(codes, &image.path)?;
                     save_png(&image.picture, &image.path)?;
                 }
                 ledger.note(chunk.iter().map(|record| (&record.id, made_from(record))))?;
@@ -90,8 +110,8 @@ pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
             stage::write_behind(store, |hand_on| {
                 while let Some(at) = deal.next()? {
                     let chunk = records.read(chunks[open[at]].clone())?;
-                    chunk.iter().try_for_each(|record| cut.look(model, &record.id, &record.caption))?;
-                    let made = imagine_chunk(model, run, &chunk)
+                    chunk.iter().try_for_each(|record| cut.look(model, &record.id, &prompt(record)))?;
+                    let made = imagine_chunk(model, run, &chunk, &prompt)
                         .with_context(|| format!("records {} to {}", chunk[0].id, chunk[chunk.len() - 1].id))?;
                     hand_on((chunk, made))?;
                 }
@@ -108,30 +128,35 @@ pub fn imagine(model: &impl UnifiedModel, run: &RunContext) -> Result<()> {
 }
 
 /// An image and where it belongs.
-struct Imagined {
+struct Drawn {
     path: PathBuf,
-    codes: Vec<u32>,
+    made: Imagined,
     picture: RgbImage,
 }
 
-fn imagine_chunk(model: &impl UnifiedModel, run: &RunContext, chunk: &[InitialRecord]) -> Result<Vec<Imagined>> {
+fn imagine_chunk(
+    model: &impl UnifiedModel,
+    run: &RunContext,
+    chunk: &[InitialRecord],
+    prompt: impl Fn(&InitialRecord) -> String,
+) -> Result<Vec<Drawn>> {
     let named: Vec<(&InitialRecord, usize)> =
         chunk.iter().flat_map(|record| (0..run.config.imagine.images).map(move |number| (record, number))).collect();
     let jobs: Vec<ImagineJob> = named
         .iter()
         .map(|(record, number)| ImagineJob {
-            prompt: record.caption.clone(),
+            prompt: prompt(record),
             seed: stage::candidate_seed(run, "imagine", &record.id, *number),
             known: vec![],
         })
         .collect();
-    let codes = model.imagine(&jobs, &models::imagine_options(model, &run.config))?;
+    let made = model.imagine_in_steps(&jobs, &models::imagine_options(model, &run.config))?;
+    let codes: Vec<Vec<u32>> = made.iter().map(|image| image.codes.clone()).collect();
     let pictures = model.decode_images(&codes)?;
-    let made = named.into_iter().zip(pictures).zip(codes);
-    let imagined = |(((record, number), picture), codes): (((&InitialRecord, usize), RgbImage), Vec<u32>)| Imagined {
+    let drawn = |(((record, number), picture), made): (((&InitialRecord, usize), RgbImage), Imagined)| Drawn {
         path: run.layout.image(record.id.as_str(), number),
-        codes,
+        made,
         picture,
     };
-    Ok(made.map(imagined).collect())
+    Ok(named.into_iter().zip(pictures).zip(made).map(drawn).collect())
 }

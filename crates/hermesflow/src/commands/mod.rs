@@ -1,6 +1,7 @@
 //! One file per command: what it takes (`Args`), what it does (`run`), and the function behind it, which the commands
 //! `run` and `demo` call too. A new command is its own file and two lines here.
 
+mod again;
 mod answer;
 mod args;
 mod ask;

@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 use hermesflow_group::Group;
 
 use super::args::ConfigArgs;
-use super::{answer, ask, caption, imagine, pair, train};
+use super::{again, answer, ask, caption, imagine, pair, train};
 use crate::config::{ImageJudge, Reference, RunConfig};
 use crate::files::lock::Lock;
 use crate::judges::Judges;
@@ -136,6 +136,8 @@ pub fn curate(player: &Model, run: &RunContext) -> Result<()> {
         ask::ask(run)?;
         answer::answer(player, run)?;
     }
+    again::altered(player, run)?;
+    again::again(player, run)?;
     if let Some(chosen) = pair::pair(run)? {
         run.progress.log(chosen.to_string());
     }

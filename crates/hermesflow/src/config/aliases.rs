@@ -35,9 +35,14 @@ pub const ALIASES: [(&str, &str); 18] = [
 const KIND: &str = "train.schedule";
 
 /// Keys that were added after results had been made without them: section, name, and the value that earlier versions acted by.
-fn added() -> [(&'static str, &'static str, serde_json::Value); 5] {
+fn added() -> [(&'static str, &'static str, serde_json::Value); 10] {
     [
+        ("/pair", "altered", json!(0)),
+        ("/pair", "altered_margin", json!(0.5)),
+        ("/pair", "retries", json!(0)),
+        ("/train/loss", "kl", json!(0.0)),
         ("/answer", "caption_likelihood", json!(false)),
+        ("/train", "masks", json!("random")),
         ("/train", "guidance", json!(0.0)),
         ("/train", "pair_weights", json!("equal")),
         ("/train/loss", "likelihood_und", json!(0.0)),
@@ -150,9 +155,10 @@ mod tests {
     fn stored_settings_keep_their_values() {
         let mut stored = json!({ "seed": u64::MAX, "train": { "beta": 0.1, "guidance": 2.0 }, "x": [1, 2.5e-7] });
         as_of_today(stored.as_object_mut().unwrap());
-        let loss = json!({ "beta": 0.1, "likelihood_und": 0.0, "likelihood_gen": 0.0 });
+        let loss = json!({ "beta": 0.1, "kl": 0.0, "likelihood_und": 0.0, "likelihood_gen": 0.0 });
         let today = json!({
-            "seed": u64::MAX, "train": { "guidance": 2.0, "loss": loss, "pair_weights": "equal" }, "x": [1, 2.5e-7],
+            "seed": u64::MAX, "train": { "guidance": 2.0, "loss": loss, "masks": "random", "pair_weights": "equal" },
+            "x": [1, 2.5e-7],
         });
         assert_eq!(stored, today);
     }

@@ -197,6 +197,31 @@ pub struct PairSettings {
     /// Source: paper.
     #[schemars(range(min = 0.0, max = 1.0))]
     pub min_accuracy: f64,
+    /// How often a record that gave no pair, because its captions or images tie or no image is good enough, is tried again
+    /// within the iteration: captioned and imagined with other draws. The candidates of all tries compete together. `hermesflow
+    /// run` does so; with the same records in every iteration (`data.fresh: false`), in the first one.
+    ///
+    /// Unit: tries.
+    /// Default: 0.
+    /// Source: this program, after Internal Gap (arXiv 2507.16663), which tries such records in later iterations.
+    #[schemars(range(max = 100))]
+    pub retries: usize,
+    /// Images of each record that are drawn from altered captions: two words exchanged, one replaced, or a part left out. One of
+    /// them is the rejected image of a pair where the judge tells it apart from the best image of the caption itself
+    /// (`pair.altered_margin`), else the worst image of the caption is. `hermesflow run` draws them; with the same records in
+    /// every iteration (`data.fresh: false`), in the first one.
+    ///
+    /// Unit: images.
+    /// Default: 0.
+    /// Source: this program, after OSPO.
+    #[schemars(range(max = 10_000))]
+    pub altered: usize,
+    /// How much lower than the best image of a caption an image of an altered caption must score to be told apart from it.
+    ///
+    /// Default: 0.5.
+    /// Source: OSPO, where the answer yes must be as much likelier than no.
+    #[schemars(range(min = 0.0, max = 1.0))]
+    pub altered_margin: f64,
     /// Judge of images.
     ///
     /// Default: self.
@@ -217,6 +242,13 @@ pub enum ImageJudge {
 
 impl Default for PairSettings {
     fn default() -> Self {
-        Self { similarity: Similarity::Auto, min_accuracy: 0.6, judge: ImageJudge::Itself }
+        Self {
+            similarity: Similarity::Auto,
+            min_accuracy: 0.6,
+            retries: 0,
+            altered: 0,
+            altered_margin: 0.5,
+            judge: ImageJudge::Itself,
+        }
     }
 }

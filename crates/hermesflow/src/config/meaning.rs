@@ -8,9 +8,10 @@ use serde_yaml_ng::Value;
 use super::model::BackboneName;
 
 /// Keys of models that fill in masked codes over several steps, and of checkpoints whose tokenizers lie elsewhere.
-const OF_MASKED: [&str; 9] = [
+const OF_MASKED: [&str; 10] = [
     "imagine.steps",
     "imagine.schedule",
+    "train.masks",
     "train.masks_per_pair",
     "train.masking",
     "model.vq",
@@ -81,6 +82,7 @@ mod tests {
             ("janus-pro", "imagine.steps=20", "imagine.steps"),
             ("janus-pro", "imagine.schedule=linear", "imagine.schedule"),
             ("janus-pro", "train.masks_per_pair=2", "train.masks_per_pair"),
+            ("janus-pro", "train.masks=stratified", "train.masks"),
             ("janus-pro", "train.masking.min_masking_rate=0.1", "train.masking"),
             ("janus-pro", "train.mask_schedule=linear", "train.masking"),
             ("janus-pro", "model.vq=v", "model.vq"),

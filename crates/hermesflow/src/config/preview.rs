@@ -31,11 +31,18 @@ pub struct PreviewSettings {
     /// Source: this program.
     #[schemars(range(min = 1, max = 100))]
     pub images: usize,
+    /// Whether the model of before training answers questions about the pictures. A warning says when its answers show that
+    /// the pictures of a checkpoint are worse than those of before. The questions are written by `ask.writer` where that needs
+    /// no model, else taken from the records whose captions are the prompts.
+    ///
+    /// Default: false.
+    /// Source: this program.
+    pub judge: bool,
 }
 
 impl Default for PreviewSettings {
     fn default() -> Self {
-        Self { prompts: Vec::new(), count: 6, guidances: Vec::new(), images: 2 }
+        Self { prompts: Vec::new(), count: 6, guidances: Vec::new(), images: 2, judge: false }
     }
 }
 

@@ -4,9 +4,10 @@
 
 use std::fmt;
 
+use anyhow::ensure;
 use hermesflow_train::{
-    AdamWSettings, LossKind, LossSettings, Masking, PairDpoSettings, PairWeights, Schedule, Sides, StatePlace,
-    TrainerSettings, WatchSettings,
+    AdamWSettings, LossKind, LossSettings, MaskStates, Masking, PairDpoSettings, PairWeights, Schedule, Sides,
+    StatePlace, TrainerSettings, WatchSettings,
 };
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
@@ -77,6 +78,13 @@ pub struct TrainSettings {
     /// Source: paper, which draws one.
     #[schemars(range(min = 1, max = 1000))]
     pub masks_per_pair: usize,
+    /// States of a partly drawn image in which pairs of images are scored. Under `visited`, an image is as likely as its codes
+    /// are to be drawn in the steps in which the sampler drew them, all codes counted; otherwise, as the codes are that a random
+    /// mask hides. Models that draw one code after the other have one likelihood, and no such choice.
+    ///
+    /// Default: random.
+    /// Source: paper, which masks at random; the rest is this program's, after Mask-GRPO and LLaDA 1.5 (arXiv 2505.19223).
+    pub masks: MaskStates,
     /// Guidance under which images are scored: how likely an image is to be drawn under it. 0 is the likelihood of the model
     /// alone; `auto` is `imagine.guidance`, so that what is trained is what draws. Other numbers than 0 double the passes of
     /// images.
@@ -271,7 +279,16 @@ impl Default for TrainSettings {
     /// The paper's numbers, with a warm-up that fits.
     fn default() -> Self {
         let PairDpoSettings {
-            batch_size, sides, loss, weights, masks_per_pair, masking, guidance, prompt_dropout, ..
+            batch_size,
+            sides,
+            loss,
+            weights,
+            masks_per_pair,
+            masks,
+            masking,
+            guidance,
+            prompt_dropout,
+            ..
         } = PairDpoSettings::default();
         Self {
             objective: ObjectiveName::PairDpo,
@@ -283,6 +300,7 @@ impl Default for TrainSettings {
             accumulation: 1,
             max_grad_norm: Some(1.0),
             masks_per_pair,
+            masks,
             guidance: AutoNumber::Number(guidance),
             prompt_dropout,
             loss,
@@ -320,6 +338,12 @@ impl TrainSettings {
     /// # Errors
     /// Names the key, its value and what is expected.
     pub(super) fn validate(&self) -> anyhow::Result<()> {
+        let visited = self.masks == MaskStates::Visited;
+        ensure!(
+            !visited || self.codes == ImageCodes::Drawn,
+            "train.masks: visited looks at how the codes of an image were drawn; set train.codes=drawn, so that these are \
+             trained on"
+        );
         let checked = self.trainer().validate().and_then(|()| self.pair_dpo(0).validate());
         checked.map_err(|error| match error {
             hermesflow_train::Error::Setting { key, problem } => anyhow::anyhow!("train.{key}: {problem}"),
@@ -368,6 +392,7 @@ impl TrainSettings {
             loss: self.loss,
             weights: self.pair_weights,
             masks_per_pair: self.masks_per_pair,
+            masks: self.masks,
             masking: self.masking,
             prompt_dropout: if self.guidance.number() == 0.0 { self.prompt_dropout } else { 0.0 },
             guidance: self.guidance.number(),

@@ -6,6 +6,7 @@
 //! To add a judge: its code in `hermesflow-score`; its name, and for one with weights its key and default model, in
 //! [`crate::config`]'s `judges.rs`; and its line in one of the functions here.
 
+mod probability;
 mod remembered;
 mod replies;
 mod scenes;
@@ -20,6 +21,7 @@ use hermesflow_score::template::TemplateWriter;
 use hermesflow_score::{CaptionSimilarity, ChoiceMatcher, Lexical, QuestionFilter, QuestionWriter};
 
 pub use hermesflow_score::choice::{alike, prompt};
+pub use probability::{Posed, probabilities};
 pub use replies::{Answered, meant, right};
 pub use scenes::oracle;
 

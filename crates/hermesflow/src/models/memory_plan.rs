@@ -59,12 +59,15 @@ pub fn chosen(config: &RunConfig, model: &Model) -> anyhow::Result<RunConfig> {
 /// What a form of a configuration's training takes of the device.
 pub fn need(config: &RunConfig, sizes: &dyn Costs, (recompute, state): (Recompute, OptimizerState)) -> Need {
     let train = &config.train;
+    let guided = train.guidance.number() != 0.0;
+    // Both images of a pair go through the model twice more, as many times as one more mask under guidance.
+    let apart = if train.loss.kl == 0.0 { 0 } else { 2 - usize::from(guided) };
     let cost = sizes.train(&TrainingWork {
         parts: train.parts(),
         pairs: train.batch_size,
         words: WORDS,
-        masks: train.masks_per_pair,
-        guided: train.guidance.number() != 0.0,
+        masks: train.masks_per_pair + apart,
+        guided,
         accumulation: train.accumulation,
         products: train.products.into(),
         recompute: recompute == Recompute::On,

@@ -6,7 +6,8 @@ pub mod sheet;
 use anyhow::Result;
 use comfy_table::{CellAlignment, Table, presets};
 
-use crate::world::evaluate::{EvalReport, PromptRow};
+use crate::world::evaluate::{EvalReport, PromptRow, Verdict};
+use crate::world::floors::floors;
 use crate::world::statistics::Mean;
 
 /// A table with a header; all columns but the first are aligned to the right.
@@ -116,6 +117,15 @@ pub fn course(reports: &[EvalReport]) -> Result<String> {
                 row.push(format!("{:.3}", report.mean(figure).mean));
                 row.push(format!("{:+}", report.difference(base, figure)?));
             }
+            all.add_row(row);
+        }
+    }
+    for floor in floors(base) {
+        let mean = |of: fn(&Verdict) -> f64| Mean::of(floor.verdicts.iter().map(of)).to_string();
+        let facts = mean(|verdict| verdict.facts);
+        for (name, mean) in [(floor.what, facts), ("  all right", mean(|verdict| f64::from(u8::from(verdict.all))))] {
+            let mut row = vec![name.to_owned(), mean];
+            row.resize(header.len(), String::new());
             all.add_row(row);
         }
     }

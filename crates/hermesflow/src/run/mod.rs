@@ -1,5 +1,6 @@
 //! One run: where its files lie, what its stages share, and what is checked before it begins.
 
+pub mod attempts;
 pub mod before;
 pub mod context;
 pub mod decisive;

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::preprocess::load_square;
 use hermesflow_records::RecordId;
 use image::RgbImage;
+use serde::{Deserialize, Serialize};
 
 use super::context::RunContext;
 use super::layout::RunLayout;
@@ -72,6 +73,22 @@ impl Pictures {
         let broken = || format!("{}: not a list of codes; remove it or imagine the record again", file.display());
         serde_json::from_str(&text).map(Some).with_context(broken)
     }
+
+    /// The step in which each of the codes of one of its pictures was drawn; none where no file beside it says so, or it is
+    /// about other codes.
+    ///
+    /// # Errors
+    /// When the picture is not there.
+    pub fn steps(&self, path: &Path, codes: &[u32]) -> Result<Option<Vec<u32>>> {
+        Ok(steps_beside(&self.find(path)?, codes))
+    }
+}
+
+/// The step in which each code of a picture was drawn, and a digest of these codes.
+#[derive(Serialize, Deserialize)]
+struct Steps {
+    codes: String,
+    steps: Vec<u32>,
 }
 
 /// Whether a file lies in a folder, by its path or by where links lead.
@@ -185,6 +202,38 @@ pub fn save_codes(codes: &[u32], picture: &Path) -> Result<()> {
     files::write_atomically(&codes_of(picture), serde_json::to_string(codes)?.as_bytes())
 }
 
+/// The file of the steps in which a picture's codes were drawn.
+fn steps_of(picture: &Path) -> PathBuf {
+    picture.with_extension("steps.json")
+}
+
+/// Writes the steps in which the codes of a picture were drawn beside it.
+///
+/// # Errors
+/// Names the file that cannot be written.
+pub fn save_steps(steps: &[u32], codes: &[u32], picture: &Path) -> Result<()> {
+    let steps = Steps { codes: of_codes(codes), steps: steps.to_vec() };
+    files::write_atomically(&steps_of(picture), serde_json::to_string(&steps)?.as_bytes())
+}
+
+/// Whether a picture and its codes lie there with the steps in which these codes were drawn.
+pub fn has_steps(picture: &Path) -> bool {
+    let codes = std::fs::read_to_string(codes_of(picture)).ok();
+    let codes = codes.and_then(|text| serde_json::from_str::<Vec<u32>>(&text).ok());
+    codes.is_some_and(|codes| steps_beside(picture, &codes).is_some())
+}
+
+fn steps_beside(picture: &Path, codes: &[u32]) -> Option<Vec<u32>> {
+    let text = std::fs::read_to_string(steps_of(picture)).ok()?;
+    let found: Steps = serde_json::from_str(&text).ok()?;
+    (found.codes == of_codes(codes) && found.steps.len() == codes.len()).then_some(found.steps)
+}
+
+/// A digest of codes.
+fn of_codes(codes: &[u32]) -> String {
+    digest::digest([codes.iter().flat_map(|code| code.to_le_bytes()).collect::<Vec<u8>>()])
+}
+
 /// Writes a PNG under a temporary name and renames it: a file that exists is whole.
 ///
 /// # Errors
@@ -238,6 +287,29 @@ mod tests {
             std::os::unix::fs::symlink(&elsewhere, root.join("link")).unwrap();
             assert!(strict.find("link/out.png".as_ref()).is_ok(), "a link in the root was put there by its owner");
         }
+    }
+
+    #[test]
+    fn steps_are_those_of_their_codes_or_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let picture = folder.path().join("0.png");
+        std::fs::write(&picture, "").unwrap();
+        let mut config = RunConfig::default();
+        config.data.root = folder.path().into();
+        let pictures = Pictures::new(&RunLayout::new(&config, 1), 1);
+        let codes = [5, 70_000, 7];
+        let found = || pictures.steps("0.png".as_ref(), &codes).unwrap();
+        save_codes(&codes, &picture).unwrap();
+        assert_eq!((found(), has_steps(&picture)), (None, false), "as an earlier version drew it");
+        save_steps(&[2, 0, 1], &codes, &picture).unwrap();
+        assert_eq!((found(), has_steps(&picture)), (Some(vec![2, 0, 1]), true));
+        save_codes(&[5, 70_000, 8], &picture).unwrap();
+        assert!(!has_steps(&picture), "codes of another drawing");
+        save_steps(&[2, 0], &codes, &picture).unwrap();
+        assert_eq!(found(), None);
+        std::fs::write(folder.path().join("0.steps.json"), "[2, 0, 1]").unwrap();
+        assert_eq!(found(), None);
+        assert!(pictures.steps("1.png".as_ref(), &codes).is_err());
     }
 
     #[test]

@@ -9,6 +9,8 @@ use hermesflow_group::Group;
 const WITHIN: u32 = 40;
 /// More than the stages of an iteration that leave something in caches.
 const STAGES: u64 = 8;
+/// More than the rounds of a stage ([`Sharing::enter_round`]): `pair.retries` is at most 100.
+const ROUNDS: u64 = 128;
 
 /// The stages of an iteration that leave something in caches, in their order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -46,7 +48,14 @@ impl Sharing {
 
     /// Begins a stage of an iteration.
     pub fn enter(&self, iteration: usize, turn: Turn) {
-        self.piece.store((iteration as u64 * STAGES + turn as u64) << WITHIN, Ordering::Relaxed);
+        self.enter_round(iteration, turn, 0);
+    }
+
+    /// Begins another round of a stage, from 0, which goes over the same pieces once more and finds something new in them.
+    /// A round counts as a stage of its own, later than the rounds before it.
+    pub fn enter_round(&self, iteration: usize, turn: Turn, round: usize) {
+        let stage = (iteration as u64 * STAGES + turn as u64) * ROUNDS + (round as u64).min(ROUNDS - 1);
+        self.piece.store(stage << WITHIN, Ordering::Relaxed);
     }
 
     /// Begins with a piece of the stage's work, by its number.

@@ -78,6 +78,10 @@ pub struct PromptRow {
     /// What the oracle says of pictures drawn under other guidances than the run's, with the same draws.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub under: Vec<(f64, Verdict)>,
+    /// What the oracle says of a picture that the model drew for another prompt, judged by this one; none in reports of
+    /// earlier versions, or where there is no other.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub other: Option<Verdict>,
 }
 
 impl std::fmt::Display for EvalSettings {
@@ -338,9 +342,15 @@ fn evaluate_block(
             caption: caption_facts_score(scene, &caption_text),
             caption_text,
             under: std::mem::take(&mut under[at]),
+            other: another(at, indices.len()).map(|other| verdict(settings, index, &imagined[other])),
         })
     });
     rows.collect()
+}
+
+/// The prompt of a block whose picture is judged by a prompt that it was not drawn for; none of one alone.
+fn another(at: usize, block: usize) -> Option<usize> {
+    (block > 1).then_some((at + 1) % block)
 }
 
 /// Whether each reply is right, with the kind of its question.

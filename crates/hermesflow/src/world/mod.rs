@@ -1,6 +1,7 @@
 //! What the commands take from the scenes world.
 
 pub mod evaluate;
+pub mod floors;
 pub mod pretraining;
 pub mod samplers;
 pub mod statistics;

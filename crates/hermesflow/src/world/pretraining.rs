@@ -152,7 +152,7 @@ impl BasePretraining {
             })
             .collect();
         let scored = |example: &ImageExample| match &example.scored {
-            Scored::Masked(masked) => masked.len(),
+            Scored::Masked(scored) | Scored::Settled { settled: scored, .. } => scored.len(),
             Scored::All => example.codes.len(),
         };
         let tokens = examples.iter().map(scored).sum::<usize>().max(1) as f64;

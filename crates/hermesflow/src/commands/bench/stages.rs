@@ -270,6 +270,7 @@ impl Bench {
             image_win: self.codes[3 * number + 1].clone(),
             image_lose: self.codes[3 * number + 2].clone(),
             margins: None,
+            steps: None,
         };
         let pairs = (0..self.work.pairs).map(pair).collect();
         let guidance = self.training.guidance.number();

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::UnifiedModel;
+use hermesflow_models::{ImageDecoding, UnifiedModel};
 use hermesflow_records::{PairRecord, Table};
-use hermesflow_train::{PairWeights, Sides, TrainingPair};
+use hermesflow_train::{MaskStates, PairWeights, Sides, TrainingPair};
 use rayon::prelude::*;
 
 use crate::cache::codes::PictureKey;
@@ -31,7 +31,12 @@ pub fn pictures_digest(pairs: &Table<PairRecord>, run: &RunContext) -> Result<St
         for path in own.into_iter().chain(imagined) {
             held.push(digest::of_file(&pictures.find(path.as_ref()).with_context(named)?)?);
             if run.config.train.codes == ImageCodes::Drawn {
-                held.push(format!("{:?}", pictures.codes(path.as_ref()).with_context(named)?));
+                let codes = pictures.codes(path.as_ref()).with_context(named)?;
+                held.push(format!("{codes:?}"));
+                if run.config.train.masks == MaskStates::Visited {
+                    let steps = pictures.steps(path.as_ref(), &codes.unwrap_or_default()).with_context(named)?;
+                    held.push(format!("{steps:?}"));
+                }
             }
         }
         Ok(digest(held))
@@ -55,7 +60,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
         let chunks: Vec<Range<usize>> = pairs.chunks(run.config.data.chunk).collect();
         stage::share_out("encode", "pairs", &chunks, run, |chunk| {
             let (_, opened) = source.open_all(pairs.read(chunk)?)?;
-            let (own, imagined, _) = apart(opened);
+            let Apart { own, imagined, .. } = apart(opened);
             source.reader.views(own.into_iter().map(|(_, view)| view).collect())?;
             source.reader.codes(imagined).map(drop)
         })?;
@@ -69,12 +74,12 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
     stage::prefetch(pairs.chunks(run.config.data.chunk).enumerate(), open, |opened| {
         let (number, (chunk, opened)) = opened?;
         run.sharing.begin(number);
-        let (own, imagined, drawn) = apart(opened);
+        let Apart { own, imagined, steps, drawn } = apart(opened);
         encoded_anew += chunk.len() - drawn;
         let mut own = source.reader.own_images(own)?.into_iter();
         let codes = source.reader.codes(imagined)?;
         let (codes, _) = codes.as_chunks::<2>();
-        for (pair, [image_win, image_lose]) in chunk.iter().zip(codes.iter().cloned()) {
+        for ((pair, [image_win, image_lose]), steps) in chunk.iter().zip(codes.iter().cloned()).zip(steps) {
             let image = own.next().unwrap_or_default();
             source.check_texts(pair, &run.config.caption.question).with_context(|| format!("record {}", pair.id))?;
             if run.config.train.sides != Sides::Und {
@@ -90,6 +95,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
                 image_win,
                 image_lose,
                 margins: source.margins(pair),
+                steps,
             });
         }
         task.advance(chunk.len());
@@ -115,26 +121,46 @@ struct OpenedPair {
     own: Option<(PictureKey, OpenedView)>,
     /// The winning and the losing image.
     imagined: [OpenedCodes; 2],
+    /// The steps in which the codes of these were drawn, where training looks at them.
+    steps: Option<[Vec<u32>; 2]>,
     /// Whether the codes of these are those that they were drawn with.
     is_drawn: bool,
 }
 
-/// The own pictures of pairs, the imagined ones, two of each, and how many pairs have theirs as they were drawn.
-fn apart(opened: Vec<OpenedPair>) -> (Vec<(PictureKey, OpenedView)>, Vec<OpenedCodes>, usize) {
-    let (mut own, mut imagined, mut drawn) = (Vec::new(), Vec::new(), 0);
-    for OpenedPair { own: image, imagined: [win, lose], is_drawn } in opened {
-        own.extend(image);
-        imagined.extend([win, lose]);
-        drawn += usize::from(is_drawn);
-    }
-    (own, imagined, drawn)
+/// The pictures of some pairs.
+struct Apart {
+    /// The pairs' own.
+    own: Vec<(PictureKey, OpenedView)>,
+    /// The imagined ones, two of each pair.
+    imagined: Vec<OpenedCodes>,
+    /// Of each pair the steps in which the codes of these were drawn, where training looks at them.
+    steps: Vec<Option<[Vec<u32>; 2]>>,
+    /// How many pairs have theirs as they were drawn.
+    drawn: usize,
 }
+
+fn apart(opened: Vec<OpenedPair>) -> Apart {
+    let mut all = Apart { own: Vec::new(), imagined: Vec::new(), steps: Vec::new(), drawn: 0 };
+    for OpenedPair { own, imagined: [win, lose], steps, is_drawn } in opened {
+        all.own.extend(own);
+        all.imagined.extend([win, lose]);
+        all.steps.push(steps);
+        all.drawn += usize::from(is_drawn);
+    }
+    all
+}
+
+/// What to do about images that training cannot look at in the states that were visited.
+const AGAIN: &str =
+    "draw the images again (`hermesflow imagine` does so for its iteration), or train with train.masks=random";
 
 /// Where the codes of pairs come from.
 struct Source<'a> {
     sides: Sides,
     codes: ImageCodes,
     weights: PairWeights,
+    /// Whether images are scored in the states that the sampler visited.
+    in_steps: bool,
     pictures: Pictures,
     reader: PictureReader<'a, Model>,
     model: &'a Model,
@@ -149,6 +175,7 @@ impl<'a> Source<'a> {
             sides: run.config.train.sides,
             codes: run.config.train.codes,
             weights: run.config.train.pair_weights,
+            in_steps: run.config.train.masks == MaskStates::Visited && model.image_decoding() == ImageDecoding::Masked,
             pictures: Pictures::new(&run.layout, model.resolution()),
             reader: PictureReader::new(model, run)?,
             model,
@@ -170,16 +197,40 @@ impl<'a> Source<'a> {
         };
         let (win, lose) = (pair.image_win.as_ref(), pair.image_lose.as_ref());
         if self.sides == Sides::Und {
-            return Ok(OpenedPair { own, imagined: [nothing(), nothing()], is_drawn: false });
+            return Ok(OpenedPair { own, imagined: [nothing(), nothing()], steps: None, is_drawn: false });
         }
         // Either both are as they were drawn or both as they are read back: these differ in likelihood.
         if self.codes == ImageCodes::Drawn
-            && let (Some(win), Some(lose)) = (self.drawn(win)?, self.drawn(lose)?)
+            && let (Some(win_codes), Some(lose_codes)) = (self.drawn(win)?, self.drawn(lose)?)
         {
-            return Ok(OpenedPair { own, imagined: [Opened::Known(win), Opened::Known(lose)], is_drawn: true });
+            let of = |picture: &Path, codes: &[u32]| self.steps(picture, codes);
+            let steps = match self.in_steps {
+                true => Some([of(win, &win_codes)?, of(lose, &lose_codes)?]),
+                false => None,
+            };
+            let imagined = [Opened::Known(win_codes), Opened::Known(lose_codes)];
+            return Ok(OpenedPair { own, imagined, steps, is_drawn: true });
         }
+        ensure!(
+            !self.in_steps,
+            "{} and {} lie there without the codes that they were drawn with, and train.masks=visited looks at how these were \
+             drawn; {AGAIN}",
+            win.display(),
+            lose.display()
+        );
         let imagined = [self.reader.open_codes(win)?, self.reader.open_codes(lose)?];
-        Ok(OpenedPair { own, imagined, is_drawn: false })
+        Ok(OpenedPair { own, imagined, steps: None, is_drawn: false })
+    }
+
+    /// The steps in which the codes of a picture were drawn.
+    fn steps(&self, picture: &Path, codes: &[u32]) -> Result<Vec<u32>> {
+        self.pictures.steps(picture, codes)?.with_context(|| {
+            format!(
+                "nothing beside {} says in which step each of its codes was drawn, as train.masks=visited needs it: an \
+                 earlier version drew it; {AGAIN}",
+                picture.display()
+            )
+        })
     }
 
     /// How much better the wins were judged, where pairs are weighted by it.
@@ -267,6 +318,7 @@ mod tests {
                 image_win: codes(1),
                 image_lose: codes(2),
                 margins: None,
+                steps: None,
             };
             assert_eq!(pair, expected);
         }

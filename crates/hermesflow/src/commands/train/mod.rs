@@ -2,6 +2,7 @@
 
 mod encode;
 mod preview;
+mod verdicts;
 
 use std::ops::ControlFlow;
 use std::path::Path;
@@ -86,7 +87,7 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     let base = player.frozen_copy()?.for_training(products)?;
     let policy = base.trainable_parts(run.config.train.parts())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
-    let previews = run.group().once(|| Previews::of(&policy, run))?.flatten();
+    let previews = run.group().once(|| Previews::of(&policy, player, run))?.flatten();
     let reference =
         if Arc::ptr_eq(player, reference) { base } else { reference.frozen_copy()?.for_training(products)? };
     let mut memory = ReferenceFile::open(&run.layout.reference(), &reference, run.group())?;
@@ -139,7 +140,7 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
         return Ok(model);
     }
     let model = player.trainable_parts(run.config.train.parts())?;
-    let previews = run.group().once(|| Previews::of(&model, run))?.flatten();
+    let previews = run.group().once(|| Previews::of(&model, player, run))?.flatten();
     let objective = BasePretraining {
         model,
         mix: run.config.train.pretraining.clone(),

@@ -8,6 +8,7 @@ use hermesflow_records::{derive_seed, temporary};
 use hermesflow_scenes::Split;
 use hermesflow_train::events::{self, EVENTS_FILE, EventPicture};
 
+use super::verdicts::Verdicts;
 use crate::config::PreviewSettings;
 use crate::files;
 use crate::models::{self, Model};
@@ -26,14 +27,15 @@ pub struct Previews<'a> {
     plan: PreviewPlan,
     folder: PreviewFolder,
     run: &'a RunContext,
+    verdicts: Option<Verdicts<'a>>,
 }
 
 impl<'a> Previews<'a> {
-    /// Previews of `policy`, which is about to be trained; none where nobody asked.
+    /// Previews of `policy`, which is about to be trained from `player`; none where nobody asked.
     ///
     /// # Errors
-    /// When no prompt is to be had, or what an earlier plan drew cannot be removed.
-    pub fn of(policy: &Model, run: &'a RunContext) -> Result<Option<Self>> {
+    /// When no prompt or question is to be had, or what an earlier plan drew cannot be removed.
+    pub fn of(policy: &Model, player: &'a Model, run: &'a RunContext) -> Result<Option<Self>> {
         let Some(settings) = &run.config.train.preview else { return Ok(None) };
         let plan = PreviewPlan {
             prompts: prompts(settings, run)?,
@@ -50,7 +52,8 @@ impl<'a> Previews<'a> {
             }
         }
         files::write_if_other(&folder.plan_file(), (serde_json::to_string_pretty(&plan)? + "\n").as_bytes())?;
-        Ok(Some(Self { model: policy.frozen_copy()?, plan, folder, run }))
+        let verdicts = if settings.judge { Some(Verdicts::of(player, &plan, run)?) } else { None };
+        Ok(Some(Self { model: policy.frozen_copy()?, plan, folder, run, verdicts }))
     }
 
     /// Draws what the model makes of the prompts after a step, unless it was drawn before.
@@ -70,6 +73,9 @@ impl<'a> Previews<'a> {
                 self.draw_under(guidance, &unfinished)?;
             }
             std::fs::rename(&unfinished, &folder).with_context(|| folder.display().to_string())?;
+        }
+        if let Some(verdicts) = &self.verdicts {
+            verdicts.look(step, &self.plan, &self.folder)?;
         }
         self.write_events()
     }

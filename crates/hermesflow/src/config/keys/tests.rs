@@ -208,7 +208,7 @@ fn what_is_shown_of_a_key_is_whole() {
     }
     let shown = Keys::run().entries("train.objective");
     assert!(shown.contains("one of") && shown.contains("sft_wins: A control: "), "{shown}");
-    assert_eq!(Keys::run().entries("train.los").matches("default: ").count(), 7);
+    assert_eq!(Keys::run().entries("train.los").matches("default: ").count(), 8);
     assert_eq!(Keys::run().entries("nothing"), "");
     for text in [Keys::run().overview(), Keys::run().entries(""), Keys::pretrain().entries("")] {
         for line in text.lines() {
