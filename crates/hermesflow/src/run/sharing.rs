@@ -74,3 +74,29 @@ impl Sharing {
         piece >> WITHIN > self.piece() >> WITHIN
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stages_rounds_and_pieces_rise_in_the_order_of_a_run() {
+        let sharing = Sharing::default();
+        let mut seen: Vec<u64> = Vec::new();
+        for iteration in [1, 2, 5000] {
+            for (turn, round) in
+                [(Turn::Caption, 0), (Turn::Pair, 0), (Turn::Pair, 1), (Turn::Pair, 100), (Turn::Encode, 0)]
+            {
+                sharing.enter_round(iteration, turn, round);
+                assert!(seen.iter().all(|earlier| !sharing.is_later(*earlier)));
+                for piece in [0, 1, 1_000_000] {
+                    sharing.begin(piece);
+                    seen.push(sharing.piece());
+                }
+            }
+        }
+        assert!(seen.is_sorted_by(|one, next| one < next), "{seen:x?}");
+        sharing.enter_round(1, Turn::Pair, 0);
+        assert_eq!(seen.iter().filter(|piece| sharing.is_later(**piece)).count(), 3 * (3 + 2 * 5));
+    }
+}
