@@ -183,6 +183,13 @@ def tree(folder: pathlib.Path) -> dict:
     return found
 
 
+def differences(found: dict, expected: dict) -> list:
+    """In what a tree differs from the expected one, the first dozen."""
+    differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    of = lambda name: "missing" if name not in found else "left behind" if name not in expected else "other bytes"
+    return [f"{name}: {of(name)}" for name in differing[:12]]
+
+
 class Campaign:
     def __init__(self, program: str, top: pathlib.Path, address: str, draw: random.Random):
         self.program, self.top, self.draw = program, top, draw
@@ -232,11 +239,7 @@ class Campaign:
         if process.wait() != 0 and not done:
             return hits, f"ends with {process.returncode}: {self.said()}"
         found = tree(self.work)
-        differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        if not differing:
-            return hits, None
-        of = lambda name: "missing" if name not in found else "left behind" if name not in expected else "other bytes"
-        return hits, "; ".join(f"{name}: {of(name)}" for name in differing[:12])
+        return hits, "; ".join(differences(found, expected)) or None
 
 
 def main() -> int:

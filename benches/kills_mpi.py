@@ -14,7 +14,6 @@ mpirun on the path, and the standard library only.
 """
 
 import argparse
-import hashlib
 import os
 import pathlib
 import random
@@ -25,7 +24,7 @@ import sys
 import tempfile
 import time
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent
+from kills import ROOT, differences, tree
 
 RUN = """
 seed: 3
@@ -40,18 +39,6 @@ answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
 pair: { similarity: lexical, min_accuracy: 0.0 }
 train: { codes: encoded, batch_size: 8, optimizer_state: shared, checkpoint_every: 2, schedule: { steps: 6, warmup_steps: 1, learning_rate: 1.0e-3 } }
 """
-
-
-def tree(folder: pathlib.Path) -> dict:
-    """Every file below a folder with a digest of what it holds, and every empty folder."""
-    found = {}
-    for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
-        if path.is_file():
-            found[name] = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif not any(path.iterdir()):
-            found[name] = "an empty folder"
-    return found
 
 
 def children(process: int) -> list:
@@ -138,11 +125,8 @@ class Campaign:
         job = self.start(processes)
         if job.wait() != 0:
             return course, hits, f"ends with {job.returncode}: {self.said()}"
-        found = tree(self.work)
-        differing = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-        of = lambda name: "missing" if name not in found else "left behind" if name not in expected else "other bytes"
         late = [one for one in course if "s more" in one]
-        return course, hits, "; ".join([f"{name}: {of(name)}" for name in differing[:12]] + late) or None
+        return course, hits, "; ".join(differences(tree(self.work), expected) + late) or None
 
 
 def main() -> int:

@@ -74,9 +74,8 @@ struct Underway(ffi::MPI_Request);
 
 impl Underway {
     fn to(rank: usize, lane: Lane, bytes: &[u8]) -> Result<Self> {
-        let mut request = MaybeUninit::uninit();
         // SAFETY: `bytes` lives until `wait` returns, which both callers call before they do; a message has at most MOST bytes.
-        let code = unsafe {
+        Self::begun("MPI_Isend", |request| unsafe {
             ffi::MPI_Isend(
                 bytes.as_ptr().cast::<c_void>().cast_mut(),
                 bytes.len() as c_int,
@@ -84,18 +83,14 @@ impl Underway {
                 process(rank),
                 tag(lane),
                 ffi::RSMPI_COMM_WORLD,
-                request.as_mut_ptr(),
+                request,
             )
-        };
-        checked("MPI_Isend", code)?;
-        // SAFETY: set by the call above.
-        Ok(Self(unsafe { request.assume_init() }))
+        })
     }
 
     fn from(rank: usize, lane: Lane, bytes: &mut [u8]) -> Result<Self> {
-        let mut request = MaybeUninit::uninit();
         // SAFETY: as above.
-        let code = unsafe {
+        Self::begun("MPI_Irecv", |request| unsafe {
             ffi::MPI_Irecv(
                 bytes.as_mut_ptr().cast::<c_void>(),
                 bytes.len() as c_int,
@@ -103,11 +98,16 @@ impl Underway {
                 process(rank),
                 tag(lane),
                 ffi::RSMPI_COMM_WORLD,
-                request.as_mut_ptr(),
+                request,
             )
-        };
-        checked("MPI_Irecv", code)?;
-        // SAFETY: set by the call above.
+        })
+    }
+
+    /// The message that a call named `name` begins, which sets the request.
+    fn begun(name: &'static str, call: impl FnOnce(*mut ffi::MPI_Request) -> c_int) -> Result<Self> {
+        let mut request = MaybeUninit::uninit();
+        checked(name, call(request.as_mut_ptr()))?;
+        // SAFETY: set by the call, which succeeded.
         Ok(Self(unsafe { request.assume_init() }))
     }
 

@@ -54,6 +54,24 @@ pub struct TrainingWork<'a> {
     pub host_state: bool,
 }
 
+#[cfg(test)]
+impl TrainingWork<'_> {
+    /// Four pairs of `words` tokens a text in bf16, and nothing that saves memory.
+    pub(crate) fn of_four_pairs(words: usize) -> Self {
+        Self {
+            parts: &[],
+            pairs: 4,
+            words,
+            masks: 1,
+            guided: false,
+            accumulation: 1,
+            products: Products::Bf16,
+            recompute: false,
+            host_state: false,
+        }
+    }
+}
+
 /// What training needs beside the model that it starts from, which is the reference.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct TrainingCost {

@@ -10,7 +10,7 @@ use hermesflow_models::cost::{Costs, TrainingWork};
 use hermesflow_models::janus::config::JanusConfig;
 use hermesflow_models::janus::conversation::SYSTEM;
 use hermesflow_models::janus::cost::Sizes;
-use hermesflow_models::janus::pretrain::{files, published_config, random_janus, tokenizer};
+use hermesflow_models::janus::pretrain::{config_around, files, random_janus, tokenizer};
 use hermesflow_models::janus::{Janus, TRAINED};
 use hermesflow_models::model::PairModel;
 use hermesflow_models::{
@@ -56,19 +56,11 @@ fn peak<T>(work: impl FnOnce() -> T) -> u64 {
 
 /// Large enough not to be divided among threads, with the published vocabulary and 144 tokens a picture.
 fn model() -> Janus {
-    let mut config = published_config(false);
-    config["language_config"] = json!({
+    let language = json!({
         "vocab_size": 102_400, "hidden_size": 256, "intermediate_size": 704, "num_hidden_layers": 6,
         "num_attention_heads": 4, "max_position_embeddings": 2048, "model_type": "llama",
     });
-    for (part, key) in [
-        ("aligner_config", "n_embed"),
-        ("gen_aligner_config", "n_embed"),
-        ("gen_head_config", "n_embed"),
-        ("gen_head_config", "image_token_embed"),
-    ] {
-        config[part]["params"][key] = json!(256);
-    }
+    let mut config = config_around(language, 256);
     config["aligner_config"]["params"]["input_dim"] = json!(96);
     let eyes = &mut config["vision_config"]["params"];
     for (key, value) in [("image_size", 192), ("patch_size", 16), ("width", 96), ("layers", 2), ("heads", 4)] {

@@ -17,6 +17,7 @@
 
 use candle_core::{D, Tensor};
 use hermesflow_models::{ImageExample, PairModel, Scored};
+use hermesflow_nn::ops;
 
 use crate::Result;
 use crate::draws::ImageDraw;
@@ -80,12 +81,7 @@ pub(crate) fn divergence<M: PairModel>(
         }
     }
     let rows = of_rows(&policy.image_logits(&examples)?, &reference.image_logits(&examples)?)?;
-    let mut membership = vec![0f32; 2 * pairs.len() * members.len()];
-    for (row, &(sum, weight)) in members.iter().enumerate() {
-        membership[sum * members.len() + row] = weight;
-    }
-    let membership = Tensor::from_vec(membership, (2 * pairs.len(), members.len()), rows.device())?;
-    let sums = membership.matmul(&rows.unsqueeze(1)?)?.squeeze(1)?;
+    let sums = ops::sums_of_values(&rows, members, 2 * pairs.len())?;
     let part = |first: usize| sums.narrow(0, first, pairs.len());
     let (with, without) = (part(0)?, part(pairs.len())?);
     let parts = [with.detach().to_vec1()?, without.detach().to_vec1()?];

@@ -2,7 +2,8 @@
 //! the optimizer's state. The processes are threads here; the program's tests have real ones.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+mod files;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -13,6 +14,8 @@ use hermesflow_train::{
     LossSettings, MaskStates, PairDpo, PairDpoSettings, PairWeights, Schedule, ScheduleKind, StatePlace, Trainer,
     TrainerSettings, TrainingPair,
 };
+
+use files::files;
 
 /// Log-probabilities from a table of more numbers than one share has.
 #[derive(Clone)]
@@ -179,20 +182,6 @@ impl hermesflow_train::CaptionMemory for Forgetful {
     ) -> std::result::Result<(), hermesflow_train::ObjectiveError> {
         Ok(())
     }
-}
-
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() {
-            found.extend(files(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
-        } else {
-            found.insert(name, std::fs::read(&path).unwrap());
-        }
-    }
-    found
 }
 
 const PLACES: [StatePlace; 3] = [StatePlace::Device, StatePlace::Host, StatePlace::Shared];

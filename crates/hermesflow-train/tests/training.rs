@@ -1,7 +1,8 @@
 //! The loop as a whole: a resumed run is the uninterrupted run, accumulated micro batches are the batch.
 #![allow(clippy::unwrap_used)]
 
-use std::collections::BTreeMap;
+mod files;
+
 use std::ops::ControlFlow;
 use std::path::Path;
 
@@ -14,6 +15,8 @@ use hermesflow_train::{
 };
 use rand::Rng;
 use serde_json::{Value, json};
+
+use files::files;
 
 /// A small perceptron that learns `sin(x₀ + x₁)` from points drawn by example number.
 struct Toy {
@@ -83,21 +86,6 @@ impl Objective for Toy {
 fn settings(steps: usize) -> TrainerSettings {
     let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 0.02, warmup_steps: 3, steps };
     TrainerSettings { max_grad_norm: Some(0.5), checkpoint_every: 5, ..TrainerSettings::new(schedule) }
-}
-
-/// Every file below a folder with its bytes.
-fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
-    let mut found = BTreeMap::new();
-    for entry in std::fs::read_dir(folder).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
-        if path.is_dir() {
-            found.extend(files(&path).into_iter().map(|(inner, bytes)| (format!("{name}/{inner}"), bytes)));
-        } else {
-            found.insert(name, std::fs::read(&path).unwrap());
-        }
-    }
-    found
 }
 
 fn go_on(_: &hermesflow_train::StepReport) -> ControlFlow<()> {

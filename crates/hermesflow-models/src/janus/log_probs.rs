@@ -69,13 +69,8 @@ impl Labelled {
 
     /// The sum of each example's labels, `[examples]`, from one number per label.
     fn sums(&self, log_probs: &Tensor, examples: usize) -> Result<Tensor> {
-        let labels = self.rows.len();
-        let mut membership = vec![0f32; examples * labels];
-        for (label, &example) in self.examples.iter().enumerate() {
-            membership[example as usize * labels + label] = 1.0;
-        }
-        let membership = Tensor::from_vec(membership, (examples, labels), log_probs.device())?;
-        Ok(membership.matmul(&log_probs.unsqueeze(1)?)?.squeeze(1)?)
+        let members = self.examples.iter().map(|&example| (example as usize, 1.0));
+        Ok(ops::sums_of_values(log_probs, members, examples)?)
     }
 }
 

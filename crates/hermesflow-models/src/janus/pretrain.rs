@@ -37,6 +37,11 @@ pub fn published_config(seven: bool) -> Value {
             "num_attention_heads": 16, "num_hidden_layers": 24, "num_key_value_heads": 16, "vocab_size": 102_400
         }),
     };
+    config_around(language, hidden)
+}
+
+/// `config.json` of the published vision tower and image tokenizer around a language model, whose hidden size is `hidden`.
+pub fn config_around(language: Value, hidden: usize) -> Value {
     json!({
         "model_type": "multi_modality",
         "language_config": language,

@@ -78,12 +78,8 @@ impl Labelled {
                 phi.log_probs(&guided, &self.targets, Some(columns.clone()))?
             }
         };
-        let mut membership = vec![0f32; examples * self.rows.len()];
-        for (label, &example) in self.examples.iter().enumerate() {
-            membership[example as usize * self.rows.len() + label] = 1.0;
-        }
-        let membership = Tensor::from_vec(membership, (examples, self.rows.len()), phi.device())?;
-        Ok(membership.matmul(&log_probs.unsqueeze(1)?)?.squeeze(1)?)
+        let members = self.examples.iter().map(|&example| (example as usize, 1.0));
+        Ok(ops::sums_of_values(&log_probs, members, examples)?)
     }
 }
 

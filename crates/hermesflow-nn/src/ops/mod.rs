@@ -52,6 +52,6 @@ pub use self::llama_block::{LlamaBlock, llama_block};
 pub use self::log_prob::{all_finite, for_each_row, log_prob, log_sum_exp};
 pub use self::rms_norm::rms_norm;
 pub use self::rotary::{rotary, rotary_angles};
-pub use self::rows::{embedding, gather_rows, write_runs};
+pub use self::rows::{embedding, gather_rows, sums_of_values, write_runs};
 pub use self::swiglu::swiglu;
 pub use crate::matmul::training::Products;

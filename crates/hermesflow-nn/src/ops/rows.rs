@@ -44,6 +44,31 @@ pub fn gather_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     }
 }
 
+/// Weighted sums of values: each value is a summand of one sum, which `members` names with the value's weight.
+///
+/// # Shapes
+/// `values [n]`, `members` n pairs of a sum below `sums` and a weight -> `[sums]`
+///
+/// # Errors
+/// When a sum is not below `sums`, or there are fewer or more members than values.
+pub fn sums_of_values(values: &Tensor, members: impl IntoIterator<Item = (usize, f32)>, sums: usize) -> Result<Tensor> {
+    let n = values.dims1()?;
+    let mut membership = vec![0f32; sums * n];
+    let mut named = 0;
+    for (value, (sum, weight)) in members.into_iter().enumerate() {
+        if sum >= sums || value >= n {
+            bail!("value {value} of {n} in sum {sum} of {sums}");
+        }
+        membership[sum * n + value] = weight;
+        named += 1;
+    }
+    if named != n {
+        bail!("{named} members of sums of {n} values");
+    }
+    let membership = Tensor::from_vec(membership, (sums, n), values.device())?;
+    membership.matmul(&values.unsqueeze(1)?)?.squeeze(1)
+}
+
 /// Writes runs of rows, in place: for each `(first, count, row)` of `runs` and each `(cache, new)` of `caches`, `count` rows of
 /// `new` from `first` on become the cache's rows from `row` on.
 ///
@@ -143,6 +168,18 @@ mod tests {
         let plain = |x: &Tensor| x.index_select(&Tensor::new(&rows[..], x.device())?, 0);
         agree(&[normal(&[1500, 33])], |v| gather_rows(&v[0], &rows), |v| plain(&v[0]));
         agree(&[normal(&[33, 1500])], |v| embedding(&v[0].t()?, &rows), |v| plain(&v[0].t()?.contiguous()?));
+    }
+
+    #[test]
+    fn values_are_summed_by_their_weights_and_none_is_forgotten() {
+        let members = [(1, 1.0), (0, 0.5), (1, 2.0), (2, 1.0)];
+        let sums = |members: &[(usize, f32)]| {
+            sums_of_values(&Tensor::new(&[1f32, 2.0, 3.0, 4.0], &candle_core::Device::Cpu)?, members.to_vec(), 4)
+        };
+        assert_eq!(sums(&members).unwrap().to_vec1::<f32>().unwrap(), [1.0, 7.0, 4.0, 0.0]);
+        assert!(sums(&members[..3]).is_err());
+        assert!(sums(&[members, members].concat()).is_err());
+        assert!(sums(&[(4, 1.0); 4]).is_err());
     }
 
     #[test]

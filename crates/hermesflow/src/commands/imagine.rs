@@ -66,7 +66,7 @@ pub fn imagine_as(
         |record: &InitialRecord| (0..images).all(|number| is_image(&run.layout.image(record.id.as_str(), number)));
     // Whole chunks, as in every stage: a chunk that was cut off is made again as it was.
     let chunks: Vec<Range<usize>> = records.chunks(run.config.data.chunk).collect();
-    let open = run.group().once(|| -> Result<Vec<usize>> {
+    let found = run.group().once(|| -> Result<(Ledger, Vec<usize>)> {
         let mut ledger = Ledger::open(&run.layout.ledger("imagine"))?;
         let mut open = Vec::new();
         for (number, chunk) in chunks.iter().enumerate() {
@@ -78,10 +78,13 @@ pub fn imagine_as(
                 open.push(number);
             }
         }
-        Ok(open)
+        Ok((ledger, open))
     })?;
-    let open = run.group().tell_numbers(open.as_deref())?;
-    let mut ledger = run.group().first(|| Ledger::open(&run.layout.ledger("imagine")))?;
+    let open = run.group().tell_numbers(found.as_ref().map(|(_, open)| &open[..]))?;
+    let mut ledger = match found {
+        Some((ledger, _)) => ledger,
+        None => Ledger::open(&run.layout.ledger("imagine"))?,
+    };
     run.group().meet()?; // no one notes before all have read
     if !run.group().is_alone() {
         ledger.append_as(run.group().rank())?;

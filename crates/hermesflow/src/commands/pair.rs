@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::{Context, Result, ensure};
 
@@ -129,7 +129,7 @@ fn choose(run: &RunContext) -> Result<Chosen> {
                     chosen.again += usize::from(again > 0 && pair.is_ok());
                     match pair {
                         Ok(pair) => {
-                            chosen.altered += usize::from(Path::new(&pair.image_lose).starts_with("altered"));
+                            chosen.altered += usize::from(attempts::is_altered(&pair.image_lose));
                             pairs.push(&pair)?;
                         }
                         Err(reason) => {

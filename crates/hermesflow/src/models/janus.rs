@@ -6,7 +6,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use hermesflow_models::janus::config::JanusConfig;
 use hermesflow_models::janus::cost::Sizes;
-use hermesflow_models::janus::pretrain::{files, published_config, random_janus, tokenizer};
+use hermesflow_models::janus::pretrain::{config_around, files, published_config, random_janus, tokenizer};
 use hermesflow_models::janus::{Janus, JanusFiles};
 use hermesflow_models::{Device, Model, UnifiedModel, Weights};
 use image::RgbImage;
@@ -200,18 +200,9 @@ fn tiny() -> Value {
 
 /// The published vocabulary, vision tower and image tokenizer around eight blocks of width 512.
 fn medium() -> Value {
-    let mut config = published_config(false);
-    config["language_config"] = json!({
+    let language = json!({
         "vocab_size": 102_400, "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 8,
         "num_attention_heads": 8, "max_position_embeddings": 16_384, "model_type": "llama",
     });
-    for (part, key) in [
-        ("aligner_config", "n_embed"),
-        ("gen_aligner_config", "n_embed"),
-        ("gen_head_config", "n_embed"),
-        ("gen_head_config", "image_token_embed"),
-    ] {
-        config[part]["params"][key] = json!(512);
-    }
-    config
+    config_around(language, 512)
 }

@@ -19,11 +19,19 @@ pub fn attempt(run: &RunContext, number: usize) -> RunContext {
     below(run, &format!("again-{number}"), &[text_number("again"), number as u64])
 }
 
+/// The folder of images of altered captions in the data root.
+const ALTERED: &str = "altered";
+
 /// The images of altered captions of an iteration, in a folder of their own.
 pub fn altered(run: &RunContext) -> RunContext {
-    let mut altered = below(run, "altered", &[text_number("altered")]);
+    let mut altered = below(run, ALTERED, &[text_number(ALTERED)]);
     altered.config.imagine.images = run.config.pair.altered;
     altered
+}
+
+/// Whether an image, by its path from the data root, is one of an altered caption.
+pub fn is_altered(image: &str) -> bool {
+    Path::new(image).starts_with(ALTERED)
 }
 
 /// Other draws with the same settings, in a folder of the data root and from a seed of their own, by whoever does the run.

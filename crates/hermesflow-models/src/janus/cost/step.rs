@@ -117,17 +117,7 @@ mod tests {
     #[test]
     fn the_published_size_by_hand_and_each_saving_saves() {
         let sizes = published(false);
-        let work = TrainingWork {
-            parts: &[],
-            pairs: 4,
-            words: 30,
-            masks: 1,
-            guided: false,
-            accumulation: 1,
-            products: Products::Bf16,
-            recompute: false,
-            host_state: false,
-        };
+        let work = TrainingWork::of_four_pairs(30);
         let whole = sizes.train(&work);
         // 24 blocks of 4·2048² + 3·2048·5632, table and head of 102,400, hand: about 1.69 G, with two moments.
         assert!((whole.held as f64 / (3.0 * 4.0 * 1.69e9) - 1.0).abs() < 0.02, "{}", whole.held);

@@ -308,7 +308,6 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::training::tests::published;
     use super::*;
-    use hermesflow_nn::ops::Products;
 
     /// What `hermesflow bench` measured of the published size at 512² in bf16 on an NVIDIA H200 (`benches/gpu_session.py`), in
     /// gigabytes, and what is counted of the same work.
@@ -316,17 +315,7 @@ mod tests {
     fn memory_on_a_gpu_is_as_it_was_measured() {
         let sizes = published(1024).on_gpu(DType::BF16);
         let options = MaskedOptions { steps: 4, guidance: 5.0, ..MaskedOptions::default() };
-        let work = TrainingWork {
-            parts: &[],
-            pairs: 4,
-            words: 20,
-            masks: 1,
-            guided: false,
-            accumulation: 1,
-            products: Products::Bf16,
-            recompute: false,
-            host_state: false,
-        };
+        let work = TrainingWork::of_four_pairs(20);
         let train = sizes.train(&work);
         let weights = sizes.decoder_bytes(DType::BF16) + sizes.tokenizer_bytes();
         for (stage, measured, counted) in [

@@ -172,17 +172,7 @@ pub(super) mod tests {
     }
 
     fn work() -> TrainingWork<'static> {
-        TrainingWork {
-            parts: &[],
-            pairs: 4,
-            words: 30,
-            masks: 1,
-            guided: false,
-            accumulation: 1,
-            products: Products::Bf16,
-            recompute: false,
-            host_state: false,
-        }
+        TrainingWork::of_four_pairs(30)
     }
 
     /// The bytes of training on the device, with the reference and the image tokenizer.
