@@ -91,7 +91,10 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// The guidances to draw under beside the run's own: those asked for, or what is usual.
-fn guidances(asked: &[f64], config: &RunConfig) -> Result<Vec<f64>> {
+///
+/// # Errors
+/// When one is no guidance.
+pub fn guidances(asked: &[f64], config: &RunConfig) -> Result<Vec<f64>> {
     if asked.is_empty() {
         return Ok(other_guidances(config));
     }

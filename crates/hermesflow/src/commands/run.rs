@@ -86,14 +86,14 @@ pub fn run_loop(
     let _lock = first.group().once(|| Lock::take(stages))?;
     first.group().once(|| {
         folder::check(config)?;
-        if before::has_records(config) {
+        if config.train.objective.has_records() {
             before::check(&first)?;
         }
         folder::save_config(config)
     })?;
     kernels::settle_together(config, first.group())?;
     first.group().first(|| {
-        if before::has_records(config) {
+        if config.train.objective.has_pairs() {
             Judges::of_run(&first)?.fetch(config)?;
         }
         // Where there is one process, it fetches what it opens.
@@ -119,7 +119,7 @@ pub fn run_loop(
 /// # Errors
 /// What the stage says that failed.
 fn iterate(player: &Model, reference: &Model, run: &RunContext) -> Result<Model> {
-    if before::has_records(&run.config) {
+    if run.config.train.objective.has_pairs() {
         curate(player, run)?;
     }
     train::train(player, reference, run)

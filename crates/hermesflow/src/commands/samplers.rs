@@ -145,8 +145,11 @@ fn draw_all(
     Ok(all)
 }
 
-/// As [`draw_all`], with a file that remembers what was drawn by the very same model of the same prompts.
-fn draw_into(
+/// Draws under all samplers, with a file that remembers what was drawn by the very same model of the same prompts.
+///
+/// # Errors
+/// When the model fails, or the file is another's.
+pub fn draw_into(
     model: &impl UnifiedModel,
     run: &RunContext,
     settings: &EvalSettings,

@@ -13,7 +13,7 @@ use super::judges::{AskSettings, JudgeSettings, ModelKey, Writer, each_once};
 use super::meaning;
 use super::model::{BackboneName, DTypeName, ModelSettings};
 use super::products::ProductsName;
-use super::train::{ObjectiveName, TrainSettings};
+use super::train::TrainSettings;
 
 /// Everything that decides a run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -113,7 +113,7 @@ impl RunConfig {
     /// What must be known of a training on images that are drawn under guidance and scored without it.
     pub fn trains_other_than_it_draws(&self) -> Option<String> {
         let (drawn, train) = (self.imagine.guidance, &self.train);
-        let images = train.sides != Sides::Und && train.objective != ObjectiveName::ContinuePretraining;
+        let images = train.sides != Sides::Und && train.objective.has_pairs();
         (images && drawn != 0.0 && train.guidance.number() == 0.0).then(|| {
             format!(
                 "images are drawn under guidance {drawn} (imagine.guidance) and trained without it (train.guidance: 0, as in \

@@ -158,8 +158,23 @@ pub enum ObjectiveName {
     PairDpo,
     /// A control: the likelihood of the winners alone.
     SftWins,
+    /// A control: the likelihood of each record's own caption and picture, without candidates and pairs. What a run's
+    /// records teach a model that is simply trained on them.
+    Supervised,
     /// A control of the scenes world: pretraining goes on, without pairs.
     ContinuePretraining,
+}
+
+impl ObjectiveName {
+    /// Whether it reads the run's records; the world's pretraining draws its own.
+    pub fn has_records(self) -> bool {
+        self != Self::ContinuePretraining
+    }
+
+    /// Whether it reads pairs, for which candidates are made and judged.
+    pub fn has_pairs(self) -> bool {
+        matches!(self, Self::PairDpo | Self::SftWins)
+    }
 }
 
 /// Which codes of a generated image the loss scores.
@@ -386,7 +401,7 @@ impl TrainSettings {
             batch_size: self.batch_size,
             sides: self.sides,
             objective: match self.objective {
-                ObjectiveName::SftWins => LossKind::SftWins,
+                ObjectiveName::SftWins | ObjectiveName::Supervised => LossKind::SftWins,
                 ObjectiveName::PairDpo | ObjectiveName::ContinuePretraining => LossKind::PairDpo,
             },
             loss: self.loss,

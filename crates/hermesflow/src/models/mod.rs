@@ -158,7 +158,7 @@ pub fn ensure_trainable(trains_captions: bool, costs: &dyn Costs, config: &RunCo
     ensure!(
         images_only || trains_captions,
         "train.sides: the captions of {} are about CLIP features (w_clip_vit), and only its images can be trained; \
-         set train.sides=gen (with train.objective=pair_dpo or sft_wins)",
+         set train.sides=gen (with any train.objective but continue_pretraining)",
         config.model.checkpoint
     );
     Ok(())

@@ -12,7 +12,7 @@ use super::context::RunContext;
 use super::layout::RunLayout;
 use super::pictures::Pictures;
 use super::questions::LeftOut;
-use crate::config::{ImageJudge, ObjectiveName, RunConfig, Writer};
+use crate::config::{ImageJudge, RunConfig, Writer};
 use crate::files;
 
 /// Number of records whose pictures are checked side by side.
@@ -20,14 +20,9 @@ const TOGETHER: usize = 256;
 /// For how long pictures are decoded in full; of those after that only the headers are read.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Whether a run has records at all: without curation it draws its own.
-pub fn has_records(config: &RunConfig) -> bool {
-    config.train.objective != ObjectiveName::ContinuePretraining
-}
-
 /// Whether a run asks the questions of a file.
 pub fn asks_a_file(config: &RunConfig) -> bool {
-    has_records(config) && config.pair.judge == ImageJudge::Itself && config.ask.writer == Writer::File
+    config.train.objective.has_pairs() && config.pair.judge == ImageJudge::Itself && config.ask.writer == Writer::File
 }
 
 /// Whether the folders of a run can be written to.

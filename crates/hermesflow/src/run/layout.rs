@@ -109,6 +109,11 @@ impl RunLayout {
         self.file("pair_dpo_data.json")
     }
 
+    /// The records as a supervised training reads them, in place of pairs.
+    pub fn supervised(&self) -> PathBuf {
+        self.file("supervised_data.json")
+    }
+
     /// The training folder.
     pub fn training(&self) -> PathBuf {
         self.output.join(self.name("train"))

@@ -33,18 +33,6 @@ impl Mean {
         Self::of(before.iter().zip(after).map(|(before, after)| after - before))
     }
 
-    /// One mean of means over different prompts, each weighing as many as it has.
-    pub fn pooled(means: impl IntoIterator<Item = Self>) -> Self {
-        let means: Vec<Self> = means.into_iter().collect();
-        let count: usize = means.iter().map(|mean| mean.count).sum();
-        let weight = |mean: &Self| mean.count as f64 / count.max(1) as f64;
-        Self {
-            mean: means.iter().map(|mean| weight(mean) * mean.mean).sum(),
-            error: means.iter().map(|mean| (weight(mean) * mean.error).powi(2)).sum::<f64>().sqrt(),
-            count,
-        }
-    }
-
     /// Half the width of the 95 % interval.
     pub fn half_width(&self) -> f64 {
         1.96 * self.error
@@ -53,15 +41,51 @@ impl Mean {
 
 impl std::fmt::Display for Mean {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        Interval { mean: self.mean, half_width: self.half_width(), count: self.count }.fmt(f)
+    }
+}
+
+/// A mean with half the width of its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Interval {
+    /// The mean.
+    pub mean: f64,
+    /// Half the width.
+    pub half_width: f64,
+    /// Numbers that it is the mean of.
+    pub count: usize,
+}
+
+/// Student's t: the 97.5 % quantile for 1, 2, … degrees of freedom.
+const STUDENT: [f64; 15] =
+    [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
+
+impl Interval {
+    /// The interval of a figure that was measured once per seed, each time with another training and other prompts: of one
+    /// measurement its own over its prompts, else that of the means, whose spread holds the trainings' and the prompts'.
+    pub fn over(seeds: impl IntoIterator<Item = Mean>) -> Self {
+        let seeds: Vec<Mean> = seeds.into_iter().filter(|mean| mean.count > 0).collect();
+        let count = seeds.iter().map(|mean| mean.count).sum();
+        if let [one] = seeds[..] {
+            return Self { mean: one.mean, half_width: one.half_width(), count };
+        }
+        let Mean { mean, error, .. } = Mean::of(seeds.iter().map(|seed| seed.mean));
+        let quantile = STUDENT.get(seeds.len().saturating_sub(2)).copied().unwrap_or(1.96);
+        Self { mean, half_width: quantile * error, count }
+    }
+}
+
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.count == 0 {
             return f.write_str("–");
         }
         // What rounds to zero has no sign.
         let mean = if self.mean.abs() < 0.0005 { 0.0 } else { self.mean };
         if f.sign_plus() {
-            write!(f, "{mean:+.3} ± {:.3}", self.half_width())
+            write!(f, "{mean:+.3} ± {:.3}", self.half_width)
         } else {
-            write!(f, "{mean:.3} ± {:.3}", self.half_width())
+            write!(f, "{mean:.3} ± {:.3}", self.half_width)
         }
     }
 }
@@ -82,20 +106,24 @@ mod tests {
     #[test]
     fn nothing_has_no_mean_and_zero_no_sign() {
         assert_eq!(Mean::of([]).to_string(), "–");
-        assert_eq!(format!("{:+}", Mean::pooled([])), "–");
+        assert_eq!(format!("{:+}", Interval::over([])), "–");
         assert_eq!(Mean::of([-0.0]).to_string(), "0.000 ± 0.000");
         assert_eq!(format!("{:+}", Mean::of([-0.0004])), "+0.000 ± 0.000");
         assert_eq!(Mean::of([-0.0006]).to_string(), "-0.001 ± 0.000");
     }
 
     #[test]
-    fn means_pool_by_their_counts() {
-        let (a, b) = (Mean { mean: 1.0, error: 0.3, count: 100 }, Mean { mean: 2.0, error: 0.4, count: 300 });
-        let pooled = Mean::pooled([a, b]);
-        assert_eq!((pooled.mean, pooled.count), (1.75, 400));
-        // √((0.25·0.3)² + (0.75·0.4)²)
-        assert!((pooled.error - (0.075f64.powi(2) + 0.3f64.powi(2)).sqrt()).abs() < 1e-12);
-        assert_eq!(Mean::pooled([]).mean, 0.0);
+    fn seeds_differ_by_their_trainings_too() {
+        let seed = |mean: f64| Mean { mean, error: 0.001, count: 100 };
+        let one = Interval::over([seed(0.5)]);
+        assert_eq!((one.mean, one.half_width, one.count), (0.5, 1.96 * 0.001, 100));
+        // Means .1, .2, .3: standard error .1/√3; t = 4.303 for two degrees of freedom.
+        let three = Interval::over([seed(0.1), seed(0.2), seed(0.3), Mean::of([])]);
+        assert!((three.mean - 0.2).abs() < 1e-12 && three.count == 300);
+        assert!((three.half_width - 4.303 * 0.1 / 3f64.sqrt()).abs() < 1e-9, "{three}");
+        let five = Interval::over([1.0, 2.0, 3.0, 4.0, 5.0].map(seed)); // variance 2.5, standard error √.5
+        assert!((five.half_width - 2.776 * 0.5f64.sqrt()).abs() < 1e-9, "{five}");
+        assert!(STUDENT.windows(2).all(|two| two[0] > two[1]));
     }
 
     #[test]

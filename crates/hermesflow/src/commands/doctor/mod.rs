@@ -13,7 +13,7 @@ use hermesflow_models::{DType, Products};
 use hermesflow_records::{InitialRecord, Table};
 
 use super::args::ConfigArgs;
-use crate::config::{ImageJudge, ModelSettings, ObjectiveName, RunConfig};
+use crate::config::{ImageJudge, ModelSettings, RunConfig};
 use crate::files;
 use crate::kernels;
 use crate::models;
@@ -61,7 +61,7 @@ pub fn run(args: Args) -> Result<()> {
     if let Err(error) = folder::check(&run.config) {
         findings.add(Verdict::Blocks, "output", format!("{error:#}"));
     }
-    let records = if before::has_records(&run.config) { findings.records(&run) } else { 0 };
+    let records = if run.config.train.objective.has_records() { findings.records(&run) } else { 0 };
     findings.places(&run);
     findings.judges(&run.config)?;
     let gpu = findings.gpu(&run.config, args.gpu_memory)?;
@@ -207,7 +207,7 @@ impl Findings {
     }
 
     fn judges(&mut self, config: &RunConfig) -> Result<()> {
-        if config.train.objective == ObjectiveName::ContinuePretraining {
+        if !config.train.objective.has_pairs() {
             return Ok(());
         }
         let judges = config.judge_models();
@@ -358,11 +358,14 @@ fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     let caption = sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens);
     let decoding = config.model.backbone.image_decoding();
     let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.options(decoding));
-    let mut stages = vec![
-        stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
-        stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), of_chunks(imagine)),
-    ];
-    if config.pair.judge == ImageJudge::Itself {
+    let mut stages = match config.train.objective.has_pairs() {
+        false => Vec::new(),
+        true => vec![
+            stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
+            stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), of_chunks(imagine)),
+        ],
+    };
+    if config.train.objective.has_pairs() && config.pair.judge == ImageJudge::Itself {
         let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, config.answer.max_new_tokens.min(20)).times(records);
         let work = format!("{records} × {images} images × about {QUESTIONS} questions");
         stages.push(stage("answer", Task::Replies, work, answer));

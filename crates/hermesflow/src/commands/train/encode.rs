@@ -103,7 +103,7 @@ pub fn encode(model: &Model, pairs: &Table<PairRecord>, run: &RunContext) -> Res
     })?;
     // Every process has looked at all of them.
     cut.finish(pairs.len(), Ok)?;
-    let images = run.config.train.sides != Sides::Und;
+    let images = run.config.train.sides != Sides::Und && run.config.train.objective.has_pairs();
     if encoded_anew > 0 && images && run.config.train.codes == ImageCodes::Drawn {
         run.progress.log(format!(
             "train: {encoded_anew} of {} pairs have images without the codes that they were drawn with; both of a pair are \

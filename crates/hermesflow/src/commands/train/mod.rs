@@ -2,6 +2,7 @@
 
 mod encode;
 mod preview;
+mod supervised;
 mod verdicts;
 
 use std::ops::ControlFlow;
@@ -64,15 +65,14 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     if run.config.train.objective == ObjectiveName::ContinuePretraining {
         return continue_pretraining(player, run);
     }
-    let pairs = files::pairs(&run.layout.pairs())?;
-    ensure!(
-        !pairs.is_empty(),
-        "{}: no pair to train on; {}",
-        run.layout.pairs().display(),
-        more_pairs(run.layout.iteration())
-    );
+    let path = match run.config.train.objective {
+        ObjectiveName::Supervised => supervised::written(run)?,
+        _ => run.layout.pairs(),
+    };
+    let pairs = files::pairs(&path)?;
+    ensure!(!pairs.is_empty(), "{}: no pair to train on; {}", path.display(), more_pairs(run.layout.iteration()));
     let files = [
-        ("the pairs".to_owned(), digest::of_file(&run.layout.pairs())?),
+        ("the pairs".to_owned(), digest::of_file(&path)?),
         ("the pairs' pictures".to_owned(), encode::pictures_digest(&pairs, run)?),
     ];
     if let Some(model) = begin(player, run, files)? {

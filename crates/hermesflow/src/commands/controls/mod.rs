@@ -1,27 +1,30 @@
-//! `hermesflow controls`: the method beside what it must be compared with, at the same compute.
+//! `hermesflow controls`: the method beside what it must be compared with, each drawn from at its best.
+
+mod outcome;
 
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use hermesflow_models::{ImageDecoding, UnifiedModel};
 use hermesflow_records::temporary;
 use hermesflow_scenes::Split;
-use serde::{Deserialize, Serialize};
 
 use super::args::ConfigArgs;
 use super::args::count;
 use super::eval;
 use super::run;
+use super::samplers;
 use crate::config::RunConfig;
 use crate::files;
 use crate::files::lock::Lock;
 use crate::models::{self, Model};
 use crate::progress::Progress;
-use crate::report;
 use crate::run::context::RunContext;
 use crate::run::kernels;
-use crate::world::evaluate::{EvalReport, EvalSettings, PromptRow, other_guidances};
-use crate::world::floors::{FLOORS, Floor, floors};
-use crate::world::statistics::Mean;
+use crate::world::evaluate::EvalSettings;
+use crate::world::floors::{FLOORS, floors};
+use crate::world::samplers::Sampler;
+use outcome::{Evaluated, Outcome};
 
 /// What one arm changes of the run's configuration.
 struct Arm {
@@ -31,7 +34,7 @@ struct Arm {
 }
 
 /// The arms, in the order of the table.
-const ARMS: [Arm; 8] = [
+const ARMS: [Arm; 9] = [
     Arm { name: "pair-dpo", what: "Pair-DPO, anchored (ours)", overrides: &[] },
     Arm { name: "continue", what: "continued pretraining", overrides: &["train.objective=continue_pretraining"] },
     Arm {
@@ -42,6 +45,12 @@ const ARMS: [Arm; 8] = [
             "train.pretraining.alt_text=0",
             "train.pretraining.short_captions=0",
         ],
+    },
+    Arm {
+        name: "supervised",
+        what: "supervised on the same records",
+        // Nobody drew the records' pictures: no guidance and no order of drawing belong to them.
+        overrides: &["train.objective=supervised", "train.guidance=0", "train.masks=random"],
     },
     Arm { name: "sft-wins", what: "fine-tuning on the wins", overrides: &["train.objective=sft_wins"] },
     Arm { name: "und-only", what: "understanding pairs only", overrides: &["train.sides=und"] },
@@ -54,14 +63,16 @@ const ARMS: [Arm; 8] = [
     },
 ];
 
-/// Compare the method with its controls at the same compute
+/// Compare the method with its controls, each drawn from under its best guidance
 ///
 /// Runs every arm for every seed: ours, continued pretraining (on its own data, and on nothing but true and whole
-/// captions), fine-tuning on the wins, understanding pairs only, generation pairs only, pairs chosen by the oracle, and
-/// the paper's loss without the anchor; each with the same records, steps and evaluation. The first iteration's
-/// candidates are made once per seed and shared. Every arm is a few YAML keys, so each can be run alone. Prints
-/// Markdown tables with 95 % intervals and keeps them as controls.md and controls.json; the last rows are floors: blank
-/// pictures, random scenes, and what the base drew for other prompts. When it was interrupted, the same command continues.
+/// captions), likelihood of the same records' own captions and pictures, fine-tuning on the wins, understanding pairs only,
+/// generation pairs only, pairs chosen by the oracle, and the paper's loss without the anchor; each for the same steps. The
+/// first iteration's candidates are made once per seed and shared. For the base and for every arm the guidance is chosen
+/// among those of --guidance on --search dev prompts; the first table compares best with best on --prompts others, the
+/// second one guidance by guidance. Every arm is a few YAML keys, so each can be run alone. Prints Markdown tables with
+/// 95 % intervals and keeps them as controls.md and controls.json; the last rows are floors: blank pictures, random scenes,
+/// and what the base drew for other prompts. When it was interrupted, the same command continues.
 ///
 /// Example: hermesflow controls scenes --seeds 1,2,3 --arms pair-dpo,no-anchor --prompts 400
 #[derive(Debug, clap::Args)]
@@ -73,7 +84,7 @@ pub struct Args {
     #[arg(long, value_name = "DIR", default_value = "runs/controls")]
     out: PathBuf,
 
-    /// Only these arms: pair-dpo, continue, continue-clean, sft-wins, und-only, gen-only, oracle, no-anchor
+    /// Only these arms: pair-dpo, continue, continue-clean, supervised, sft-wins, und-only, gen-only, oracle, no-anchor
     #[arg(long, value_name = "ARMS", value_delimiter = ',')]
     arms: Vec<String>,
 
@@ -88,22 +99,14 @@ pub struct Args {
     /// Scenes to draw the prompts from: heldout (for final figures) or dev (for choosing settings)
     #[arg(long, value_name = "SPLIT", default_value = "heldout")]
     split: String,
-}
 
-/// One arm after one iteration with one seed.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-struct Outcome {
-    arm: String,
-    seed: u64,
-    iteration: usize,
-    understanding: Mean,
-    generation: Mean,
-    all_right: Mean,
-    understanding_change: Mean,
-    generation_change: Mean,
-    all_right_change: Mean,
-    gap_change: Mean,
-    gap_before: Mean,
+    /// Guidances to draw under, beside the run's own
+    #[arg(long, value_name = "G,…", value_delimiter = ',', default_values_t = [0.0, 1.0, 3.0, 5.0])]
+    guidance: Vec<f64>,
+
+    /// Dev prompts on which each model's best guidance is chosen; 0 takes the run's own for all
+    #[arg(long, value_name = "N", default_value_t = 128)]
+    search: usize,
 }
 
 /// Runs the command.
@@ -116,6 +119,7 @@ pub fn run(args: Args) -> Result<()> {
         ensure!(known.contains(&name.as_str()), "--arms: {name:?} is none of {}", known.join(", "));
     }
     let split = eval::split(&args.split)?;
+    eval::guidances(&args.guidance, &config)?;
     let _lock = Lock::take([args.out.join(".hermesflow-lock")])?;
     let seeds: Vec<PathBuf> = args.seeds.iter().map(|seed| args.out.join(format!("seed-{seed}"))).collect();
     files::refuse_foreign(&args.out, &["controls.md", "controls.json"], seeds.iter().any(|seed| seed.is_dir()))?;
@@ -128,7 +132,8 @@ pub fn run(args: Args) -> Result<()> {
             outcomes.extend(played.with_context(|| format!("{} {seed}", arm.name))?);
         }
     }
-    let tables = tables(&outcomes);
+    let named = ARMS.iter().map(|arm| (arm.name, arm.what)).chain(FLOORS);
+    let tables = outcome::tables(&named.collect::<Vec<_>>(), &outcomes);
     files::write_atomically(&args.out.join("controls.md"), (tables.clone() + "\n").as_bytes())?;
     let json = serde_json::to_string_pretty(&outcomes)? + "\n";
     files::write_atomically(&args.out.join("controls.json"), json.as_bytes())?;
@@ -147,32 +152,73 @@ fn play(
     let home = args.out.join(format!("seed-{seed}"));
     let config = configured(args, seed, &home.join(arm.name), arm.overrides)?;
     let settings = EvalSettings { split, prompts: args.prompts, seed: 1000 + seed };
-    share_curation(args, seed, &home, &config, progress)?;
+    if config.train.objective.has_pairs() {
+        share_curation(args, seed, &home, &config, progress)?;
+    }
     let first = RunContext::new(config.clone(), 1, progress.clone());
-    let guidances = other_guidances(&config);
-    let mut base: Option<EvalReport> = None;
+    let guidances = eval::guidances(&args.guidance, &config)?;
+    let mut base: Option<Evaluated> = None;
     let mut outcomes = Vec::new();
     run::run_loop(&config, progress, |iteration, model: &Model| {
-        let (name, file) = match iteration {
-            0 => ("base".to_string(), home.join(format!("eval-base-{}.json", split.name()))),
-            _ => {
-                let name = format!("{} {iteration}", arm.name);
-                (name, home.join(arm.name).join(format!("eval-{iteration}-{}.json", split.name())))
-            }
+        let (name, folder, stem) = match iteration {
+            0 => ("base".to_string(), home.clone(), "base".to_string()),
+            _ => (format!("{} {iteration}", arm.name), home.join(arm.name), iteration.to_string()),
         };
-        let report = eval::evaluate_into(model, &name, (&first.at(iteration + 1), &guidances), settings, &file)?;
+        let run = first.at(iteration + 1);
+        let file = folder.join(format!("eval-{stem}-{}.json", split.name()));
+        let report = eval::evaluate_into(model, &name, (&run, &guidances), settings, &file)?;
+        let guidance = best_guidance(model, &run, &guidances, args, &folder.join(format!("search-{stem}.jsonl")))?;
+        let evaluated = Evaluated { report, guidance, own: config.imagine.guidance };
         match &base {
             None => {
                 if first_of_seed {
-                    outcomes.extend(floors(&report).iter().map(|floor| floor_outcome(floor, seed, &report)));
+                    for floor in &floors(&evaluated.report) {
+                        outcomes.push(Outcome::of_floor(floor, seed, &evaluated)?);
+                    }
                 }
-                base = Some(report);
+                base = Some(evaluated);
             }
-            Some(base) => outcomes.push(outcome(arm, seed, iteration, base, &report)?),
+            Some(base) => {
+                let records = learned_from(&first.at(iteration))?;
+                outcomes.push(Outcome::of_arm(arm.name, (seed, iteration), records, base, &evaluated)?);
+            }
         }
         Ok(())
     })?;
     Ok(outcomes)
+}
+
+/// The guidance under which the oracle finds most facts in a model's pictures of dev prompts: of the run's own and others.
+/// Of equal ones the first counts, and the run's own before all.
+fn best_guidance(model: &Model, run: &RunContext, others: &[f64], args: &Args, file: &Path) -> Result<f64> {
+    let imagine = run.config.imagine;
+    if args.search == 0 {
+        return Ok(imagine.guidance);
+    }
+    let steps = if model.image_decoding() == ImageDecoding::Masked { imagine.steps } else { 0 };
+    let sampler = |&guidance: &f64| Sampler { steps, noise: imagine.temperature, guidance };
+    let all: Vec<Sampler> = [imagine.guidance].iter().chain(others).map(sampler).collect();
+    let settings = EvalSettings { split: Split::Dev, prompts: args.search, seed: 0 };
+    let drawn = samplers::draw_into(model, run, &settings, &all, file)?;
+    let found = |sampler: &Sampler| drawn.iter().find(|one| one.sampler == *sampler).map(|one| one.generation().mean);
+    let mut best = (imagine.guidance, f64::NEG_INFINITY);
+    for sampler in &all {
+        let mean = found(sampler).context("a sampler was not drawn from")?;
+        if mean > best.1 {
+            best = (sampler.guidance, mean);
+        }
+    }
+    Ok(best.0)
+}
+
+/// How many pairs, or records without pairs, an iteration's training read; none where it read no records.
+fn learned_from(run: &RunContext) -> Result<Option<usize>> {
+    let objective = run.config.train.objective;
+    let path = match objective.has_pairs() {
+        true => run.layout.pairs(),
+        false => run.layout.supervised(),
+    };
+    objective.has_records().then(|| Ok(files::pairs(&path)?.len())).transpose()
 }
 
 fn configured(args: &Args, seed: u64, folder: &Path, more: &[&str]) -> Result<RunConfig> {
@@ -218,78 +264,4 @@ fn copy_folder(from: &Path, to: &Path) -> Result<()> {
         }
     }
     Ok(())
-}
-
-fn outcome(arm: &Arm, seed: u64, iteration: usize, base: &EvalReport, report: &EvalReport) -> Result<Outcome> {
-    let all_right = |row: &PromptRow| f64::from(u8::from(row.all));
-    Ok(Outcome {
-        arm: arm.name.into(),
-        seed,
-        iteration,
-        understanding: report.mean(PromptRow::understanding),
-        generation: report.mean(PromptRow::generation),
-        all_right: report.mean(all_right),
-        understanding_change: report.difference(base, PromptRow::understanding)?,
-        generation_change: report.difference(base, PromptRow::generation)?,
-        all_right_change: report.difference(base, all_right)?,
-        gap_change: report.difference(base, PromptRow::gap)?,
-        gap_before: base.mean(PromptRow::gap),
-    })
-}
-
-/// A floor beside the base: its pictures show no understanding, and were not made by an arm.
-fn floor_outcome(floor: &Floor, seed: u64, base: &EvalReport) -> Outcome {
-    let (none, all) = (Mean::of([]), |right: bool| f64::from(u8::from(right)));
-    let change = |floor: Vec<f64>, base: fn(&PromptRow) -> f64, report: &EvalReport| {
-        Mean::of_differences(&report.rows.iter().map(base).collect::<Vec<_>>(), &floor)
-    };
-    let facts: Vec<f64> = floor.verdicts.iter().map(|verdict| verdict.facts).collect();
-    let rights: Vec<f64> = floor.verdicts.iter().map(|verdict| all(verdict.all)).collect();
-    Outcome {
-        arm: floor.name.into(),
-        seed,
-        iteration: 0,
-        understanding: none,
-        generation: Mean::of(facts.iter().copied()),
-        all_right: Mean::of(rights.iter().copied()),
-        understanding_change: none,
-        generation_change: change(facts, PromptRow::generation, base),
-        all_right_change: change(rights, |row| f64::from(u8::from(row.all)), base),
-        gap_change: none,
-        gap_before: none,
-    }
-}
-
-/// Two tables of what the arms came to after their last iteration: over all seeds, and seed by seed.
-fn tables(outcomes: &[Outcome]) -> String {
-    let header = ["", "generation", "change", "all right", "understanding", "gap before", "gap"];
-    let mut pooled = report::table(&header);
-    let mut single = report::table(&[&["", "seed"], &header[1..]].concat());
-    for (name, what) in ARMS.iter().map(|arm| (arm.name, arm.what)).chain(FLOORS) {
-        let of_arm: Vec<&Outcome> = outcomes.iter().filter(|outcome| outcome.arm == name).collect();
-        let last = of_arm.iter().map(|outcome| outcome.iteration).max().unwrap_or(0);
-        let ended: Vec<&Outcome> = of_arm.into_iter().filter(|outcome| outcome.iteration == last).collect();
-        if ended.is_empty() {
-            continue;
-        }
-        pooled.add_row([vec![what.to_string()], figures(&ended)].concat());
-        for outcome in ended {
-            single.add_row([vec![what.to_string(), outcome.seed.to_string()], figures(&[outcome])].concat());
-        }
-    }
-    format!("{pooled}\n\nseed by seed:\n\n{single}\n\n± is half the 95 % interval (1.96 standard errors) over prompts")
-}
-
-/// The figures of one arm's outcomes, in the order of the header.
-fn figures(outcomes: &[&Outcome]) -> Vec<String> {
-    let pooled = |of: fn(&Outcome) -> Mean| Mean::pooled(outcomes.iter().map(|outcome| of(outcome)));
-    let plain = |mean: Mean| if mean.count == 0 { mean.to_string() } else { format!("{:.3}", mean.mean) };
-    vec![
-        plain(pooled(|outcome| outcome.generation)),
-        format!("{:+}", pooled(|outcome| outcome.generation_change)),
-        format!("{:+}", pooled(|outcome| outcome.all_right_change)),
-        format!("{:+}", pooled(|outcome| outcome.understanding_change)),
-        plain(pooled(|outcome| outcome.gap_before)),
-        format!("{:+}", pooled(|outcome| outcome.gap_change)),
-    ]
 }
