@@ -74,6 +74,17 @@ impl Hand {
         Ok(ops::gelu_erf(&self.output_mlp_projector.forward(hidden)?)?)
     }
 
+    /// Logits of the next code, from what the last layer of the head sees.
+    ///
+    /// # Shapes
+    /// `[rows, inner]` → `[rows, codes]`
+    ///
+    /// # Errors
+    /// When shapes do not fit.
+    pub(super) fn logits_of(&self, inner: &Tensor) -> Result<Tensor> {
+        self.vision_head.forward(inner)
+    }
+
     /// Logits of the next code.
     ///
     /// # Shapes
@@ -82,7 +93,7 @@ impl Hand {
     /// # Errors
     /// When shapes do not fit.
     pub fn logits(&self, hidden: &Tensor) -> Result<Tensor> {
-        self.vision_head.forward(&self.inner(hidden)?)
+        self.logits_of(&self.inner(hidden)?)
     }
 
     /// The log-probability of each row's target.

@@ -6,6 +6,7 @@
 use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use candle_core::{DType, Tensor};
 use hermesflow_nn::ops::{self, Segment};
@@ -71,7 +72,7 @@ impl Janus {
             return Err(Error::Invalid(message));
         }
         let rows = if guidance == 1.0 { 1 } else { 2 };
-        let bytes = rows * self.config.image_tokens * self.llama.cache_bytes_per_row();
+        let bytes = rows * self.config.image_tokens * self.llama.drawing_bytes_per_row();
         let batches: Vec<&[DrawJob]> = jobs.chunks(together(jobs.len(), bytes, options.cache_bytes)).collect();
         let pictures = parallel::map(self.works_apart(), &batches, |jobs| self.draw_batch(jobs, options));
         Ok(pictures.into_iter().collect::<Result<Vec<_>>>()?.concat())
@@ -86,7 +87,7 @@ impl Janus {
         }
         let mut random: Vec<ChaCha8Rng> = jobs.iter().map(|job| ChaCha8Rng::seed_from_u64(job.seed)).collect();
         // From one of the pool's own threads: from outside, every product would wake two threads and wait for both.
-        rayon::scope(|_| {
+        parallel::awake(|| {
             let mut drawing = Drawing::new(self, &prompts, options.guidance != 1.0)?;
             let mut pictures = vec![Vec::with_capacity(self.config.image_tokens); jobs.len()];
             for step in 0..self.config.image_tokens {
@@ -114,8 +115,8 @@ pub struct Drawing<'a> {
     start: usize,
     /// Codes that every picture has.
     column: usize,
-    /// Logits of the next code of each row of the batch, `[rows, codebook]` in f32.
-    logits: Tensor,
+    /// What the last layer of the head sees of each row of the batch, `[rows, inner]`.
+    inner: Tensor,
 }
 
 impl<'a> Drawing<'a> {
@@ -136,7 +137,7 @@ impl<'a> Drawing<'a> {
             return Err(Error::Invalid("a prompt without ids".into()));
         }
         let (start, llama) = (packed.ids.len(), &model.llama);
-        let cache = llama.cache(start + prefixes.len() * (model.config.image_tokens - 1))?;
+        let cache = llama.drawing_cache(start + prefixes.len() * (model.config.image_tokens - 1))?;
         let embedded = packed.embed(llama)?;
         let mut hidden = Vec::new();
         for (rows, segments) in packed.parts(PASS) {
@@ -145,8 +146,8 @@ impl<'a> Drawing<'a> {
         }
         let ends: Vec<u32> = prefixes.iter().map(|prefix| prefix.end as u32 - 1).collect();
         let hidden = ops::gather_rows(&Tensor::cat(&hidden, 0)?, &ends)?;
-        let logits = model.hand.logits(&hidden)?.to_dtype(DType::F32)?;
-        Ok(Self { model, cache, prefixes, pictures: prompts.len(), start, column: 0, logits })
+        let inner = model.hand.inner(&hidden)?;
+        Ok(Self { model, cache, prefixes, pictures: prompts.len(), start, column: 0, inner })
     }
 
     /// Logits of the next code of each picture: with the prompt and, where there is guidance, those without.
@@ -155,11 +156,44 @@ impl<'a> Drawing<'a> {
     /// `[pictures, codebook]` in f32
     ///
     /// # Errors
-    /// Never.
+    /// When memory runs out.
     pub fn logits(&self) -> Result<(Tensor, Option<Tensor>)> {
+        let (cond, uncond) = self.inner()?;
+        let logits = |inner: Tensor| -> Result<Tensor> { Ok(self.model.hand.logits_of(&inner)?.to_dtype(DType::F32)?) };
+        Ok((logits(cond)?, uncond.map(logits).transpose()?))
+    }
+
+    /// What the last layer of the head sees: with the prompt and, where there is guidance, without.
+    fn inner(&self) -> Result<(Tensor, Option<Tensor>)> {
         let guided = self.prefixes.len() > self.pictures;
-        let part = |number: usize| self.logits.narrow(0, number * self.pictures, self.pictures);
+        let part = |number: usize| self.inner.narrow(0, number * self.pictures, self.pictures);
         Ok((part(0)?, guided.then(|| part(1)).transpose()?))
+    }
+
+    /// Calls `work` with each picture's item and the probabilities from which its next code is drawn, after guidance and
+    /// softmax, in parallel. The last layer of the head is affine, so that it runs once, over the guided combination of
+    /// what it sees.
+    fn each_distribution<T: Send>(
+        &self,
+        options: &DrawOptions,
+        items: Vec<T>,
+        work: impl Fn(T, &[f32]) + Sync + Send,
+    ) -> Result<()> {
+        let (mut inner, uncond) = self.inner()?;
+        if let Some(uncond) = uncond {
+            inner = (&uncond + (inner - &uncond)?.affine(options.guidance, 0.0)?)?;
+        }
+        let logits = self.model.hand.logits_of(&inner)?.to_dtype(DType::F32)?;
+        let finite = AtomicBool::new(true);
+        ops::for_each_row(&logits, items, |item, logits| {
+            if !ops::all_finite(logits) {
+                return finite.store(false, Ordering::Relaxed);
+            }
+            let mut row = logits.to_vec();
+            ops::soften_row(&mut row, options.temperature as f32);
+            work(item, &row);
+        })?;
+        if finite.into_inner() { Ok(()) } else { Err(Error::NotFinite("a picture")) }
     }
 
     /// The probabilities from which the next code of each picture is drawn, after guidance and softmax.
@@ -167,19 +201,8 @@ impl<'a> Drawing<'a> {
     /// # Errors
     /// When the logits are not finite.
     pub fn probabilities(&self, options: &DrawOptions) -> Result<Vec<Vec<f32>>> {
-        let (cond, uncond) = self.logits()?;
         let mut rows = vec![Vec::new(); self.pictures];
-        ops::for_each_row(&cond, rows.iter_mut().collect(), |row: &mut Vec<f32>, cond| row.extend_from_slice(cond))?;
-        if let Some(uncond) = uncond {
-            let guidance = options.guidance as f32;
-            ops::for_each_row(&uncond, rows.iter_mut().collect(), |row: &mut Vec<f32>, uncond| {
-                row.iter_mut().zip(uncond).for_each(|(cond, uncond)| *cond = uncond + guidance * (*cond - uncond));
-            })?;
-        }
-        if !rows.iter().all(|row| ops::all_finite(row)) {
-            return Err(Error::NotFinite("a picture"));
-        }
-        rows.iter_mut().for_each(|row| softmax(row, options.temperature as f32));
+        self.each_distribution(options, rows.iter_mut().collect(), |row: &mut Vec<f32>, all| row.extend(all))?;
         Ok(rows)
     }
 
@@ -187,10 +210,12 @@ impl<'a> Drawing<'a> {
     /// are no larger than it.
     ///
     /// # Errors
-    /// When the logits are not finite.
+    /// When the logits are not finite, or there are not as many numbers as pictures.
     pub fn codes(&self, options: &DrawOptions, uniforms: &[f64]) -> Result<Vec<u32>> {
-        let probabilities = self.probabilities(options)?;
-        Ok(probabilities.iter().zip(uniforms).map(|(row, uniform)| code(row, *uniform)).collect())
+        let mut codes = vec![0; uniforms.len()];
+        let items = codes.iter_mut().zip(uniforms).collect();
+        self.each_distribution(options, items, |(drawn, uniform): (&mut u32, &f64), row| *drawn = code(row, *uniform))?;
+        Ok(codes)
     }
 
     /// Appends one code to each picture and computes the logits of the next.
@@ -216,19 +241,10 @@ impl<'a> Drawing<'a> {
         let segments: Arc<[Segment]> = self.prefixes.iter().enumerate().map(segment).collect();
         let placement = Placement::Column { start, samples, size, column };
         let hidden = model.llama.forward(embedded, &positions, &segments, Some((&self.cache, &placement)))?;
-        self.logits = model.hand.logits(&hidden)?.to_dtype(DType::F32)?;
+        self.inner = model.hand.inner(&hidden)?;
         self.column += 1;
         Ok(())
     }
-}
-
-/// Turns logits into probabilities.
-fn softmax(row: &mut [f32], temperature: f32) {
-    row.iter_mut().for_each(|logit| *logit /= temperature);
-    let highest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    row.iter_mut().for_each(|logit| *logit = (*logit - highest).exp());
-    let sum: f32 = row.iter().sum();
-    row.iter_mut().for_each(|weight| *weight /= sum);
 }
 
 /// The first code whose cumulative probability exceeds the number; rounding may leave none, then the last that has any.

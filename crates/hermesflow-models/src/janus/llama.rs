@@ -156,10 +156,38 @@ impl Llama {
         ops::key_value_dtype(self.dtype(), self.device())
     }
 
+    /// The type in which keys and values of pictures are kept while they are drawn.
+    fn kept_of_drawings(&self) -> DType {
+        ops::own_key_value_dtype(self.dtype(), self.device(), self.config.head_size())
+    }
+
     /// Bytes of a cache per row.
     pub fn cache_bytes_per_row(&self) -> usize {
-        let keys = self.config.key_heads() * self.config.head_size();
-        2 * self.blocks.len() * keys * self.kept().size_in_bytes()
+        self.bytes_per_row(self.kept())
+    }
+
+    /// Bytes of [`Self::drawing_cache`] per row.
+    pub fn drawing_bytes_per_row(&self) -> usize {
+        self.bytes_per_row(self.kept_of_drawings())
+    }
+
+    fn bytes_per_row(&self, kept: DType) -> usize {
+        2 * self.blocks.len() * self.config.key_heads() * self.config.head_size() * kept.size_in_bytes()
+    }
+
+    /// An empty cache of `rows` rows for pictures that are drawn code by code, each of which sees its own rows.
+    ///
+    /// # Errors
+    /// When memory runs out.
+    pub fn drawing_cache(&self, rows: usize) -> Result<KvCache> {
+        self.empty_cache(rows, self.kept_of_drawings())
+    }
+
+    fn empty_cache(&self, rows: usize, kept: DType) -> Result<KvCache> {
+        let shape = (rows, self.config.key_heads(), self.config.head_size());
+        let empty = || Tensor::zeros(shape, kept, self.device());
+        let layers = (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
+        Ok(KvCache { layers })
     }
 
     /// The log-probability of each row's target over the whole vocabulary.
@@ -245,10 +273,7 @@ impl Decoder for Llama {
     }
 
     fn cache(&self, rows: usize) -> Result<KvCache> {
-        let shape = (rows, self.config.key_heads(), self.config.head_size());
-        let empty = || Tensor::zeros(shape, self.kept(), self.device());
-        let layers = (0..self.blocks.len()).map(|_| Ok((empty()?, empty()?))).collect::<candle_core::Result<_>>()?;
-        Ok(KvCache { layers })
+        self.empty_cache(rows, self.kept())
     }
 
     fn forward(

@@ -63,7 +63,7 @@ fn reply_batch(
     }
     let tokenizer = model.conversation.tokenizer();
     // From one of the pool's own threads: from outside, every product would wake two threads and wait for both.
-    rayon::scope(|_| write_replies(&model.llama, &packed, &questions, &mut samples, tokenizer.special.end))?;
+    parallel::awake(|| write_replies(&model.llama, &packed, &questions, &mut samples, tokenizer.special.end))?;
     let reply = |sample: Sample| -> Result<Reply> {
         Ok(Reply { text: tokenizer.decode(&sample.tokens)?.trim().to_string(), log_prob: sample.log_prob })
     };

@@ -55,7 +55,7 @@ fn imagine_batch(model: &Showo, jobs: &[ImagineJob], options: &MaskedOptions) ->
     let draws = jobs.iter().map(|job| SeededDraws::new(job.seed)).collect();
     let mut denoiser = Denoiser::new(&model.phi, &model.config, &model.frames, &texts, uncond.as_deref())?;
     // On a thread of the pool, as in `reply_batch`.
-    let images = rayon::scope(|_| denoiser.run(images, options.steps.max(1), options.guidance, draws))?;
+    let images = parallel::awake(|| denoiser.run(images, options.steps.max(1), options.guidance, draws))?;
     let made = |(image, job): (Decoding, &ImagineJob)| {
         let steps = job.known.iter().all(Option::is_none).then(|| image.settled().to_vec());
         Imagined { codes: image.into_codes(), steps }

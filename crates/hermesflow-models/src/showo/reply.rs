@@ -110,7 +110,7 @@ fn reply_batch(
         })
         .collect();
     // On a thread of the pool, because from outside every product would wake two threads and wait for both.
-    rayon::scope(|_| write_replies(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot))?;
+    parallel::awake(|| write_replies(&model.phi, &packed, &questions, &mut samples, model.tokenizer.special.eot))?;
     let reply = |sample: Sample| -> Result<Reply> {
         Ok(Reply { text: model.tokenizer.decode(&sample.tokens)?, log_prob: sample.log_prob })
     };

@@ -8,9 +8,9 @@
 use std::ops::Range;
 
 use half::bf16;
-use rayon::prelude::*;
 
 use crate::measure::count;
+use crate::parallel;
 use crate::simd;
 use crate::storage::SharedPointer;
 
@@ -121,9 +121,10 @@ pub(crate) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32
         .collect();
     let all = products.iter().map(|product| product.x.len() * product.out()).sum();
     count::product((all, 1, 1), true, || {
-        tasks.into_par_iter().for_each(|(at, lines)| {
+        parallel::each(tasks.len(), |task| {
+            let (at, lines) = &tasks[task];
             // SAFETY: the type is available, as the caller promises; no other task has these columns.
-            unsafe { products[at].columns(lines, targets[at]) };
+            unsafe { products[*at].columns(lines.clone(), targets[*at]) };
         });
     });
     for (result, product) in results.iter_mut().zip(products) {
@@ -136,9 +137,9 @@ pub(crate) fn linear_all<T: Element>(products: &[Product<'_, T>]) -> Vec<Vec<f32
 /// The numbers rounded to the nearest bf16.
 pub(crate) fn rounded(x: &[f32]) -> Vec<bf16> {
     use half::slice::HalfFloatSliceExt;
-    const RUN: usize = 1 << 14;
+    const RUN: usize = 1 << 13;
     let mut y = vec![bf16::ZERO; x.len()];
-    y.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(to, from)| to.convert_from_f32_slice(from));
+    parallel::each_run(&mut y, RUN, |at, to| to.convert_from_f32_slice(&x[at * RUN..][..to.len()]));
     y
 }
 
@@ -149,6 +150,8 @@ macro_rules! element {
         #[cfg(target_arch = "x86_64")]
         const _: () = {
             use std::arch::x86_64::*;
+
+            use crate::simd::lane_sums;
 
             /// `y[r][c] += Σ x[r][i]·w[c][i]` over `length` elements; rows of `x` and lines of `w` are `depth` apart, rows of
             /// `y` are `out` apart. With `PREFETCH` the next `C` lines of `w` are prefetched: few rows are done with a line
@@ -316,25 +319,3 @@ element!(
     },
     |sum, row, line| _mm512_dpbf16_ps(sum, row, line)
 );
-
-/// The sum of each of four vectors' lanes.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
-fn lane_sums(
-    a: std::arch::x86_64::__m512,
-    b: std::arch::x86_64::__m512,
-    c: std::arch::x86_64::__m512,
-    d: std::arch::x86_64::__m512,
-) -> std::arch::x86_64::__m128 {
-    use std::arch::x86_64::*;
-    let pairs = |a, b| _mm512_castps_pd(_mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
-    let (ab, cd) = (pairs(a, b), pairs(c, d));
-    // a, b, c, d in each of the four quarters.
-    let quarters =
-        _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
-    let halves = _mm256_add_ps(
-        _mm512_castps512_ps256(quarters),
-        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(quarters))),
-    );
-    _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
-}

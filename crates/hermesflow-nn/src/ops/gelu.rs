@@ -8,11 +8,12 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
+use crate::parallel;
 use crate::simd::{exp, vectorised};
 use crate::storage::{elements, host, kernels_take};
 
 /// Elements per task.
-const RUN: usize = 16 * 1024;
+const RUN: usize = 8 * 1024;
 /// `2 sqrt(2/pi)`.
 const SLOPE: f32 = 1.595_769_2;
 /// `2 sqrt(2/pi) · 0.044715`.
@@ -153,7 +154,7 @@ fn map(x: &[f32], kernel: fn(&mut [f32], &[f32])) -> Vec<f32> {
     if x.len() <= RUN {
         kernel(&mut y, x);
     } else {
-        y.par_chunks_mut(RUN).zip(x.par_chunks(RUN)).for_each(|(y, x)| kernel(y, x));
+        parallel::each_run(&mut y, RUN, |at, y| kernel(y, &x[at * RUN..][..y.len()]));
     }
     y
 }

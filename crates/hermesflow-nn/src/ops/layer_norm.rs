@@ -7,11 +7,14 @@ use super::any_device;
 use super::by_rows;
 use super::node::node3;
 use crate::measure::profile::{Part, part};
+use crate::parallel;
 use crate::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
 use crate::storage::{elements, host, kernels_take};
 
 /// Rows per task: a fixed number, so that sums over rows have one order whatever the threads.
 const ROWS: usize = 64;
+/// About as many elements has a task of the forward pass, in whole rows.
+const RUN: usize = 8 * 1024;
 
 /// `(x - mean) / sqrt(variance + eps) * weight + bias` over the last dimension.
 ///
@@ -127,12 +130,12 @@ vectorised! {
 
 /// The normalised rows of `x [.., weight.len()]`.
 pub(super) fn forward(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
-    let run = ROWS * weight.len();
+    let run = (RUN / weight.len().max(1)).max(1) * weight.len();
     let mut y = vec![0f32; x.len()];
     if x.len() <= run {
         values(&mut y, x, weight, bias, eps);
     } else {
-        y.par_chunks_mut(run).zip(x.par_chunks(run)).for_each(|(y, x)| values(y, x, weight, bias, eps));
+        parallel::each_run(&mut y, run, |at, y| values(y, &x[at * run..][..y.len()], weight, bias, eps));
     }
     y
 }

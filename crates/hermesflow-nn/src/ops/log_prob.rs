@@ -1,10 +1,11 @@
 //! The log-probability of a target under a row of logits, `log softmax(x)[target] = x[target] - ln Σ e^x`.
 
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{CpuStorage, CustomOp1, D, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::parallel;
 use crate::simd::{exp, max, max_and_sum_exp, sum_by, vectorised};
 use crate::storage::{elements, host, kernels_take};
 
@@ -41,6 +42,22 @@ pub fn log_sum_exp(x: &[f32]) -> f64 {
     f64::from(highest) + sum.ln()
 }
 
+/// Turns a row of logits, divided by the temperature, into probabilities.
+pub fn soften_row(row: &mut [f32], temperature: f32) {
+    soften(row, temperature);
+}
+
+vectorised! {
+    fn soften(row: &mut [f32], temperature: f32) {
+        row.iter_mut().for_each(|x| *x /= temperature);
+        let largest = max(row);
+        row.iter_mut().for_each(|x| *x = exp(*x - largest));
+        // A sum for each lane is short enough for f32, at tens of thousands of elements.
+        let sum = sum_by(row, |x| x);
+        row.iter_mut().for_each(|x| *x /= sum);
+    }
+}
+
 /// Whether a row holds neither NaN nor infinity.
 pub fn all_finite(row: &[f32]) -> bool {
     // Without a branch per element, so that it becomes vector instructions.
@@ -61,7 +78,14 @@ pub fn for_each_row<T: Send>(rows: &Tensor, items: Vec<T>, work: impl Fn(T, &[f3
     }
     let rows = rows.to_device(&Device::Cpu)?.contiguous()?;
     let (store, layout) = rows.storage_and_layout();
-    items.into_par_iter().zip(host(&store, layout)?.par_chunks_exact(v)).for_each(|(item, row)| work(item, row));
+    let values = host(&store, layout)?;
+    let items: Vec<Mutex<Option<T>>> = items.into_iter().map(|item| Mutex::new(Some(item))).collect();
+    parallel::each(n, |row| {
+        let item = items[row].lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(item) = item {
+            work(item, &values[row * v..][..v]);
+        }
+    });
     Ok(())
 }
 

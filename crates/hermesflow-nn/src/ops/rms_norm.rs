@@ -4,11 +4,14 @@ use candle_core::{CpuStorage, CustomOp2, D, DType, Layout, Result, Shape, Tensor
 use rayon::prelude::*;
 
 use crate::measure::profile::{Part, part};
+use crate::parallel;
 use crate::simd::{LANES, add_to, sum_by, sum_lanes, vectorised};
 use crate::storage::{elements, host, kernels_take};
 
 /// Rows of one task; fixed, so that the sums over rows have one order.
 const ROWS: usize = 64;
+/// About as many elements has a task of the forward pass, in whole rows.
+const RUN: usize = 8 * 1024;
 
 /// `weight · x / sqrt(mean(x²) + eps)` over the last dimension, computed in f32.
 ///
@@ -92,12 +95,12 @@ vectorised! {
 
 /// Normalised rows of `weight.len()`.
 pub(super) fn forward(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let run = ROWS * weight.len();
+    let run = (RUN / weight.len().max(1)).max(1) * weight.len();
     let mut y = vec![0f32; x.len()];
     if x.len() <= run {
         values(&mut y, x, weight, eps);
     } else {
-        y.par_chunks_mut(run).zip(x.par_chunks(run)).for_each(|(y, x)| values(y, x, weight, eps));
+        parallel::each_run(&mut y, run, |at, y| values(y, &x[at * run..][..y.len()], weight, eps));
     }
     y
 }

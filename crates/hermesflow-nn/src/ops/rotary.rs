@@ -4,13 +4,13 @@
 use std::collections::HashMap;
 
 use candle_core::{CpuStorage, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
+use crate::parallel;
 use crate::simd::vectorised;
 use crate::storage::{HeadRows, cpu, elements, host, kernels_take};
 
-/// Tokens per task.
-const TOKENS: usize = 64;
+/// About as many elements has a task, in whole tokens.
+const RUN: usize = 8 * 1024;
 
 /// Cosines and sines of the angles `position · frequency`, computed in f32: for each position those of every frequency.
 pub fn rotary_angles(positions: &[u32], frequencies: &[f32]) -> (Vec<f32>, Vec<f32>) {
@@ -109,10 +109,13 @@ impl Rotary {
             let x = &x.data[token * x.stride..][..row];
             rotate(y, x, d, &cos[token * half..][..half], &sin[token * half..][..half], back);
         };
-        if n <= TOKENS {
+        let tokens = (RUN / row.max(1)).max(1);
+        if n <= tokens {
             y.chunks_exact_mut(row).enumerate().for_each(one);
         } else {
-            y.par_chunks_exact_mut(row).enumerate().with_min_len(TOKENS).for_each(one);
+            parallel::each_run(&mut y, tokens * row, |at, y| {
+                y.chunks_exact_mut(row).enumerate().for_each(|(token, y)| one((at * tokens + token, y)));
+            });
         }
         y
     }

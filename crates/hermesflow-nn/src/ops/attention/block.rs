@@ -112,7 +112,7 @@ vectorised! {
     }
 
     /// Replaces scores by `e^(score - largest)`; returns their sum and the largest score.
-    fn soften_one(scores: &mut [f32]) -> (f32, f32) {
+    pub(super) fn soften_one(scores: &mut [f32]) -> (f32, f32) {
         let largest = max(scores);
         scores.iter_mut().for_each(|x| *x = exp(*x - largest));
         (sum_by(scores, |x| x), largest)

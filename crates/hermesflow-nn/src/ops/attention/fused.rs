@@ -3,11 +3,12 @@
 use std::sync::OnceLock;
 
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
+use super::alone::{self, Alone, KeptRows};
 use super::block::{Gradients, Inputs};
 use super::plan::Block;
 use super::segment::Segment;
+use crate::parallel;
 use crate::storage::{HeadRows, SharedPointer, cpu, host};
 
 /// Fewest multiplications that are shared between threads.
@@ -36,7 +37,7 @@ impl Attention {
             let mut scratch = Vec::new();
             (0..tasks).for_each(|i| task(&mut scratch, i));
         } else {
-            (0..tasks).into_par_iter().for_each_init(Vec::new, task);
+            parallel::each_with(tasks, Vec::new, task);
         }
     }
 
@@ -45,8 +46,13 @@ impl Attention {
         let inputs = Inputs { q, k, v, heads, d, scale: self.scale };
         let (mut out, mut normalizers) = (vec![0f32; tq * heads * d], vec![0f32; tq * heads]);
         let (y, sums) = (SharedPointer(out.as_mut_ptr()), SharedPointer(normalizers.as_mut_ptr()));
+        let (own, others): (Vec<&Block>, Vec<&Block>) = self.blocks.iter().partition(|block| alone::suits(block, d));
+        if !own.is_empty() {
+            let alone = Alone { q, k: KeptRows::F32(k), v: KeptRows::F32(v), d, scale: self.scale };
+            self.run_alone(&alone, &own, heads, y, sums);
+        }
         let keys = TOGETHER_FROM.div_ceil((heads * d).max(1));
-        let runs = Block::together(&self.blocks, keys);
+        let runs = Block::together(&others, keys);
         self.run(heads * d, runs.len() * heads, |scratch, i| {
             // SAFETY: the segments were checked to lie in the inputs and to have disjoint queries.
             unsafe {
@@ -58,6 +64,33 @@ impl Attention {
         });
         self.normalizers.get_or_init(|| normalizers);
         out
+    }
+
+    /// [`Self::forward`] of single queries only, with keys and values as they are kept; for forward passes alone.
+    fn forward_single(&self, alone: &Alone<'_>, tq: usize, heads: usize) -> Vec<f32> {
+        let (mut out, mut normalizers) = (vec![0f32; tq * heads * alone.d], vec![0f32; tq * heads]);
+        let (y, sums) = (SharedPointer(out.as_mut_ptr()), SharedPointer(normalizers.as_mut_ptr()));
+        self.run_alone(alone, &self.blocks.iter().collect::<Vec<_>>(), heads, y, sums);
+        out
+    }
+
+    /// Computes blocks of one query each, of which [`alone`] takes the heads' size.
+    fn run_alone(&self, alone: &Alone<'_>, blocks: &[&Block], heads: usize, out: SharedPointer, sums: SharedPointer) {
+        let d = alone.d;
+        let at_once = alone::heads_at_once(blocks.len(), heads);
+        let pieces = heads.div_ceil(at_once);
+        self.run(heads * d, blocks.len() * pieces, |scratch, i| {
+            let (block, head) = (blocks[i / pieces], i % pieces * at_once);
+            if block.keys == 0 {
+                return;
+            }
+            let (count, at) = (at_once.min(heads - head), block.query * heads + head);
+            // SAFETY: the segments were checked to lie in the inputs and to have disjoint queries; no other task has these heads.
+            unsafe {
+                let (out, sums) = (alone::part(out, at * d, count * d), alone::part(sums, at, count));
+                alone.forward(block, head, scratch, out, sums);
+            }
+        });
     }
 
     /// The gradients of queries, keys and values, from the result `out` of [`Self::forward`] and its gradient `dout`.
@@ -111,8 +144,11 @@ impl CustomOp3 for Attention {
         vl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
         let (tq, heads, d) = ql.shape().dims3()?;
-        let (q, k, v) = (HeadRows::new(q, ql)?, HeadRows::new(k, kl)?, HeadRows::new(v, vl)?);
-        let out = self.forward([q, k, v], tq, heads, d);
+        let (q, k, v) = (HeadRows::new(q, ql)?, KeptRows::new(k, kl)?, KeptRows::new(v, vl)?);
+        let out = match (k, v) {
+            (KeptRows::F32(k), KeptRows::F32(v)) => self.forward([q, k, v], tq, heads, d),
+            (k, v) => self.forward_single(&Alone { q, k, v, d, scale: self.scale }, tq, heads),
+        };
         Ok((CpuStorage::F32(out), (tq, heads * d).into()))
     }
 

@@ -44,6 +44,11 @@ impl Block {
         self.ranges.first()
     }
 
+    /// The last range of keys.
+    pub(super) fn last_range(&self) -> Option<&Range<usize>> {
+        self.ranges.last()
+    }
+
     /// Whether the block is one query whose first range has at least `keys` keys.
     pub(super) fn is_one_on(&self, keys: usize) -> bool {
         self.rows == 1 && self.first_range().is_some_and(|range| range.len() >= keys)
@@ -51,8 +56,8 @@ impl Block {
 
     /// The blocks as tasks: up to [`LANES`] consecutive single queries together if their first range of keys is the same and has at
     /// least `keys` keys, every other block alone.
-    pub(super) fn together(blocks: &[Self], keys: usize) -> Vec<&[Self]> {
-        let same = |a: &Self, b: &Self| a.is_one_on(keys) && b.is_one_on(keys) && a.first_range() == b.first_range();
+    pub(super) fn together<'a>(blocks: &'a [&'a Self], keys: usize) -> Vec<&'a [&'a Self]> {
+        let same = |a: &&Self, b: &&Self| a.is_one_on(keys) && b.is_one_on(keys) && a.first_range() == b.first_range();
         blocks.chunk_by(same).flat_map(|run| run.chunks(LANES)).collect()
     }
 

@@ -128,6 +128,41 @@ fn single_queries_on_the_same_keys_go_together() {
     }
 }
 
+/// Pictures that are drawn: each query sees a prompt and its own keys, some of them few.
+fn drawn(pictures: usize) -> Vec<Segment> {
+    let prompts = [0..5, 5..5, 5..17];
+    let own = |at: usize| 20 + 200 * at..20 + 200 * at + [150, 97, 95, 199][at % 4];
+    (0..pictures).map(|at| segment(at..at + 1, &[prompts[at % 3].clone()], own(at), true)).collect()
+}
+
+#[test]
+fn single_queries_on_many_keys_of_their_own_are_attention() {
+    let segments = drawn(9);
+    for (heads, d) in [(3, 32), (8, 64), (2, 96), (5, 128)] {
+        let (q, k, v) = (normal(&[9, heads, d]), normal(&[1820, heads, d]), normal(&[1820, heads, d]));
+        let all = segments.clone().into();
+        let run = |q: &Tensor, k: &Tensor, v: &Tensor, all| attention(q, k, v, all, 0.2).unwrap();
+        close(&run(&q, &k, &v, &all), &dense(&q, &k, &v, &segments, 0.2).unwrap(), 1e-5, "f32");
+        let narrow = |x: &Tensor| x.to_dtype(DType::BF16).unwrap();
+        let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
+        let (k, v) = (narrow(&k), narrow(&v));
+        let together = match kernels_run("keys and values in bf16 under queries in f32") {
+            true => run(&q, &k, &v, &all),
+            false => continue,
+        };
+        close(&together, &dense(&q, &wide(&k), &wide(&v), &segments, 0.2).unwrap(), 1e-5, "bf16");
+        for (i, one) in segments.iter().enumerate() {
+            let alone = [Segment { queries: 0..1, ..one.clone() }].into();
+            let alone = run(&q.narrow(0, i, 1).unwrap(), &k, &v, &alone).to_vec2::<f32>().unwrap();
+            assert_eq!(alone, together.narrow(0, i, 1).unwrap().to_vec2::<f32>().unwrap(), "{i}");
+        }
+        // Several queries of a segment read the same keys widened.
+        let block = [segment(0..9, &[0..5], 5..40, true)];
+        let y = run(&q, &k, &v, &block.clone().into());
+        close(&y, &dense(&q, &wide(&k), &wide(&v), &block, 0.2).unwrap(), 1e-5, "a block");
+    }
+}
+
 #[test]
 fn takes_slices_of_one_projection() {
     let (t, heads, d) = (70, 2, 6);

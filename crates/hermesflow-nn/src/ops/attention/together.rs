@@ -95,7 +95,7 @@ impl Inputs<'_> {
     /// As for [`Inputs::forward`], for each of the blocks.
     pub(super) unsafe fn forward_together(
         &self,
-        blocks: &[Block],
+        blocks: &[&Block],
         head: usize,
         scratch: &mut Vec<f32>,
         out: SharedPointer,

@@ -4,6 +4,10 @@
 //! would wait for each other more than they compute. There, pieces that do not depend on each other (batches of images, parts of a
 //! training batch) run on one thread each instead.
 
+mod awake;
+
+pub use self::awake::{awake, each, each_run, each_with};
+
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
