@@ -255,7 +255,7 @@ mod tests {
     #[test]
     fn every_task_of_every_piece_is_done_once() {
         let expected = sums(2000, 7);
-        assert_eq!(expected[3], (21..28).sum());
+        assert_eq!(expected[3], (21..28).sum::<usize>());
         for threads in [1, 2, 5] {
             let pool = ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             assert_eq!(pool.install(|| awake(|| sums(2000, 7))), expected, "{threads}");

@@ -141,7 +141,7 @@ fn single_queries_on_many_keys_of_their_own_are_attention() {
     for (heads, d) in [(3, 32), (8, 64), (2, 96), (5, 128)] {
         let (q, k, v) = (normal(&[9, heads, d]), normal(&[1820, heads, d]), normal(&[1820, heads, d]));
         let all = segments.clone().into();
-        let run = |q: &Tensor, k: &Tensor, v: &Tensor, all| attention(q, k, v, all, 0.2).unwrap();
+        let run = |q: &Tensor, k: &Tensor, v: &Tensor, all: &Arc<[Segment]>| attention(q, k, v, all, 0.2).unwrap();
         close(&run(&q, &k, &v, &all), &dense(&q, &k, &v, &segments, 0.2).unwrap(), 1e-5, "f32");
         let narrow = |x: &Tensor| x.to_dtype(DType::BF16).unwrap();
         let wide = |x: &Tensor| x.to_dtype(DType::F32).unwrap();
