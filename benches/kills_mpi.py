@@ -52,7 +52,7 @@ imagine: { images: 3, guidance: 1.0 }
 ask: { writer: file, file: questions.json }
 answer: { matcher: lexical, max_new_tokens: 8 }
 pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { schedule: { steps: 4, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 4, checkpoint_every: 2, products: bf16 }
+train: { schedule: { steps: 4, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 4, accumulation: 2, checkpoint_every: 2, products: bf16 }
 """
 
 
