@@ -100,7 +100,7 @@ impl Killed {
                      says what each needs)"
                 }
                 Some(false) => {
-                    "by hand, or by a limit of the batch system: the system itself did not run out of memory"
+                    "by hand, or by a limit of the batch system (the system itself did not run out of memory)"
                 }
                 None => "out of memory, a limit of the batch system, or by hand",
             };
@@ -162,7 +162,7 @@ mod tests {
         let began =
             "process 3 of 8 on node7 was killed by SIGKILL: the system ran out of memory; start fewer processes";
         assert!(said(Signal::KILL, Some(true)).starts_with(began));
-        assert!(said(Signal::KILL, Some(false)).contains("SIGKILL: by hand, or by a limit of the batch system: "));
+        assert!(said(Signal::KILL, Some(false)).contains("SIGKILL: by hand, or by a limit of the batch system ("));
         assert!(said(Signal::KILL, None).ends_with("SIGKILL: out of memory, a limit of the batch system, or by hand"));
         assert!(said(Signal::XFSZ, None).contains("`ulimit -f`"));
         assert!(said(Signal::TERM, None).ends_with("SIGTERM: from outside"));

@@ -42,13 +42,13 @@ pub const BUG: &str = "this is a bug; please report it with the lines above";
 pub fn watch() -> Option<u8> {
     #[cfg(all(feature = "mpi", target_os = "linux"))]
     match hermesflow_group::watch()? {
-        hermesflow_group::Ended::Exited(code) => return Some(code),
+        hermesflow_group::Ended::Exited(code) => Some(code),
         hermesflow_group::Ended::Killed(killed) => {
             note!("hermesflow: {killed}");
             if killed.code() == 2 {
                 note!("hermesflow: {BUG}");
             }
-            return Some(killed.code());
+            Some(killed.code())
         }
     }
     #[cfg(not(all(feature = "mpi", target_os = "linux")))]
