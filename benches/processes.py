@@ -32,7 +32,7 @@ output: out
 data: { root: data, scenes: { records: 24 }, fresh: true, chunk: 2 }
 model: { checkpoint: embedded }
 caption: { max_new_tokens: 24 }
-imagine: { images: 4, steps: 30, guidance: 0.0, temperature: 4.0 }
+imagine: { images: 3, steps: 20, guidance: 0.0, temperature: 4.0 }
 ask: { writer: scenes }
 answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
 pair: { similarity: lexical, min_accuracy: 0.0 }
