@@ -51,6 +51,10 @@ mpi-build:
 mpi-kills N="20" *ARGS: mpi-build
     python3 benches/kills_mpi.py --kills {{N}} {{ARGS}}
 
+# Times of a run in 1, 2 and 4 processes beside what `hermesflow doctor --processes` predicts.
+mpi-times *ARGS: mpi-build
+    python3 benches/processes.py {{ARGS}}
+
 # A run over two hosts, which are network namespaces of this one (needs root), against the run of one process.
 mpi-hosts: mpi-build
     tools/mpi/two_hosts.sh

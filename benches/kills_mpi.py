@@ -2,12 +2,13 @@
 left with the undisturbed run of one process.
 
     cargo build --release --features mpi
-    python3 benches/kills_mpi.py [--kills 20] [--seed 1] [--program PATH]
+    python3 benches/kills_mpi.py [--kills 20] [--model show-o|janus-pro] [--seed 1] [--program PATH]
 
-A run of two iterations of the embedded model is started with 1 process, or by mpirun with 2 or 4, which is drawn anew each
-time, and after a random time SIGKILL goes to one of its processes, to the first one, or to mpirun itself; then again, one to six
-times, until the run is left to end. Every file below its folder must then be there with the very same bytes, and no other.
-After a kill no process of the job may be left after ten seconds.
+A run of two iterations, of the embedded model or of a random Janus-Pro in bf16 products, is started with 1 process, or by mpirun
+with 2 or 4, which is drawn anew each time. After a random time SIGKILL goes to one of those who work, to the first of them, to
+one of those who watch them, or to mpirun itself; then again, one to six times, until the run is left to end. Every file below
+its folder must then be there with the very same bytes, and no other. After a kill no process of the job may be left after ten
+seconds; where one who works was killed, mpirun must end with exit code 1, and one line must say which of them by what.
 
 Prints a line per run and exits with 1 if any ended otherwise; the folder of such a run is kept and named. Needs Linux,
 mpirun on the path, and the standard library only.
@@ -24,7 +25,7 @@ import sys
 import tempfile
 import time
 
-from kills import ROOT, differences, tree
+from kills import ROOT, differences, questions, tree
 
 RUN = """
 seed: 3
@@ -39,6 +40,23 @@ answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
 pair: { similarity: lexical, min_accuracy: 0.0 }
 train: { codes: encoded, batch_size: 8, optimizer_state: shared, checkpoint_every: 2, schedule: { steps: 6, warmup_steps: 1, learning_rate: 1.0e-3 } }
 """
+
+JANUS = """
+seed: 5
+iterations: 2
+output: out
+data: { root: data, scenes: { records: 8 }, fresh: true, chunk: 2 }
+model: { checkpoint: model, kernels: fixed }
+caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
+imagine: { images: 3, guidance: 1.0 }
+ask: { writer: file, file: questions.json }
+answer: { matcher: lexical, max_new_tokens: 8 }
+pair: { similarity: lexical, min_accuracy: 0.0 }
+train: { schedule: { steps: 4, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 4, accumulation: 2, checkpoint_every: 2, products: bf16 }
+"""
+
+
+WRONG = "WRONG:"
 
 
 def children(process: int) -> list:
@@ -63,15 +81,19 @@ def is_alive(process: int) -> bool:
 
 
 class Campaign:
-    def __init__(self, program: str, top: pathlib.Path, draw: random.Random):
-        self.program, self.top, self.draw = program, top, draw
+    def __init__(self, program: str, model: str, top: pathlib.Path, draw: random.Random):
+        self.program, self.model, self.top, self.draw = program, model, top, draw
         self.work = top / "work"
         self.slowest = 0.0
 
     def fresh(self):
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
-        (self.work / "run.yaml").write_text(RUN)
+        (self.work / "run.yaml").write_text(RUN if self.model == "show-o" else JANUS)
+        if self.model != "show-o":
+            subprocess.run([self.program, "random-model", "model", "--backbone", self.model], cwd=self.work, check=True,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            (self.work / "questions.json").write_text(questions())
 
     def start(self, processes: int) -> subprocess.Popen:
         command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(processes)]
@@ -85,20 +107,31 @@ class Campaign:
 
     def kill(self, job: subprocess.Popen) -> str:
         """Kills somebody; who, and what is wrong with the end of the others."""
-        ranks = children(job.pid)
-        whom = self.draw.choice(["a process", "the first process", "mpirun"]) if ranks else "it"
-        victim = job.pid if whom in ("it", "mpirun") else ranks[0] if whom == "the first process" else self.draw.choice(ranks)
+        watchers = children(job.pid)
+        workers = [worker for watcher in watchers for worker in children(watcher)]
+        whom = "it"
+        if watchers:
+            whom = self.draw.choice([*["a worker", "the first worker"] * bool(workers), "a watcher", "mpirun"])
+        victim = {"a worker": self.draw.choice(workers or [0]), "the first worker": [*workers, 0][0],
+                  "a watcher": self.draw.choice(watchers or [0])}.get(whom, job.pid)
         began = time.monotonic()
+        hit = True
         try:
             os.kill(victim, signal.SIGKILL)
         except ProcessLookupError:
-            pass
+            hit = False
         job.wait()
-        while any(map(is_alive, ranks)) and time.monotonic() - began < 30:
+        while any(map(is_alive, watchers + workers)) and time.monotonic() - began < 30:
             time.sleep(0.05)
         took = time.monotonic() - began
         self.slowest = max(self.slowest, took)
-        return whom if took < 10 else f"{whom}, and others were there for {took:.0f} s more"
+        if took >= 10:
+            return f"{whom}, {WRONG} others were there for {took:.0f} s more"
+        if hit and "worker" in whom:
+            said = [line for line in self.said().splitlines() if line.startswith("hermesflow: ")]
+            if job.returncode != 1 or len(said) != 1 or "was killed by SIGKILL" not in said[0]:
+                return f"{whom}, {WRONG} mpirun ends with {job.returncode} and {said}"
+        return whom
 
     def disturbed(self, seconds: float, expected: dict, most: int) -> tuple:
         """One run with some kills: what was done to it, how many kills hit, and what is wrong with its end, if anything."""
@@ -125,19 +158,20 @@ class Campaign:
         job = self.start(processes)
         if job.wait() != 0:
             return course, hits, f"ends with {job.returncode}: {self.said()}"
-        late = [one for one in course if "s more" in one]
-        return course, hits, "; ".join(differences(tree(self.work), expected) + late) or None
+        wrong = [one for one in course if WRONG in one]
+        return course, hits, "; ".join(differences(tree(self.work), expected) + wrong) or None
 
 
 def main() -> int:
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--kills", type=int, default=20)
+    arguments.add_argument("--model", choices=["show-o", "janus-pro"], default="show-o")
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--minutes", type=float, default=float("inf"), help="stop after so long")
     arguments.add_argument("--program", default=str(ROOT / "target/release/hermesflow"))
     given = arguments.parse_args()
     top = pathlib.Path(tempfile.mkdtemp(prefix="kills-mpi-"))
-    campaign = Campaign(given.program, top, random.Random(given.seed))
+    campaign = Campaign(given.program, given.model, top, random.Random(given.seed))
     campaign.fresh()
     began = time.monotonic()
     if subprocess.run([given.program, "run", "run.yaml"], cwd=campaign.work, env={**os.environ, "RAYON_NUM_THREADS": "1"},

@@ -9,3 +9,5 @@ if ! command -v nvcc >/dev/null && [ ! -x "${CUDA_HOME:-/usr/local/cuda}/bin/nvc
     export PATH=$PWD/tools/cuda:$PATH NVCC=$PWD/tools/cuda/nvcc
 fi
 cargo clippy --workspace --features hermesflow/cuda --all-targets -- -D warnings
+# What several processes add: on its own, so that no MPI library is needed.
+cargo clippy -p hermesflow-nn -p hermesflow-train --features hermesflow-train/nccl -- -D warnings

@@ -17,13 +17,17 @@ mod over_mpi;
 mod sums;
 mod threads;
 mod transport;
+#[cfg(all(feature = "mpi", target_os = "linux"))]
+mod watch;
 
 use std::sync::{Arc, OnceLock};
 
 pub use deal::Deal;
 pub use launch::{Launch, launched};
-pub use sums::{Share, Tree};
+pub use sums::{Exchange, Share, Tree};
 use transport::{Lane, Transport};
+#[cfg(all(feature = "mpi", target_os = "linux"))]
+pub use watch::{Ended, Killed, watch};
 
 /// What goes wrong between processes.
 #[derive(Debug, thiserror::Error)]

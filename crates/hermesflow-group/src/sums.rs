@@ -97,12 +97,54 @@ impl Share {
         self.range(&(number..number + 1), of)
     }
 
+    /// The exchanges that add a row up, in order: after each, a process holds the sums of what it received, and at last its share.
+    pub fn halvings(self, rank: usize, of: usize) -> Vec<Exchange> {
+        let mut mine = 0..of;
+        let halved = distances(of).map(|distance| {
+            let middle = usize::midpoint(mine.start, mine.end);
+            let (low, high) = (mine.start..middle, middle..mine.end);
+            let (keep, give) = if self.place(rank, of) & distance == 0 { (low, high) } else { (high, low) };
+            let step =
+                Exchange { with: rank ^ distance, given: self.range(&give, of), received: self.range(&keep, of) };
+            mine = keep;
+            step
+        });
+        halved.collect()
+    }
+
+    /// The exchanges that bring shares together, in order: in each a process gives all that it has, which is beside what it
+    /// receives.
+    pub fn doublings(self, rank: usize, of: usize) -> Vec<Exchange> {
+        let number = self.number(rank, of);
+        let mut mine = number..number + 1;
+        let doubled = distances(of).rev().map(|distance| {
+            let is_low = self.place(rank, of) & distance == 0;
+            let theirs = if is_low { mine.end..mine.end + mine.len() } else { mine.start - mine.len()..mine.start };
+            let step =
+                Exchange { with: rank ^ distance, given: self.range(&mine, of), received: self.range(&theirs, of) };
+            mine = mine.start.min(theirs.start)..mine.end.max(theirs.end);
+            step
+        });
+        doubled.collect()
+    }
+
     /// The processes in the order of their shares.
     pub fn order(self, of: usize) -> Vec<usize> {
         let mut ranks: Vec<usize> = (0..of).collect();
         ranks.sort_by_key(|rank| self.number(*rank, of));
         ranks
     }
+}
+
+/// Numbers of a row that two processes send each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Exchange {
+    /// The other process.
+    pub with: usize,
+    /// The numbers that it is sent.
+    pub given: Range<usize>,
+    /// The numbers that it sends; either range may be empty.
+    pub received: Range<usize>,
 }
 
 /// Whether this number of processes can sum together: 1, 2, 4, 8, …
@@ -129,24 +171,17 @@ impl Group {
     pub fn sum_to_shares(&self, row: &mut [f32], turn: usize) -> Result<Range<usize>> {
         let share = Share { row: row.len(), turn };
         let Some(link) = self.link() else { return Ok(0..row.len()) };
-        let (rank, size) = (link.rank(), link.size());
-        let (mut mine, mut theirs) = (0..size, Vec::new());
-        for distance in distances(size) {
-            let middle = usize::midpoint(mine.start, mine.end);
-            let is_low = share.place(rank, size) & distance == 0;
-            let (keep, give) =
-                if is_low { (mine.start..middle, middle..mine.end) } else { (middle..mine.end, mine.start..middle) };
-            let (kept, given) = (share.range(&keep, size), share.range(&give, size));
-            for (kept, given) in pieces(kept, given) {
+        let mut theirs = Vec::new();
+        for Exchange { with, given, received } in share.halvings(link.rank(), link.size()) {
+            for (kept, given) in pieces(received, given) {
                 theirs.resize(kept.len(), 0.0);
-                exchange(link, rank ^ distance, &row[given], &mut theirs)?;
+                exchange(link, with, &row[given], &mut theirs)?;
                 for (mine, theirs) in row[kept].iter_mut().zip(&theirs) {
                     *mine += theirs;
                 }
             }
-            mine = keep;
         }
-        Ok(share.range(&mine, size))
+        Ok(share.of(link.rank(), link.size()))
     }
 
     /// Brings together a row of which every process has its share.
@@ -156,14 +191,9 @@ impl Group {
     pub fn join_shares(&self, row: &mut [f32], turn: usize) -> Result<()> {
         let share = Share { row: row.len(), turn };
         let Some(link) = self.link() else { return Ok(()) };
-        let (rank, size) = (link.rank(), link.size());
-        let number = share.number(rank, size);
-        let mut mine = number..number + 1;
-        for distance in distances(size).rev() {
-            let is_low = share.place(rank, size) & distance == 0;
-            let theirs = if is_low { mine.end..mine.end + mine.len() } else { mine.start - mine.len()..mine.start };
-            let (have, want) = (share.range(&mine, size), share.range(&theirs, size));
-            for (want, have) in pieces(want, have) {
+        for Exchange { with, given, received } in share.doublings(link.rank(), link.size()) {
+            let is_low = given.end <= received.start;
+            for (want, have) in pieces(received, given) {
                 // Two parts of one row, of which one comes before the other.
                 let (given, got) = if is_low {
                     let (before, after) = row.split_at_mut(have.end.max(have.start));
@@ -174,9 +204,8 @@ impl Group {
                     let at = before.len();
                     (&after[have.start - at..have.end - at], &mut before[want])
                 };
-                exchange(link, rank ^ distance, given, got)?;
+                exchange(link, with, given, got)?;
             }
-            mine = mine.start.min(theirs.start)..mine.end.max(theirs.end);
         }
         Ok(())
     }

@@ -69,6 +69,11 @@ pub enum Error {
     #[error(transparent)]
     Group(#[from] hermesflow_group::Error),
 
+    /// The GPUs of several processes cannot exchange numbers.
+    #[cfg(feature = "nccl")]
+    #[error(transparent)]
+    Peers(#[from] hermesflow_nn::device::peers::Error),
+
     /// The parts of a step cannot be shared out evenly.
     #[error(
         "{processes} processes cannot share the {parts} {} of a training step evenly: {} can; smaller micro batches, and more \

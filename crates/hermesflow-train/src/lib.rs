@@ -15,6 +15,7 @@
 //!
 //! No backbone is named here: a model is anything that implements [`PairModel`](hermesflow_models::PairModel).
 
+mod between;
 pub mod checkpoint;
 mod divergence;
 pub mod draws;

@@ -15,13 +15,14 @@ use std::ops::Range;
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
-use hermesflow_group::{Group, Share};
+use hermesflow_group::Group;
 use hermesflow_nn::optim::{AdamWConfig, adamw_step};
 use hermesflow_nn::weights::{self, TensorInfo};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use crate::gradients::{Gradients, Sums, host_row};
+use crate::between::Between;
+use crate::gradients::{Gradients, Sums};
 use crate::place::StatePlace;
 use crate::{Error, Result};
 
@@ -94,7 +95,7 @@ pub fn decays(name: &str, shape: &[usize]) -> bool {
 pub struct AdamW {
     settings: AdamWSettings,
     place: StatePlace,
-    group: Group,
+    between: Between,
     parameters: Vec<(String, Var)>,
     moments: Vec<Moments>,
     step: usize,
@@ -140,7 +141,9 @@ impl AdamW {
         if let Some(twins) = parameters.windows(2).find(|two| two[0].0 == two[1].0) {
             return Err(Error::DuplicateParameter { name: twins[0].0.clone() });
         }
-        let mut optimizer = Self { settings, place, group, parameters, moments: Vec::new(), step: 0 };
+        let device = parameters.first().map_or(&Device::Cpu, |(_, var)| var.device());
+        let between = Between::of(group, device)?;
+        let mut optimizer = Self { settings, place, between, parameters, moments: Vec::new(), step: 0 };
         for (turn, (name, var)) in optimizer.parameters.iter().enumerate() {
             let zeros = || match optimizer.share(turn) {
                 // A tensor has at least one element.
@@ -165,14 +168,18 @@ impl AdamW {
 
     /// Empty sums of gradients, for the parts of one step.
     pub fn gradients(&self) -> Gradients {
-        Gradients::new(self.parameters.len(), self.place, self.group.clone())
+        Gradients::new(self.parameters.len(), self.place, self.between.clone())
     }
 
     /// The elements of a parameter whose moments this process holds, where they are shared out.
     fn share(&self, turn: usize) -> Option<Range<usize>> {
-        let is_shared = self.place == StatePlace::Shared && !self.group.is_alone();
-        let row = self.parameters[turn].1.elem_count();
-        is_shared.then(|| Share { row, turn }.of(self.group.rank(), self.group.size()))
+        let is_shared = self.place == StatePlace::Shared && !self.between.group.is_alone();
+        is_shared.then(|| self.between.share(self.parameters[turn].1.elem_count(), turn))
+    }
+
+    /// Whether gradients go from GPU to GPU.
+    pub fn is_direct(&self) -> bool {
+        self.between.is_direct()
     }
 
     /// Makes one step. Every gradient is first multiplied by `scale` (1 / micro batches, times the clipping factor).
@@ -191,14 +198,16 @@ impl AdamW {
                 adamw_step(parameter, gradient, first, second, learning_rate, *weight_decay, &config, self.step, scale)
             };
             if let Some(share) = self.share(turn) {
-                let mut row = host_row(var.as_tensor())?;
+                let row = var.as_detached_tensor().flatten_all()?.to_dtype(DType::F32)?;
+                let mine = match share.len() {
+                    0 => Tensor::zeros(1, DType::F32, &Device::Cpu)?,
+                    len => row.narrow(0, share.start, len)?.to_device(&Device::Cpu)?,
+                };
+                let mine = Var::from_tensor(&mine)?;
                 if !share.is_empty() {
-                    let mine = Var::from_tensor(&Tensor::new(&row[share.clone()], &Device::Cpu)?)?;
                     step(&mine, gradients.share(turn)?)?;
-                    row[share].copy_from_slice(&host_row(mine.as_tensor())?);
                 }
-                self.group.join_shares(&mut row, turn)?;
-                var.set(&Tensor::from_vec(row, var.shape(), &Device::Cpu)?.to_device(var.device())?)?;
+                var.set(&self.between.join(&mine.as_detached_tensor(), var.shape(), turn, var.device())?)?;
                 continue;
             }
             let gradient = gradients.whole(turn, var)?;
@@ -224,15 +233,9 @@ impl AdamW {
             for (kind, moment) in [("first", &moments.first), ("second", &moments.second)] {
                 let whole = match self.share(turn) {
                     None => moment.as_tensor().clone(),
-                    Some(share) => {
-                        let mut row = vec![0.0; var.elem_count()];
-                        let mine = host_row(moment.as_tensor())?;
-                        row[share.clone()].copy_from_slice(&mine[..share.len()]);
-                        self.group.join_shares(&mut row, turn)?;
-                        Tensor::from_vec(row, var.shape(), &Device::Cpu)?
-                    }
+                    Some(_) => self.between.join_on_host(&moment.as_detached_tensor(), var.shape(), turn)?,
                 };
-                if self.group.is_writer() {
+                if self.between.group.is_writer() {
                     state.insert(format!("{kind}.{name}"), whole);
                 }
             }

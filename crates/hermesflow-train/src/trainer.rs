@@ -259,6 +259,11 @@ impl<O: Objective> Trainer<O> {
         })
     }
 
+    /// Whether the gradients of several processes go from GPU to GPU.
+    pub fn is_direct(&self) -> bool {
+        self.optimizer.is_direct()
+    }
+
     /// Newer checkpoints than the one that this run continues from, which could not be read, each with the reason.
     pub fn passed_over(&self) -> &[(PathBuf, String)] {
         &self.passed_over

@@ -37,6 +37,24 @@ use commands::Cli;
 /// The line that follows an error which is this program's fault.
 pub const BUG: &str = "this is a bug; please report it with the lines above";
 
+/// Where a launcher started this process as one of several: lets a process of its own do the work, and returns the exit code
+/// when that has ended; says by what, where it was killed. `None` where the work is to be done here.
+pub fn watch() -> Option<u8> {
+    #[cfg(all(feature = "mpi", target_os = "linux"))]
+    match hermesflow_group::watch()? {
+        hermesflow_group::Ended::Exited(code) => Some(code),
+        hermesflow_group::Ended::Killed(killed) => {
+            note!("hermesflow: {killed}");
+            if killed.code() == 2 {
+                note!("hermesflow: {BUG}");
+            }
+            Some(killed.code())
+        }
+    }
+    #[cfg(not(all(feature = "mpi", target_os = "linux")))]
+    None
+}
+
 /// Runs one command line, the program's name first, and returns the exit code.
 pub fn program(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let cli = match Cli::try_parse_from(arguments) {

@@ -15,6 +15,9 @@ const PURGE_DELAY: libmimalloc_sys::mi_option_t = 15;
 const ARENA_RESERVE: libmimalloc_sys::mi_option_t = 23;
 
 fn main() -> ExitCode {
+    if let Some(code) = hermesflow::watch() {
+        return ExitCode::from(code);
+    }
     if std::env::var_os("MIMALLOC_PURGE_DELAY").is_none() {
         // A training step asks for the same memory as the one before it, and may take many seconds: with the 10 ms and
         // the 1 GiB that are usual, a fifth of its time goes into pages that are given back and cleared again.

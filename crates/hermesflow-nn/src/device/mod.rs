@@ -7,6 +7,8 @@ mod gpu;
 #[path = "no_gpu.rs"]
 mod gpu;
 mod name;
+#[cfg(feature = "nccl")]
+pub mod peers;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 

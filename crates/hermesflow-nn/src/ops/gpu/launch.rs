@@ -154,7 +154,7 @@ fn start(storage: &CudaStorage) -> Result<u64> {
 }
 
 /// The [`address`] of a contiguous tensor of this type; an error for any other.
-pub(super) fn numbers(tensor: &Tensor, dtype: DType) -> Result<u64> {
+pub(crate) fn numbers(tensor: &Tensor, dtype: DType) -> Result<u64> {
     if tensor.dtype() != dtype || !tensor.is_contiguous() {
         bail!("expected contiguous numbers in {dtype:?}, not {:?} {:?}", tensor.dtype(), tensor.layout());
     }

@@ -26,6 +26,8 @@ mod trained;
 pub(super) use self::frozen::{frozen_block, takes_frozen};
 #[cfg(feature = "cuda")]
 pub(super) use self::head::{head_log_prob, takes_head};
+#[cfg(feature = "nccl")]
+pub(crate) use self::launch::numbers;
 #[cfg(feature = "cuda")]
 pub(crate) use self::rows::{DRAWN, adamw, draw, likeliest, squares};
 #[cfg(feature = "cuda")]

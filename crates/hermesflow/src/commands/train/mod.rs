@@ -202,6 +202,9 @@ fn all_steps<O: Objective>(objective: O, previews: Option<&Previews<'_>>, run: &
     if let Some(checkpoint) = trainer.resumed_from() {
         run.progress.log(format!("train: continues from {}", checkpoint.display()));
     }
+    if trainer.is_direct() {
+        run.progress.log("train: gradients go from GPU to GPU, by NCCL");
+    }
     let task = run.progress.task("train", "steps", run.config.train.schedule.steps, trainer.steps());
     let draw = |step| previews.map_or(Ok(()), |previews| previews.draw(step).context("train.preview"));
     draw(trainer.steps())?;
