@@ -115,6 +115,9 @@ pub trait Costs: fmt::Debug + Send + Sync {
     /// The same model on a GPU, where matrices, keys and values are held as `dtype`.
     fn on_gpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs>;
 
+    /// The same model on the CPU with matrices held as `dtype`.
+    fn on_cpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs>;
+
     /// Whether the model runs on a GPU.
     fn is_on_gpu(&self) -> bool;
 

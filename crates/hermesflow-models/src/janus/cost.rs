@@ -10,8 +10,8 @@ mod step;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use candle_core::DType;
-use hermesflow_nn::ops::Products;
+use candle_core::{DType, Device};
+use hermesflow_nn::ops::{self, Products};
 use hermesflow_nn::weights;
 
 use super::config::JanusConfig;
@@ -58,9 +58,10 @@ pub struct Sizes {
     parameters: Vec<Parameter>,
     /// The types in the file of those parameters that stay there, memory-mapped, where they are held in this type.
     in_file: BTreeMap<String, DType>,
-    /// Whether the model runs on a GPU, and the type of its keys and values.
+    /// Whether the model runs on a GPU, and the type of its keys and values: of replies, and of pictures that are drawn.
     gpu: bool,
     kept: DType,
+    drawn: DType,
 }
 
 /// A parameter, how many numbers it is, and whether it is held in f32 whatever the type of matrices.
@@ -102,6 +103,7 @@ impl Sizes {
             in_file: BTreeMap::new(),
             gpu: false,
             kept: DType::F32,
+            drawn: DType::F32,
         })
     }
 
@@ -160,9 +162,9 @@ impl Sizes {
         (self.config.language.key_heads() * self.config.language.head_size()) as u64
     }
 
-    /// Bytes of the key/value cache per token.
-    fn cache_row(&self) -> u64 {
-        2 * self.blocks() * self.keys() * self.kept.size_in_bytes() as u64
+    /// Bytes of the key/value cache per token, kept in a type.
+    fn cache_row(&self, kept: DType) -> u64 {
+        2 * self.blocks() * self.keys() * kept.size_in_bytes() as u64
     }
 
     /// Operations of the LLaMA for one token that attends to `keys` keys, without a head.
@@ -229,12 +231,13 @@ impl Sizes {
         let block = BEFORE + self.config.image_tokens;
         let replies = questions * samples;
         let rows = block + questions * words + replies * length;
-        let together = reply::images_together(images, replies, rows, (self.cache_row() as usize, self.gpu)) as u64;
+        let together =
+            reply::images_together(images, replies, rows, (self.cache_row(self.kept) as usize, self.gpu)) as u64;
         let prefix = (block + questions * words) as u64;
         let logits = together * replies as u64 * self.config.language.vocab_size as u64 * 2 * F32;
         let embedded = together * prefix * self.hidden() * F32;
         let pass = self.pass((together * prefix).min((reply::PASS + block) as u64));
-        let bytes = together * rows as u64 * self.cache_row() + (embedded + pass).max(logits);
+        let bytes = together * rows as u64 * self.cache_row(self.kept) + (embedded + pass).max(logits);
         let operations = prefix as f64 * self.row(block as f64 / 2.0)
             + (replies * length) as f64 * (self.row((block + words) as f64) + self.text_head());
         Cost { bytes, operations: operations * images as f64 }
@@ -243,7 +246,7 @@ impl Sizes {
     /// The cost of the codes of images.
     fn codes(&self, images: usize, words: usize, options: &NextCodeOptions) -> Cost {
         let (rows, tokens) = (if options.guidance == 0.0 { 1 } else { 2 }, self.config.image_tokens);
-        let one = rows * tokens * self.cache_row() as usize;
+        let one = rows * tokens * self.cache_row(self.drawn) as usize;
         let together = imagine::together(images, one, options.cache_bytes) as u64;
         let pass = (2 * words as u64).max(together * rows as u64);
         let codes = self.config.vq.codes as u64;
@@ -256,7 +259,12 @@ impl Sizes {
 
 impl Costs for Sizes {
     fn on_gpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs> {
-        Box::new(Self { gpu: true, kept: dtype, ..*self })
+        Box::new(Self { gpu: true, kept: dtype, drawn: dtype, ..*self })
+    }
+
+    fn on_cpu(self: Box<Self>, dtype: DType) -> Box<dyn Costs> {
+        let drawn = ops::own_key_value_dtype(dtype, &Device::Cpu, self.config.language.head_size());
+        Box::new(Self { drawn, ..*self })
     }
 
     fn is_on_gpu(&self) -> bool {
@@ -364,10 +372,27 @@ mod tests {
             let sizes = published(seven);
             // Without what nothing reads: the tower's pooling and the record of used codes.
             assert!((sizes.parameters() as f64 / parameters - 1.0).abs() < 0.01, "{}", sizes.parameters());
-            assert_eq!(sizes.cache_row(), cache, "0.39 and 0.98 MB of a token in f32");
+            assert_eq!(sizes.cache_row(sizes.kept), cache, "0.39 and 0.98 MB of a token in f32");
             let trained = sizes.trained(&[]);
             assert!(trained < sizes.parameters() && trained > sizes.parameters() * 3 / 4);
         }
+    }
+
+    #[test]
+    fn keys_of_drawn_pictures_count_in_their_own_type() {
+        let (f32, options) =
+            (published(false), NextCodeOptions { cache_bytes: 64 << 30, ..NextCodeOptions::default() });
+        let bf16 = Sizes { drawn: DType::BF16, ..published(false) };
+        // Eight pictures under guidance: sixteen rows of 576 codes, of which each keeps half as much.
+        let saved = 16 * 576 * 393_216 / 2;
+        assert_eq!(f32.codes(8, 20, &options).bytes - bf16.codes(8, 20, &options).bytes, saved);
+        let here = ops::own_key_value_dtype(DType::BF16, &Device::Cpu, f32.config.language.head_size());
+        let expected = if here == DType::BF16 { saved } else { 0 };
+        let options = ImagineOptions::NextCode(options);
+        let on_cpu =
+            |dtype| (Box::new(published(false)) as Box<dyn Costs>).on_cpu(dtype).imagine(8, 20, &options).bytes;
+        assert_eq!(on_cpu(DType::F32) - on_cpu(DType::BF16), expected);
+        assert_eq!(on_cpu(DType::F32), f32.imagine(8, 20, &options).bytes);
     }
 
     #[test]

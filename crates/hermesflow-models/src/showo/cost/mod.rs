@@ -236,6 +236,10 @@ impl Costs for Sizes {
         Box::new(Sizes::on_gpu(*self, dtype))
     }
 
+    fn on_cpu(self: Box<Self>, _dtype: DType) -> Box<dyn Costs> {
+        self // keys and values stay in f32 there
+    }
+
     fn is_on_gpu(&self) -> bool {
         self.gpu
     }

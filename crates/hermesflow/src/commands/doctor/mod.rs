@@ -332,7 +332,8 @@ struct Stage {
 
 /// A model's sizes where it will run.
 fn placed(sizes: Box<dyn Costs>, settings: &ModelSettings) -> Box<dyn Costs> {
-    if settings.names_a_gpu() { sizes.on_gpu(settings.dtype.into()) } else { sizes }
+    let dtype = settings.dtype.into();
+    if settings.names_a_gpu() { sizes.on_gpu(dtype) } else { sizes.on_cpu(dtype) }
 }
 
 /// The stage that is always in f32.
