@@ -46,9 +46,9 @@ output: out
 data: { root: data, scenes: { records: 4 }, fresh: true, chunk: 1 }
 model: { checkpoint: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }
 caption: { max_new_tokens: 8, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }] }
-imagine: { images: 1, steps: 2, guidance: 0.0 }
+imagine: { images: 2, steps: 2, guidance: 0.0 }
 ask: { writer: scenes }
-answer: { matcher: lexical, max_new_tokens: 4, score: confidence }
+answer: { score: probability } # replies of random weights are all wrong
 pair: { similarity: lexical, min_accuracy: 0.0 }
 train: { sides: und, batch_size: 1, accumulation: 4, checkpoint_every: 1000, schedule: { steps: STEPS, warmup_steps: 1, learning_rate: 1.0e-4 } }
 """
