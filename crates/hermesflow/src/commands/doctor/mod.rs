@@ -359,17 +359,17 @@ fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     let caption = sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens);
     let decoding = config.model.backbone.image_decoding();
     let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.options(decoding));
-    let mut stages = match config.train.objective.has_pairs() {
-        false => Vec::new(),
-        true => vec![
-            stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
-            stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), of_chunks(imagine)),
-        ],
-    };
-    if config.train.objective.has_pairs() && config.pair.judge == ImageJudge::Itself {
+    let mut stages = vec![
+        stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
+        stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), of_chunks(imagine)),
+    ];
+    if config.pair.judge == ImageJudge::Itself {
         let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, config.answer.max_new_tokens.min(20)).times(records);
         let work = format!("{records} × {images} images × about {QUESTIONS} questions");
         stages.push(stage("answer", Task::Replies, work, answer));
+    }
+    if !config.train.objective.has_pairs() {
+        stages.clear(); // nothing is curated
     }
     let train = &config.train;
     let need = memory_plan::need(config, sizes, (train.recompute, train.optimizer_state));
