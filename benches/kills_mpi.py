@@ -26,35 +26,12 @@ import tempfile
 import time
 
 from kills import ROOT, differences, questions, tree
+from processes import mpirun
 
-RUN = """
-seed: 3
-iterations: 2
-output: out
-data: { root: data, scenes: { records: 12 }, fresh: true, chunk: 2 }
-model: { showo: embedded }
-caption: { max_new_tokens: 8 }
-imagine: { images: 4, steps: 3, guidance: 0.0, temperature: 4.0 }
-ask: { writer: scenes }
-answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
-pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { codes: encoded, batch_size: 8, optimizer_state: shared, checkpoint_every: 2, schedule: { steps: 6, warmup_steps: 1, learning_rate: 1.0e-3 } }
-"""
-
-JANUS = """
-seed: 5
-iterations: 2
-output: out
-data: { root: data, scenes: { records: 8 }, fresh: true, chunk: 2 }
-model: { checkpoint: model, kernels: fixed }
-caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
-imagine: { images: 3, guidance: 1.0 }
-ask: { writer: file, file: questions.json }
-answer: { matcher: lexical, max_new_tokens: 8 }
-pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { schedule: { steps: 4, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 4, accumulation: 2, checkpoint_every: 2, products: bf16 }
-"""
-
+RUNS = ROOT / "crates/hermesflow/tests/data"
+# The runs that the tests of several processes make, and what a campaign changes of them.
+SHOWO = ["processes.yaml", "data.scenes.records=12", "imagine.steps=3", "train.optimizer_state=shared", "train.schedule.steps=6", "train.preview=null"]
+JANUS = ["processes-by-features.yaml", "train.accumulation=2"]
 
 WRONG = "WRONG:"
 
@@ -89,17 +66,17 @@ class Campaign:
     def fresh(self):
         shutil.rmtree(self.work, ignore_errors=True)
         self.work.mkdir()
-        (self.work / "run.yaml").write_text(RUN if self.model == "show-o" else JANUS)
+        file, *self.settings = SHOWO if self.model == "show-o" else JANUS
+        shutil.copy(RUNS / file, self.work / "run.yaml")
         if self.model != "show-o":
             subprocess.run([self.program, "random-model", "model", "--backbone", self.model], cwd=self.work, check=True,
                            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
             (self.work / "questions.json").write_text(questions())
 
     def start(self, processes: int) -> subprocess.Popen:
-        command = ["mpirun", "--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", str(processes)]
-        command = command if processes > 1 else []
+        command = mpirun(processes) if processes > 1 else []
         log = open(self.top / "log.txt", "wb")
-        return subprocess.Popen([*command, self.program, "run", "run.yaml"], cwd=self.work, stdin=subprocess.DEVNULL,
+        return subprocess.Popen([*command, self.program, "run", "run.yaml", *self.settings], cwd=self.work, stdin=subprocess.DEVNULL,
                                 env={**os.environ, "RAYON_NUM_THREADS": "1"}, stdout=log, stderr=log)
 
     def said(self) -> str:
@@ -174,7 +151,7 @@ def main() -> int:
     campaign = Campaign(given.program, given.model, top, random.Random(given.seed))
     campaign.fresh()
     began = time.monotonic()
-    if subprocess.run([given.program, "run", "run.yaml"], cwd=campaign.work, env={**os.environ, "RAYON_NUM_THREADS": "1"},
+    if subprocess.run([given.program, "run", "run.yaml", *campaign.settings], cwd=campaign.work, env={**os.environ, "RAYON_NUM_THREADS": "1"},
                       stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL).returncode != 0:
         raise SystemExit("the undisturbed run fails")
     seconds, expected = time.monotonic() - began, tree(campaign.work)

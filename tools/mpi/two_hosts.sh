@@ -8,6 +8,7 @@
 # Needs Linux, root, iproute2, util-linux and Open MPI. Everything is removed at the end.
 set -euo pipefail
 program=$(realpath "${1:-target/release/hermesflow}")
+run=$(realpath "$(dirname "$0")/../../crates/hermesflow/tests/data/processes.yaml") # that of the tests of several processes
 top=$(mktemp -d)
 one=hf-one-$$ two=hf-two-$$
 finish() {
@@ -36,22 +37,8 @@ exec ip netns exec "$two" unshare --uts sh -c "hostname two; \$*"
 AGENT
 chmod +x "$top/agent"
 
-cat > "$top/run.yaml" <<'YAML'
-seed: 4
-iterations: 2
-output: out
-data: { root: data, scenes: { records: 10 }, fresh: true, chunk: 2 }
-model: { showo: embedded }
-caption: { max_new_tokens: 8 }
-imagine: { images: 4, steps: 2, guidance: 0.0, temperature: 4.0 }
-ask: { writer: scenes }
-answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
-pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { codes: encoded, batch_size: 8, checkpoint_every: 2, schedule: { steps: 4, warmup_steps: 1, learning_rate: 1.0e-3 } }
-YAML
 mkdir "$top/alone" "$top/hosts"
-cp "$top/run.yaml" "$top/alone"
-cp "$top/run.yaml" "$top/hosts"
+for folder in alone hosts; do cp "$run" "$top/$folder/run.yaml"; done
 (cd "$top/alone" && RAYON_NUM_THREADS=1 "$program" run run.yaml)
 cd "$top/hosts"
 ip netns exec "$one" unshare --uts sh -c "hostname one; exec \"\$@\"" sh \

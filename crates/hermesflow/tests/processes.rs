@@ -13,34 +13,10 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-const RUN: &str = "
-seed: 3
-iterations: 2
-output: out
-data: { root: data, scenes: { records: 10 }, fresh: true, chunk: 2 }
-model: { checkpoint: embedded }
-caption: { max_new_tokens: 8 }
-imagine: { images: 4, steps: 2, guidance: 0.0, temperature: 4.0 }
-ask: { writer: scenes }
-answer: { matcher: lexical, max_new_tokens: 6, score: confidence }
-pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { codes: encoded, batch_size: 8, checkpoint_every: 2, schedule: { steps: 4, warmup_steps: 1, learning_rate: 1.0e-3 }, preview: { prompts: [a red circle], images: 1 } }
-";
+const RUN: &str = include_str!("data/processes.yaml");
 
 /// The same of a model that reads pictures by features and draws one code after the other.
-const BY_FEATURES: &str = "
-seed: 5
-iterations: 2
-output: out
-data: { root: data, scenes: { records: 8 }, fresh: true, chunk: 2 }
-model: { checkpoint: model, kernels: fixed }
-caption: { max_new_tokens: 6, candidates: [{ top_k: 1, temperature: 1.0 }, { top_k: 20, temperature: 2.0 }, { top_k: 0, temperature: 1.0 }] }
-imagine: { images: 3, guidance: 1.0 }
-ask: { writer: file, file: questions.json }
-answer: { matcher: lexical, max_new_tokens: 8 }
-pair: { similarity: lexical, min_accuracy: 0.0 }
-train: { schedule: { steps: 4, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 4, checkpoint_every: 2, products: bf16 }
-";
+const BY_FEATURES: &str = include_str!("data/processes-by-features.yaml");
 
 /// The program with so many processes; one is started without a launcher.
 fn hermesflow(folder: &Path, processes: usize, arguments: &[&str]) -> Command {
