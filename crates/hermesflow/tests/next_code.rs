@@ -5,6 +5,7 @@
 mod workshop;
 
 use std::fs;
+use std::path::Path;
 
 use workshop::{Workshop, files, killed_and_undisturbed, questions, text};
 
@@ -175,7 +176,7 @@ vq:
   max_grad_norm: 1.0
 base:
   backbone: janus-pro
-  model: { hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2 }
+  model: { hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 2, rope_theta: 500.0 }
   eyes: { width: 24, layers: 1, heads: 3 }
   max_text_len: 64
   caption_question: Give a caption for this image.
@@ -193,6 +194,8 @@ checkpoint_every: 8
 fn a_small_one_is_pretrained_from_nothing_and_then_aligned() {
     let workshop = Workshop { folder: tempfile::tempdir().unwrap() };
     workshop.write("pretrain.yaml", PRETRAINING);
+    let said = workshop.fails(&["pretrain", "pretrain.yaml", "base.model.partial_rotary_factor=0.25"]);
+    assert!(said.contains("base.model.partial_rotary_factor: has no meaning for base.backbone=janus-pro"), "{said}");
     workshop.write("run.yaml", RUN);
     workshop.write("questions.json", &questions());
     workshop.succeeds(&["pretrain", "pretrain.yaml", "output=whole"]);
@@ -205,6 +208,8 @@ fn a_small_one_is_pretrained_from_nothing_and_then_aligned() {
     for (name, bytes) in &whole {
         assert!(made[name] == *bytes, "{} differs", name.display());
     }
+    let config: serde_json::Value = serde_json::from_slice(&made[Path::new("config.json")]).unwrap();
+    assert_eq!(config["language_config"]["rope_theta"], 500.0, "{config}");
     let metrics = fs::read_to_string(workshop.path("made/model/training/metrics.jsonl")).unwrap();
     let steps: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     for loss in ["und/loss", "gen/loss"] {

@@ -114,7 +114,7 @@ pub fn with_special_tokens(text: &str) -> Result<(String, usize)> {
 }
 
 /// The sizes of a small model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct SmallSizes {
     /// Text tokens, special ones included.
     pub vocab_size: usize,
@@ -126,6 +126,8 @@ pub struct SmallSizes {
     pub blocks: usize,
     /// Heads of the LLaMA.
     pub heads: usize,
+    /// Base of the LLaMA's rotary frequencies.
+    pub rope_theta: f64,
     /// Width, blocks and heads of the vision tower.
     pub eyes: [usize; 3],
 }
@@ -135,7 +137,7 @@ pub struct SmallSizes {
 /// # Errors
 /// When the sizes do not fit each other.
 pub fn small(sizes: SmallSizes, vq: (&MagvitConfig, &Weights), tokenizer: &str, seed: u64) -> Result<Janus> {
-    let SmallSizes { vocab_size, hidden, mlp, blocks, heads, eyes: [width, layers, eyes] } = sizes;
+    let SmallSizes { vocab_size, hidden, mlp, blocks, heads, rope_theta, eyes: [width, layers, eyes] } = sizes;
     let (magvit, codes) = (vq.0, 1usize << vq.0.z_channels);
     let (side, patch) = (magvit.resolution, magvit.downsampling());
     let aligner = |input: usize| {
@@ -147,7 +149,7 @@ pub fn small(sizes: SmallSizes, vq: (&MagvitConfig, &Weights), tokenizer: &str, 
         "model_type": "multi_modality",
         "language_config": {
             "vocab_size": vocab_size, "hidden_size": hidden, "intermediate_size": mlp, "num_hidden_layers": blocks,
-            "num_attention_heads": heads, "max_position_embeddings": 2048, "model_type": "llama",
+            "num_attention_heads": heads, "rope_theta": rope_theta, "max_position_embeddings": 2048, "model_type": "llama",
         },
         "vision_config": { "cls": "CLIPVisionTower", "params": {
             "image_size": side, "model_name": "small", "select_feature": "same", "select_layer": -1,
@@ -210,8 +212,8 @@ fn pooling_shapes(config: &SiglipConfig) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Random weights of every tensor: N(0, 0.02²) in the LLaMA, whose projections into the residual stream are scaled by
-/// 1/√(2·layers), N(0, 1/fan in) elsewhere, N(0, 1) for what codes are embedded by, biases zero, norms one. Each tensor's
-/// numbers follow from the seed and its name's place.
+/// 1/√(2·layers), and for the vision tower's positions, N(0, 1/fan in) elsewhere, N(0, 1) for what codes are embedded by, biases
+/// zero, norms one. Each tensor's numbers follow from the seed and its name's place.
 ///
 /// # Errors
 /// When a tensor cannot be made.
@@ -227,8 +229,9 @@ pub fn random_janus(config: &JanusConfig, seed: u64, device: &Device) -> Result<
                 if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") { residual } else { 0.02 }
             }
             _ if name.ends_with("embed_tokens.weight") || name.ends_with("lm_head.weight") => 0.02,
-            "gen_embed.weight" => 1.0,
-            _ if name.ends_with("quantize.embedding.weight") || name.ends_with("pos_embed") => 1.0,
+            // As in SigLIP's own code: positions as large as patches hide from a tower in training what its patches show.
+            _ if name.ends_with("pos_embed") => 0.02,
+            _ if name == "gen_embed.weight" || name.ends_with("quantize.embedding.weight") => 1.0,
             _ => 1.0 / (fan_in.max(1) as f64).sqrt(),
         };
         let count = shape.iter().product();

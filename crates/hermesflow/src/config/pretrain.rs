@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use hermesflow_models::showo::{MagvitConfig, PhiConfig};
 use hermesflow_train::{AdamWSettings, Error, Schedule, ScheduleKind, TrainerSettings};
 use schemars::JsonSchema;
@@ -105,8 +105,8 @@ pub struct BaseSettings {
     /// Source: this program.
     #[serde(default = "auto", skip_serializing_if = "is_auto")]
     pub backbone: BackboneName,
-    /// Sizes of the decoder; the keys are those of Phi's `config.json`. Of another kind's decoder, its width, the width of its
-    /// feed-forward layers, its blocks and its heads count.
+    /// Sizes of the decoder; the keys are those of Phi's `config.json`. A LLaMA has the width, the width of feed-forward layers,
+    /// the blocks, the heads and `rope_theta`; the others are refused where they say what it does not do.
     pub model: PhiConfig,
     /// Sizes of the vision tower of a model that reads images by features.
     ///
@@ -282,11 +282,31 @@ impl PretrainConfig {
                 "this kind of model has none"
             }
         );
+        if reads_features {
+            check_llama(&self.base.model)?;
+        }
         check("vq", self.vq.trainer(self.checkpoint_every))?;
         for (number, stage) in self.base.stages.iter().enumerate() {
             check(&format!("base.stages[{number}]"), stage.trainer(self.checkpoint_every))?;
         }
         Ok(())
+    }
+}
+
+/// Refuses sizes of a decoder that a LLaMA does not follow.
+fn check_llama(model: &PhiConfig) -> Result<()> {
+    let usual = PhiConfig::default();
+    let follows = [
+        // It rotates whole heads, which may be said.
+        ("partial_rotary_factor", [usual.partial_rotary_factor, 1.0].contains(&model.partial_rotary_factor)),
+        ("layer_norm_eps", model.layer_norm_eps == usual.layer_norm_eps),
+        ("hidden_act", model.hidden_act == usual.hidden_act),
+        ("num_key_value_heads", model.num_key_value_heads.is_none()),
+        ("max_position_embeddings", model.max_position_embeddings == usual.max_position_embeddings),
+    ];
+    match follows.into_iter().find(|(_, follows)| !follows) {
+        Some((key, _)) => bail!("base.model.{key}: has no meaning for base.backbone=janus-pro; remove the key"),
+        None => Ok(()),
     }
 }
 

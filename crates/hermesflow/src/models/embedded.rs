@@ -124,7 +124,8 @@ fn next_code(parts: &New<'_>) -> Result<Janus> {
         return Ok(Janus::load(folder, DType::F32, &Device::Cpu)?.trainable_from_nothing()?);
     }
     let eyes = parts.sizes.eyes.context("base.eyes: missing")?;
-    let PhiConfig { hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, .. } = parts.sizes.model;
+    let PhiConfig { hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, rope_theta, .. } =
+        parts.sizes.model;
     let text = std::str::from_utf8(parts.tokenizer.0).with_context(|| parts.tokenizer.1.display().to_string())?;
     let (text, vocab_size) = with_special_tokens(text)?;
     let sizes = SmallSizes {
@@ -133,6 +134,7 @@ fn next_code(parts: &New<'_>) -> Result<Janus> {
         mlp: intermediate_size,
         blocks: num_hidden_layers,
         heads: num_attention_heads,
+        rope_theta,
         eyes: [eyes.width, eyes.layers, eyes.heads],
     };
     let vq = Weights::load(parts.vq.1, DType::F32, &Device::Cpu)?;
