@@ -104,7 +104,8 @@ fn every_command_works_on_it_or_says_why_not() {
     assert!(answer.contains("answer"), "{answer}");
     workshop.succeeds(&["reconstruct", "run.yaml", "--image", picture]);
     workshop.succeeds(&["eval", "run.yaml", "--prompts", "4", "--out", "report.json"]);
-    workshop.succeeds(&["samplers", "run.yaml", "--prompts", "2", "--guidance", "0,1"]);
+    let table = workshop.succeeds(&["samplers", "run.yaml", "--prompts", "2", "--guidance", "0,1"]);
+    assert!(table.contains("| temperature |") && table.contains("best: temperature 1, "), "{table}");
     let said = workshop.succeeds(&["doctor", "run.yaml"]);
     assert!(said.contains("16 tokens") && said.contains("train"), "{said}");
     let bench = ["bench", "run.yaml", "--images", "2", "--pairs", "2", "--repeat", "1", "--json"];
@@ -149,11 +150,14 @@ fn damaged_features_are_found() {
     };
     let path = features(&workshop);
     let sound = fs::read(&path).unwrap();
+    // One number of each picture: which of them belong to pairs is up to random weights.
+    let entry = 16 + 4 * 16 * 24 + 8;
+    assert_eq!(sound.len() % entry, 0);
     let mut broken = sound.clone();
-    broken[40] ^= 1;
+    (40..sound.len()).step_by(entry).for_each(|at| broken[at] ^= 1);
     fs::write(&path, &broken).unwrap();
     workshop.succeeds(&["train", "run.yaml"]);
-    assert!(fs::read(&path).unwrap().len() > sound.len(), "the damaged entry is computed and kept anew");
+    assert!(fs::read(&path).unwrap().len() > sound.len(), "damaged entries are computed and kept anew");
 }
 
 /// A pretraining of a few seconds, over the codes of the small world's own image tokenizer.

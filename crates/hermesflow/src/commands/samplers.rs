@@ -54,7 +54,8 @@ pub struct Args {
     #[arg(long, value_name = "N,…", value_delimiter = ',')]
     steps: Vec<usize>,
 
-    /// The noise on the confidence (imagine.temperature), one or several; left out, the run's
+    /// The noise on the confidence, or the temperature of a model that draws one code after the other
+    /// (imagine.temperature), one or several; left out, the run's
     #[arg(long, value_name = "X,…", value_delimiter = ',')]
     noise: Vec<f64>,
 
@@ -208,11 +209,12 @@ fn table(drawn: &[Drawn], samplers: &[Sampler], settings: &EvalSettings) -> Stri
             rows.push((sampler.steps, sampler.noise));
         }
     }
-    let mut header = vec!["steps / noise".to_owned()];
+    let in_steps = rows.iter().any(|&(steps, _)| steps > 0);
+    let mut header = vec![if in_steps { "steps / noise" } else { "temperature" }.to_owned()];
     header.extend(guidance.iter().map(|guidance| format!("guidance {guidance}")));
     let mut table = report::table(&header.iter().map(String::as_str).collect::<Vec<_>>());
     for (steps, noise) in rows {
-        let mut row = vec![format!("{steps} / {noise}")];
+        let mut row = vec![if in_steps { format!("{steps} / {noise}") } else { noise.to_string() }];
         row.extend(guidance.iter().map(|&guidance| match of(Sampler { steps, noise, guidance }) {
             None => String::new(),
             Some(drawn) => format!("{:.3} ({:.2})", drawn.generation().mean, drawn.all_right().mean),

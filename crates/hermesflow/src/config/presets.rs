@@ -5,12 +5,14 @@ use std::path::Path;
 use anyhow::{Context, Result};
 
 /// Names and texts.
-pub const PRESETS: [(&str, &str); 5] = [
+pub const PRESETS: [(&str, &str); 7] = [
     ("scenes", include_str!("../../../../configs/scenes.yaml")),
     ("released", include_str!("../../../../configs/released.yaml")),
     ("paper", include_str!("../../../../configs/paper.yaml")),
     ("janus-pro", include_str!("../../../../configs/janus-pro.yaml")),
+    ("scenes-janus", include_str!("../../../../configs/scenes-janus.yaml")),
     ("pretrain-scenes", include_str!("../../../../configs/pretrain-scenes.yaml")),
+    ("pretrain-scenes-janus", include_str!("../../../../configs/pretrain-scenes-janus.yaml")),
 ];
 
 /// The configuration of a name.

@@ -17,7 +17,8 @@ use crate::progress::Progress;
 pub struct Sampler {
     /// Denoising steps; 0 of a model that draws one code after the other.
     pub steps: usize,
-    /// The noise on the confidence (`imagine.temperature`).
+    /// The noise on the confidence, or the temperature of a model that draws one code after the other
+    /// (`imagine.temperature`).
     pub noise: f64,
     /// Classifier-free guidance.
     pub guidance: f64,
@@ -43,7 +44,10 @@ impl Sampler {
 
 impl std::fmt::Display for Sampler {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} steps, noise {}, guidance {}", self.steps, self.noise, self.guidance)
+        match self.steps {
+            0 => write!(f, "temperature {}, guidance {}", self.noise, self.guidance),
+            steps => write!(f, "{steps} steps, noise {}, guidance {}", self.noise, self.guidance),
+        }
     }
 }
 
