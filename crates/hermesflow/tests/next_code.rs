@@ -23,6 +23,9 @@ pair: { similarity: lexical, min_accuracy: 0.0 }
 train: { schedule: { steps: 8, warmup_steps: 2, learning_rate: 1.0e-4 }, batch_size: 2, checkpoint_every: 3 }
 ";
 
+/// Bytes of a picture's kept features: its key, 16 patches of 24 numbers, and a digest.
+const FEATURES: usize = 16 + 4 * 16 * 24 + 8;
+
 fn workshop() -> Workshop {
     let workshop = Workshop { folder: tempfile::tempdir().unwrap() };
     workshop.succeeds(&["random-model", "model", "--backbone", "janus-pro"]);
@@ -45,7 +48,7 @@ fn a_run_killed_at_six_moments_ends_with_the_same_bytes() {
     let kept: Vec<&String> = names.iter().filter(|name| name.ends_with("-16x24.bin")).collect();
     assert_eq!(kept.len(), 1, "{names:?}");
     let bytes = fs::metadata(undisturbed.path("data").join(kept[0])).unwrap().len();
-    assert_eq!(bytes, 16 * (16 + 4 * 16 * 24 + 8), "eight pictures of each iteration");
+    assert_eq!(bytes, 16 * FEATURES as u64, "eight pictures of each iteration");
     let metrics = fs::read_to_string(undisturbed.path("out/train/metrics.jsonl")).unwrap();
     let first: serde_json::Value = serde_json::from_str(metrics.lines().next().unwrap()).unwrap();
     for side in ["und", "gen"] {
@@ -151,10 +154,9 @@ fn damaged_features_are_found() {
     let path = features(&workshop);
     let sound = fs::read(&path).unwrap();
     // One number of each picture: which of them belong to pairs is up to random weights.
-    let entry = 16 + 4 * 16 * 24 + 8;
-    assert_eq!(sound.len() % entry, 0);
+    assert_eq!(sound.len() % FEATURES, 0);
     let mut broken = sound.clone();
-    (40..sound.len()).step_by(entry).for_each(|at| broken[at] ^= 1);
+    (40..sound.len()).step_by(FEATURES).for_each(|at| broken[at] ^= 1);
     fs::write(&path, &broken).unwrap();
     workshop.succeeds(&["train", "run.yaml"]);
     assert!(fs::read(&path).unwrap().len() > sound.len(), "damaged entries are computed and kept anew");

@@ -355,21 +355,21 @@ fn stages(config: &RunConfig, sizes: &dyn Costs, records: usize) -> Vec<Stage> {
     let chunk = config.data.chunk.min(records.max(1));
     let chunks = records as f64 / chunk as f64;
     let of_chunks = |cost: Cost| Cost { operations: cost.operations * chunks, ..cost };
-    let (candidates, images) = (config.caption.candidates.len(), config.imagine.images);
-    let caption = sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens);
-    let decoding = config.model.backbone.image_decoding();
-    let imagine = sizes.imagine(chunk * images, WORDS, &config.imagine.options(decoding));
-    let mut stages = vec![
-        stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), of_chunks(caption)),
-        stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), of_chunks(imagine)),
-    ];
-    if config.pair.judge == ImageJudge::Itself {
-        let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, config.answer.max_new_tokens.min(20)).times(records);
-        let work = format!("{records} × {images} images × about {QUESTIONS} questions");
-        stages.push(stage("answer", Task::Replies, work, answer));
-    }
-    if !config.train.objective.has_pairs() {
-        stages.clear(); // nothing is curated
+    let mut stages = Vec::new();
+    // Otherwise nothing is curated.
+    if config.train.objective.has_pairs() {
+        let (candidates, images) = (config.caption.candidates.len(), config.imagine.images);
+        let caption = of_chunks(sizes.reply(chunk, 1, candidates, 20, config.caption.max_new_tokens));
+        stages.push(stage("caption", Task::Replies, format!("{records} pictures × {candidates} captions"), caption));
+        let decoding = config.model.backbone.image_decoding();
+        let imagine = of_chunks(sizes.imagine(chunk * images, WORDS, &config.imagine.options(decoding)));
+        stages.push(stage("imagine", Task::Pictures, format!("{records} captions × {images} images"), imagine));
+        if config.pair.judge == ImageJudge::Itself {
+            let length = config.answer.max_new_tokens.min(20);
+            let answer = sizes.reply(images, QUESTIONS, 1, WORDS + 10, length).times(records);
+            let work = format!("{records} × {images} images × about {QUESTIONS} questions");
+            stages.push(stage("answer", Task::Replies, work, answer));
+        }
     }
     let train = &config.train;
     let need = memory_plan::need(config, sizes, (train.recompute, train.optimizer_state));
