@@ -131,6 +131,8 @@ impl Deal<'_> {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
     use super::*;
     use crate::tests::each;
 
@@ -170,8 +172,9 @@ mod tests {
 
     #[test]
     fn a_slow_piece_holds_up_no_one_else() {
+        let others = AtomicUsize::new(0);
         let pieces = each(3, |group| {
-            let mut mine = 0;
+            let (mut mine, began) = (0, std::time::Instant::now());
             group
                 .deal(
                     30,
@@ -179,7 +182,11 @@ mod tests {
                     |deal| {
                         while let Some(piece) = deal.next()? {
                             mine += 1;
-                            std::thread::sleep(std::time::Duration::from_millis(if piece == 0 { 300 } else { 2 }));
+                            // The slow piece is done after all others.
+                            while piece == 0 && others.load(Ordering::SeqCst) < 29 && began.elapsed().as_secs() < 60 {
+                                std::thread::sleep(std::time::Duration::from_millis(1));
+                            }
+                            others.fetch_add(1, Ordering::SeqCst);
                         }
                         Ok::<_, Error>(())
                     },
