@@ -231,6 +231,17 @@ fn a_small_one_is_pretrained_from_nothing_and_then_aligned() {
     let model = ["model.checkpoint=made/model", "iterations=1", "data.scenes.records=4", "answer.score=probability"];
     workshop.succeeds(&[&["run", "run.yaml"], &model[..]].concat());
     workshop.succeeds(&["eval", "run.yaml", "model.checkpoint=made/model", "--prompts", "4", "--iteration", "1"]);
+    // Trained further from its own folder, as large as it is; what would come too late is said at once.
+    let further = ["pretrain", "pretrain.yaml", "output=further", "--from", "made", "--stage", "1"];
+    for (setting, said) in [
+        (&["base.model.num_hidden_layers=1"][..], "base.model: the model to begin with, made/model, has "),
+        (&["base.eyes.width=48"], "base.eyes: the model to begin with"),
+        (&["--export", "exported"], "`--from further` begins with it"),
+    ] {
+        let message = workshop.fails(&[&further[..], setting].concat());
+        assert!(message.contains(said), "{setting:?}: {message}");
+    }
+    workshop.succeeds(&further);
     let said = workshop.fails(&["pretrain", "pretrain.yaml", "base.eyes=null"]);
     assert!(said.contains("base.eyes: missing"), "{said}");
 }

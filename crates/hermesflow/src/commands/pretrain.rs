@@ -19,7 +19,8 @@ use crate::files::lock::Lock;
 use crate::files::{self, NewFolder};
 use crate::made::{Origin, Results};
 use crate::models::embedded::{
-    Made, Magvit, New, Small, VqLossWeights, folder, load_magvit, new, random_magvit, train_tokenizer, write_json,
+    Made, Magvit, New, Small, VqLossWeights, folder, is_exported, load_magvit, new, random_magvit, train_tokenizer,
+    write_json,
 };
 use crate::progress::Progress;
 use crate::world::pretraining::{BasePretraining, VqPretraining};
@@ -43,7 +44,8 @@ pub struct Args {
     /// Write the finished model here too, a new or empty folder, in 16 bits: this is how assets/scenes is made.
     #[arg(long, value_name = "DIR")]
     export: Option<PathBuf>,
-    /// Begin with a model that `--export` wrote: its tokenizers as they are and, with `--stage`, its weights.
+    /// Begin with a model that `--export` wrote, or with the output folder of an earlier pretraining: its tokenizers as they
+    /// are and, with `--stage`, its weights.
     #[arg(long, value_name = "DIR")]
     from: Option<PathBuf>,
     /// With `--from`: the first stage of `base.stages` to train, counted from 1, from the weights of that model. Without it
@@ -67,15 +69,19 @@ pub fn run(args: Args) -> anyhow::Result<()> {
         let stages = config.base.stages.len();
         ensure!(stage as usize <= stages, "--stage {stage}: base.stages of {} has {stages}", args.config.display());
     }
+    ensure!(
+        args.export.is_none() || is_exported(config.base.backbone),
+        "--export: a model of this kind is one folder, {}, which is written anyway; `--from {}` begins with it",
+        dir(folder(config.base.backbone)).display(),
+        output.display()
+    );
     let exported = args.export.as_deref().map(NewFolder::begin).transpose()?;
     save_config(&config, &dir("config.yaml"))?;
     tokenizer_stage(&config, begin)?;
     let Some(vq) = vq_stage(&config, begin, args.stop_after)? else { return Ok(()) };
     let Some(made) = base_stage(&config, vq, begin, args.stop_after)? else { return Ok(()) };
     if let Some(folder) = exported {
-        let small =
-            made.small.as_ref().context("--export: a model of this kind is one folder, which is written anyway")?;
-        export(small, &output, folder.path())?;
+        export(made.small.as_ref().context("--export: not of this kind")?, &output, folder.path())?;
         folder.publish()?;
     }
     say!("{}", dir(folder(config.base.backbone)).display())?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use hermesflow_models::janus::Janus;
 use hermesflow_models::janus::pretrain::{SmallSizes, small, with_special_tokens};
 use hermesflow_models::showo::config::ADDED_TOKENS;
@@ -86,6 +86,11 @@ pub fn folder(backbone: BackboneName) -> &'static str {
     if backbone == BackboneName::JanusPro { "model" } else { DECODER }
 }
 
+/// Whether a new model is also written as `pretrain --export` writes it, as the files of an embedded one.
+pub fn is_exported(backbone: BackboneName) -> bool {
+    backbone != BackboneName::JanusPro
+}
+
 /// A new model over trainable weights.
 ///
 /// # Errors
@@ -120,9 +125,6 @@ pub fn new(parts: New<'_>) -> Result<Made> {
 /// A new model that draws one code after the other, over the codes of the same image tokenizer.
 fn next_code(parts: &New<'_>) -> Result<Janus> {
     let (folder, seed) = parts.weights;
-    if let Some(folder) = folder {
-        return Ok(Janus::load(folder, DType::F32, &Device::Cpu)?.trainable_from_nothing()?);
-    }
     let eyes = parts.sizes.eyes.context("base.eyes: missing")?;
     let PhiConfig { hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, rope_theta, .. } =
         parts.sizes.model;
@@ -138,5 +140,16 @@ fn next_code(parts: &New<'_>) -> Result<Janus> {
         eyes: [eyes.width, eyes.layers, eyes.heads],
     };
     let vq = Weights::load(parts.vq.1, DType::F32, &Device::Cpu)?;
-    Ok(small(sizes, (parts.vq.0.config(), &vq), &text, seed)?.trainable_from_nothing()?)
+    let new = small(sizes, (parts.vq.0.config(), &vq), &text, seed)?;
+    let Some(folder) = folder else { return Ok(new.trainable_from_nothing()?) };
+    let begin = Janus::load(folder, DType::F32, &Device::Cpu)?;
+    let (there, here) = (begin.config(), new.config());
+    for (key, there, here) in [
+        ("base.model", format!("{:?}", there.language), format!("{:?}", here.language)),
+        ("base.eyes", format!("{:?}", there.vision), format!("{:?}", here.vision)),
+        ("vq.model", format!("{:?}", there.vq), format!("{:?}", here.vq)),
+    ] {
+        ensure!(there == here, "{key}: the model to begin with, {}, has {there}; here it is {here}", folder.display());
+    }
+    Ok(begin.trainable_from_nothing()?)
 }
