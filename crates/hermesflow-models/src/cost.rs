@@ -7,6 +7,7 @@ use candle_core::DType;
 use hermesflow_nn::ops::{self, Products};
 
 use crate::Result;
+use crate::backbone::Likelihoods;
 use crate::model::ImagineOptions;
 
 /// What a piece of work needs, weights aside.
@@ -135,7 +136,7 @@ pub trait Costs: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Names the first of them.
-    fn check_parts(&self, parts: &[String]) -> Result<()>;
+    fn check_parts(&self, parts: &[String], likelihoods: Likelihoods) -> Result<()>;
 
     /// Bytes of the weights with matrices held as `dtype`, without the image tokenizer.
     fn decoder_bytes(&self, dtype: DType) -> u64;

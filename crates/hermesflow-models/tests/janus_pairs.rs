@@ -10,7 +10,7 @@ use hermesflow_models::janus::{DrawOptions, Drawing, Janus, OfCodes};
 use hermesflow_models::model::PairModel;
 use hermesflow_models::{
     Backbone, CaptionExample, DType, Device, GivenReply, ImageDecoding, ImageExample, ImageView, ImagineJob,
-    ImagineOptions, MaskedOptions, Scored, Tensor, UnifiedModel,
+    ImagineOptions, Likelihoods, MaskedOptions, Scored, Tensor, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 use image::RgbImage;
@@ -163,13 +163,14 @@ fn what_belongs_to_another_kind_of_model_is_refused() {
     let options = ImagineOptions::from(MaskedOptions::default());
     assert!(model.imagine(&[job], &options).unwrap_err().to_string().contains("one code after the other"));
     let part = ["vision_model.".to_owned()];
-    assert!(model.trainable_parts(&part).unwrap_err().to_string().contains("language_model."));
+    assert!(model.trainable_parts(&part, Likelihoods::Both).unwrap_err().to_string().contains("language_model."));
 }
 
 #[test]
 fn a_checkpoint_of_what_is_trained_is_a_whole_model() {
     let base = model(2);
-    let policy = base.trainable_parts(&["gen_head.".into(), "language_model.lm_head.".into()]).unwrap();
+    let policy =
+        base.trainable_parts(&["gen_head.".into(), "language_model.lm_head.".into()], Likelihoods::Both).unwrap();
     let parameters = policy.parameters();
     assert!(parameters.len() == 5, "{}", parameters.len());
     for (_, var) in &parameters {

@@ -13,7 +13,7 @@ use super::cost::Sizes;
 use super::log_probs::{AboutPicture, OfCodes};
 use super::training::TRAINED;
 use super::{Janus, check};
-use crate::backbone::{Backbone, Model};
+use crate::backbone::{Backbone, Likelihoods, Model};
 use crate::cost::Costs;
 use crate::decoder::Decoder;
 use crate::model::{CaptionExample, ImageExample, PairModel, Scored};
@@ -121,8 +121,12 @@ impl Backbone for Janus {
         self.reply_log_probs(&about)
     }
 
-    fn trainable_parts(&self, parts: &[String]) -> Result<Model> {
-        Ok(Arc::new(if parts.is_empty() { self.trainable(&TRAINED)? } else { self.trainable(parts)? }))
+    fn trainable_parts(&self, parts: &[String], likelihoods: Likelihoods) -> Result<Model> {
+        let model = match parts {
+            [] => self.trainable_for(&TRAINED, likelihoods),
+            _ => self.trainable_for(parts, likelihoods),
+        };
+        Ok(Arc::new(model?))
     }
 
     fn frozen_copy(&self) -> Result<Model> {

@@ -6,6 +6,7 @@ use hermesflow_nn::ops::Products;
 use hermesflow_nn::parallel;
 
 use super::Janus;
+use crate::backbone::Likelihoods;
 use crate::decoder::Decoder;
 use crate::{Error, Result};
 
@@ -13,6 +14,10 @@ use crate::{Error, Result};
 pub const TRAINED: [&str; 4] = ["language_model.", "gen_embed.", "gen_aligner.", "gen_head."];
 /// Parts that can be trained: likelihoods depend on them.
 const TRAINABLE: [&str; 5] = ["language_model.", "gen_embed.", "gen_aligner.", "gen_head.", "aligner."];
+/// Parts that only the likelihood of an image depends on.
+const OF_IMAGES: [&str; 3] = ["gen_embed.", "gen_aligner.", "gen_head."];
+/// Parts that only the likelihood of a caption depends on.
+const OF_CAPTIONS: [&str; 2] = ["language_model.lm_head.", "aligner."];
 
 /// Whether training computes by a copy in f32 of a parameter that is held as `dtype`: what whole operators do not multiply by
 /// is in f32 under all products.
@@ -21,12 +26,24 @@ pub(super) fn is_widened(name: &str, products: Products, dtype: DType) -> bool {
     TRAINABLE.iter().any(|part| name.starts_with(part)) && !(whole && products.take(dtype))
 }
 
-/// Checks that each prefix begins the names of parameters, and all of these can be trained.
+/// Whether a parameter is trained by these likelihoods, where those are that begin with one of `prefixes`.
+fn is_trained<S: AsRef<str>>(name: &str, prefixes: &[S], likelihoods: Likelihoods) -> bool {
+    let idle: &[&str] = match likelihoods {
+        Likelihoods::Both => &[],
+        Likelihoods::Captions => &OF_IMAGES,
+        Likelihoods::Images => &OF_CAPTIONS,
+    };
+    prefixes.iter().any(|prefix| name.starts_with(prefix.as_ref())) && !idle.iter().any(|part| name.starts_with(part))
+}
+
+/// Checks that each prefix begins the names of parameters, that all of these can be trained, and that the likelihoods train
+/// some of them.
 ///
 /// # Errors
-/// Names the prefix that does not.
+/// Names the prefixes that do not.
 pub(super) fn check_parts<'a, S: AsRef<str>, I: Iterator<Item = &'a str>>(
     prefixes: &[S],
+    likelihoods: Likelihoods,
     names: impl Fn() -> I,
 ) -> Result<()> {
     for prefix in prefixes.iter().map(AsRef::as_ref) {
@@ -41,7 +58,16 @@ pub(super) fn check_parts<'a, S: AsRef<str>, I: Iterator<Item = &'a str>>(
             return Err(Error::Invalid(message));
         }
     }
-    Ok(())
+    if prefixes.is_empty() || names().any(|name| is_trained(name, prefixes, likelihoods)) {
+        return Ok(());
+    }
+    let given: Vec<&str> = prefixes.iter().map(AsRef::as_ref).collect();
+    let what = if likelihoods == Likelihoods::Captions { "captions" } else { "images" };
+    let message = format!(
+        "train.parameters: the likelihood of {what}, which is all that train.sides trains, depends on nothing in {}",
+        given.join(", ")
+    );
+    Err(Error::Invalid(message))
 }
 
 impl Janus {
@@ -51,9 +77,16 @@ impl Janus {
     /// # Errors
     /// When a prefix is that of no parameter that can be trained, or a weight cannot be copied.
     pub fn trainable<S: AsRef<str>>(&self, prefixes: &[S]) -> Result<Self> {
-        check_parts(prefixes, || self.weights.tensors().keys().map(String::as_str))?;
-        let is_trained = |name: &str| prefixes.iter().any(|prefix| name.starts_with(prefix.as_ref()));
-        self.with_weights(self.weights.trainable_by_name(is_trained)?)
+        self.trainable_for(prefixes, Likelihoods::Both)
+    }
+
+    /// As [`Janus::trainable`], without the parameters that no such likelihood depends on.
+    ///
+    /// # Errors
+    /// As [`Janus::trainable`], and when no parameter is left.
+    pub fn trainable_for<S: AsRef<str>>(&self, prefixes: &[S], likelihoods: Likelihoods) -> Result<Self> {
+        check_parts(prefixes, likelihoods, || self.weights.tensors().keys().map(String::as_str))?;
+        self.with_weights(self.weights.trainable_by_name(|name| is_trained(name, prefixes, likelihoods))?)
     }
 
     /// The model over trainable copies of everything but the image tokenizer, the vision tower included: for a small model

@@ -12,7 +12,7 @@ use super::Showo;
 use super::cost::Sizes;
 use super::texts::reply_text;
 use super::training::whole;
-use crate::backbone::{Backbone, Model};
+use crate::backbone::{Backbone, Likelihoods, Model};
 use crate::cost::Costs;
 use crate::model::CaptionExample;
 use crate::{Error, Result};
@@ -62,7 +62,8 @@ impl Backbone for Showo {
         self.reply_log_probs(examples)
     }
 
-    fn trainable_parts(&self, parts: &[String]) -> Result<Model> {
+    /// All likelihoods depend on all parameters.
+    fn trainable_parts(&self, parts: &[String], _: Likelihoods) -> Result<Model> {
         whole(parts)?;
         Ok(Arc::new(self.trainable()?))
     }

@@ -5,6 +5,7 @@
 use std::fmt;
 
 use anyhow::ensure;
+use hermesflow_models::Likelihoods;
 use hermesflow_train::{
     AdamWSettings, LossKind, LossSettings, MaskStates, Masking, PairDpoSettings, PairWeights, Schedule, Sides,
     StatePlace, TrainerSettings, WatchSettings,
@@ -369,6 +370,15 @@ impl TrainSettings {
     /// The parts of the model that are trained; none is what the backbone trains by default.
     pub fn parts(&self) -> &[String] {
         self.parameters.as_deref().unwrap_or_default()
+    }
+
+    /// The likelihoods that the objective needs; that of the pretraining has both, whatever the sides.
+    pub fn likelihoods(&self) -> Likelihoods {
+        match self.sides {
+            Sides::Und if self.objective != ObjectiveName::ContinuePretraining => Likelihoods::Captions,
+            Sides::Gen if self.objective != ObjectiveName::ContinuePretraining => Likelihoods::Images,
+            _ => Likelihoods::Both,
+        }
     }
 
     /// Whether the backward pass recomputes activations; a choice that is still open does not.

@@ -17,6 +17,7 @@ use super::phi;
 use super::reply;
 use super::training::whole;
 use crate::Result;
+use crate::backbone::Likelihoods;
 use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
 use crate::model::{ImagineOptions, MaskedOptions};
 
@@ -252,7 +253,7 @@ impl Costs for Sizes {
         self.parameters() // it is trained as a whole
     }
 
-    fn check_parts(&self, parts: &[String]) -> Result<()> {
+    fn check_parts(&self, parts: &[String], _: Likelihoods) -> Result<()> {
         whole(parts)
     }
 
