@@ -10,23 +10,12 @@ use hermesflow_nn::ops::Products;
 use hermesflow_nn::weights::Weights;
 use image::RgbImage;
 
-use crate::cost::Costs;
+use crate::cost::{Costs, TrainedSides};
 use crate::model::{CaptionExample, PairModel, UnifiedModel};
 use crate::{Error, Result};
 
 /// Any backbone; clones share its weights.
 pub type Model = Arc<dyn Backbone>;
-
-/// The likelihoods that a training needs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Likelihoods {
-    /// Of captions and of images.
-    Both,
-    /// Of captions alone.
-    Captions,
-    /// Of images alone.
-    Images,
-}
 
 /// A unified multimodal model that curates and is trained.
 pub trait Backbone: UnifiedModel + PairModel + Send + Sync + fmt::Debug {
@@ -80,12 +69,13 @@ pub trait Backbone: UnifiedModel + PairModel + Send + Sync + fmt::Debug {
     fn caption_log_probs_counted(&self, examples: &[CaptionExample]) -> Result<(Tensor, Vec<usize>)>;
 
     /// A copy of the model with trainable copies of the parameters whose names begin with one of `parts`; without parts,
-    /// of those that the backbone trains by default. Of these, those are trained that the likelihoods depend on. What is not
+    /// of those that the backbone trains by default. Of these, those are trained on which a likelihood of
+    /// these sides depends. What is not
     /// trained is shared.
     ///
     /// # Errors
     /// If a part is the beginning of no name that can be trained, if nothing is left to train, or a weight cannot be copied.
-    fn trainable_parts(&self, parts: &[String], likelihoods: Likelihoods) -> Result<Model>;
+    fn trainable_parts(&self, parts: &[String], sides: TrainedSides) -> Result<Model>;
 
     /// A copy of the model that shares its weights but keeps no graph: it changes when the original is trained.
     ///

@@ -7,8 +7,18 @@ use candle_core::DType;
 use hermesflow_nn::ops::{self, Products};
 
 use crate::Result;
-use crate::backbone::Likelihoods;
 use crate::model::ImagineOptions;
+
+/// The sides of a training: which likelihoods it needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TrainedSides {
+    /// Of captions and of images.
+    Both,
+    /// Of captions alone.
+    Captions,
+    /// Of images alone.
+    Images,
+}
 
 /// What a piece of work needs, weights aside.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -136,7 +146,7 @@ pub trait Costs: fmt::Debug + Send + Sync {
     ///
     /// # Errors
     /// Names the first of them.
-    fn check_parts(&self, parts: &[String], likelihoods: Likelihoods) -> Result<()>;
+    fn check_parts(&self, parts: &[String], sides: TrainedSides) -> Result<()>;
 
     /// Bytes of the weights with matrices held as `dtype`, without the image tokenizer.
     fn decoder_bytes(&self, dtype: DType) -> u64;

@@ -17,7 +17,7 @@ pub mod preprocess;
 pub mod showo;
 mod vqgan;
 
-pub use backbone::{Backbone, Likelihoods, Model};
+pub use backbone::{Backbone, Model};
 pub use candle_core::{DType, Device, Tensor, Var};
 pub use error::{Error, Result};
 pub use grid::{Direction, Grid};

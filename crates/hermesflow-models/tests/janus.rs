@@ -2,11 +2,12 @@
 //! gradient and no other does.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+use hermesflow_models::cost::TrainedSides;
 use hermesflow_models::janus::imagine::DrawJob;
 use hermesflow_models::janus::{AboutPicture, DrawOptions, Drawing, Janus, OfCodes, TRAINED};
 use hermesflow_models::{
-    DType, Device, FileFormat, ImageView, ImagineJob, ImagineOptions, Likelihoods, NextCodeOptions, Products,
-    ReplyRequest, Sampling, Tensor, UnifiedModel, Weights,
+    DType, Device, FileFormat, ImageView, ImagineJob, ImagineOptions, NextCodeOptions, Products, ReplyRequest,
+    Sampling, Tensor, UnifiedModel, Weights,
 };
 use hermesflow_nn::gradients;
 use image::RgbImage;
@@ -106,10 +107,10 @@ fn every_trained_parameter_receives_a_gradient_and_no_other() {
 fn one_side_trains_what_its_likelihood_depends_on() {
     let all = [codes(0), codes(1), codes(2)];
     let parts = ["language_model.", "gen_embed.", "gen_aligner.", "gen_head.", "aligner."];
-    for likelihoods in [Likelihoods::Captions, Likelihoods::Images] {
-        let trained = model(2).trainable_for(&parts, likelihoods).unwrap();
-        let loss = match likelihoods {
-            Likelihoods::Images => trained.code_log_probs(&pictures(&all)).unwrap(),
+    for sides in [TrainedSides::Captions, TrainedSides::Images] {
+        let trained = model(2).trainable_for(&parts, sides).unwrap();
+        let loss = match sides {
+            TrainedSides::Images => trained.code_log_probs(&pictures(&all)).unwrap(),
             _ => {
                 let features = trained.features(&[picture(1, 20, 11), picture(2, 16, 16)]).unwrap();
                 trained.reply_log_probs(&captions(&features)).unwrap().0
@@ -118,10 +119,10 @@ fn one_side_trains_what_its_likelihood_depends_on() {
         let found = gradients::backward(&loss.sum_all().unwrap()).unwrap();
         let variables = trained.weights().variables();
         for (name, variable) in &variables {
-            assert!(found.get(variable.as_tensor()).is_some(), "{likelihoods:?}: {name}");
+            assert!(found.get(variable.as_tensor()).is_some(), "{sides:?}: {name}");
         }
         let trains = |part: &str| variables.iter().any(|(name, _)| name.starts_with(part));
-        let images = likelihoods == Likelihoods::Images;
+        let images = sides == TrainedSides::Images;
         for part in ["gen_embed.", "gen_aligner.", "gen_head."] {
             assert_eq!(trains(part), images, "{part}");
         }
@@ -130,7 +131,7 @@ fn one_side_trains_what_its_likelihood_depends_on() {
         }
         assert!(trains("language_model.model.embed_tokens.") && trains("language_model.model.norm."));
     }
-    let said = model(2).trainable_for(&["gen_head."], Likelihoods::Captions).unwrap_err().to_string();
+    let said = model(2).trainable_for(&["gen_head."], TrainedSides::Captions).unwrap_err().to_string();
     assert!(said.contains("train.sides") && said.contains("gen_head."), "{said}");
 }
 

@@ -6,11 +6,12 @@ mod tiny;
 
 use std::collections::HashMap;
 
+use hermesflow_models::cost::TrainedSides;
 use hermesflow_models::janus::{DrawOptions, Drawing, Janus, OfCodes};
 use hermesflow_models::model::PairModel;
 use hermesflow_models::{
     Backbone, CaptionExample, DType, Device, GivenReply, ImageDecoding, ImageExample, ImageView, ImagineJob,
-    ImagineOptions, Likelihoods, MaskedOptions, Scored, Tensor, UnifiedModel,
+    ImagineOptions, MaskedOptions, Scored, Tensor, UnifiedModel,
 };
 use hermesflow_nn::gradients;
 use image::RgbImage;
@@ -163,14 +164,14 @@ fn what_belongs_to_another_kind_of_model_is_refused() {
     let options = ImagineOptions::from(MaskedOptions::default());
     assert!(model.imagine(&[job], &options).unwrap_err().to_string().contains("one code after the other"));
     let part = ["vision_model.".to_owned()];
-    assert!(model.trainable_parts(&part, Likelihoods::Both).unwrap_err().to_string().contains("language_model."));
+    assert!(model.trainable_parts(&part, TrainedSides::Both).unwrap_err().to_string().contains("language_model."));
 }
 
 #[test]
 fn a_checkpoint_of_what_is_trained_is_a_whole_model() {
     let base = model(2);
     let policy =
-        base.trainable_parts(&["gen_head.".into(), "language_model.lm_head.".into()], Likelihoods::Both).unwrap();
+        base.trainable_parts(&["gen_head.".into(), "language_model.lm_head.".into()], TrainedSides::Both).unwrap();
     let parameters = policy.parameters();
     assert!(parameters.len() == 5, "{}", parameters.len());
     for (_, var) in &parameters {

@@ -74,3 +74,22 @@ fn arms_are_compared_each_under_its_best_guidance() {
 
     assert_eq!(workshop.succeeds(&CONTROLS), tables, "what is done is not done again");
 }
+
+/// The model inside the program that draws one code after the other.
+const MODEL: &str = "{ checkpoint: embedded, backbone: janus-pro }";
+
+#[test]
+fn every_arm_is_done_by_a_model_that_draws_one_code_after_the_other() {
+    let workshop = Workshop::new();
+    let run = workshop::RUN.replace("{ showo: model/showo, vq: model/vq, tokenizer: model/tokenizer.json }", MODEL);
+    workshop.write("run.yaml", &run.replace("steps: 3, ", "").replace("file, file: questions.json", "scenes"));
+    let few = ["controls", "run.yaml", "--seeds", "1", "--prompts", "2", "--search", "0", "--guidance", "0"];
+    let small = ["iterations=1", "data.scenes.records=4", "train.schedule.steps=1", "train.schedule.warmup_steps=0"];
+    let tables = workshop.succeeds(&[&few[..], &small].concat());
+    for arm in ["supervised on the same records", "pairs chosen by the oracle", "continued pretraining"] {
+        assert!(tables.contains(arm), "{tables}");
+    }
+    // What an arm cannot do is said before any has worked.
+    let said = workshop.fails(&[&few[..], &small, &["--out", "other", "imagine.steps=3"]].concat());
+    assert!(said.contains("imagine.steps") && !workshop.path("other").exists(), "{said}");
+}

@@ -162,6 +162,31 @@ fn damaged_features_are_found() {
     assert!(fs::read(&path).unwrap().len() > sound.len(), "damaged entries are computed and kept anew");
 }
 
+#[test]
+fn the_one_inside_the_program_goes_through_the_loop_and_is_not_taken_for_the_other() {
+    let workshop = Workshop { folder: tempfile::tempdir().unwrap() };
+    let run = RUN.replace("checkpoint: model", "backbone: janus-pro").replace("file, file: questions.json", "scenes");
+    workshop.write("run.yaml", &run.replace("iterations: 2", "iterations: 1"));
+    let said = workshop.fails(&["run", "run.yaml", "model.dtype=f16"]);
+    assert!(said.contains("f32 or bf16, not in F16"), "{said}");
+    for dtype in ["f32", "bf16"] {
+        let folders = [format!("data.root={dtype}"), format!("output=out-{dtype}"), format!("model.dtype={dtype}")];
+        let settings: Vec<&str> = folders.iter().map(String::as_str).collect();
+        workshop.succeeds(&[&["run", "run.yaml"], &settings[..]].concat());
+        workshop.succeeds(&[&["eval", "run.yaml", "--prompts", "4", "--iteration", "1"], &settings[..]].concat());
+    }
+    // Its pictures are of the world that it learned: most of them have the colours that they were asked for.
+    let report = workshop.succeeds(&["eval", "run.yaml", "--prompts", "32", "--split", "dev"]);
+    let colours = report.lines().find(|line| line.contains("oracle: colors")).unwrap();
+    let mean: f64 = colours.split('|').nth(2).unwrap().split_whitespace().next().unwrap().parse().unwrap();
+    assert!(mean > 0.75, "{colours}");
+    let said = workshop.fails(&["caption", "run.yaml", "model.backbone=show-o", "data.root=f32", "output=out-f32"]);
+    assert!(
+        said.contains("model.backbone: there \"janus-pro\", here \"show-o\"") || said.contains("different"),
+        "{said}"
+    );
+}
+
 /// A pretraining of a few seconds, over the codes of the small world's own image tokenizer.
 const PRETRAINING: &str = "
 seed: 3

@@ -13,8 +13,8 @@ use super::cost::Sizes;
 use super::log_probs::{AboutPicture, OfCodes};
 use super::training::TRAINED;
 use super::{Janus, check};
-use crate::backbone::{Backbone, Likelihoods, Model};
-use crate::cost::Costs;
+use crate::backbone::{Backbone, Model};
+use crate::cost::{Costs, TrainedSides};
 use crate::decoder::Decoder;
 use crate::model::{CaptionExample, ImageExample, PairModel, Scored};
 use crate::{Error, Result};
@@ -121,10 +121,10 @@ impl Backbone for Janus {
         self.reply_log_probs(&about)
     }
 
-    fn trainable_parts(&self, parts: &[String], likelihoods: Likelihoods) -> Result<Model> {
+    fn trainable_parts(&self, parts: &[String], sides: TrainedSides) -> Result<Model> {
         let model = match parts {
-            [] => self.trainable_for(&TRAINED, likelihoods),
-            _ => self.trainable_for(parts, likelihoods),
+            [] => self.trainable_for(&TRAINED, sides),
+            _ => self.trainable_for(parts, sides),
         };
         Ok(Arc::new(model?))
     }

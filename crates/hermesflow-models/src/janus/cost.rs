@@ -20,8 +20,7 @@ use super::training::{self, TRAINED};
 use super::vq;
 use super::{check_files, imagine, parameter_shapes};
 use crate::Result;
-use crate::backbone::Likelihoods;
-use crate::cost::{Cost, Costs, Task, TrainingCost, TrainingWork};
+use crate::cost::{Cost, Costs, Task, TrainedSides, TrainingCost, TrainingWork};
 use crate::model::{ImagineOptions, NextCodeOptions};
 use crate::showo::reply;
 
@@ -281,8 +280,8 @@ impl Costs for Sizes {
         self.of(parts).map(|parameter| parameter.count).sum()
     }
 
-    fn check_parts(&self, parts: &[String], likelihoods: Likelihoods) -> Result<()> {
-        training::check_parts(parts, likelihoods, || self.parameters.iter().map(|parameter| parameter.name.as_str()))
+    fn check_parts(&self, parts: &[String], sides: TrainedSides) -> Result<()> {
+        training::check_parts(parts, sides, || self.parameters.iter().map(|parameter| parameter.name.as_str()))
     }
 
     fn trained_tensors(&self, parts: &[String]) -> usize {
@@ -424,9 +423,9 @@ mod tests {
         let block = 4 * 2048 * 2048 + 3 * 2048 * 5632 + 2 * 2048;
         assert_eq!(sizes.trained(&two), 2 * block);
         assert!(sizes.trained(&parts(&["language_model."])) < sizes.trained(&[]));
-        assert!(sizes.check_parts(&two, Likelihoods::Both).is_ok());
+        assert!(sizes.check_parts(&two, TrainedSides::Both).is_ok());
         for wrong in ["vision_model.", "language_model.model.layers.24.", ""] {
-            let said = sizes.check_parts(&parts(&[wrong]), Likelihoods::Both).unwrap_err().to_string();
+            let said = sizes.check_parts(&parts(&[wrong]), TrainedSides::Both).unwrap_err().to_string();
             assert!(said.contains("train.parameters") && said.contains("language_model."), "{said}");
         }
         let held = |parts: &[String]| sizes.written(parts, Products::Bf16, DType::BF16);

@@ -79,10 +79,7 @@ impl Janus {
     /// # Errors
     /// Names the file that is missing, broken or does not fit, or the type that the model cannot compute in.
     pub fn load(folder: &Path, dtype: DType, device: &Device) -> Result<Self> {
-        if !matches!(dtype, DType::F32 | DType::BF16) {
-            let message = format!("Janus-Pro computes in f32 or bf16, not in {dtype:?}, which its numbers overflow");
-            return Err(Error::Invalid(message));
-        }
+        Self::check_type(dtype)?;
         let files = JanusFiles::read(folder)?;
         let config = JanusConfig::read(&files)?;
         // The headers first: weights that do not fit need not be read.
@@ -90,14 +87,27 @@ impl Janus {
         Self::new(files, Self::weights_as(folder, dtype, device)?)
     }
 
+    /// Loads a model from memory: its small files, and the bytes of its weights as safetensors; as [`Janus::load`].
+    ///
+    /// # Errors
+    /// As [`Janus::load`].
+    pub fn embedded(files: JanusFiles, weights: &[u8], dtype: DType, device: &Device) -> Result<Self> {
+        Self::check_type(dtype)?;
+        let held = |name: &str| held(name, dtype);
+        Self::new(files, Weights::from_bytes_by_name(weights, held, device, "embedded model")?)
+    }
+
+    fn check_type(dtype: DType) -> Result<()> {
+        if matches!(dtype, DType::F32 | DType::BF16) {
+            return Ok(());
+        }
+        let message = format!("Janus-Pro computes in f32 or bf16, not in {dtype:?}, which its numbers overflow");
+        Err(Error::Invalid(message))
+    }
+
     /// The weights of a file or a folder, with matrices in the types in which a model of this `dtype` holds them.
     fn weights_as(path: &Path, dtype: DType, device: &Device) -> Result<Weights> {
-        let held = |name: &str| match name {
-            _ if is_unused(name) => None,
-            _ if name.starts_with(vq::ROOT) || name.ends_with("pos_embed") => Some(DType::F32),
-            _ => Some(dtype),
-        };
-        Ok(Weights::load_by_name(path, held, device)?)
+        Ok(Weights::load_by_name(path, |name| held(name, dtype), device)?)
     }
 
     /// Puts a model together.
@@ -294,6 +304,15 @@ fn is_unused(name: &str) -> bool {
     name.starts_with("vision_model.vision_tower.attn_pool.")
         || name == CODEBOOK_USED
         || (name.starts_with(llama::ROOT) && name.ends_with("rotary_emb.inv_freq"))
+}
+
+/// The type in which the matrices of a name are held in a model of this type; none as the file has them.
+fn held(name: &str, dtype: DType) -> Option<DType> {
+    match name {
+        _ if is_unused(name) => None,
+        _ if name.starts_with(vq::ROOT) || name.ends_with("pos_embed") => Some(DType::F32),
+        _ => Some(dtype),
+    }
 }
 
 /// Accounts for every tensor.

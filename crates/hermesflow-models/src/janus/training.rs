@@ -6,7 +6,7 @@ use hermesflow_nn::ops::Products;
 use hermesflow_nn::parallel;
 
 use super::Janus;
-use crate::backbone::Likelihoods;
+use crate::cost::TrainedSides;
 use crate::decoder::Decoder;
 use crate::{Error, Result};
 
@@ -26,24 +26,24 @@ pub(super) fn is_widened(name: &str, products: Products, dtype: DType) -> bool {
     TRAINABLE.iter().any(|part| name.starts_with(part)) && !(whole && products.take(dtype))
 }
 
-/// Whether a parameter is trained by these likelihoods, where those are that begin with one of `prefixes`.
-fn is_trained<S: AsRef<str>>(name: &str, prefixes: &[S], likelihoods: Likelihoods) -> bool {
-    let idle: &[&str] = match likelihoods {
-        Likelihoods::Both => &[],
-        Likelihoods::Captions => &OF_IMAGES,
-        Likelihoods::Images => &OF_CAPTIONS,
+/// Whether a parameter is trained on these sides, where those are that begin with one of `prefixes`.
+fn is_trained<S: AsRef<str>>(name: &str, prefixes: &[S], sides: TrainedSides) -> bool {
+    let idle: &[&str] = match sides {
+        TrainedSides::Both => &[],
+        TrainedSides::Captions => &OF_IMAGES,
+        TrainedSides::Images => &OF_CAPTIONS,
     };
     prefixes.iter().any(|prefix| name.starts_with(prefix.as_ref())) && !idle.iter().any(|part| name.starts_with(part))
 }
 
-/// Checks that each prefix begins the names of parameters, that all of these can be trained, and that the likelihoods train
-/// some of them.
+/// Checks that each prefix begins the names of parameters, that all of these can be trained, and that some of them are
+/// trained on these sides.
 ///
 /// # Errors
 /// Names the prefixes that do not.
 pub(super) fn check_parts<'a, S: AsRef<str>, I: Iterator<Item = &'a str>>(
     prefixes: &[S],
-    likelihoods: Likelihoods,
+    sides: TrainedSides,
     names: impl Fn() -> I,
 ) -> Result<()> {
     for prefix in prefixes.iter().map(AsRef::as_ref) {
@@ -58,11 +58,11 @@ pub(super) fn check_parts<'a, S: AsRef<str>, I: Iterator<Item = &'a str>>(
             return Err(Error::Invalid(message));
         }
     }
-    if prefixes.is_empty() || names().any(|name| is_trained(name, prefixes, likelihoods)) {
+    if prefixes.is_empty() || names().any(|name| is_trained(name, prefixes, sides)) {
         return Ok(());
     }
     let given: Vec<&str> = prefixes.iter().map(AsRef::as_ref).collect();
-    let what = if likelihoods == Likelihoods::Captions { "captions" } else { "images" };
+    let what = if sides == TrainedSides::Captions { "captions" } else { "images" };
     let message = format!(
         "train.parameters: the likelihood of {what}, which is all that train.sides trains, depends on nothing in {}",
         given.join(", ")
@@ -77,16 +77,16 @@ impl Janus {
     /// # Errors
     /// When a prefix is that of no parameter that can be trained, or a weight cannot be copied.
     pub fn trainable<S: AsRef<str>>(&self, prefixes: &[S]) -> Result<Self> {
-        self.trainable_for(prefixes, Likelihoods::Both)
+        self.trainable_for(prefixes, TrainedSides::Both)
     }
 
-    /// As [`Janus::trainable`], without the parameters that no such likelihood depends on.
+    /// As [`Janus::trainable`], without the parameters on which no likelihood of these sides depends.
     ///
     /// # Errors
     /// As [`Janus::trainable`], and when no parameter is left.
-    pub fn trainable_for<S: AsRef<str>>(&self, prefixes: &[S], likelihoods: Likelihoods) -> Result<Self> {
-        check_parts(prefixes, likelihoods, || self.weights.tensors().keys().map(String::as_str))?;
-        self.with_weights(self.weights.trainable_by_name(|name| is_trained(name, prefixes, likelihoods))?)
+    pub fn trainable_for<S: AsRef<str>>(&self, prefixes: &[S], sides: TrainedSides) -> Result<Self> {
+        check_parts(prefixes, sides, || self.weights.tensors().keys().map(String::as_str))?;
+        self.with_weights(self.weights.trainable_by_name(|name| is_trained(name, prefixes, sides))?)
     }
 
     /// The model over trainable copies of everything but the image tokenizer, the vision tower included: for a small model

@@ -12,8 +12,8 @@ use super::Showo;
 use super::cost::Sizes;
 use super::texts::reply_text;
 use super::training::whole;
-use crate::backbone::{Backbone, Likelihoods, Model};
-use crate::cost::Costs;
+use crate::backbone::{Backbone, Model};
+use crate::cost::{Costs, TrainedSides};
 use crate::model::CaptionExample;
 use crate::{Error, Result};
 
@@ -63,7 +63,7 @@ impl Backbone for Showo {
     }
 
     /// All likelihoods depend on all parameters.
-    fn trainable_parts(&self, parts: &[String], _: Likelihoods) -> Result<Model> {
+    fn trainable_parts(&self, parts: &[String], _: TrainedSides) -> Result<Model> {
         whole(parts)?;
         Ok(Arc::new(self.trainable()?))
     }

@@ -16,14 +16,31 @@ impl Weights {
     pub fn load_by_name(path: &Path, dtype: impl Fn(&str) -> Option<DType>, device: &Device) -> Result<Self, Error> {
         let mut tensors = BTreeMap::new();
         read::each_tensor(path, None, device, |name, tensor| {
-            let tensor = match dtype(&name) {
-                Some(wanted) => tensor.to_dtype(read::held(tensor.dtype(), wanted, tensor.rank()))?,
-                None => tensor,
-            };
+            let tensor = held(tensor, dtype(&name))?;
             tensors.insert(name, tensor);
             Ok(())
         })?;
         Ok(Self { tensors, variables: BTreeMap::new(), origin: path.to_path_buf() })
+    }
+
+    /// As [`Weights::from_bytes`], with types as in [`Weights::load_by_name`].
+    ///
+    /// # Errors
+    /// As [`Weights::from_bytes`].
+    pub fn from_bytes_by_name(
+        bytes: &[u8],
+        dtype: impl Fn(&str) -> Option<DType>,
+        device: &Device,
+        origin: &str,
+    ) -> Result<Self, Error> {
+        let tensors = candle_core::safetensors::load_buffer(bytes, device)
+            .map_err(|e| Error::Broken { path: origin.into(), message: e.to_string() })?;
+        let tensors = tensors.into_iter().map(|(name, tensor)| {
+            let tensor = held(tensor, dtype(&name))?;
+            Ok((name, tensor))
+        });
+        let tensors = tensors.collect::<Result<BTreeMap<_, _>, Error>>()?;
+        Ok(Self { tensors, variables: BTreeMap::new(), origin: origin.into() })
     }
 
     /// Makes the float tensors of some names trainable variables, in f32; the others stay as they are and share their
@@ -73,6 +90,12 @@ impl Weights {
     }
 }
 
+/// A tensor as it is held where its matrices are wanted in a type.
+fn held(tensor: Tensor, wanted: Option<DType>) -> Result<Tensor, Error> {
+    let Some(wanted) = wanted else { return Ok(tensor) };
+    Ok(tensor.to_dtype(read::held(tensor.dtype(), wanted, tensor.rank()))?)
+}
+
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
@@ -106,6 +129,10 @@ mod tests {
         weights().save(&folder.path().join("model.safetensors"), DType::F32).unwrap();
         let bf16 = |name: &str| name.starts_with("a.").then_some(DType::BF16);
         let there = Weights::load_by_name(folder.path(), bf16, &Device::Cpu).unwrap();
+        let bytes = std::fs::read(folder.path().join("model.safetensors")).unwrap();
+        let in_memory = Weights::from_bytes_by_name(&bytes, bf16, &Device::Cpu, "memory").unwrap();
+        assert_eq!(in_memory.tensors()["a.weight"].dtype(), DType::BF16);
+        assert_eq!((first(&in_memory, "a.weight"), first(&in_memory, "b.weight")), (1.25, 2.5));
         let types = ["a.weight", "b.weight"].map(|name| there.tensors()[name].dtype());
         assert_eq!(types, [DType::BF16, DType::F32]);
         assert_eq!((first(&there, "a.weight"), first(&there, "b.weight")), (1.25, 2.5));

@@ -66,16 +66,7 @@ impl Weights {
     /// # Errors
     /// When the bytes are not safetensors.
     pub fn from_bytes(bytes: &[u8], dtype: DType, device: &Device, origin: &str) -> Result<Self, Error> {
-        let tensors = candle_core::safetensors::load_buffer(bytes, device)
-            .map_err(|e| Error::Broken { path: origin.into(), message: e.to_string() })?;
-        let tensors = tensors
-            .into_iter()
-            .map(|(name, tensor)| {
-                let dtype = read::held(tensor.dtype(), dtype, tensor.rank());
-                Ok((name, tensor.to_dtype(dtype)?))
-            })
-            .collect::<Result<BTreeMap<_, _>, Error>>()?;
-        Ok(Self { tensors, variables: BTreeMap::new(), origin: origin.into() })
+        Self::from_bytes_by_name(bytes, |_| Some(dtype), device, origin)
     }
 
     /// A copy of the weights in which every tensor of floats is a trainable variable in f32.

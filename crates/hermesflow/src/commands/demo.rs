@@ -11,7 +11,7 @@ use image::RgbImage;
 use super::args::count;
 use super::eval;
 use super::run;
-use crate::config::RunConfig;
+use crate::config::{DEMO, RunConfig};
 use crate::files;
 use crate::models::Model;
 use crate::progress::{Progress, brief};
@@ -22,8 +22,6 @@ use crate::run::layout::RunLayout;
 use crate::run::pictures::Pictures;
 use crate::world::evaluate::{EvalReport, EvalSettings, other_guidances, pictures, prompt};
 
-/// The demo's run: the preset that the repository ships.
-const PRESET: &str = include_str!("../../../../configs/scenes.yaml");
 /// Rows of the contact sheets.
 const ROWS: usize = 12;
 
@@ -46,7 +44,7 @@ pub struct Args {
     #[arg(long, value_name = "N", default_value_t = 1)]
     seed: u64,
 
-    /// Iterations of the loop [default: those of the configuration scenes; 1 with --quick]
+    /// Iterations of the loop [default: 3; 1 with --quick]
     #[arg(long, value_name = "N")]
     iterations: Option<usize>,
 
@@ -58,7 +56,7 @@ pub struct Args {
     #[arg(long)]
     quick: bool,
 
-    /// Settings of the configuration scenes to change, such as train.loss.anchor_gen=0; `hermesflow keys` lists all
+    /// Settings of the demo's configuration to change, such as train.loss.anchor_gen=0; `hermesflow keys` lists all
     #[arg(value_name = "KEY=VALUE")]
     overrides: Vec<String>,
 }
@@ -87,7 +85,7 @@ pub fn run(args: Args) -> Result<()> {
     }
     overrides.extend(args.iterations.map(|iterations| format!("iterations={iterations}")));
     overrides.extend(args.overrides.iter().cloned());
-    let config = RunConfig::parse(PRESET, &overrides)?;
+    let config = RunConfig::parse(DEMO, &overrides)?;
     files::refuse_foreign(out, &["figures.md", "pairs.png", "before-after.png"], layout(&config).config().is_file())?;
     let prompts = if args.quick { args.prompts.min(32) } else { args.prompts };
     let settings = EvalSettings { split: Split::HeldOut, prompts, seed: 0 };

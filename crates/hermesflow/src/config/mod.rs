@@ -39,7 +39,7 @@ pub use data::ScenesSettings;
 pub use expect::Facts;
 pub use judges::{Filter, JudgeSettings, Matcher, Similarity, Writer};
 pub use model::{BackboneName, CLIP, DTypeName, MAGVIT, ModelSettings, PHI};
-pub use presets::{PRESETS, preset};
+pub use presets::{DEMO, PRESETS, preset};
 pub use pretrain::{BaseSettings, PretrainConfig, PretrainingMix};
 pub use preview::PreviewSettings;
 pub use run::RunConfig;

@@ -20,12 +20,14 @@ use crate::kernels::bf16_is_faster;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSettings {
-    /// The model: `embedded` (the small one inside this program), a checkpoint's folder, or its name on the hub.
+    /// The model: `embedded` (a small one inside this program, of the kind that `backbone` names), a checkpoint's folder, or
+    /// its name on the hub.
     ///
     /// Default: embedded.
     /// Source: released code, `model.showo.pretrained_model_path`.
     pub checkpoint: String,
-    /// Kind of the model. It decides which other keys have a meaning; the others are refused.
+    /// Kind of the model. It decides which other keys have a meaning; the others are refused. Of the embedded models `auto`
+    /// is the Show-o.
     ///
     /// Default: auto.
     /// Source: this program.
@@ -193,9 +195,7 @@ impl ModelSettings {
             );
         }
         let unwanted = self.is_embedded() && self.clip.is_some();
-        ensure!(!unwanted, "model.clip: the embedded model understands image tokens; remove the key");
-        let other = self.is_embedded() && self.backbone == BackboneName::JanusPro;
-        ensure!(!other, "model.backbone: the embedded model is a show-o; remove the key, or give model.checkpoint");
+        ensure!(!unwanted, "model.clip: no embedded model reads by CLIP; remove the key");
         Ok(())
     }
 

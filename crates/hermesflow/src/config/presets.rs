@@ -4,13 +4,15 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 
+/// The demo's run.
+pub const DEMO: &str = include_str!("../../../../configs/scenes-janus.yaml");
 /// Names and texts.
 pub const PRESETS: [(&str, &str); 7] = [
     ("scenes", include_str!("../../../../configs/scenes.yaml")),
     ("released", include_str!("../../../../configs/released.yaml")),
     ("paper", include_str!("../../../../configs/paper.yaml")),
     ("janus-pro", include_str!("../../../../configs/janus-pro.yaml")),
-    ("scenes-janus", include_str!("../../../../configs/scenes-janus.yaml")),
+    ("scenes-janus", DEMO),
     ("pretrain-scenes", include_str!("../../../../configs/pretrain-scenes.yaml")),
     ("pretrain-scenes-janus", include_str!("../../../../configs/pretrain-scenes-janus.yaml")),
 ];

@@ -5,7 +5,7 @@
 use std::fmt;
 
 use anyhow::ensure;
-use hermesflow_models::Likelihoods;
+use hermesflow_models::cost::TrainedSides;
 use hermesflow_train::{
     AdamWSettings, LossKind, LossSettings, MaskStates, Masking, PairDpoSettings, PairWeights, Schedule, Sides,
     StatePlace, TrainerSettings, WatchSettings,
@@ -372,12 +372,12 @@ impl TrainSettings {
         self.parameters.as_deref().unwrap_or_default()
     }
 
-    /// The likelihoods that the objective needs; that of the pretraining has both, whatever the sides.
-    pub fn likelihoods(&self) -> Likelihoods {
+    /// The sides that are trained; continued pretraining has both, whatever `sides` says.
+    pub fn trained_sides(&self) -> TrainedSides {
         match self.sides {
-            Sides::Und if self.objective != ObjectiveName::ContinuePretraining => Likelihoods::Captions,
-            Sides::Gen if self.objective != ObjectiveName::ContinuePretraining => Likelihoods::Images,
-            _ => Likelihoods::Both,
+            Sides::Und if self.objective != ObjectiveName::ContinuePretraining => TrainedSides::Captions,
+            Sides::Gen if self.objective != ObjectiveName::ContinuePretraining => TrainedSides::Images,
+            _ => TrainedSides::Both,
         }
     }
 

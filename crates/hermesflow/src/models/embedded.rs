@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::janus::Janus;
 use hermesflow_models::janus::pretrain::{SmallSizes, small, with_special_tokens};
+use hermesflow_models::janus::{Janus, JanusFiles};
 use hermesflow_models::showo::config::ADDED_TOKENS;
 use hermesflow_models::showo::pretrain::random_showo;
 use hermesflow_models::showo::{Embedded, PhiConfig, Showo, ShowoConfig, ShowoTokenizer};
@@ -55,6 +55,39 @@ pub fn files() -> Result<&'static Embedded<'static>> {
 #[cfg(not(embedded_model))]
 pub fn files() -> Result<&'static Embedded<'static>> {
     anyhow::bail!("this build carries no embedded model (assets/scenes was empty); make one with `hermesflow pretrain`")
+}
+
+/// The small files and the weights of the model inside this program that draws one code after the other.
+///
+/// # Errors
+/// When this build carries none.
+#[cfg(embedded_next_code)]
+pub fn next_code_files() -> Result<(JanusFiles, &'static [u8])> {
+    macro_rules! asset {
+        ($name:literal) => {
+            include_bytes!(concat!("../../../../assets/scenes-next-code/", $name))
+        };
+    }
+    let small: [(&str, &[u8]); 5] = [
+        ("config.json", asset!("config.json")),
+        ("preprocessor_config.json", asset!("preprocessor_config.json")),
+        ("processor_config.json", asset!("processor_config.json")),
+        ("tokenizer.json", asset!("tokenizer.json")),
+        ("tokenizer_config.json", asset!("tokenizer_config.json")),
+    ];
+    let small = small.map(|(name, bytes)| (name, bytes.to_vec()));
+    Ok((JanusFiles::from_memory(small, "embedded model"), asset!("pytorch_model.safetensors")))
+}
+
+/// The small files and the weights of the model inside this program that draws one code after the other.
+///
+/// # Errors
+/// When this build carries none.
+#[cfg(not(embedded_next_code))]
+pub fn next_code_files() -> Result<(JanusFiles, &'static [u8])> {
+    anyhow::bail!(
+        "this build carries no such model (assets/scenes-next-code was empty); make one with `hermesflow pretrain`"
+    )
 }
 
 /// What a new model is made of.

@@ -12,6 +12,7 @@ use hermesflow_models::{Device, Model, UnifiedModel, Weights};
 use image::RgbImage;
 use serde_json::{Value, json};
 
+use super::embedded;
 use super::hub::{Hub, Parts};
 use super::kind::{About, ImageTokenizer, Kind, RandomModel, Size, SmallFile, Source};
 use crate::config::{BackboneName, Facts, ModelSettings};
@@ -60,6 +61,25 @@ fn load(folder: &Path, settings: &ModelSettings) -> Result<Janus> {
     Ok(Janus::load(folder, settings.dtype.into(), &settings.device()?)?)
 }
 
+/// The model that a run begins with.
+fn first(settings: &ModelSettings, progress: &Progress) -> Result<Janus> {
+    if !settings.is_embedded() {
+        return load(&folder(settings, progress)?, settings);
+    }
+    let (files, weights) = embedded::next_code_files()?;
+    settings.expect.check(&settings.checkpoint, &facts(&JanusConfig::read(&files)?))?;
+    Ok(Janus::embedded(files, weights, settings.dtype.into(), &settings.device()?)?)
+}
+
+/// A digest of everything of the model that a run begins with.
+fn identity(settings: &ModelSettings, progress: &Progress) -> Result<String> {
+    if !settings.is_embedded() {
+        return digest::of_loaded_model(&folder(settings, progress)?);
+    }
+    let (files, weights) = embedded::next_code_files()?;
+    Ok(digest::digest(files.all().map(|(_, bytes)| bytes).chain([weights])))
+}
+
 impl Kind for JanusPro {
     fn name(&self) -> BackboneName {
         BackboneName::JanusPro
@@ -90,7 +110,7 @@ impl Kind for JanusPro {
     }
 
     fn open(&self, settings: &ModelSettings, progress: &Progress) -> Result<Model> {
-        Ok(Arc::new(load(&folder(settings, progress)?, settings)?))
+        Ok(Arc::new(first(settings, progress)?))
     }
 
     fn open_trained(&self, settings: &ModelSettings, folder: &Path, _: &Progress) -> Result<Model> {
@@ -98,18 +118,18 @@ impl Kind for JanusPro {
     }
 
     fn image_tokenizer(&self, settings: &ModelSettings, progress: &Progress) -> Result<Box<dyn ImageTokenizer>> {
-        Ok(Box::new(Tokenizer(load(&folder(settings, progress)?, settings)?)))
+        Ok(Box::new(Tokenizer(first(settings, progress)?)))
     }
 
     fn eyes(&self, settings: &ModelSettings, progress: &Progress) -> Result<String> {
         // Features are computed in the type in which the tower is held.
-        let files = digest::of_loaded_model(&folder(settings, progress)?)?;
+        let files = identity(settings, progress)?;
         Ok(digest::digest([files, serde_json::to_string(&settings.dtype)?]))
     }
 
     fn files(&self, settings: &ModelSettings, _: bool, progress: &Progress) -> Result<Vec<(String, String)>> {
         // What is not trained comes from it in every iteration.
-        Ok(vec![("model.checkpoint".into(), digest::of_loaded_model(&folder(settings, progress)?)?)])
+        Ok(vec![("model.checkpoint".into(), identity(settings, progress)?)])
     }
 
     fn random(&self, wanted: &RandomModel, folder: &Path) -> Result<()> {

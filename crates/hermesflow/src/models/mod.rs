@@ -153,7 +153,7 @@ pub fn reference(player: &Model, run: &RunContext) -> Result<Model> {
 /// # Errors
 /// Names the key to change.
 pub fn ensure_trainable(trains_captions: bool, costs: &dyn Costs, config: &RunConfig) -> Result<()> {
-    costs.check_parts(config.train.parts(), config.train.likelihoods())?;
+    costs.check_parts(config.train.parts(), config.train.trained_sides())?;
     let images_only = config.train.objective != ObjectiveName::ContinuePretraining && config.train.sides == Sides::Gen;
     ensure!(
         images_only || trains_captions,

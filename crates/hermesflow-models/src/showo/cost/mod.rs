@@ -17,8 +17,7 @@ use super::phi;
 use super::reply;
 use super::training::whole;
 use crate::Result;
-use crate::backbone::Likelihoods;
-use crate::cost::{Cost, Costs, TrainingCost, TrainingWork};
+use crate::cost::{Cost, Costs, TrainedSides, TrainingCost, TrainingWork};
 use crate::model::{ImagineOptions, MaskedOptions};
 
 /// Bytes of an activation in f32, and in 16 bits.
@@ -253,7 +252,7 @@ impl Costs for Sizes {
         self.parameters() // it is trained as a whole
     }
 
-    fn check_parts(&self, parts: &[String], _: Likelihoods) -> Result<()> {
+    fn check_parts(&self, parts: &[String], _: TrainedSides) -> Result<()> {
         whole(parts)
     }
 

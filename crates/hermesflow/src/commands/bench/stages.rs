@@ -4,11 +4,10 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use hermesflow_models::cost::TrainingWork;
+use hermesflow_models::cost::{TrainedSides, TrainingWork};
 use hermesflow_models::measure::Profile;
 use hermesflow_models::{
-    DType, Device, ImageView, ImagineJob, ImagineOptions, Likelihoods, Model, ReplyRequest, Sampling, UnifiedModel,
-    device, measure,
+    DType, Device, ImageView, ImagineJob, ImagineOptions, Model, ReplyRequest, Sampling, UnifiedModel, device, measure,
 };
 use hermesflow_train::{
     OwnImage, PairDpo, PairDpoSettings, Schedule, ScheduleKind, StoredFeatures, Trainer, TrainerSettings, TrainingPair,
@@ -280,7 +279,7 @@ impl Bench {
             PairDpoSettings { batch_size: self.work.pairs, guidance, prompt_dropout, ..PairDpoSettings::default() };
         let products = self.training.products.into();
         let reference = self.model.frozen_copy()?.for_training(products)?;
-        let policy = reference.trainable_parts(self.training.parts(), Likelihoods::Both)?.for_training(products)?;
+        let policy = reference.trainable_parts(self.training.parts(), TrainedSides::Both)?.for_training(products)?;
         let policy = policy.recomputing(self.training.recomputes());
         let objective = PairDpo::new(policy, reference, pairs, settings, |_, _| {})?;
         let schedule = Schedule { kind: ScheduleKind::Cosine, learning_rate: 2e-5, warmup_steps: 0, steps: 1_000_000 };

@@ -120,12 +120,16 @@ pub fn run(args: Args) -> Result<()> {
     }
     let split = eval::split(&args.split)?;
     eval::guidances(&args.guidance, &config)?;
+    let asked = |arm: &&Arm| args.arms.is_empty() || args.arms.iter().any(|name| name == arm.name);
+    // What an arm cannot do is said before the others have worked.
+    for arm in ARMS.iter().filter(asked) {
+        configured(&args, config.seed, &args.out, arm.overrides).with_context(|| arm.name)?;
+    }
     let _lock = Lock::take([args.out.join(".hermesflow-lock")])?;
     let seeds: Vec<PathBuf> = args.seeds.iter().map(|seed| args.out.join(format!("seed-{seed}"))).collect();
     files::refuse_foreign(&args.out, &["controls.md", "controls.json"], seeds.iter().any(|seed| seed.is_dir()))?;
     let mut outcomes = Vec::new();
     for &seed in &args.seeds {
-        let asked = |arm: &&Arm| args.arms.is_empty() || args.arms.iter().any(|name| name == arm.name);
         for (number, arm) in ARMS.iter().filter(asked).enumerate() {
             progress.log(format!("controls: {} with seed {seed}", arm.name));
             let played = play(arm, (seed, number == 0), split, &args, &progress);
@@ -226,7 +230,10 @@ fn configured(args: &Args, seed: u64, folder: &Path, more: &[&str]) -> Result<Ru
     overrides.push(format!("seed={seed}"));
     overrides.push(format!("output={}", folder.join("run").display()));
     overrides.push(format!("data.root={}", folder.join("data").display()));
-    overrides.extend(more.iter().map(|one| (*one).to_owned()));
+    // A model that draws one code after the other has no masks to choose.
+    let masked = args.config.load()?.model.backbone.image_decoding() == ImageDecoding::Masked;
+    let meant = more.iter().filter(|one| masked || !one.starts_with("train.masks="));
+    overrides.extend(meant.map(|one| (*one).to_owned()));
     RunConfig::load(&args.config.config, &overrides, models::backbone::find)
 }
 

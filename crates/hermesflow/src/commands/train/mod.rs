@@ -86,7 +86,7 @@ pub fn train(player: &Model, reference: &Model, run: &RunContext) -> Result<Mode
     // What is not trained is shared with the reference, where that is the same model: in whatever type it is held.
     let base = player.frozen_copy()?.for_training(products)?;
     let policy =
-        base.trainable_parts(run.config.train.parts(), run.config.train.likelihoods())?.for_training(products)?;
+        base.trainable_parts(run.config.train.parts(), run.config.train.trained_sides())?.for_training(products)?;
     let policy = policy.recomputing(run.config.train.recomputes());
     let previews = run.group().once(|| Previews::of(&policy, player, run))?.flatten();
     let reference =
@@ -140,7 +140,7 @@ fn continue_pretraining(player: &Model, run: &RunContext) -> Result<Model> {
     if let Some(model) = begin(player, run, [])? {
         return Ok(model);
     }
-    let model = player.trainable_parts(run.config.train.parts(), run.config.train.likelihoods())?;
+    let model = player.trainable_parts(run.config.train.parts(), run.config.train.trained_sides())?;
     let previews = run.group().once(|| Previews::of(&model, player, run))?.flatten();
     let objective = BasePretraining {
         model,
