@@ -69,9 +69,8 @@ pub trait Backbone: UnifiedModel + PairModel + Send + Sync + fmt::Debug {
     fn caption_log_probs_counted(&self, examples: &[CaptionExample]) -> Result<(Tensor, Vec<usize>)>;
 
     /// A copy of the model with trainable copies of the parameters whose names begin with one of `parts`; without parts,
-    /// of those that the backbone trains by default. Of these, those are trained on which a likelihood of
-    /// these sides depends. What is not
-    /// trained is shared.
+    /// of those that the backbone trains by default. Of these, those are trained on which a likelihood of these sides
+    /// depends. What is not trained is shared.
     ///
     /// # Errors
     /// If a part is the beginning of no name that can be trained, if nothing is left to train, or a weight cannot be copied.
