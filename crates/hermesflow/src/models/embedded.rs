@@ -1,4 +1,4 @@
-//! The model inside this program, and the making of its like from nothing.
+//! The models inside this program, and the making of their like from nothing.
 
 use std::path::Path;
 use std::sync::Arc;
