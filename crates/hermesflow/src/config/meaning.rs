@@ -110,7 +110,10 @@ mod tests {
         let other = parse(&["model.backbone=show-o"]).unwrap();
         assert_eq!((other.imagine.guidance, other.train.codes), (5.0, ImageCodes::Encoded));
         assert_eq!(RunConfig::parse(&other.to_yaml().unwrap(), &[]).unwrap(), other);
-        let embedded = RunConfig::parse("", &["model.backbone=janus-pro".into()]).unwrap_err().to_string();
-        assert!(embedded.contains("model.backbone: the embedded model"), "{embedded}");
+        // There is an embedded one of each kind, and one that is usual.
+        for (named, expected) in [("auto", BackboneName::ShowO), ("janus-pro", BackboneName::JanusPro)] {
+            let embedded = RunConfig::parse("", &[format!("model.backbone={named}")]).unwrap().model;
+            assert!(embedded.is_embedded() && embedded.backbone == expected, "{embedded:?}");
+        }
     }
 }
