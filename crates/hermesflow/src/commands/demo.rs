@@ -20,10 +20,12 @@ use crate::report::sheet::{BAD, Cell, GOOD, Words, draw};
 use crate::run::context::RunContext;
 use crate::run::layout::RunLayout;
 use crate::run::pictures::Pictures;
-use crate::world::evaluate::{EvalReport, EvalSettings, other_guidances, pictures, prompt};
+use crate::world::evaluate::{EvalReport, EvalSettings, other_guidances, prompt, several_pictures};
 
 /// Rows of the contact sheets.
 const ROWS: usize = 12;
+/// Pictures of each prompt on the sheet of before and after: the one that was measured, and others.
+const DRAWS: usize = 4;
 
 /// Run the whole loop on the embedded model in minutes, and see what improved
 ///
@@ -99,7 +101,7 @@ pub fn run(args: Args) -> Result<()> {
         let name = if iteration == 0 { "base".to_string() } else { format!("iteration {iteration}") };
         let file = out.join(format!("eval-{iteration}.json"));
         reports.push(eval::evaluate_into(model, &name, (&first.at(iteration + 1), &guidances), settings, &file)?);
-        after = pictures(model, &config, &settings, &shown(&settings))?;
+        after = several_pictures(model, &config, &settings, (&shown(&settings), DRAWS))?;
         if iteration == 0 {
             before = after.clone();
         }
@@ -169,25 +171,25 @@ fn pairs_sheet(config: &RunConfig, path: &Path) -> Result<usize> {
 fn before_after_sheet(settings: &EvalSettings, before: &[RgbImage], after: &[RgbImage], path: &Path) -> Result<()> {
     let rows: Vec<Vec<Cell>> = shown(settings)
         .into_iter()
-        .zip(before.iter().zip(after))
+        .zip(before.chunks(DRAWS).zip(after.chunks(DRAWS)))
         .map(|(index, (before, after))| {
-            let (scene, text) = prompt(settings, index);
-            let verdict = |picture: &RgbImage| {
+            let text = prompt(settings, index).1;
+            let judged = |picture: &RgbImage| {
                 let judged = parse_caption(&text).map(|facts| judge(picture, &facts));
                 let right = judged.as_ref().map_or(0, |j| j.facts.iter().filter(|fact| fact.holds).count());
                 let all = judged.as_ref().map_or(0, |j| j.facts.len());
-                Words::coloured(format!("{right} of {all} facts"), if right == all { GOOD } else { BAD })
+                let verdict = format!("{right} of {all} facts");
+                Cell::Picture(picture.clone(), Words::coloured(verdict, if right == all { GOOD } else { BAD }))
             };
-            vec![
-                Cell::Text(260, vec![Words::plain(&text)]),
-                Cell::Picture(before.clone(), verdict(before)),
-                Cell::Picture(after.clone(), verdict(after)),
-                Cell::Picture(scene.render(), Words::plain("one true picture")),
-            ]
+            let words = Cell::Text(200, vec![Words::plain(&text)]);
+            std::iter::once(words).chain(before.iter().chain(after).map(judged)).collect()
         })
         .collect();
-    let subtitle = "held-out prompts, the same random draws; facts counted by the oracle";
-    save(&draw("Before and after", subtitle, &["prompt", "base", "aligned", "real"], &rows)?, path)
+    let subtitle = "held-out prompts, each drawn four times, with the same random draws; facts counted by the oracle";
+    let mut header = vec!["prompt", "base"];
+    header.resize(1 + DRAWS, "");
+    header.push("aligned");
+    save(&draw("Before and after", subtitle, &header, &rows)?, path)
 }
 
 fn save(picture: &RgbImage, path: &Path) -> Result<()> {

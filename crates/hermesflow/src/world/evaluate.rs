@@ -238,6 +238,30 @@ pub fn pictures_by(
     Ok(model.decode_images(&model.imagine(&jobs, options)?)?)
 }
 
+/// Some pictures of each of some prompts, prompt by prompt: the first is that of [`pictures`], the others have draws of their
+/// own, the same for every model.
+///
+/// # Errors
+/// When the model fails.
+pub fn several_pictures(
+    model: &impl UnifiedModel,
+    config: &RunConfig,
+    settings: &EvalSettings,
+    (indices, draws): (&[usize], usize),
+) -> Result<Vec<RgbImage>> {
+    let job = |index: usize, draw: usize| ImagineJob {
+        prompt: prompt(settings, index).1,
+        seed: match draw {
+            0 => derive_seed(settings.seed, &[2, index as u64]),
+            _ => derive_seed(settings.seed, &[2, index as u64, draw as u64]),
+        },
+        known: vec![],
+    };
+    let jobs: Vec<ImagineJob> =
+        indices.iter().flat_map(|&index| (0..draws).map(move |draw| job(index, draw))).collect();
+    Ok(model.decode_images(&model.imagine(&jobs, &models::imagine_options(model, config))?)?)
+}
+
 /// The oracle's verdict on a picture of prompt `index`.
 pub fn verdict(settings: &EvalSettings, index: usize, picture: &RgbImage) -> Verdict {
     let judgement = parse_caption(&prompt(settings, index).1).map(|facts| judge(picture, &facts));
