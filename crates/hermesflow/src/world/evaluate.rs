@@ -400,3 +400,22 @@ fn some(mut all: Vec<SceneQuestion>, seed: u64) -> Vec<SceneQuestion> {
     }
     chosen
 }
+
+#[cfg(all(test, embedded_next_code))]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::config::DEMO;
+    use crate::progress::Progress;
+
+    #[test]
+    fn the_first_of_several_pictures_is_the_one_that_is_measured() {
+        let config = RunConfig::parse(DEMO, &[]).unwrap();
+        let model = models::open(&config.model, &Progress::stderr()).unwrap();
+        let settings = EvalSettings { split: Split::HeldOut, prompts: 8, seed: 0 };
+        let measured = pictures(&model, &config, &settings, &[2, 5]).unwrap();
+        let several = several_pictures(&model, &config, &settings, (&[2, 5], 3)).unwrap();
+        assert_eq!((&several[0], &several[3]), (&measured[0], &measured[1]));
+        assert!(several[1] != several[0] && several[2] != several[1], "draws of their own");
+    }
+}
