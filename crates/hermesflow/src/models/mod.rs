@@ -14,13 +14,12 @@ use anyhow::{Context, Result, ensure};
 use hermesflow_models::ImagineOptions;
 pub use hermesflow_models::Model;
 use hermesflow_models::UnifiedModel;
-use hermesflow_models::cost::Costs;
-use hermesflow_train::Sides;
+use hermesflow_models::cost::{Costs, TrainedSides};
 
 use self::backbone::kind;
 use self::hub::{Hub, Parts};
 use self::kind::{ImageTokenizer, Source};
-use crate::config::{ModelSettings, ObjectiveName, Reference, RunConfig};
+use crate::config::{ModelSettings, Reference, RunConfig};
 use crate::digest::{self, digest};
 use crate::progress::Progress;
 use crate::run::context::RunContext;
@@ -154,9 +153,8 @@ pub fn reference(player: &Model, run: &RunContext) -> Result<Model> {
 /// Names the key to change.
 pub fn ensure_trainable(trains_captions: bool, costs: &dyn Costs, config: &RunConfig) -> Result<()> {
     costs.check_parts(config.train.parts(), config.train.trained_sides())?;
-    let images_only = config.train.objective != ObjectiveName::ContinuePretraining && config.train.sides == Sides::Gen;
     ensure!(
-        images_only || trains_captions,
+        trains_captions || config.train.trained_sides() == TrainedSides::Images,
         "train.sides: the captions of {} are about CLIP features (w_clip_vit), and only its images can be trained; \
          set train.sides=gen (with any train.objective but continue_pretraining)",
         config.model.checkpoint

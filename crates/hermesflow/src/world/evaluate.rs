@@ -227,15 +227,7 @@ pub fn pictures_by(
     settings: &EvalSettings,
     indices: &[usize],
 ) -> Result<Vec<RgbImage>> {
-    let jobs: Vec<ImagineJob> = indices
-        .iter()
-        .map(|&index| ImagineJob {
-            prompt: prompt(settings, index).1,
-            seed: derive_seed(settings.seed, &[2, index as u64]),
-            known: vec![],
-        })
-        .collect();
-    Ok(model.decode_images(&model.imagine(&jobs, options)?)?)
+    drawn(model, options, settings, (indices, 1))
 }
 
 /// Some pictures of each of some prompts, prompt by prompt: the first is that of [`pictures`], the others have draws of their
@@ -249,6 +241,15 @@ pub fn several_pictures(
     settings: &EvalSettings,
     (indices, draws): (&[usize], usize),
 ) -> Result<Vec<RgbImage>> {
+    drawn(model, &models::imagine_options(model, config), settings, (indices, draws))
+}
+
+fn drawn(
+    model: &impl UnifiedModel,
+    options: &ImagineOptions,
+    settings: &EvalSettings,
+    (indices, draws): (&[usize], usize),
+) -> Result<Vec<RgbImage>> {
     let job = |index: usize, draw: usize| ImagineJob {
         prompt: prompt(settings, index).1,
         seed: match draw {
@@ -259,7 +260,7 @@ pub fn several_pictures(
     };
     let jobs: Vec<ImagineJob> =
         indices.iter().flat_map(|&index| (0..draws).map(move |draw| job(index, draw))).collect();
-    Ok(model.decode_images(&model.imagine(&jobs, &models::imagine_options(model, config))?)?)
+    Ok(model.decode_images(&model.imagine(&jobs, options)?)?)
 }
 
 /// The oracle's verdict on a picture of prompt `index`.
