@@ -8,8 +8,8 @@ use crate::config::{PRESETS, preset};
 ///
 /// scenes: the whole method on the embedded model and its world of simple scenes. released: 512x512 pictures and the
 /// settings of HermesFlow's released code. paper: 256x256 pictures and the settings of the paper. pretrain-scenes: how
-/// the embedded model was made. One that is named after another kind of model begins with that one; such a model of the
-/// world of simple scenes is made first. All commands take these names in place of a file: hermesflow run scenes.
+/// the embedded model was made. One that is named after another kind of model begins with that one. All commands take
+/// these names in place of a file: hermesflow run scenes.
 ///
 /// Example: hermesflow config scenes > my.yaml
 #[derive(Debug, clap::Args)]
