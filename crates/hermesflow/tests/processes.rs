@@ -267,19 +267,23 @@ fn who_dies_ends_the_job_and_the_same_command_continues() {
 /// A process whose disk is full, as far as it can be had without one: its files may not grow above a block.
 #[test]
 fn a_full_disk_of_one_process_is_said_with_its_number_and_loses_nothing() {
+    // So many that the captions of one picture are longer than a block: the file of the results is full before any other.
+    let candidates: Vec<String> = (1..=30).map(|number| format!("{{top_k: 3, temperature: {number}.0}}")).collect();
+    let candidates = format!("caption.candidates=[{}]", candidates.join(", "));
+    let caption = ["caption", "run.yaml", &candidates];
     let (alone, full) = (fresh(), fresh());
-    done(alone.path(), 1, &["caption", "run.yaml"]);
+    done(alone.path(), 1, &caption);
     let program = env!("CARGO_BIN_EXE_hermesflow");
     // The second is killed by the system where its file grows above a block.
     for (trap, parts) in [
         ("trap '' XFSZ; ", ["understanding_caption_results.rank-1.jsonl", "too large"]),
         ("", ["was killed by SIGXFSZ", "`ulimit -f`"]),
     ] {
-        let limited = format!("{trap}ulimit -f 1; exec {program} caption run.yaml");
+        let limited = format!("{trap}ulimit -f 1; exec {program} caption run.yaml '{candidates}'");
         let began = Instant::now();
         let mut mpirun = Command::new("mpirun");
         mpirun.args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none"]);
-        mpirun.args(["-n", "1", program, "caption", "run.yaml"]).args([":", "-n", "1", "bash", "-c", &limited]);
+        mpirun.args(["-n", "1", program]).args(caption).args([":", "-n", "1", "bash", "-c", &limited]);
         let output = mpirun.current_dir(full.path()).env("RAYON_NUM_THREADS", "1").output().unwrap();
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert_eq!(output.status.code(), Some(1), "{said}");
@@ -287,6 +291,6 @@ fn a_full_disk_of_one_process_is_said_with_its_number_and_loses_nothing() {
         parts.iter().for_each(|part| assert!(said.contains(part), "{part}: {said}"));
         assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
     }
-    done(full.path(), 2, &["caption", "run.yaml"]);
+    done(full.path(), 2, &caption);
     assert_same(&tree(alone.path()), &tree(full.path()), "continued with room");
 }
